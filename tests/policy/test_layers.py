@@ -1,0 +1,111 @@
+"""Which room may look into which: read from the imports, so a wrong dependency fails before anyone reviews it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from .sources import PACKAGE, ROOT, imports, module_name, package_files
+
+# Lower numbers know nothing of higher ones; rooms of level 1 know nothing of each other.
+LEVELS = {
+    "errors": 0,
+    "losses": 1,
+    "features": 1,
+    "models": 1,
+    "data": 1,
+    "metrics": 1,
+    "teacher": 2,
+    "distiller": 2,
+    "tasks": 2,
+    "config": 2,
+    "trainer": 3,
+    "hub": 3,
+    "recipe": 4,
+    "train": 5,
+    "evaluate": 5,
+    "compare": 5,
+    "visualize": 5,
+    "inspect": 5,
+    "benchmark": 5,
+    "": 6,  # cankd_hf/__init__.py
+}
+# Two rooms of one level that may know each other, each with its reason.
+SAME_LEVEL = {
+    ("distiller", "teacher"),  # the distiller is built from the levels a teacher reports
+}
+LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
+
+
+def room(module: str) -> str:
+    """`cankd_hf.losses.cankd` -> `losses`; the package itself -> ``."""
+    return (module.split(".") + [""])[1]
+
+
+def test_every_module_has_a_level() -> None:
+    unknown = {room(module_name(path)) for path in package_files()} - LEVELS.keys()
+    assert not unknown, f"{sorted(unknown)} have no level: add them to LEVELS, thinking of who may use them"
+
+
+def test_no_room_looks_up() -> None:
+    wrong = []
+    for path in package_files():
+        own = room(module_name(path))
+        for line, target in imports(path):
+            if target.split(".")[0] != "cankd_hf":
+                continue
+            other = room(target)
+            if own == "" or other == own or (own, other) in SAME_LEVEL:
+                continue
+            if other == "" or other not in LEVELS:  # a public name taken from the package: that is level 6
+                other = ""
+            if LEVELS[other] >= LEVELS[own]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} ({LEVELS[own]}) imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_models_know_only_torch_and_transformers() -> None:
+    allowed = {"torch", "torchvision", "transformers", "timm", "huggingface_hub", "safetensors", "cankd_hf"}
+    allowed |= set(sys.stdlib_module_names)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {target}"
+        for path in package_files()
+        if room(module_name(path)) == "models"
+        for line, target in imports(path)
+        if target.split(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_shipped_model_code_is_self_contained() -> None:
+    """The .py files saved beside an exported student must run where cankd_hf is not installed."""
+    wrong = []
+    for path in sorted((PACKAGE / "models" / "fpn").glob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        for line, target in imports(path):
+            if target.startswith("cankd_hf") and not target.startswith("cankd_hf.models.fpn."):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_losses_know_only_torch() -> None:
+    allowed = {"torch", "cankd_hf", *sys.stdlib_module_names}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {target}"
+        for path in package_files()
+        if room(module_name(path)) == "losses"
+        for line, target in imports(path)
+        if target.split(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_package_is_light(tmp_path: Path) -> None:
+    code = f"import sys; import cankd_hf; print([m for m in {LIGHT!r} if m in sys.modules])"
+    env_path = {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]", "import cankd_hf must stay fast: import these where they are needed"
