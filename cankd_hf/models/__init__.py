@@ -1,0 +1,25 @@
+"""Student and teacher architectures, and how to build or load them."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Makes `AutoConfig`, `AutoModelForSemanticSegmentation` and `AutoImageProcessor` know the pyramid models.
+
+    Afterwards our checkpoints load without remote code. Calling it again changes nothing.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForSemanticSegmentation,
+        SegformerImageProcessor,
+        SegformerImageProcessorPil,
+    )
+
+    from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+    from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
+
+    AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
+    processors = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
+    AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

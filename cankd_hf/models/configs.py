@@ -1,0 +1,58 @@
+"""Model configurations out of recipe data: what `transformers` would silently accept is refused here with its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from cankd_hf.errors import InputError
+
+# Accepted by every configuration, though not all of them list it among their own fields.
+COMMON_KEYS = {"model_type", "num_labels", "id2label", "label2id", "out_indices", "out_features", "attn_implementation"}
+
+
+def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
+    """A configuration (hence random weights) from a dictionary with `model_type` and any fields of that type.
+
+    Args:
+        values: e.g. `{"model_type": "resnet", "depths": [1, 1, 1, 1]}`.
+        place: where the dictionary stands, for messages, e.g. `student.config`.
+
+    Raises:
+        InputError: for a missing or unknown `model_type`, an unknown key (the nearest is offered) or a bad value.
+    """
+    if "model_type" not in values:
+        raise InputError(f"{place}: expected a key model_type (e.g. resnet), got {sorted(values)}; add it")
+    model_type = values["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        near = nearest(str(model_type), CONFIG_MAPPING.keys())
+        raise InputError(f"{place}.model_type: expected a model type of transformers, got {model_type!r}{near}")
+    known = AutoConfig.for_model(model_type)
+    check_keys(values, known, place)
+    try:
+        return AutoConfig.for_model(**values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{place}: {model_type} cannot be configured so: {' '.join(str(error).split())}") from error
+
+
+def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
+    """Refuses keys that are no field of the configuration; `transformers` would store them and go on.
+
+    Raises:
+        InputError: one line per unknown key, with the nearest known one.
+    """
+    known = set(config.to_dict()) | set(config.attribute_map) | COMMON_KEYS
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise InputError([f"{place}.{key}: no such key for {config.model_type}{nearest(key, known)}" for key in unknown])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""Pyramid students: any `AutoBackbone`, a neck and a head, as one `PreTrainedModel`."""

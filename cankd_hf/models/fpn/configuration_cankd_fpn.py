@@ -1,0 +1,138 @@
+"""Configuration of the pyramid students: any backbone of `transformers` or timm, a neck, a head.
+
+This file travels with every saved student (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+NECKS = ("fpn", "simple_pyramid", "none")
+HEADS = ("fpn", "psp", "aspp")
+NORMS = ("batch", "group")
+MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
+
+
+class FPNConfig(PretrainedConfig):
+    r"""Everything that shapes an `FPNForSemanticSegmentation`.
+
+    Args:
+        backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a tiny ResNet-18 of
+            `transformers` if absent. Where it asks for the last stage only (the default of all of them) and the neck needs
+            more, all stages of the pyramid are taken.
+        neck: `"fpn"` (Lin et al. 2017, torchvision's module) for pyramids; `"simple_pyramid"` (ViTDet, Li et al. 2022) for
+            plain ViTs: several strides from the last map; `"none"`: the backbone's maps as they are.
+            Default: `"fpn"` under the `"fpn"` head, else `"none"`.
+        fpn_channels: width of every map of the neck.
+        strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the backbone from 4
+            on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
+        head: `"fpn"`: all levels fused at the finest; `"psp"`: pyramid pooling on the last map (Zhao et al. 2017);
+            `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two are
+            made for an output stride of 8, which timm backbones offer (`output_stride: 8`).
+        head_channels: width of the head.
+        head_layers: number of 3x3 convolutions before the classifier.
+        norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own).
+        dropout: before the classifier, 0 to 1.
+        pool_bins: grid sizes of the `"psp"` head.
+        atrous_rates: dilations of the `"aspp"` head.
+        auxiliary_weight: weight of a second classifier on the last map but one, in training only; 0: none; 0.4 in the
+            authors' Cityscapes configurations.
+        semantic_loss_ignore_index: label that is left out of the loss.
+
+    Raises:
+        ValueError: for a value out of range, or a combination that cannot be built.
+    """
+
+    model_type = "cankd_fpn"
+    sub_configs = {"backbone_config": AutoConfig}
+    has_no_defaults_at_init = False
+
+    def __init__(
+        self,
+        backbone_config: dict[str, Any] | PretrainedConfig | None = None,
+        neck: str | None = None,
+        fpn_channels: int = 128,
+        strides: Sequence[int] | None = None,
+        head: str = "fpn",
+        head_channels: int = 128,
+        head_layers: int = 1,
+        norm: str = "batch",
+        dropout: float = 0.1,
+        pool_bins: Sequence[int] = (1, 2, 3, 6),
+        atrous_rates: Sequence[int] = (12, 24, 36),
+        auxiliary_weight: float = 0.0,
+        semantic_loss_ignore_index: int = 255,
+        **kwargs: Any,
+    ) -> None:
+        if neck is None:
+            neck = "fpn" if head == "fpn" else "none"
+        self.neck = neck
+        self.fpn_channels = fpn_channels
+        self.strides = None if strides is None else list(strides)
+        self.head = head
+        self.head_channels = head_channels
+        self.head_layers = head_layers
+        self.norm = norm
+        self.dropout = dropout
+        self.pool_bins = list(pool_bins)
+        self.atrous_rates = list(atrous_rates)
+        self.auxiliary_weight = auxiliary_weight
+        self.semantic_loss_ignore_index = semantic_loss_ignore_index
+        self._check()
+        self.backbone_config = self._backbone(backbone_config)
+        super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        for name, allowed in (("neck", NECKS), ("head", HEADS), ("norm", NORMS)):
+            value = self.__dict__[name]
+            if value not in allowed:
+                raise ValueError(f"FPNConfig.{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        for name, least in (("fpn_channels", 1), ("head_channels", 1), ("head_layers", 0)):
+            value = self.__dict__[name]
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"FPNConfig.{name}: expected a whole number of at least {least}, got {value!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"FPNConfig.dropout: expected 0 to below 1, got {self.dropout!r}")
+        if self.auxiliary_weight < 0:
+            raise ValueError(f"FPNConfig.auxiliary_weight: expected at least 0, got {self.auxiliary_weight!r}")
+        if self.strides is not None and (
+            not self.strides or any(not isinstance(s, int) or s < 1 or s & (s - 1) for s in self.strides)
+        ):
+            raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
+        if self.head != "fpn" and self.neck != "none":
+            raise ValueError(f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'")
+
+    def _backbone(self, given: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
+        """A private copy of the backbone's configuration that asks for the stages which the neck needs."""
+        if given is None:
+            given = {"model_type": "resnet", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+            given["layer_type"] = "basic"
+        if isinstance(given, dict):
+            if "model_type" not in given:
+                raise ValueError("FPNConfig.backbone_config: expected a key 'model_type', e.g. 'resnet'")
+            config = AutoConfig.for_model(**given)
+        else:
+            config = copy.deepcopy(given)
+        wanted = {"fpn": 4, "simple_pyramid": 1, "none": 2 if self.auxiliary_weight > 0 else 1}[self.neck]
+        if len(config.out_indices) < wanted and len(config.out_indices) == 1:
+            config.out_indices = self._last_stages(config, wanted)
+        return config
+
+    def _last_stages(self, config: PretrainedConfig, wanted: int) -> list[int]:
+        if config.model_type == "timm_backbone":  # timm names its stages only once the model is built
+            return list(range(-wanted, 0))
+        count = len(config.stage_names)
+        if count > MAX_PYRAMID_STAGES and self.neck == "fpn":
+            raise ValueError(
+                f"FPNConfig.neck: 'fpn' needs a backbone of several strides, but {config.model_type!r} has {count - 1} blocks "
+                "of one stride; use neck: simple_pyramid (or name out_indices in the backbone)"
+            )
+        first = 1 if config.stage_names[0] == "stem" and count > 1 else 0  # pvt_v2 has no stem
+        return list(range(max(first, count - wanted), count))
+
+
+FPNConfig.register_for_auto_class()
