@@ -1,0 +1,226 @@
+"""CanKD: the student map reads the teacher map through a non-local block, then both are compared.
+
+Letters: B batch, C channels, D hidden channels, H and W the size of the map, N = H * W student positions (queries),
+M teacher positions after pooling (keys). Paper: arXiv 2511.21503.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cankd_hf.errors import InputError
+from cankd_hf.losses import affinity as affinities
+from cankd_hf.losses.base import FeatureLoss, compute_dtype
+from cankd_hf.losses.moments import instance_distance, mix_moments, plain_distance
+from cankd_hf.losses.output_norm import batch_affine
+
+# The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).
+REFERENCE_NAMES = (
+    (r"(?:.*\.)?non_local_att\.att\.theta\.", "theta."),
+    (r"(?:.*\.)?non_local_att\.att\.phi\.(?:0\.)?", "phi."),
+    (r"(?:.*\.)?non_local_att\.att\.concatination\.0\.", "concat."),
+    (r"(?:.*\.)?non_local_att\.g\.(?:0\.)?", "g."),
+    (r"(?:.*\.)?non_local_att\.W\.1\.", "output_norm."),
+    (r"(?:.*\.)?non_local_att\.W\.(?:0\.)?", "w."),
+)
+
+
+class CanKDLoss(FeatureLoss):
+    """Cross-attention-based non-local knowledge distillation (arXiv 2511.21503), every variant the authors ablate.
+
+    `y_i = sum_j f(theta(s_i), pool(phi(t))_j) pool(g(t))_j`, `z = norm(w(y)) + s` and
+    `L = 0.5 * mean (IN(z) - IN(t))^2`. The paper's mu = 5 is a weight of 10 on this value, because of the 0.5.
+
+    Args:
+        channels: channels C of both maps.
+        hidden_channels: D; None for C // 2 (at least 1), as published.
+        affinity: f. "dot_product": `<q_i, k_j> / M` (no softmax, no 1/sqrt(D)); "embedded_gaussian": softmax over
+            the keys of `<q_i, k_j>`, unscaled; "gaussian": softmax of `<s_i, pool(t)_j>` on the raw C channels,
+            without theta and phi; "concatenation": `relu(a . q_i + b . k_j) / M`.
+        subsample: pool keys and values by a 2x2 max-pool (floor). Maps with H or W of 1 are not pooled.
+        output_norm: "batch" (BatchNorm2d whose weight and bias start at 0) or "none" (w itself starts at 0).
+        normalization: "instance" (IN on z and t before the distance) or "none".
+        residual: add the student map to the block's output.
+
+    Shape:
+        student and teacher [B, C, H, W] -> [].
+
+    Notes:
+        No affinity keeps an [N, M] tensor; `docs/performance.md` derives the forms used. The published Gaussian has
+        no form without sub-sampling (it crashes), this one has. Differentiable once.
+
+    Example:
+        >>> loss = CanKDLoss(8)
+        >>> loss(torch.randn(2, 8, 6, 10), torch.randn(2, 8, 6, 10)).shape
+        torch.Size([])
+    """
+
+    paper = "2511.21503"
+    citation = (
+        "@inproceedings{sun2026cankd, title={CanKD: Cross-Attention-based Non-local operation for Feature-based "
+        "Knowledge Distillation}, author={Sun and Ohyama}, booktitle={WACV}, year={2026}, "
+        "note={arXiv:2511.21503}}"
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int | None = None,
+        affinity: str = "dot_product",
+        subsample: bool = True,
+        output_norm: str | None = "batch",
+        normalization: str | None = "instance",
+        residual: bool = True,
+    ) -> None:
+        super().__init__(channels)
+        hidden = max(channels // 2, 1) if hidden_channels is None else hidden_channels
+        _check_options(hidden, affinity, output_norm, normalization)
+        self.hidden_channels = hidden
+        self.affinity = affinity
+        self.subsample = subsample
+        self.normalization = normalization or "none"
+        self.residual = residual
+        # modules for their parameters and default initialisation; `compute` uses their weights directly
+        embeds = affinity != "gaussian"
+        self.theta = nn.Conv2d(channels, hidden, 1) if embeds else None
+        self.phi = nn.Conv2d(channels, hidden, 1) if embeds else None
+        self.g = nn.Conv2d(channels, hidden, 1)
+        self.concat = nn.Conv2d(2 * hidden, 1, 1, bias=False) if affinity == "concatenation" else None
+        self.w = nn.Conv2d(hidden, channels, 1)
+        self.output_norm = nn.BatchNorm2d(channels) if output_norm == "batch" else None
+        self.reset_output()
+
+    def reset_output(self) -> None:
+        """Set the last layer of the block to 0, so that z = s: the state every run starts from."""
+        last = self.w if self.output_norm is None else self.output_norm
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss [] of two checked maps [B, C, H, W]."""
+        mix, bias, mixed = self._block(student, teacher)
+        m = mix_moments(student.flatten(2), teacher.flatten(2), mix, mixed)
+        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
+        scale, shift = self._output_affine(mean_o, m.var_o, student, self.training)
+        mean_z, var_z = scale * mean_o + shift, scale.square() * m.var_o
+        cov_zt = scale * m.cov_ot
+        if self.residual:
+            mean_z, cov_zt = mean_z + m.mean_s, cov_zt + m.cov_st
+            # a variance by definition; rounding could leave it below 0 where the output cancels the student
+            var_z = (var_z + 2 * scale * m.cov_so + m.var_s).clamp_min(0)
+        if self.normalization == "none":
+            return plain_distance(mean_z, m.mean_t, var_z, m.var_t, cov_zt)
+        # the mean is normalised away; it stays in the graph so that w.bias gets its zero gradient, as DDP expects
+        return instance_distance(var_z, m.var_t, cov_zt) + 0 * mean_z.sum()
+
+    def transform(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The transformed student map z [B, C, H, W], before normalisation: for looking at, not for training.
+
+        In train mode it uses the batch's statistics, as `forward` does, and leaves the running ones as they are.
+        """
+        self._check_maps(student, teacher)
+        with torch.autocast(device_type=student.device.type, enabled=False):
+            output = self._output(student, teacher.detach())
+            return output + student.to(output.dtype) if self.residual else output
+
+    @torch.no_grad()
+    def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """|output| / |s| [] over the whole batch: how much of z the block adds. 0 at the start of a run."""
+        self._check_maps(student, teacher)
+        with torch.autocast(device_type=student.device.type, enabled=False):
+            return self._output(student, teacher).norm() / student.to(compute_dtype(student)).norm().clamp_min(1e-12)
+
+    @classmethod
+    def from_reference(cls, state_dict: Mapping[str, Tensor], **options: Any) -> CanKDLoss:
+        """Build the loss from the authors' state dict (parameter names `non_local_att.*`, any prefix).
+
+        Args:
+            state_dict: tensors of one block; channels, hidden channels, affinity family, sub-sampling and output
+                norm are read from names and shapes.
+            options: arguments of the class that the names do not tell (residual, normalization, affinity
+                "embedded_gaussian", whose names are those of the dot product); given ones win.
+
+        Raises:
+            InputError: keys that are unknown, missing or of another shape.
+        """
+        ours = {_our_name(key): value for key, value in state_dict.items()}
+        if "g.weight" not in ours:
+            raise InputError(
+                f"from_reference: expected keys like non_local_att.g.weight, got {sorted(state_dict)}; "
+                "pass the state dict of one distillation block"
+            )
+        hidden, channels = ours["g.weight"].shape[:2]
+        found = {
+            "affinity": "concatenation"
+            if "concat.weight" in ours
+            else "dot_product"
+            if "theta.weight" in ours
+            else "gaussian",
+            "subsample": any(re.search(r"non_local_att\.g\.0\.", key) for key in state_dict),
+            "output_norm": "batch" if "output_norm.weight" in ours else "none",
+        }
+        loss = cls(channels, **{"hidden_channels": hidden, **found, **options}).to(ours["g.weight"])
+        try:
+            loss.load_state_dict(ours)
+        except RuntimeError as error:
+            raise InputError(
+                f"from_reference: expected the parameters of one block, got others: {error}; pass the "
+                "options the block was trained with"
+            ) from error
+        return loss
+
+    def extra_repr(self) -> str:
+        """The arguments shown by `print(loss)`."""
+        return (
+            f"channels={self.channels}, hidden_channels={self.hidden_channels}, affinity={self.affinity}, "
+            f"subsample={self.subsample}, normalization={self.normalization}, residual={self.residual}"
+        )
+
+    def _block(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The block before its norm as o = mix x + bias: mix [B, C, K], bias [B, C], x [B, K, N] (None: student)."""
+        pool = affinities.can_pool(teacher) if self.subsample else False
+        return affinities.dot_product(self, student, teacher, pool)
+
+    def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The block's output after its norm, [B, C, H, W], in the type losses compute in."""
+        mix, bias, mixed = self._block(student, teacher)
+        x = student.flatten(2).to(mix.dtype) if mixed is None else mixed
+        o = torch.baddbmm(bias[..., None], mix, x)
+        scale, shift = self._output_affine(o.mean(-1), o.var(-1, correction=0), student, update=False)
+        return (scale[..., None] * o + shift[..., None]).view_as(student)
+
+    def _output_affine(self, mean_o: Tensor, var_o: Tensor, student: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+        """The output norm as scale and shift of each channel, [C]."""
+        if self.output_norm is None:
+            return mean_o.new_ones(self.channels), mean_o.new_zeros(self.channels)
+        return batch_affine(self.output_norm, mean_o, var_o, student.shape[2] * student.shape[3], update)
+
+
+def _check_options(hidden: int, affinity: str, output_norm: str | None, normalization: str | None) -> None:
+    problems = []
+    if hidden < 1:
+        problems.append(f"CanKDLoss.hidden_channels: expected at least 1, got {hidden}; None takes half the channels")
+    choices = (
+        ("affinity", affinity, affinities.AFFINITIES),
+        ("output_norm", output_norm, ("batch", "none", None)),
+        ("normalization", normalization, ("instance", "none", None)),
+    )
+    for key, value, allowed in choices:
+        if value not in allowed:
+            names = ", ".join(str(name) for name in allowed if name)
+            problems.append(f"CanKDLoss.{key}: expected one of {names}, got {value!r}; choose one of them")
+    if problems:
+        raise InputError(problems)
+
+
+def _our_name(key: str) -> str:
+    for pattern, name in REFERENCE_NAMES:
+        ours, count = re.subn("^" + pattern, name, key)
+        if count:
+            return ours
+    return key

@@ -1,0 +1,41 @@
+"""The control beside CanKD: the same distance without the cross-attention block."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cankd_hf.losses.base import FeatureLoss
+from cankd_hf.losses.moments import instance_distance, pair_moments
+
+
+class InstanceMSELoss(FeatureLoss):
+    """Half the mean squared difference of two instance-normalised maps.
+
+    `0.5 * mean (IN(s) - IN(t))^2`, which is 1 - r averaged over images and channels (r the spatial Pearson
+    correlation, up to eps): a PKD per image. CanKD starts exactly here, since its output norm starts at 0; what it
+    gains over this loss is what its block is worth.
+
+    Args:
+        channels: channels C of both maps.
+
+    Shape:
+        student and teacher [B, C, H, W] -> [].
+
+    Example:
+        >>> import torch
+        >>> loss, maps = InstanceMSELoss(4), torch.arange(64.0).reshape(1, 4, 4, 4)
+        >>> round(loss(maps, 3 * maps + 1).item(), 4)
+        0.0
+    """
+
+    paper = "2207.02039"
+    citation = (
+        "@inproceedings{cao2022pkd, title={PKD: General Distillation Framework for Object Detectors via Pearson "
+        "Correlation Coefficient}, author={Cao, Weihan and Zhang, Yifan and Gao, Jianfei and Cheng, Anda and Cheng, "
+        "Ke and Cheng, Jian}, booktitle={NeurIPS}, year={2022}}"
+    )
+
+    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss [] of two checked maps [B, C, H, W]."""
+        m = pair_moments(student.flatten(2), teacher.flatten(2))
+        return instance_distance(m.var_s, m.var_t, m.cov_st)
