@@ -1,0 +1,60 @@
+"""Bringing a student's map and a teacher's map to one shape."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .grids import resize_map
+from .taps import Level
+
+GRIDS = ("teacher", "student", "finer", "coarser")
+
+
+class Connector(nn.Module):
+    """Lifts the student's channels to the teacher's with a 1x1 convolution and brings both maps to one grid.
+
+    The convolution (no norm, no activation) exists only where the channels differ. It runs on the smaller of the two
+    grids: it commutes with the resize, whose weights sum to one at every cell.
+
+    Args:
+        student: the student's level.
+        teacher: the teacher's level.
+        grid: whose grid both maps are brought to: "teacher", "student", "finer" (more cells) or "coarser".
+
+    Raises:
+        InputError: if grid is none of these.
+    """
+
+    def __init__(self, student: Level, teacher: Level, grid: str = "finer") -> None:
+        super().__init__()
+        if grid not in GRIDS:
+            raise InputError(f"distill.grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
+        self.grid = grid
+        self.projection: nn.Module = nn.Identity()
+        if student.channels != teacher.channels:
+            self.projection = nn.Conv2d(student.channels, teacher.channels, kernel_size=1)
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Connects one pair of maps of any sizes.
+
+        Args:
+            student_map: `[B, C_s, H, W]`.
+            teacher_map: `[B, C_t, h, w]`.
+
+        Returns:
+            Student and teacher maps, both `[B, C_t, *]` on one grid; the teacher's values are only resized.
+        """
+        ours = (student_map.shape[-2], student_map.shape[-1])
+        theirs = (teacher_map.shape[-2], teacher_map.shape[-1])
+        student_is_finer = ours[0] * ours[1] >= theirs[0] * theirs[1]
+        to_student = self.grid == "student" or (self.grid != "teacher" and student_is_finer == (self.grid == "finer"))
+        size = ours if to_student else theirs
+        if size[0] * size[1] < ours[0] * ours[1]:
+            student_map = self.projection(resize_map(student_map, size))
+        else:
+            student_map = resize_map(self.projection(student_map), size)
+        return student_map, resize_map(teacher_map, size)
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}"

@@ -1,0 +1,156 @@
+"""From whatever a module returns to a list of feature maps `[B, C, H, W]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+
+# Tried in this order when a model does not state its patch size; the common ones first, because 197 tokens of a
+# 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
+_STRIDES = (16, 14, 32, 8, 4, 2, 64, 1, *(s for s in range(3, 64) if s not in (4, 8, 14, 16, 32)))
+_MAX_PREFIX = 32
+# Of a model output only these hold the maps a later stage reads; everything else (attentions, logits) is left out.
+_OUTPUT_KEYS = ("feature_maps", "last_hidden_state")
+
+
+def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None = None) -> tuple[int, int] | None:
+    """Finds how many rows and columns a token sequence stands for.
+
+    Args:
+        tokens: length N of the sequence, prefix tokens (CLS, registers) included.
+        image_size: height and width of the image in pixels.
+        patch_size: pixels per token if known; tried first.
+
+    Returns:
+        (h, w) with the fewest prefix tokens, or None when no grid fits.
+    """
+    height, width = image_size
+    strides = _STRIDES if patch_size is None else (patch_size, *_STRIDES)
+    for most in (0, 1, 5, _MAX_PREFIX):
+        for stride in strides:
+            floor = (height // stride, width // stride)
+            ceil = (-(-height // stride), -(-width // stride))
+            for h, w in (floor, ceil):
+                if h * w > 0 and 0 <= tokens - h * w <= most:
+                    return h, w
+            if stride == patch_size and 0 <= tokens - floor[0] * floor[1] <= _MAX_PREFIX:
+                return floor
+    return None
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Reshapes a token sequence to a map, dropping the prefix tokens (CLS, registers) at its start.
+
+    Args:
+        tokens: `[B, N, C]` with N >= h * w.
+        grid: rows h and columns w.
+
+    Returns:
+        `[B, C, h, w]`.
+
+    Raises:
+        ValueError: if the sequence is shorter than the grid.
+    """
+    height, width = grid
+    batch, count, channels = tokens.shape
+    if count < height * width:
+        raise ValueError(f"{count} tokens cannot fill a grid of {height} x {width}")
+    patches = tokens[:, count - height * width :]
+    return patches.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def to_maps(output: Any, image_size: tuple[int, int], patch_size: int | None = None) -> list[Tensor]:
+    """Turns a module's output into feature maps, in the order in which it holds them.
+
+    Understands tensors `[B, C, H, W]`, channels-last `[B, H, W, C]`, tokens `[B, N, C]`, and any nesting of them in
+    model outputs, dicts, lists and tuples. Masks and other tensors that are no maps are left out.
+
+    Args:
+        output: what the module returned.
+        image_size: height and width in pixels of the image the module's model saw.
+        patch_size: pixels per token, if known.
+
+    Returns:
+        Maps `[B, C, H, W]`.
+
+    Raises:
+        InputError: if nothing in the output is a map.
+    """
+    maps = list(_find_maps(output, image_size, patch_size))
+    if not maps:
+        raise InputError(
+            f"taps: expected feature maps [B, C, H, W] or tokens [B, N, C] of an image of {_by(image_size)}, "
+            f"got {_describe(output)}; fix: name another module, or one item of its output as 'module.path:KEY'"
+        )
+    return maps
+
+
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes a map bilinearly (with anti-aliasing where it shrinks); equal sizes return the map itself.
+
+    Args:
+        x: `[B, C, H, W]`.
+        size: height and width wanted.
+
+    Returns:
+        `[B, C, *size]` of the same dtype.
+    """
+    height, width = x.shape[-2:]
+    if (height, width) == tuple(size):
+        return x
+    shrinks = size[0] < height or size[1] < width
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def _find_maps(output: Any, image_size: tuple[int, int], patch_size: int | None) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        found = _tensor_to_map(output, image_size, patch_size)
+        if found is not None:
+            yield found
+    elif isinstance(output, Mapping):
+        for key in _OUTPUT_KEYS:
+            if output.get(key) is not None:
+                yield from _find_maps(output[key], image_size, patch_size)
+                return
+        for value in output.values():
+            yield from _find_maps(value, image_size, patch_size)
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        for value in output:
+            yield from _find_maps(value, image_size, patch_size)
+
+
+def _tensor_to_map(x: Tensor, image_size: tuple[int, int], patch_size: int | None) -> Tensor | None:
+    if not torch.is_floating_point(x):
+        return None
+    if x.ndim == 4:
+        last = not _fits(x.shape[2:], image_size) and _fits(x.shape[1:3], image_size)
+        return x.permute(0, 3, 1, 2) if last else x
+    if x.ndim == 3:
+        grid = infer_grid(x.shape[1], image_size, patch_size)
+        return None if grid is None else tokens_to_map(x, grid)
+    return None
+
+
+def _fits(size: Sequence[int], image_size: tuple[int, int]) -> bool:
+    """Whether a grid has the image's shape, give or take the cell that rounding costs on either side."""
+    height, width = size
+    stride = image_size[0] / height
+    return abs(width - image_size[1] / stride) <= 1 + width / height and height <= 2 * image_size[0]
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)} of {output.dtype}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with {', '.join(map(str, output)) or 'nothing'}"
+    return type(output).__name__
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,220 @@
+"""Taps: feature maps out of a model's inside by forward hooks, whatever the model is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .auto_taps import auto_taps, quiet_forward, resolve_path, token_patch_size
+from .grids import to_maps
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature map of a model, as a forward really gives it.
+
+    Attributes:
+        tap: where it comes from, in the syntax of `Taps`.
+        channels: C.
+        stride: image pixels per cell (geometric mean of both sides).
+        size: height and width in cells.
+    """
+
+    tap: str
+    channels: int
+    stride: float
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One resolved tap: a module's path and, if only an item of its output is wanted, that item's key."""
+
+    path: str
+    key: str | None
+
+    def __str__(self) -> str:
+        return (self.path or ".") + (f":{self.key}" if self.key is not None else "")
+
+
+class _Stop(Exception):
+    """Raised by the hook of the last tap to leave a forward whose rest nobody reads."""
+
+
+class Taps:
+    """Forward hooks on a model that keep the outputs of some of its modules.
+
+    Tap syntax: "module.path" is every map of that module's output, in order; "module.path:1" one of these maps,
+    "module.path:KEY" the maps under that key of its output, "module.path:KEY.1" one of them; "." is the model itself
+    (a backbone's feature maps). In a path `*` stands for every child and `-1` for the last. If a module runs several
+    times in one forward, its first run counts.
+
+    Hooks only listen between the start and the end of the model's own forward, so the second forward of gradient
+    checkpointing (during backward) is not mistaken for a new one.
+
+    Args:
+        model: the model to listen to; not changed but for the hooks.
+        taps: "auto" (a backbone's own maps, else a table of known models, else a search) or a list of taps.
+        stop_early: leave the forward in `run` as soon as every tap has been seen.
+
+    Raises:
+        InputError: if a tap names nothing in the model, or "auto" finds nothing.
+    """
+
+    def __init__(self, model: nn.Module, taps: str | Sequence[str] = "auto", stop_early: bool = False) -> None:
+        self.model = model
+        self.paths = self._taps(model, taps)
+        self._specs = [
+            _Spec(path, key if colon else None)
+            for module, colon, key in (tap.partition(":") for tap in self.paths)
+            for path in resolve_path(model, module)
+        ]
+        self._patch_size = token_patch_size(model)
+        self._modules = {spec.path for spec in self._specs}
+        self._stop_early = stop_early and "" not in self._modules
+        self._stopping = False
+        self._listening = False
+        self._grad = False
+        self._outputs: dict[str, Any] = {}
+        self._handles = [model.register_forward_pre_hook(self._begin)]
+        for path in sorted(self._modules - {""}):
+            self._handles.append(model.get_submodule(path).register_forward_hook(partial(self._keep, path)))
+        self._handles.append(model.register_forward_hook(self._end))
+
+    @staticmethod
+    def _taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
+        if isinstance(taps, str):
+            return auto_taps(model) if taps == "auto" else [taps]
+        if not taps:
+            raise InputError("taps: expected 'auto' or at least one module path, got an empty list; fix: 'auto'")
+        return list(taps)
+
+    @property
+    def forward_kwargs(self) -> dict[str, Any]:
+        """What the model's forward needs besides the pixels to take images of any size."""
+        parameters = inspect.signature(type(self.model).forward).parameters
+        return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
+
+    def collect(self, image_size: tuple[int, int]) -> list[Tensor]:
+        """Takes the maps of the model's last forward and forgets them.
+
+        Args:
+            image_size: height and width in pixels of the images of that forward.
+
+        Returns:
+            Maps `[B, C, H, W]`, fine to coarse; maps of equal size keep the order of the taps.
+
+        Raises:
+            RuntimeError: if no forward ran since the last call, or a tapped module did not run in it.
+            InputError: if a tap holds no map.
+        """
+        return [feature_map for _, feature_map in self._collect(image_size)]
+
+    def run(self, pixel_values: Tensor, **kwargs: Any) -> list[Tensor]:
+        """Runs the model and returns its maps; with `stop_early` only as far as the last tap.
+
+        Args:
+            pixel_values: `[B, 3, H, W]`.
+            **kwargs: passed to the model's forward.
+
+        Returns:
+            Maps `[B, C, H, W]`, fine to coarse.
+        """
+        self._run(pixel_values, **kwargs)
+        return self.collect((pixel_values.shape[-2], pixel_values.shape[-1]))
+
+    def levels(self, image_size: tuple[int, int], **kwargs: Any) -> list[Level]:
+        """Measures the maps for an image size by a forward of zeros that leaves no trace in the model.
+
+        Args:
+            image_size: height and width.
+            **kwargs: passed to the model's forward.
+
+        Returns:
+            One level per map, in the order of `collect`.
+        """
+        quiet_forward(self.model, image_size, runner=self._run, **self.forward_kwargs, **kwargs)
+        levels = []
+        for tap, feature_map in self._collect(image_size):
+            channels, height, width = feature_map.shape[1:]
+            stride = sqrt(image_size[0] * image_size[1] / (height * width))
+            levels.append(Level(tap, channels, stride, (height, width)))
+        return levels
+
+    def clear(self) -> None:
+        """Forgets the maps of the last forward."""
+        self._outputs.clear()
+
+    def remove(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.clear()
+
+    def _run(self, pixel_values: Tensor, **kwargs: Any) -> None:
+        self._stopping = self._stop_early
+        try:
+            self.model(pixel_values, **kwargs)
+        except _Stop:
+            pass  # the purpose of _Stop: nothing after the last tap is wanted
+        finally:
+            self._stopping = False
+            self._listening = False
+
+    def _collect(self, image_size: tuple[int, int]) -> list[tuple[str, Tensor]]:
+        found: list[tuple[str, Tensor]] = []
+        for spec in self._specs:
+            if spec.path not in self._outputs:
+                raise RuntimeError(f"tap {spec} has nothing to give: its module did not run in the last forward")
+            found += _maps_of(self._outputs[spec.path], spec, image_size, self._patch_size).items()
+        self.clear()
+        return sorted(found, key=lambda item: -item[1].shape[-2] * item[1].shape[-1])
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._outputs.clear()
+        self._listening = True
+        self._grad = torch.is_grad_enabled()
+
+    def _keep(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._listening or path in self._outputs:
+            return
+        if self._grad and not torch.is_grad_enabled():
+            raise InputError(
+                f"taps: {path} runs without gradient inside a gradient-checkpointed block; "
+                "fix: gradient_checkpointing_kwargs: {use_reentrant: false}, or tap a module outside the block"
+            )
+        self._outputs[path] = output
+        if self._stopping and len(self._outputs) == len(self._modules):
+            raise _Stop
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if "" in self._modules:
+            self._outputs[""] = output
+        self._listening = False
+
+
+def _maps_of(output: Any, spec: _Spec, image_size: tuple[int, int], patch_size: int | None) -> dict[str, Tensor]:
+    """The maps of a module's output that a tap names, each under a name that is itself a tap."""
+    keys = spec.key.split(".") if spec.key is not None else []
+    number = int(keys.pop()) if keys and keys[-1].lstrip("-").isdigit() else None
+    for key in keys:
+        if not isinstance(output, Mapping) or key not in output:
+            held = ", ".join(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
+            raise InputError(f"taps: {spec} asks for {key!r} of an output that has only {held}")
+        output = output[key]
+    maps = to_maps(output, image_size, patch_size)
+    if number is not None:
+        if not -len(maps) <= number < len(maps):
+            raise InputError(f"taps: {spec} asks for map {number} of an output of {len(maps)} maps")
+        return {str(spec): maps[number]}
+    dot = "." if keys else ":"
+    return {f"{spec}{dot}{index}" if len(maps) > 1 else str(spec): found for index, found in enumerate(maps)}
