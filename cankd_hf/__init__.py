@@ -1,3 +1,61 @@
-"""Distil strong vision models into small dense-prediction students (CanKD, WACV 2026)."""
+"""Distil strong vision models into small dense-prediction students (CanKD, WACV 2026).
+
+Importing this package is fast and makes its students loadable with `AutoModelFor...from_pretrained`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cankd_hf import _autoregister
 
 __version__ = "0.1.0"
+
+# Public name -> module that holds it, imported when first asked for.
+_PUBLIC = {
+    "CanKDConfig": "cankd_hf.config",
+    "CanKDLoss": "cankd_hf.losses",
+    "CanKDTrainer": "cankd_hf.trainer",
+    "Distiller": "cankd_hf.distiller",
+    "FPNConfig": "cankd_hf.models.fpn",
+    "FPNForSemanticSegmentation": "cankd_hf.models.fpn",
+    "InputError": "cankd_hf.errors",
+    "InstanceMSELoss": "cankd_hf.losses",
+    "LossTerm": "cankd_hf.losses",
+    "load_recipe": "cankd_hf.recipe",
+    "load_teacher": "cankd_hf.teacher",
+}
+
+if TYPE_CHECKING:
+    from cankd_hf.config import CanKDConfig
+    from cankd_hf.distiller import Distiller
+    from cankd_hf.errors import InputError
+    from cankd_hf.losses import CanKDLoss, InstanceMSELoss, LossTerm
+    from cankd_hf.models.fpn import FPNConfig, FPNForSemanticSegmentation
+    from cankd_hf.recipe import load_recipe
+    from cankd_hf.teacher import load_teacher
+    from cankd_hf.trainer import CanKDTrainer
+
+__all__ = [
+    "CanKDConfig",
+    "CanKDLoss",
+    "CanKDTrainer",
+    "Distiller",
+    "FPNConfig",
+    "FPNForSemanticSegmentation",
+    "InputError",
+    "InstanceMSELoss",
+    "LossTerm",
+    "load_recipe",
+    "load_teacher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+_autoregister.install()

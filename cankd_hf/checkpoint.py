@@ -1,0 +1,88 @@
+"""What lies in a checkpoint folder, and how a run stops without losing one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DISTILLER_FILE = "distiller.safetensors"
+MANIFEST_FILE = "teacher_manifest.json"
+
+
+def read_student_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the student in a checkpoint folder, sharded or not.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return load_file(folder / SAFE_WEIGHTS_NAME)
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        state: dict[str, Tensor] = {}
+        for shard in sorted(set(index["weight_map"].values())):
+            state.update(load_file(folder / shard))
+        return state
+    raise InputError(f"{folder}: expected a checkpoint with {SAFE_WEIGHTS_NAME}, found none; name a checkpoint-N folder")
+
+
+class SafeStop(TrainerCallback):
+    """Turns the first Ctrl-C (or SIGTERM) into: finish this step, save a checkpoint, stop. A second one stops at once.
+
+    `stopped` tells afterwards whether the run ended that way.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked:
+            self._restore()
+            raise KeyboardInterrupt
+        self._asked = True
+        logger.warning("Stopping after this step and saving a checkpoint; once more to stop at once without one.")
+
+    def _restore(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stopped = self._asked = False
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # All processes must stop at the same step, and asking them all each step would cost a synchronisation.
+        if args.world_size > 1:
+            if state.global_step % max(1, int(state.logging_steps)):
+                return
+            flag = torch.tensor(float(self._asked), device=args.device)
+            torch.distributed.all_reduce(flag)
+            self._asked = bool(flag.item())
+        if self._asked:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._restore()

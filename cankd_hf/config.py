@@ -1,0 +1,47 @@
+"""Training arguments with the defaults distillation needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from cankd_hf.errors import InputError
+
+
+@dataclass
+class CanKDConfig(TrainingArguments):
+    """`transformers.TrainingArguments` plus what only distillation asks for.
+
+    Every field of `TrainingArguments` works as documented there. `hub_token` is refused, because the Trainer would
+    write it down in clear: use the environment variable HF_TOKEN or `hf auth login`.
+
+    Raises:
+        InputError: for a `hub_token`, or a value out of range.
+    """
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Kept off: images are decoded on access, from columns the model never sees."}
+    )
+    backbone_lr_scale: float = field(
+        default=1.0, metadata={"help": "Learning rate of the student's backbone as a multiple of learning_rate, > 0."}
+    )
+    sync_batchnorm: bool = field(
+        default=False, metadata={"help": "Turn BatchNorm of student and distillation modules into SyncBatchNorm."}
+    )
+    measure_similarity: bool = field(
+        default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if self.hub_token:
+            problems.append(
+                "training.hub_token: tokens are not taken as settings, they would end up in files and logs; set the "
+                "environment variable HF_TOKEN or run `hf auth login`"
+            )
+        if not self.backbone_lr_scale > 0:
+            problems.append(f"training.backbone_lr_scale: expected a number > 0, got {self.backbone_lr_scale}")
+        if problems:
+            raise InputError(problems)

@@ -1,0 +1,38 @@
+"""Augmentation that depends on (seed, epoch, sample) and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+
+class SeededDataset(Dataset):
+    """Reads each sample under a random state of its own.
+
+    A run that is resumed, split over more workers or over more processes then sees the same crops and flips: with the
+    usual stream of random numbers a resumed epoch draws other ones in its workers, because skipped batches draw none.
+
+    Args:
+        dataset: any map-style data set whose transforms draw from torch's generator.
+        seed: the run's seed.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        # Shared, so that workers that live through several epochs see the new number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
+            torch.manual_seed((self.seed * 1_000_003 + int(self._epoch)) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
+            return self.dataset[index]

@@ -1,0 +1,59 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from cankd_hf.runner import Report
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Prints the result table, the share of the gap closed, and how to load the student; on one process only."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    console = console or Console(width=None if os.isatty(1) else 110)
+    table = Table(title=f"{report.task}, {report.split} split", title_justify="left")
+    shown = _columns(report)
+    table.add_column("model")
+    for name in ("parameters", "steps", "seconds", *shown):
+        table.add_column(name.replace("_", " "), justify="right")
+    for arm in report.arms:
+        scores = [f"{arm.scores[name]:.4f}" if name in arm.scores else "-" for name in shown]
+        steps, seconds = (str(arm.steps), f"{arm.seconds:.0f}") if arm.steps else ("-", "-")
+        table.add_row(arm.name, f"{arm.parameters:,}", steps, seconds, *scores)
+    console.print(table)
+    gap = report.gap_closed()
+    if gap is not None:
+        console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
+    elif {"teacher", "student alone"} <= {arm.name for arm in report.arms}:
+        console.print("The teacher is not better than the student alone here: there is no gap to close.")
+    picture = Path(report.output_dir) / "predictions.png"
+    if picture.is_file():
+        console.print(f"Look first: {picture}", soft_wrap=True)
+    console.print(f"The student lies in {report.output_dir}; load it with:", soft_wrap=True)
+    console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def _columns(report: Report) -> list[str]:
+    first = report.arms[-1].scores
+    wanted = [report.metric, "pixel_accuracy", "mean_accuracy", "correlation"]
+    return [name for name in wanted if name in first and isinstance(first[name], float)]
+
+
+def _load_code(report: Report) -> str:
+    if report.task == "segmentation":
+        return (
+            "  import cankd_hf.models; cankd_hf.models.register()\n"
+            "  from transformers import pipeline\n"
+            f'  pipeline("image-segmentation", "{report.output_dir}")("photo.jpg")'
+        )
+    return (
+        "  from cankd_hf.models.backbones import load_backbone\n"
+        f'  load_backbone("{report.output_dir}")  # or the class named in its config.json, with from_pretrained'
+    )

@@ -1,0 +1,285 @@
+"""From a checked recipe to trained students: builds the objects, trains the arms, keeps what is finished."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from cankd_hf.checkpoint import SafeStop
+from cankd_hf.config import CanKDConfig
+from cankd_hf.errors import InputError
+from cankd_hf.models.students import StudentConfig
+from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.tasks import TASKS, Task, TaskData
+from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
+from cankd_hf.trainer import CanKDTrainer
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+RECIPE_FILE = "recipe.yaml"
+
+
+class Stopped(Exception):
+    """The user stopped the run; what is needed to go on is saved in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(str(folder))
+
+
+@dataclass
+class Arm:
+    """One trained (or only evaluated) model of a run and what it reached."""
+
+    name: str
+    folder: str
+    scores: dict[str, float] = field(default_factory=dict)
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """The end of a run: all arms in the order of the result table."""
+
+    task: str
+    metric: str
+    split: str
+    arms: list[Arm]
+    output_dir: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def gap_closed(self) -> float | None:
+        """Share of the gap between the student alone and the teacher that distillation closed; None where unmeasured."""
+        found = {arm.name: arm.scores.get(self.metric) for arm in self.arms}
+        teacher, alone, distilled = (found.get(name) for name in ("teacher", "student alone", "student distilled"))
+        if teacher is None or alone is None or distilled is None or teacher <= alone:
+            return None
+        return (distilled - alone) / (teacher - alone)
+
+
+def check_launch(world_size: int) -> None:
+    """Refuses launches that train on fewer processes than asked, or on several that do not know of each other.
+
+    Raises:
+        InputError: naming the launcher call that works.
+    """
+    fix = (
+        "on CPU use `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m cankd_hf.train ...` "
+        "or `torchrun --nproc_per_node N -m cankd_hf.train ... training.use_cpu=true`"
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and world_size == 1:
+        raise InputError(f"launch: {started} processes were started, but each would train alone (no GPU was found); {fix}")
+    if started == 1 and (asked := _asked_processes()) > 1:
+        raise InputError(f"launch: {asked} processes were asked for, but accelerate started 1; {fix}")
+
+
+def _asked_processes() -> int:
+    """The `--num_processes` of the `accelerate launch` that started this process, 1 where there is none."""
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    if not any("accelerate" in word for word in words[:3]):
+        return 1
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            value = value or following
+            return int(value) if value.isdigit() else 1
+    return 1
+
+
+def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig:
+    """The Trainer's arguments for one arm of a recipe."""
+    settings = {"report_to": "none", **recipe.training, **overrides}
+    return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
+
+
+def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
+    """The teacher of a recipe, told how the student's images are normalised."""
+    teacher = load_teacher(config)
+    teacher.set_input_stats(*image_stats)
+    return teacher
+
+
+def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Report:
+    """Trains what the recipe asks for, evaluates it and writes the results; finished parts of an earlier call are kept.
+
+    Args:
+        recipe: a checked recipe.
+        restart: start over even where checkpoints of the same recipe exist.
+        resume: a checkpoint folder of the last arm to go on from, instead of the newest.
+
+    Raises:
+        InputError: for bad input.
+        Stopped: after Ctrl-C, with a checkpoint saved.
+    """
+    out = Path(recipe.output_dir)
+    args = training_args(recipe, out)
+    check_launch(args.world_size)
+    _claim(out, recipe, restart, args)
+    task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
+    session = _Session(recipe, task, data, restart, resume)
+    teacher_config = recipe.teacher
+    arms = []
+    if teacher_config is not None and teacher_config.fit is not None:
+        arms.append(session.fit_teacher(teacher_config))
+        teacher_config = replace(teacher_config, model=str(out / "teacher"), config=None, fit=None)
+    teacher = None
+    if teacher_config is not None:
+        teacher = build_teacher(teacher_config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
+        if not arms and (scored := session.score_teacher(teacher)) is not None:
+            arms.append(scored)
+    if teacher is not None and recipe.baseline:
+        arms.append(session.train("student alone", out / "alone", None))
+    name = "student" if teacher is None else "student distilled"
+    arms.append(session.train(name, out, teacher))
+    report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts)
+    if args.process_index == 0:
+        session.picture(report)
+        _write(out / RESULTS_FILE, {**_as_dict(report), "gap_closed": report.gap_closed()})
+    return report
+
+
+def _claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
+    """Makes the output folder this recipe's own: an unfinished run of another recipe is never mixed in."""
+    file = out / RECIPE_FILE
+    if file.is_file() and not restart:
+        differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
+        if differences:
+            raise InputError(
+                f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); "
+                "choose another output_dir, or start over in this one with --restart"
+            )
+    if args.process_index == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    partial.replace(file)
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    return {**vars(report), "arms": [vars(arm) for arm in report.arms]}
+
+
+class _Session:
+    """What the arms of one run share."""
+
+    def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
+        self.recipe, self.task, self.data = recipe, task, data
+        self.restart, self.resume = restart, resume
+        self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
+
+    def trainer(self, model: PreTrainedModel, teacher: Teacher | None, args: CanKDConfig) -> CanKDTrainer:
+        distill = self.recipe.distill
+        return CanKDTrainer(
+            model,
+            teacher,
+            args,
+            terms=distill.terms if teacher is not None else None,
+            task_weight=distill.task_weight if teacher is not None else 1.0,
+            student_taps=self.recipe.student.taps,
+            grid=distill.grid,
+            task=self.task,
+            recipe=recipe_to_yaml(self.recipe),
+            train_dataset=self.data.train,
+            eval_dataset=self.data.eval,
+            processing_class=self.task.image_processor(self.recipe.data),
+        )
+
+    def fit_teacher(self, config: TeacherConfig) -> Arm:
+        """Trains the teacher itself first, where the recipe has no trained one."""
+        student = StudentConfig(model=config.model, config=config.config)
+        return self.train("teacher", Path(self.recipe.output_dir) / "teacher", None, student, **(config.fit or {}))
+
+    def train(
+        self, name: str, folder: Path, teacher: Teacher | None, student: StudentConfig | None = None, **overrides: Any
+    ) -> Arm:
+        done = self._finished(folder, name)
+        if done is not None:
+            logger.warning("%s: finished before, kept (%s); --restart trains it again", name, folder)
+            return done
+        args = training_args(self.recipe, folder, **overrides)
+        # Every arm starts from the same weights and sees the same images.
+        set_seed(self.recipe.seed)
+        model = self.task.build_student(student or self.recipe.student)
+        trainer = self.trainer(model, teacher, args)
+        checkpoint = self._checkpoint(folder, name)
+        logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - start
+        if _stopped(trainer):
+            raise Stopped(folder)
+        trainer.save_model(str(folder))
+        scores = self._scores(trainer)
+        arm = Arm(name, str(folder), scores, model.num_parameters(), trainer.state.global_step, round(seconds, 1))
+        if args.process_index == 0:
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            _write(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})
+        return arm
+
+    def score_teacher(self, teacher: Teacher) -> Arm | None:
+        """The teacher's own score where it does this task; a bare backbone has none."""
+        if self.task.evaluates_features or not self.task.accepts(teacher.model):
+            return None
+        args = training_args(self.recipe, Path(self.recipe.output_dir) / "teacher", push_to_hub=False)
+        trainer = self.trainer(teacher.scorable(), None, args)
+        return Arm("teacher", teacher.manifest()["model"], self._scores(trainer), teacher.num_parameters())
+
+    def picture(self, report: Report) -> None:
+        if self.scored_set is None:
+            return
+        models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
+        self.task.picture(self.scored_set, models, Path(report.output_dir) / "predictions.png", self.recipe.data)
+
+    def _scores(self, trainer: CanKDTrainer) -> dict[str, float]:
+        if self.scored_set is None:
+            return {}
+        metrics = trainer.evaluate(self.scored_set, metric_key_prefix=self.split)
+        prefix = f"{self.split}_"
+        return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+    def _finished(self, folder: Path, name: str) -> Arm | None:
+        file = folder / "arm.json"
+        if self.restart or not file.is_file():
+            return None
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved.pop("taps", None)
+        return Arm(**saved) if saved["name"] == name else None
+
+    def _checkpoint(self, folder: Path, name: str) -> str | None:
+        if name.startswith("student") and name != "student alone" and self.resume is not None:
+            return self.resume
+        return get_last_checkpoint(str(folder)) if folder.is_dir() and not self.restart else None
+
+
+def _stopped(trainer: CanKDTrainer) -> bool:
+    return any(isinstance(callback, SafeStop) and callback.stopped for callback in trainer.callback_handler.callbacks)
+
+
+def _taps(trainer: CanKDTrainer) -> list[dict[str, Any]]:
+    return [vars(level) for level in trainer._distiller.levels]
+
+
+def memory_in_use() -> int:
+    """Bytes this process holds: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss

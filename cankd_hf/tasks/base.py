@@ -1,0 +1,91 @@
+"""What a task is: one object that knows its data, its student, its metric, and nothing of distillation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from cankd_hf.data.sources import DataConfig
+from cankd_hf.models.students import StudentConfig
+
+if TYPE_CHECKING:
+    from cankd_hf.distiller import Distiller
+
+
+@dataclass
+class TaskData:
+    """The splits of one data set, ready for the Trainer, and facts about them for tables and cards."""
+
+    train: Any
+    eval: Any
+    test: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One kind of learning. The trainer asks it for everything that depends on the kind; see CONTRIBUTING to add one."""
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    """Name of the score that picks the best checkpoint and fills the result table; higher is better, in 0..1."""
+    pipeline_tag: ClassVar[str]
+    evaluates_features: ClassVar[bool] = False
+    """Whether evaluation compares the student's maps with the teacher's, so that the teacher runs in it."""
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, model: PreTrainedModel) -> bool:
+        """Whether a student of this class is trained by this task."""
+
+    @classmethod
+    @abstractmethod
+    def from_model(cls, model: PreTrainedModel) -> Task:
+        """The task as the model's config describes it, for use without a recipe."""
+
+    @classmethod
+    @abstractmethod
+    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[Task, TaskData]:
+        """Loads and checks the data set and makes the task that fits it.
+
+        Raises:
+            InputError: for data that cannot be used.
+        """
+
+    @abstractmethod
+    def build_student(self, config: StudentConfig) -> PreTrainedModel:
+        """The student with a head that fits the data."""
+
+    @abstractmethod
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        """A saved student of this task."""
+
+    @abstractmethod
+    def image_processor(self, config: DataConfig) -> BaseImageProcessor:
+        """Preprocessing as in evaluation, saved beside the student."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Samples -> one batch."""
+
+    def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of an evaluation batch that the model's forward takes."""
+        return dict(inputs)
+
+    @abstractmethod
+    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
+        """What the scores need of each image, [B, ...]; small, so that a whole validation set fits in memory."""
+
+    @abstractmethod
+    def scores(self, statistics: np.ndarray) -> dict[str, float]:
+        """All images' statistics -> scores, exact whatever the number of processes."""
+
+    def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
+        """Draws what a person would look at first. Returns whether there is something to draw."""
+        return False

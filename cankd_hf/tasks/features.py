@@ -1,0 +1,78 @@
+"""Label-free distillation: the student learns the teacher's maps from any images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+from cankd_hf.data.sources import DataConfig, load_images
+from cankd_hf.models.backbones import load_backbone
+from cankd_hf.models.students import StudentConfig, build_student
+from cankd_hf.tasks.base import Task, TaskData
+
+if TYPE_CHECKING:
+    from cankd_hf.distiller import Distiller
+
+
+class FeaturesTask(Task):
+    """A backbone learns to give its teacher's maps; scored by raw similarity on held-out images.
+
+    `correlation` is taken after the connector, `cka` between the maps as they are; neither sees a Can block.
+    """
+
+    name = "features"
+    metric = "cka"
+    pipeline_tag = "image-feature-extraction"
+    evaluates_features = True
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    @classmethod
+    def accepts(cls, model: PreTrainedModel) -> bool:
+        return type(model).__name__ in MODEL_FOR_BACKBONE_MAPPING_NAMES.values()
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel) -> FeaturesTask:
+        return cls()
+
+    @classmethod
+    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[FeaturesTask, TaskData]:
+        data = load_images(config)
+        return cls(), TaskData(data.train, data.eval, data.test, data.facts)
+
+    def build_student(self, config: StudentConfig) -> PreTrainedModel:
+        return build_student(config, None, {})
+
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        return load_backbone(folder)
+
+    def image_processor(self, config: DataConfig) -> BaseImageProcessor:
+        size = config.image_size
+        return BitImageProcessor(
+            do_resize=size is not None,
+            size={"height": size[0], "width": size[1]} if size is not None else None,
+            do_center_crop=False,
+            image_mean=list(config.image_mean),
+            image_std=list(config.image_std),
+        )
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+
+    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
+        self._names = distiller.similarity_names
+        return outputs["similarity"]
+
+    def scores(self, statistics: np.ndarray) -> dict[str, float]:
+        means = dict(zip(self._names, statistics.mean(axis=0).tolist(), strict=True))
+        for kind in ("correlation", "cka"):
+            means[kind] = float(np.mean([value for name, value in means.items() if name.startswith(f"{kind}/")]))
+        return means

@@ -1,0 +1,100 @@
+"""Semantic segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
+
+from cankd_hf.data.collate import segmentation_collate
+from cankd_hf.data.sources import DataConfig, load_segmentation
+from cankd_hf.errors import InputError
+from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
+from cankd_hf.models import register
+from cankd_hf.models.students import StudentConfig, build_student
+from cankd_hf.tasks.base import Task, TaskData
+
+if TYPE_CHECKING:
+    from cankd_hf.distiller import Distiller
+
+
+class SegmentationTask(Task):
+    """Every pixel gets one class; scored by mean intersection over union of the whole data set.
+
+    Args:
+        id2label: name of every class.
+        ignore_index: label of pixels that do not count.
+        palette: colour of every class for pictures, 0..255 RGB.
+    """
+
+    name = "segmentation"
+    metric = "miou"
+    pipeline_tag = "image-segmentation"
+
+    def __init__(
+        self, id2label: dict[int, str], ignore_index: int = 255, palette: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        self.id2label = dict(id2label)
+        self.ignore_index = ignore_index
+        self.palette = palette
+
+    @classmethod
+    def accepts(cls, model: PreTrainedModel) -> bool:
+        return "SemanticSegmentation" in type(model).__name__ or type(model).__name__ == "BeitForSemanticSegmentation"
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel) -> SegmentationTask:
+        return cls(model.config.id2label, getattr(model.config, "semantic_loss_ignore_index", 255))
+
+    @classmethod
+    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[SegmentationTask, TaskData]:
+        data = load_segmentation(config, need_labels=labelled)
+        return cls(data.id2label, data.ignore_index, data.palette), TaskData(data.train, data.eval, data.test, data.facts)
+
+    def build_student(self, config: StudentConfig) -> PreTrainedModel:
+        return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
+
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        register()
+        try:
+            return AutoModelForSemanticSegmentation.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: expected a saved segmentation student, could not load one: {error}") from error
+
+    def image_processor(self, config: DataConfig) -> BaseImageProcessor:
+        size = config.image_size
+        return SegformerImageProcessor(
+            do_resize=size is not None,
+            size={"height": size[0], "width": size[1]} if size is not None else None,
+            image_mean=list(config.image_mean),
+            image_std=list(config.image_std),
+            do_reduce_labels=False,
+        )
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return segmentation_collate(samples)
+
+    def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        kept = dict(inputs)
+        # Padded masks of several sizes do not lie over the images: they can be scored one by one, but give no loss.
+        if kept.pop("label_sizes", None) is not None:
+            kept.pop("labels")
+        return kept
+
+    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
+        return segmentation_areas(
+            outputs["logits"], inputs["labels"], len(self.id2label), self.ignore_index, inputs.get("label_sizes")
+        )
+
+    def scores(self, statistics: np.ndarray) -> dict[str, float]:
+        return segmentation_scores(statistics, self.id2label)
+
+    def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
+        from cankd_hf.tasks.pictures import draw_segmentation
+
+        draw_segmentation(self, data, models, file, config.image_mean, config.image_std)
+        return True

@@ -1,0 +1,327 @@
+"""`CanKDTrainer`: transformers.Trainer with a teacher beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import IntervalStrategy
+
+from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, SafeStop, read_student_weights
+from cankd_hf.config import CanKDConfig
+from cankd_hf.distiller import Distiller
+from cankd_hf.errors import InputError
+from cankd_hf.losses.base import LossTerm
+from cankd_hf.tasks import Task, task_for
+from cankd_hf.teacher import Teacher, load_teacher
+
+logger = logging.getLogger(__name__)
+
+
+class CanKDTrainer(Trainer):
+    """Trains a small student with a big teacher's help: `loss = task_weight * task + sum of weighted feature losses`.
+
+    A `transformers.Trainer` in everything else: resuming, accumulation, mixed precision, compiling, callbacks, Hub.
+    Checkpoints hold the student in plain Hugging Face format, with connectors and losses in `distiller.safetensors`
+    beside it; the teacher is never saved, wrapped or trained.
+
+    Args:
+        model: the student.
+        teacher: the teacher, or its Hub id or folder; None trains the student alone.
+        args: training arguments.
+        terms: the weighted feature losses; CanKD with weight 10 (the paper's mu = 5) where None and a teacher is given.
+        task_weight: multiplier of the student's own loss, >= 0; 0 needs no labels.
+        student_taps: where to read the student's maps.
+        grid: on which grid connectors compare maps, see `Connector`.
+        task: what is learnt; found from the student's class where None.
+        image_mean: mean of the student's input normalisation, per channel in 0..1.
+        image_std: the same for its standard deviation.
+        recipe: the resolved recipe as YAML, saved beside every checkpoint.
+        kwargs: the rest of what `transformers.Trainer` takes.
+
+    Raises:
+        InputError: for what cannot work, before any training.
+    """
+
+    # Each part of the loss is a mean over the batch, so the Trainer must divide by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: str | Path | nn.Module | Teacher | None = None,
+        args: CanKDConfig | None = None,
+        *,
+        terms: Sequence[LossTerm] | None = None,
+        task_weight: float = 1.0,
+        student_taps: str | list[str] = "auto",
+        grid: str = "finer",
+        task: Task | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        recipe: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else CanKDConfig("cankd_output")
+        if args.n_gpu > 1:
+            raise InputError(
+                f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "
+                "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
+            )
+        if teacher is None and terms:
+            raise InputError("teacher: expected a teacher for the given terms, got none; name one or leave the terms out")
+        terms = [] if teacher is None else [LossTerm()] if terms is None else list(terms)
+        if task_weight == 0 and not terms:
+            raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
+
+        self.task = task if task is not None else task_for(model)
+        self.recipe = recipe
+        self.teacher = None if teacher is None else load_teacher(teacher)
+        image_size = _image_size(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        teacher_levels = []
+        if self.teacher is not None:
+            self.teacher.set_input_stats(*_input_stats(image_mean, image_std, kwargs.get("processing_class")))
+            teacher_levels = self.teacher.levels(image_size)
+        # Fresh connectors must not depend on what was drawn before: they start equal for every way to get here.
+        torch.manual_seed(args.seed)
+        distiller = Distiller(model, terms, teacher_levels, image_size, student_taps, task_weight, grid)
+        if args.sync_batchnorm:
+            distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        kwargs.setdefault("data_collator", self.task.collate)
+        kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
+        super().__init__(model=distiller, args=args, **kwargs)
+        # Older Trainers read this instead of `loss_is_scaled_for_ga`.
+        self.model_accepts_loss_kwargs = False
+        if self.teacher is not None:
+            self.teacher.to(args.device)
+        self.add_callback(SafeStop())
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model that is trained and saved."""
+        return self._distiller.student
+
+    @property
+    def _distiller(self) -> Distiller:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    # Steps
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        factors = self._factors()
+        batch = dict(inputs)
+        if any(factors):
+            # Autocast is the Trainer's, on; the teacher chooses its own precision.
+            batch["teacher_maps"] = self.teacher(inputs["pixel_values"])
+            batch["factors"] = torch.tensor(factors, device=self.args.device)
+            batch["measure"] = self._measures_now()
+        outputs = model(**batch)
+        if outputs["loss"] is None:
+            # All factors are 0 and there is no task loss: nothing to learn in this step, and the graph must still exist.
+            outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
+        self._accumulate(outputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _factors(self) -> list[float]:
+        if self.teacher is None:
+            return []
+        distiller = self._distiller
+        return [
+            term.factor(self.state.global_step, self.state.max_steps) if any(weights) else 0.0
+            for term, weights in zip(distiller.terms, distiller.weights.values(), strict=True)
+        ]
+
+    def _measures_now(self) -> bool:
+        """Whether this step ends in a log line: similarity is only measured there, it would cost too much each step."""
+        if not self.args.measure_similarity:
+            return False
+        step = self.state.global_step + 1
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            every = max(1, int(self.state.logging_steps))
+            return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
+        return step % 50 == 0 or step == self.state.max_steps
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Statistics of each image instead of logits, so that evaluation needs no memory for them."""
+        inputs = self._prepare_inputs(inputs)
+        batch = self.task.model_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if self.task.evaluates_features and self.teacher is not None:
+                batch.update(teacher_maps=self.teacher(batch["pixel_values"]), measure=True)
+            outputs = model(**batch)
+        loss = None if outputs["loss"] is None else outputs["loss"].detach()
+        if prediction_loss_only:
+            return loss, None, None
+        with torch.no_grad():
+            statistics = self.task.statistics(outputs, inputs, self._distiller)
+        # The Trainer computes metrics only where it sees labels; the statistics hold them already.
+        return loss, statistics, statistics.new_zeros(len(statistics))
+
+    # Logging
+
+    def _accumulate(self, outputs: dict[str, Any]) -> None:
+        """Adds the parts up on the device: no synchronisation in a step."""
+        for key in ("parts", "similarity", "branch_share"):
+            if key not in outputs:
+                continue
+            value = outputs[key].mean(dim=0) if key == "similarity" else outputs[key]
+            group = f"{key}{len(value)}"
+            self._sums[group] = value if group not in self._sums else self._sums[group] + value
+            self._counts[group] = self._counts.get(group, 0) + 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._drain())
+        super().log(logs, start_time)
+
+    def _drain(self) -> dict[str, float]:
+        """Means of the parts over the interval, the accumulated batches and all processes."""
+        distiller = self._distiller
+        logs: dict[str, float] = {}
+        for group, total in self._sums.items():
+            mean = self.accelerator.reduce(total / self._counts[group], "mean").tolist()
+            if group.startswith("parts"):
+                logs.update(_part_logs(distiller, mean))
+            else:
+                names = distiller.similarity_names if group.startswith("similarity") else distiller.branch_names
+                prefix = "raw_" if group.startswith("similarity") else "branch_share/"
+                logs.update({prefix + name: value for name, value in zip(names, mean, strict=True)})
+        self._sums.clear()
+        self._counts.clear()
+        return logs
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
+        if self.args.backbone_lr_scale != 1.0:
+            self._scale_backbone(optimizer, self.model if model is None else model)
+        return optimizer
+
+    def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """Splits the backbone's parameters off into groups with their own learning rate."""
+        backbone = {id(p) for name, p in model.named_parameters() if "student.backbone." in name}
+        if not backbone:
+            raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
+        for group in list(optimizer.param_groups):
+            inside = [p for p in group["params"] if id(p) in backbone]
+            if inside:
+                group["params"] = [p for p in group["params"] if id(p) not in backbone]
+                lr = group["lr"] * self.args.backbone_lr_scale
+                optimizer.add_param_group({**group, "params": inside, "lr": lr})
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self._distiller.state_dict() if state_dict is None else state_dict
+        prefix = "student."
+        student = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        self.student.save_pretrained(folder, state_dict=student)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.recipe is not None:
+            (folder / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
+        if folder.name.startswith("checkpoint-"):
+            rest = {name: value.contiguous() for name, value in state.items() if not name.startswith(prefix)}
+            if rest:
+                save_file(rest, folder / DISTILLER_FILE, metadata={"format": "pt"})
+            if self.teacher is not None:
+                (folder / MANIFEST_FILE).write_text(json.dumps(self.teacher.manifest(), indent=2), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        folder = Path(resume_from_checkpoint)
+        self._check_teacher(folder)
+        state = {f"student.{name}": value for name, value in read_student_weights(folder).items()}
+        if (folder / DISTILLER_FILE).is_file():
+            state.update(load_file(folder / DISTILLER_FILE))
+        result = self._distiller.load_state_dict(state, strict=False)
+        tied = set(self.student.all_tied_weights_keys or ())
+        missing = [key for key in result.missing_keys if key.removeprefix("student.") not in tied]
+        if missing or result.unexpected_keys:
+            raise InputError(
+                f"{folder}: this checkpoint is of another student or other terms; "
+                f"missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}; resume with the recipe saved beside it"
+            )
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        logger.info("Loading the best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _check_teacher(self, folder: Path) -> None:
+        """Another teacher halfway is another experiment: it is refused."""
+        file = folder / MANIFEST_FILE
+        now = None if self.teacher is None else json.loads(json.dumps(self.teacher.manifest()))
+        then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if now == then:
+            return
+        if now is None or then is None:
+            raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
+        changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
+        raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
+
+
+def _part_logs(distiller: Distiller, values: Sequence[float]) -> dict[str, float]:
+    """`parts` under their names: the task loss, each term summed over its levels, and each level where there are several."""
+    logs: dict[str, float] = {}
+    for name, value in zip(distiller.part_names, values, strict=False):
+        term = name.split("/")[0]
+        if term == "task":
+            if distiller.task_weight > 0:
+                logs["loss_task"] = value
+            continue
+        logs[f"loss_{term}"] = logs.get(f"loss_{term}", 0.0) + value
+        if len(distiller.pairs[term]) > 1:
+            logs[f"loss_{name}"] = value
+    return logs
+
+
+def _image_size(*datasets: Any) -> tuple[int, int]:
+    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it."""
+    for dataset in datasets:
+        if dataset is None or isinstance(dataset, dict):
+            continue
+        sample = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset), None)
+        if sample is not None and "pixel_values" in sample:
+            height, width = sample["pixel_values"].shape[-2:]
+            return int(height), int(width)
+    return 224, 224
+
+
+def _input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:
+    """The student's input statistics: given, or its image processor's, or ImageNet's."""
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    if mean is None and processor is not None:
+        mean, std = processor.image_mean, processor.image_std
+    return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)
