@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .connectors import Connector
-from .grids import resize_map, to_maps, tokens_to_map
-from .pairing import describe_levels, pair_levels
-from .similarity import channel_correlation, linear_cka
-from .taps import Level, Taps
+from cankd_hf.features.connectors import Connector
+from cankd_hf.features.grids import resize_map, to_maps, tokens_to_map
+from cankd_hf.features.pairing import describe_levels, pair_levels
+from cankd_hf.features.similarity import channel_correlation, linear_cka
+from cankd_hf.features.taps import Level, Taps
 
 __all__ = [
     "Connector",

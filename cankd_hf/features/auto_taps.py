@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .grids import to_maps
+from cankd_hf.errors import InputError
+from cankd_hf.features.grids import to_maps
 
 # model_type -> taps, fine to coarse not needed. Necks before heads: what a head reads, a student's head can use too.
 # `*` stands for every child, `-1` for the last one.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .grids import resize_map
-from .taps import Level
+from cankd_hf.errors import InputError
+from cankd_hf.features.grids import resize_map
+from cankd_hf.features.taps import Level
 
 GRIDS = ("teacher", "student", "finer", "coarser")
 

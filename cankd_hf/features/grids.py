@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
+from cankd_hf.errors import InputError
 
 # Tried in this order when a model does not state its patch size; the common ones first, because 197 tokens of a
 # 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log2
 
-from ..errors import InputError
-from .taps import Level
+from cankd_hf.errors import InputError
+from cankd_hf.features.taps import Level
 
 # Two strides are "the same" within half a factor of two: patch 14 against stride 16 (0.19), and the strides of odd
 # image sizes, which rounding moves by a few percent.

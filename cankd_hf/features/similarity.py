@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grids import resize_map
+from cankd_hf.features.grids import resize_map
 
 
 @torch.no_grad()

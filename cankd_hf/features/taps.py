@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .auto_taps import auto_taps, quiet_forward, resolve_path, token_patch_size
-from .grids import to_maps
+from cankd_hf.errors import InputError
+from cankd_hf.features.auto_taps import auto_taps, quiet_forward, resolve_path, token_patch_size
+from cankd_hf.features.grids import to_maps
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Taps:
         taps: "auto" (a backbone's own maps, else a table of known models, else a search) or a list of taps.
         stop_early: leave the forward in `run` as soon as every tap has been seen.
 
+    Attributes:
+        paths: the taps as given, or as "auto" found them.
+        forward_kwargs: pass these to the model's forward so that it takes images of any size (plain ViTs need it).
+
     Raises:
         InputError: if a tap names nothing in the model, or "auto" finds nothing.
     """
@@ -77,6 +81,9 @@ class Taps:
             for module, colon, key in (tap.partition(":") for tap in self.paths)
             for path in resolve_path(model, module)
         ]
+        parameters = inspect.signature(type(model).forward).parameters
+        interpolates = "interpolate_pos_encoding" in parameters
+        self.forward_kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolates else {}
         self._patch_size = token_patch_size(model)
         self._modules = {spec.path for spec in self._specs}
         self._stop_early = stop_early and "" not in self._modules
@@ -96,12 +103,6 @@ class Taps:
         if not taps:
             raise InputError("taps: expected 'auto' or at least one module path, got an empty list; fix: 'auto'")
         return list(taps)
-
-    @property
-    def forward_kwargs(self) -> dict[str, Any]:
-        """What the model's forward needs besides the pixels to take images of any size."""
-        parameters = inspect.signature(type(self.model).forward).parameters
-        return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
 
     def collect(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Takes the maps of the model's last forward and forgets them.
