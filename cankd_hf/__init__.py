@@ -18,8 +18,8 @@ _PUBLIC = {
     "CanKDLoss": "cankd_hf.losses",
     "CanKDTrainer": "cankd_hf.trainer",
     "Distiller": "cankd_hf.distiller",
-    "FPNConfig": "cankd_hf.models.fpn",
-    "FPNForSemanticSegmentation": "cankd_hf.models.fpn",
+    "FPNConfig": "cankd_hf.models.fpn.configuration_cankd_fpn",
+    "FPNForSemanticSegmentation": "cankd_hf.models.fpn.modeling_cankd_fpn",
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.losses",
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from cankd_hf.distiller import Distiller
     from cankd_hf.errors import InputError
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss, LossTerm
-    from cankd_hf.models.fpn import FPNConfig, FPNForSemanticSegmentation
+    from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+    from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.recipe import load_recipe
     from cankd_hf.teacher import load_teacher
     from cankd_hf.trainer import CanKDTrainer

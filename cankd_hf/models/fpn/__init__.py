@@ -1,1 +1,5 @@
-"""Pyramid students: any `AutoBackbone`, a neck and a head, as one `PreTrainedModel`."""
+"""Pyramid students: `configuration_cankd_fpn` and `modeling_cankd_fpn`, the two files that travel with every checkpoint."""
+
+# The auto classes come first: importing them registers these models (see _autoregister), which must not happen halfway
+# through one of the two files.
+import transformers.models.auto.modeling_auto  # noqa: F401
