@@ -9,6 +9,7 @@ Letters: B batch, C channels, D hidden channels, N student positions (queries), 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,45 +17,112 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.prefix_sums import relu_read
+from cankd_hf.losses.projection import covariance, max_pool, project
 
 if TYPE_CHECKING:
     from cankd_hf.losses.cankd import CanKDLoss
 
-AFFINITIES = ("dot_product", "embedded_gaussian", "gaussian", "concatenation")
-
 Block = tuple[Tensor, Tensor, Tensor | None]
 
 logger = logging.getLogger(__name__)
+_said: set[tuple[int, ...]] = set()
 
 
 def can_pool(x: Tensor) -> bool:
-    """Whether a map [B, C, H, W] can be pooled 2x2; said where it cannot."""
-    if min(x.shape[2:]) > 1:
+    """Whether a map [B, C, H, W] can be pooled 2x2; a size that cannot is said once."""
+    size = tuple(x.shape[2:])
+    if min(size) > 1:
         return True
-    logger.warning(
-        "CanKD: a map of %s cannot be pooled 2x2; keys and values are not sub-sampled there", tuple(x.shape[2:])
-    )
+    if size not in _said and not torch.compiler.is_compiling():
+        _said.add(size)
+        logger.warning("CanKD: a map of size %s cannot be pooled 2x2: its keys and values are not sub-sampled", size)
     return False
-
-
-def _weights(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight as a matrix and bias of a 1x1 convolution, in the type to compute in."""
-    assert conv.bias is not None
-    return conv.weight.flatten(1).to(dtype), conv.bias.to(dtype)
-
-
-def _project(x: Tensor, conv: nn.Conv2d, dtype: torch.dtype, pool: bool) -> Tensor:
-    weight, bias = _weights(conv, dtype)
-    y = F.conv2d(x.to(dtype), weight[..., None, None], bias)
-    return (F.max_pool2d(y, 2) if pool else y).flatten(2)
 
 
 def dot_product(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
     """`f_ij = <q_i, k_j> / M`, re-associated: the whole block is one [C, C] channel mix for each image."""
-    assert loss.theta is not None and loss.phi is not None
     dtype = compute_dtype(student)
     theta, theta_bias = _weights(loss.theta, dtype)
     w, w_bias = _weights(loss.w, dtype)
-    key, value = _project(teacher, loss.phi, dtype, pool), _project(teacher, loss.g, dtype, pool)
-    read = w @ (value @ key.mT / key.shape[-1])  # [B, C, D]
+    read = w @ _value_times_key(loss, teacher, dtype, pool)  # [B, C, D]
     return read @ theta, read @ theta_bias + w_bias, None
+
+
+def _value_times_key(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool: bool) -> Tensor:
+    """`value key^T / M`, [B, D, D]."""
+    if pool:
+        key, value = _keys_and_values(loss, teacher, dtype, pool)
+        return value @ key.mT / key.shape[2]
+    # without the pool both are linear in the teacher map, so that its covariance says it all
+    mean, cov = covariance(teacher, dtype)
+    (phi, phi_bias), (g, g_bias) = _weights(loss.phi, dtype), _weights(loss.g, dtype)
+    mean_key, mean_value = F.linear(mean, phi, phi_bias), F.linear(mean, g, g_bias)
+    return g @ cov @ phi.T + mean_value[:, :, None] * mean_key[:, None, :]
+
+
+def embedded_gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
+    """`softmax_j <q_i, k_j>`, unscaled."""
+    dtype = compute_dtype(student)
+    theta, theta_bias = _weights(loss.theta, dtype)
+    key, value = _keys_and_values(loss, teacher, dtype, pool)
+    query = F.linear(student.flatten(2).mT.to(dtype), theta, theta_bias)
+    return _read_out(loss, _softmax_read(query, key.mT, value.mT), dtype)
+
+
+def gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
+    """`softmax_j <s_i, t_j>` on the raw channels; the keys are the pooled teacher map."""
+    dtype = compute_dtype(student)
+    key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
+    value = project(teacher, *_weights(loss.g, dtype), pool)
+    return _read_out(loss, _softmax_read(student.flatten(2).mT.to(dtype), key.mT, value.mT), dtype)
+
+
+def concatenation(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
+    """`relu(a . q_i + b . k_j) / M`: one number a query and one a key."""
+    assert loss.concat is not None
+    dtype = compute_dtype(student)
+    theta, theta_bias = _weights(loss.theta, dtype)
+    for_query, for_key = loss.concat.weight.flatten().to(dtype).chunk(2)
+    key, value = _keys_and_values(loss, teacher, dtype, pool)
+    a = (for_query @ theta) @ student.flatten(2).to(dtype) + for_query @ theta_bias
+    return _read_out(loss, relu_read(a, for_key @ key, value.mT), dtype)
+
+
+def _weights(conv: nn.Conv2d | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight as a matrix and bias of a 1x1 convolution, in the type to compute in."""
+    assert conv is not None and conv.bias is not None
+    return conv.weight.flatten(1).to(dtype), conv.bias.to(dtype)
+
+
+def _keys_and_values(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool: bool) -> tuple[Tensor, Tensor]:
+    """Both projections [B, D, M] in one pass over the teacher map."""
+    (phi, phi_bias), (g, g_bias) = _weights(loss.phi, dtype), _weights(loss.g, dtype)
+    both = project(teacher, torch.cat([phi, g]), torch.cat([phi_bias, g_bias]), pool)
+    key, value = both.chunk(2, dim=1)
+    return key, value
+
+
+def _softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`softmax(query key^T) value`, [B, N, D], blockwise.
+
+    The blockwise kernels want equal widths of query and value, and some a multiple of 8: padded with zeros.
+    """
+    hidden = value.shape[2]
+    width = -(-max(query.shape[2], hidden) // 8) * 8
+    query, key, value = (F.pad(x, (0, width - x.shape[2]))[:, None].contiguous() for x in (query, key, value))
+    read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return read[:, 0, :, :hidden]
+
+
+def _read_out(loss: CanKDLoss, read: Tensor, dtype: torch.dtype) -> Block:
+    w, w_bias = _weights(loss.w, dtype)
+    return w.expand(read.shape[0], -1, -1), w_bias.expand(read.shape[0], -1), read.mT
+
+
+AFFINITIES: dict[str, Callable[[CanKDLoss, Tensor, Tensor, bool], Block]] = {
+    "dot_product": dot_product,
+    "embedded_gaussian": embedded_gaussian,
+    "gaussian": gaussian,
+    "concatenation": concatenation,
+}

@@ -183,8 +183,8 @@ class CanKDLoss(FeatureLoss):
 
     def _block(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The block before its norm as o = mix x + bias: mix [B, C, K], bias [B, C], x [B, K, N] (None: student)."""
-        pool = affinities.can_pool(teacher) if self.subsample else False
-        return affinities.dot_product(self, student, teacher, pool)
+        pool = self.subsample and affinities.can_pool(teacher)
+        return affinities.AFFINITIES[self.affinity](self, student, teacher, pool)
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The block's output after its norm, [B, C, H, W], in the type losses compute in."""
@@ -206,7 +206,7 @@ def _check_options(hidden: int, affinity: str, output_norm: str | None, normaliz
     if hidden < 1:
         problems.append(f"CanKDLoss.hidden_channels: expected at least 1, got {hidden}; None takes half the channels")
     choices = (
-        ("affinity", affinity, affinities.AFFINITIES),
+        ("affinity", affinity, tuple(affinities.AFFINITIES)),
         ("output_norm", output_norm, ("batch", "none", None)),
         ("normalization", normalization, ("instance", "none", None)),
     )

@@ -16,12 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.blocks import blocks
 
 EPS = 1e-5  # of InstanceNorm2d and BatchNorm2d, as in the authors' code
-
-# Values of one map handled at once. On the CPU a block and its temporaries should stay in the cache of a core.
-BLOCK_CPU = 1 << 18
-BLOCK_GPU = 1 << 24
 
 
 class PairMoments(NamedTuple):
@@ -80,15 +77,9 @@ def plain_distance(mean_z: Tensor, mean_t: Tensor, var_z: Tensor, var_t: Tensor,
     return 0.5 * (var_z + var_t - 2 * cov_zt + (mean_z - mean_t).square()).mean()
 
 
-def blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut a map [B, C, N] into (images, positions) blocks that suit the device's cache."""
-    batch, channels, positions = x.shape
-    values = BLOCK_CPU if x.device.type == "cpu" else BLOCK_GPU
-    columns = max(1, min(positions, values // channels))
-    images = max(1, values // (channels * positions)) if columns == positions else 1
-    for image in range(0, batch, images):
-        for column in range(0, positions, columns):
-            yield slice(image, image + images), slice(column, column + columns)
+def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Blocks of (images, positions) of a map [B, C, N]."""
+    return blocks(x.device, x.shape[0], x.shape[2], x.shape[1])
 
 
 def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,7 +100,7 @@ class _PairMoments(torch.autograd.Function):
         dtype = compute_dtype(s)
         mean_s, mean_t = _mean(s, dtype), _mean(t, dtype)
         sums = mean_s.new_zeros(3, *mean_s.shape)
-        for where in blocks(s):
+        for where in _blocks(s):
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             for total, (a, b) in zip(sums, ((sc, sc), (tc, tc), (sc, tc)), strict=True):
                 total[where[0]] += (a * b).sum(-1)
@@ -128,7 +119,7 @@ class _PairMoments(torch.autograd.Function):
         a, b = (2 / n) * g_var, g_cov / n
         # one multiply-add pass: grad = a s + b t + c
         c = g_mean / n - a * mean_s - b * mean_t
-        for images, positions in blocks(s):
+        for images, positions in _blocks(s):
             block = torch.addcmul(c[images, :, None], a[images, :, None], s[images, :, positions])
             grad[images, :, positions] = block.addcmul_(b[images, :, None], t[images, :, positions])
         return grad, None
@@ -145,7 +136,7 @@ class _MixMoments(torch.autograd.Function):
         mean_x = mean_s.clone() if x is None else _mean(x, dtype)
         o = torch.empty_like(s) if s.dtype == dtype else None
         sums = mean_s.new_zeros(6, *mean_s.shape)
-        for where in blocks(s):
+        for where in _blocks(s):
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             oc = mix[where[0]] @ (sc if x is None else _centred(source, mean_x, where))
             if o is not None:
@@ -166,7 +157,7 @@ class _MixMoments(torch.autograd.Function):
         g_mean_s, _, g_var_s, _, g_cov_st, g_mean_x, g_var_o, g_cov_so, g_cov_ot = (g / s.shape[-1] for g in grads)
         grad_s, grad_mix = torch.empty_like(s), torch.zeros_like(mix)
         grad_x = None if x is None else torch.empty_like(x)
-        for where in blocks(s):
+        for where in _blocks(s):
             images, positions = where
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             xc = sc if x is None else _centred(x, mean_x, where)
