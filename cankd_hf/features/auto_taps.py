@@ -115,7 +115,7 @@ def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
     """Searches a model nobody described: the last map of each stride from 4 to 32, else its last tokens.
 
     Args:
-        model: called with one image of zeros, in eval, without gradient.
+        model: called with one made-up image, in eval, without gradient.
         image_size: side of that image; by default the configuration's, else 128.
 
     Returns:
@@ -166,7 +166,7 @@ def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
 def quiet_forward(
     model: nn.Module, image_size: tuple[int, int], runner: Callable[..., Any] | None = None, **kwargs: Any
 ) -> Any:
-    """One forward of zeros that leaves no trace: eval for its time, no BatchNorm update, no random numbers used up.
+    """One forward of a made-up image that leaves no trace: in eval, no random numbers used up.
 
     Args:
         model: called with `pixel_values [1, 3, H, W]` in its own dtype and on its own device.
@@ -179,7 +179,9 @@ def quiet_forward(
     """
     training = [module for module in model.modules() if module.training]
     parameter = next(model.parameters(), torch.zeros(()))
-    pixels = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+    # A ramp: of zeros a fresh model without biases would make zeros everywhere, and hide what differs.
+    ramp = torch.linspace(-1, 1, 3 * image_size[0] * image_size[1]).view(1, 3, *image_size)
+    pixels = ramp.to(parameter.device, parameter.dtype)
     devices = [parameter.device] if parameter.device.type == "cuda" else []
     model.eval()
     try:

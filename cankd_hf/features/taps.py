@@ -67,6 +67,7 @@ class Taps:
 
     Attributes:
         paths: the taps as given, or as "auto" found them.
+        modules: names of the tapped modules ("" is the model itself).
         forward_kwargs: pass these to the model's forward so that it takes images of any size (plain ViTs need it).
 
     Raises:
@@ -85,14 +86,14 @@ class Taps:
         interpolates = "interpolate_pos_encoding" in parameters
         self.forward_kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolates else {}
         self._patch_size = token_patch_size(model)
-        self._modules = {spec.path for spec in self._specs}
-        self._stop_early = stop_early and "" not in self._modules
+        self.modules = {spec.path for spec in self._specs}
+        self._stop_early = stop_early and "" not in self.modules
         self._stopping = False
         self._listening = False
         self._grad = False
         self._outputs: dict[str, Any] = {}
         self._handles = [model.register_forward_pre_hook(self._begin)]
-        for path in sorted(self._modules - {""}):
+        for path in sorted(self.modules - {""}):
             self._handles.append(model.get_submodule(path).register_forward_hook(partial(self._keep, path)))
         self._handles.append(model.register_forward_hook(self._end))
 
@@ -133,7 +134,7 @@ class Taps:
         return self.collect((pixel_values.shape[-2], pixel_values.shape[-1]))
 
     def levels(self, image_size: tuple[int, int], **kwargs: Any) -> list[Level]:
-        """Measures the maps for an image size by a forward of zeros that leaves no trace in the model.
+        """Measures the maps for an image size by a forward that leaves no trace in the model.
 
         Args:
             image_size: height and width.
@@ -194,11 +195,11 @@ class Taps:
                 "fix: gradient_checkpointing_kwargs: {use_reentrant: false}, or tap a module outside the block"
             )
         self._outputs[path] = output
-        if self._stopping and len(self._outputs) == len(self._modules):
+        if self._stopping and len(self._outputs) == len(self.modules):
             raise _Stop
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if "" in self._modules:
+        if "" in self.modules:
             self._outputs[""] = output
         self._listening = False
 

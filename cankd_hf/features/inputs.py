@@ -1,0 +1,188 @@
+"""What images a pretrained model wants: their size and their normalisation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Models that cut the image into patches and drop what is left over at its right and bottom edge.
+PATCHED = {
+    *("beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dpt"),
+    *("eomt_dinov3", "lw_detr_vit", "pixio", "rf_detr_dinov2", "sapiens2", "siglip_vision_model", "tipsv2"),
+    *("tipsv2_vision_model", "vit", "vit_mae", "vit_msn", "vitdet"),
+}
+# Of these, those whose blocks attend in windows of patches, as many along a side as the configuration says.
+_WINDOWED = {"rf_detr_dinov2", "lw_detr_vit"}
+# Models that take images of one size only.
+FIXED_SIZE = {"eomt", "hiera", "vitpose_backbone"}
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """Which image sizes a model takes without cutting anything off.
+
+    Attributes:
+        multiple: height and width must be multiples of this.
+        fixed: the only size it takes, if there is one.
+    """
+
+    multiple: int = 1
+    fixed: tuple[int, int] | None = None
+
+    def size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """The size to bring an image to: the nearest multiple, at least one, on each side.
+
+        Args:
+            image_size: height and width of the image.
+            scale: wanted enlargement before rounding.
+
+        Returns:
+            Height and width.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        height, width = (max(1, floor(side * scale / self.multiple + 0.5)) * self.multiple for side in image_size)
+        return height, width
+
+
+def input_rule(model: nn.Module) -> InputRule:
+    """Reads a model's rule from its configuration, or from the backbone's configuration inside it.
+
+    Args:
+        model: any module; one without a Hugging Face configuration takes any size.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return InputRule()
+    config = model.config.to_dict()
+    for part in (config, config.get("backbone_config") or {}, config.get("vision_config") or {}):
+        kind = part.get("model_type")
+        if kind in FIXED_SIZE:
+            return InputRule(fixed=_pair(part["image_size"]))
+        if kind == "timm_backbone":
+            return _timm_rule(part["backbone"])
+        if kind in PATCHED:
+            patch = _pair(part["patch_size"])[0]
+            return InputRule(patch * _windows_a_side(kind, part["num_windows"]) if kind in _WINDOWED else patch)
+    return InputRule()
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """Mean and standard deviation of each colour that a model's images are normalised with.
+
+    Attributes:
+        mean: of red, green, blue, for pixels in 0..1.
+        std: likewise.
+        source: where they come from, for the record.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    source: str = "ImageNet (the model names none)"
+
+
+def image_stats(name: str, revision: str | None = None) -> ImageStats:
+    """Finds the statistics of a local folder, a Hub id (also offline, from the cache) or a timm model.
+
+    Args:
+        name: folder, id, or `timm/NAME`.
+        revision: on the Hub.
+
+    Returns:
+        Those of `preprocessor_config.json`, or of timm's pretrained configuration, else ImageNet's.
+    """
+    if name.startswith("timm/"):
+        return timm_stats(name.removeprefix("timm/"))
+    from transformers.utils import cached_file
+
+    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        path = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if path is not None:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = _from_processor(values if section is None else values.get(section) or {}, file)
+            if found is not None:
+                return found
+    return ImageStats()
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether a name means a timm model: `timm/NAME`, or a bare name timm knows that is no local folder."""
+    if name.startswith("timm/") or not name or "/" in name or Path(name).is_dir():
+        return name.startswith("timm/")
+    import timm
+
+    return bool(timm.is_model(name))
+
+
+def timm_stats(name: str) -> ImageStats:
+    """Statistics of timm's pretrained configuration; ImageNet's for a name that has none."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return ImageStats()
+    return ImageStats(tuple(config.mean), tuple(config.std), f"timm's configuration of {name}")
+
+
+def timm_stages(name: str) -> list[int]:
+    """Which of a timm model's maps to take: the last of each stride from 4 on; of a plain ViT the last of all.
+
+    Args:
+        name: timm's name, without weights' tag or with it.
+
+    Returns:
+        Indices for `out_indices`.
+    """
+    import timm
+    import torch
+
+    with torch.device("meta"):  # shapes only
+        features: Any = timm.create_model(name, pretrained=False, features_only=True)
+    last = {info["reduction"]: index for index, info in enumerate(features.feature_info.info)}
+    return sorted(index for stride, index in last.items() if stride >= 4)
+
+
+def _timm_rule(name: str) -> InputRule:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size:
+        return InputRule()
+    return InputRule(fixed=(config.input_size[-2], config.input_size[-1]))
+
+
+def _from_processor(values: dict[str, Any], file: str) -> ImageStats | None:
+    if values.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif "image_mean" in values and "image_std" in values:
+        mean, std = tuple(values["image_mean"]), tuple(values["image_std"])
+    else:
+        return None
+    # Processors rescale bytes by this factor; ours start from 0..1.
+    unit = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255.0
+    return ImageStats(tuple(m / unit for m in mean), tuple(s / unit for s in std), file)
+
+
+def _windows_a_side(kind: str, windows: int) -> int:
+    return round(windows**0.5) if kind == "lw_detr_vit" else windows
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[-2], value[-1]) if isinstance(value, (list, tuple)) else (value, value)

@@ -1,0 +1,78 @@
+"""Making a frozen model run only what its taps need, fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+
+def drop_unread_stages(model: nn.Module, read: Callable[[], list[Tensor]]) -> int:
+    """Removes the blocks after the last map a backbone gives, so that they cost neither time nor memory.
+
+    A backbone runs all its blocks even when only early maps are asked for. The lists of blocks are found by their
+    length (as many as the configuration counts stages) and a cut stays only if the maps are bit-equal after it.
+
+    Args:
+        model: a `transformers` backbone; changed in place. Other modules are left as they are.
+        read: runs the model on one fixed image and returns its maps.
+
+    Returns:
+        How many blocks were removed.
+    """
+    from transformers import PreTrainedModel
+    from transformers.backbone_utils import BackboneMixin
+
+    if not isinstance(model, BackboneMixin) or not isinstance(model, PreTrainedModel):
+        return 0
+    stages = len(model.stage_names) - 1  # the first is the stem
+    last = max(index % (stages + 1) for index in model.out_indices)
+    if last >= stages or last < 1:
+        return 0
+    before = _maps(read)
+    if before is None:
+        return 0
+    removed = 0
+    for path, blocks in list(model.named_modules()):
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) != stages:
+            continue
+        parent_path, _, name = path.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        setattr(parent, name, blocks[:last])
+        after = _maps(read)
+        if after is not None and len(after) == len(before) and all(map(torch.equal, after, before)):
+            removed += stages - last
+        else:
+            setattr(parent, name, blocks)
+    return removed
+
+
+def _maps(read: Callable[[], list[Tensor]]) -> list[Tensor] | None:
+    try:
+        return read()
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None  # the list cut was no tail that nobody reads: the caller puts it back
+
+
+def compile_around(model: nn.Module, tapped: Collection[str]) -> None:
+    """Compiles the largest parts that no tap lies inside, so that hooks and the early stop stay outside of graphs.
+
+    Args:
+        model: changed in place: the forwards of its parts.
+        tapped: names of the tapped modules; "" is the model itself, which is then compiled whole.
+    """
+    if "" in tapped:
+        model.forward = torch.compile(model.forward)  # type: ignore[method-assign]
+        return
+    ancestors = {path.rsplit(".", cut)[0] for path in tapped for cut in range(1, path.count(".") + 1)}
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}.{name}" if prefix else name
+            if path in ancestors or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                visit(child, path)
+            else:
+                child.forward = torch.compile(child.forward)  # type: ignore[method-assign]
+
+    visit(model, "")
