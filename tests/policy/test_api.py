@@ -17,7 +17,6 @@ PUBLIC = {
     "LossTerm",
     "load_recipe",
     "load_teacher",
-    "register",
 }
 
 
