@@ -1,0 +1,128 @@
+"""The tables of docs/recipes.md, made from the dataclasses; `python tests/recipe_tables.py` writes them anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from cankd_hf.config import CanKDConfig
+from cankd_hf.losses import LOSSES, LossTerm
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+from cankd_hf.recipe import DistillConfig, Recipe
+from cankd_hf.schema import describe
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+
+
+def meanings(cls: Any) -> dict[str, str]:
+    """Name -> text of the `Attributes:` or `Args:` part of a docstring, on one line."""
+    found: dict[str, str] = {}
+    part, name = False, ""
+    for line in (inspect.getdoc(cls) or "").splitlines():
+        if re.fullmatch(r"(Attributes|Args):", line):
+            part = True
+        elif part and (entry := re.match(r"    (\w+): (.*)", line)):
+            name = entry[1]
+            found[name] = entry[2]
+        elif part and line.startswith("        ") and name:
+            found[name] += " " + line.strip()
+        elif part and line and not line.startswith(" "):
+            part = False
+    return found
+
+
+def row(key: str, kind: str, default: str, meaning: str) -> str:
+    """One line of a table."""
+    return f"| `{key}` | {kind} | {default} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def default_of(field: dataclasses.Field[Any]) -> str:
+    """A field's default as YAML shows it."""
+    if field.default is not dataclasses.MISSING:
+        return shown(field.default)
+    if field.default_factory is dataclasses.MISSING:
+        return "required"
+    value = field.default_factory()
+    return shown(value) if isinstance(value, list | dict) and not _holds_objects(value) else "see below"
+
+
+def shown(value: Any) -> str:
+    """A default as YAML writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
+    return f"`{text}`" if text else '`""`'
+
+
+def _holds_objects(value: list[Any] | dict[str, Any]) -> bool:
+    return any(dataclasses.is_dataclass(item) for item in value)
+
+
+def table(cls: Any, section: str) -> str:
+    """Every key of one section."""
+    hints, texts = get_type_hints(cls), meanings(cls)
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in dataclasses.fields(cls):
+        kind = describe(hints[field.name]).replace("a section of `key: value` lines", "section")
+        lines.append(row(f"{section}{field.name}", kind, default_of(field), texts[field.name]))
+    return "\n".join(lines)
+
+
+def signature_table(function: Any, doc: Any, leave_out: set[str]) -> str:
+    """Every parameter of a constructor."""
+    texts = meanings(doc)
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in leave_out | {"self", "kwargs"}:
+            lines.append(f"| `{name}` | {shown(parameter.default)} | {texts[name]} |")
+    return "\n".join(lines)
+
+
+def own_training_table() -> str:
+    """What `CanKDConfig` adds to or changes in TrainingArguments."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    own = CanKDConfig.__annotations__
+    for field in dataclasses.fields(CanKDConfig):
+        if field.name in own:
+            lines.append(f"| `training.{field.name}` | {shown(field.default)} | {field.metadata['help']} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Marker in the page -> table."""
+    hints = get_type_hints(Recipe)
+    teacher = next(kind for kind in hints["teacher"].__args__ if dataclasses.is_dataclass(kind))
+    made = {
+        "recipe": table(Recipe, ""),
+        "data": table(hints["data"], "data."),
+        "student": table(hints["student"], "student."),
+        "fpn": signature_table(FPNConfig.__init__, FPNConfig, {"backbone_config", "semantic_loss_ignore_index"}),
+        "teacher": table(teacher, "teacher."),
+        "distill": table(DistillConfig, "distill."),
+        "term": table(LossTerm, "distill.terms.N."),
+        "training": own_training_table(),
+    }
+    for name, loss in LOSSES.items():
+        made[f"loss {name}"] = signature_table(loss.__init__, loss, {"channels"})
+    return made
+
+
+def rendered(page: str) -> str:
+    """The page with every `<!-- table NAME -->` ... `<!-- end -->` part made anew."""
+    made = tables()
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{made.pop(match[1])}\n<!-- end -->"
+
+    page = re.sub(r"<!-- table ([\w ]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+    assert not made, f"docs/recipes.md has no place for {sorted(made)}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
