@@ -29,6 +29,10 @@ class CanKDConfig(TrainingArguments):
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Turn BatchNorm of student and distillation modules into SyncBatchNorm."}
     )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Keep images and convolutions in channels-last layout: same result, often much faster for CNNs."},
+    )
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
     )

@@ -117,7 +117,10 @@ class Distiller(nn.Module):
         return self.student.is_activation_checkpointing
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.student.activation_checkpointing_enable(*args, **kwargs)
+        try:
+            self.student.activation_checkpointing_enable(*args, **kwargs)
+        except ValueError as error:
+            raise InputError(f"training.activation_checkpointing: {error} Set it to false for this student.") from error
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)

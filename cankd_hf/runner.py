@@ -236,12 +236,24 @@ class _Session:
         return arm
 
     def score_teacher(self, teacher: Teacher) -> Arm | None:
-        """The teacher's own score where it does this task; a bare backbone has none."""
-        if self.task.evaluates_features or not self.task.accepts(teacher.model):
+        """The teacher's own score, on images normalised its way; None where it does not do this very task."""
+        folder = teacher.config.model
+        if folder is None or self.task.evaluates_features or not self.task.accepts(teacher.model):
             return None
-        args = training_args(self.recipe, Path(self.recipe.output_dir) / "teacher", push_to_hub=False)
-        trainer = self.trainer(teacher.scorable(), None, args)
-        return Arm("teacher", teacher.manifest()["model"], self._scores(trainer), teacher.num_parameters())
+        model = self.task.load(folder, teacher.config.revision)
+        if dict(model.config.id2label) != dict(getattr(self.task, "id2label", {})):
+            logger.warning("teacher: knows other classes than the data have; it is not scored")
+            return None
+        args = training_args(self.recipe, Path(self.recipe.output_dir) / "teacher_score", push_to_hub=False)
+        trainer = CanKDTrainer(model, None, args, task=self.task)
+        dataset = self.scored_set
+        mean, std = list(teacher.stats.mean), list(teacher.stats.std)
+        if dataset is not None and (mean, std) != (self.recipe.data.image_mean, self.recipe.data.image_std):
+            config = replace(self.recipe.data, image_mean=mean, image_std=std, check="none")
+            role = "test" if self.split == "test" else "eval"
+            data = type(self.task).from_data(config, splits=(role,))[1]
+            dataset = data.test if role == "test" else data.eval
+        return Arm("teacher", folder, self._scores(trainer, dataset), model.num_parameters())
 
     def picture(self, report: Report) -> None:
         if self.scored_set is None:
@@ -249,10 +261,11 @@ class _Session:
         models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
         self.task.picture(self.scored_set, models, Path(report.output_dir) / "predictions.png", self.recipe.data)
 
-    def _scores(self, trainer: CanKDTrainer) -> dict[str, float]:
-        if self.scored_set is None:
+    def _scores(self, trainer: CanKDTrainer, dataset: Any = None) -> dict[str, float]:
+        dataset = self.scored_set if dataset is None else dataset
+        if dataset is None:
             return {}
-        metrics = trainer.evaluate(self.scored_set, metric_key_prefix=self.split)
+        metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 

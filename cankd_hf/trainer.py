@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import IntervalStrategy
 
-from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, SafeStop, read_student_weights
+from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, EpochSetter, SafeStop, read_student_weights
 from cankd_hf.config import CanKDConfig
+from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.distiller import Distiller
 from cankd_hf.errors import InputError
 from cankd_hf.losses.base import LossTerm
@@ -94,6 +95,11 @@ class CanKDTrainer(Trainer):
         distiller = Distiller(model, terms, teacher_levels, image_size, student_taps, task_weight, grid)
         if args.sync_batchnorm:
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        train_dataset = kwargs.get("train_dataset")
+        if isinstance(train_dataset, Sized):
+            kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
+        if args.channels_last:
+            distiller.to(memory_format=torch.channels_last)
         kwargs.setdefault("data_collator", self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
@@ -101,7 +107,11 @@ class CanKDTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if self.teacher is not None:
             self.teacher.to(args.device)
+            if args.channels_last:
+                self.teacher.to(memory_format=torch.channels_last)
         self.add_callback(SafeStop())
+        if isinstance(train_dataset, SeededDataset):
+            self.add_callback(EpochSetter(train_dataset))
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -115,6 +125,12 @@ class CanKDTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # Steps
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
 
     def compute_loss(
         self,

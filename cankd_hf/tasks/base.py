@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from cankd_hf.data.sources import DataConfig
+from cankd_hf.data.sources import ROLES, DataConfig
 from cankd_hf.models.students import StudentConfig
 
 if TYPE_CHECKING:
@@ -51,8 +51,15 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[Task, TaskData]:
+    def from_data(
+        cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
+    ) -> tuple[Task, TaskData]:
         """Loads and checks the data set and makes the task that fits it.
+
+        Args:
+            config: where the data are and how to read them.
+            labelled: whether labels are needed.
+            splits: which of train, eval and test to load.
 
         Raises:
             InputError: for data that cannot be used.
@@ -63,15 +70,15 @@ class Task(ABC):
         """The student with a head that fits the data."""
 
     @abstractmethod
-    def load(self, folder: str | Path) -> PreTrainedModel:
-        """A saved student of this task."""
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+        """A saved student of this task, from a folder or the Hub, in float32."""
 
     @abstractmethod
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         """Preprocessing as in evaluation, saved beside the student."""
 
     @abstractmethod
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Samples -> one batch."""
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-from cankd_hf.data.sources import DataConfig, load_images
+from cankd_hf.data.collate import segmentation_collate
+from cankd_hf.data.sources import ROLES, DataConfig, load_images
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import StudentConfig, build_student
 from cankd_hf.tasks.base import Task, TaskData
@@ -44,15 +44,17 @@ class FeaturesTask(Task):
         return cls()
 
     @classmethod
-    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[FeaturesTask, TaskData]:
-        data = load_images(config)
+    def from_data(
+        cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
+    ) -> tuple[FeaturesTask, TaskData]:
+        data = load_images(config, splits)
         return cls(), TaskData(data.train, data.eval, data.test, data.facts)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, None, {})
 
-    def load(self, folder: str | Path) -> PreTrainedModel:
-        return load_backbone(folder)
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+        return load_backbone(folder, revision=revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         size = config.image_size
@@ -64,8 +66,8 @@ class FeaturesTask(Task):
             image_std=list(config.image_std),
         )
 
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return segmentation_collate([{"pixel_values": sample["pixel_values"]} for sample in samples])
 
     def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
         self._names = distiller.similarity_names

@@ -27,10 +27,10 @@ def spread(data: Any, count: int) -> list[Any]:
     return [data[int(position)] for position in positions]
 
 
-def class_colours(count: int, palette: Sequence[Sequence[int]] | None) -> np.ndarray:
+def class_colours(count: int, palette: Mapping[int, Sequence[int]] | None) -> np.ndarray:
     """One RGB colour a class, uint8 [count, 3]: the data set's own, or well separated ones."""
-    if palette is not None and len(palette) >= count:
-        return np.asarray(palette[:count], dtype=np.uint8)
+    if palette is not None and all(label in palette for label in range(count)):
+        return np.asarray([palette[label] for label in range(count)], dtype=np.uint8)
     import matplotlib
 
     name = "tab10" if count <= 10 else "tab20" if count <= 20 else "gist_ncar"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
 
 from cankd_hf.data.collate import segmentation_collate
-from cankd_hf.data.sources import DataConfig, load_segmentation
+from cankd_hf.data.sources import ROLES, DataConfig, load_segmentation
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models import register
@@ -28,7 +29,7 @@ class SegmentationTask(Task):
     Args:
         id2label: name of every class.
         ignore_index: label of pixels that do not count.
-        palette: colour of every class for pictures, 0..255 RGB.
+        palette: colour of every class for pictures, RGB in 0..255.
     """
 
     name = "segmentation"
@@ -36,7 +37,7 @@ class SegmentationTask(Task):
     pipeline_tag = "image-segmentation"
 
     def __init__(
-        self, id2label: dict[int, str], ignore_index: int = 255, palette: Sequence[Sequence[int]] | None = None
+        self, id2label: dict[int, str], ignore_index: int = 255, palette: Mapping[int, Sequence[int]] | None = None
     ) -> None:
         self.id2label = dict(id2label)
         self.ignore_index = ignore_index
@@ -51,17 +52,19 @@ class SegmentationTask(Task):
         return cls(model.config.id2label, getattr(model.config, "semantic_loss_ignore_index", 255))
 
     @classmethod
-    def from_data(cls, config: DataConfig, labelled: bool = True) -> tuple[SegmentationTask, TaskData]:
-        data = load_segmentation(config, need_labels=labelled)
+    def from_data(
+        cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
+    ) -> tuple[SegmentationTask, TaskData]:
+        data = load_segmentation(config, need_labels=labelled, splits=splits)
         return cls(data.id2label, data.ignore_index, data.palette), TaskData(data.train, data.eval, data.test, data.facts)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
 
-    def load(self, folder: str | Path) -> PreTrainedModel:
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         try:
-            return AutoModelForSemanticSegmentation.from_pretrained(folder)
+            return AutoModelForSemanticSegmentation.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: expected a saved segmentation student, could not load one: {error}") from error
 
@@ -75,13 +78,14 @@ class SegmentationTask(Task):
             do_reduce_labels=False,
         )
 
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return segmentation_collate(samples)
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return segmentation_collate(list(samples), self.ignore_index)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         kept = dict(inputs)
-        # Padded masks of several sizes do not lie over the images: they can be scored one by one, but give no loss.
-        if kept.pop("label_sizes", None) is not None:
+        sizes = kept.pop("label_sizes", None)
+        # Masks of several sizes, padded to one, do not lie over their images: they can be scored, but give no loss.
+        if sizes is not None and (sizes != sizes.new_tensor(kept["labels"].shape[-2:])).any():
             kept.pop("labels")
         return kept
 
