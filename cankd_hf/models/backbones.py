@@ -1,7 +1,7 @@
 """Backbones by id, folder, timm name or configuration, online and offline.
 
-`AutoBackbone.from_pretrained` asks the Hub whether the repository exists before anything else, so it loads no local folder
-and nothing offline; the concrete class, found through the same mapping, does both.
+`AutoBackbone.from_pretrained` asks the Hub whether the repository exists before anything else, so it loads no local
+folder and nothing offline; the concrete class, found through the same mapping, does both.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel, TimmBackbone, TimmBackboneConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
@@ -22,7 +25,8 @@ from cankd_hf.models.configs import check_keys, config_from_dict
 
 logger = logging.getLogger(__name__)
 
-# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, the identity's scale when fresh.
+# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, the identity's scale when
+# fresh.
 ADDED_NORMS = re.compile(r"(^|\.)hidden_states_norms\.")
 
 
@@ -37,9 +41,9 @@ def load_backbone(
     """Any backbone of `transformers` or timm, whose forward gives `.feature_maps`.
 
     Args:
-        source: a local folder; a Hub id; `timm/NAME` or a bare timm name (pretrained weights of timm); or a dictionary: a
-            configuration with `model_type` (random weights), or `{"pretrained": SOURCE, ...}` with configuration fields to
-            override, such as `output_stride: 8` for timm.
+        source: a local folder; a Hub id; `timm/NAME` or a bare timm name (pretrained weights of timm); or a
+            dictionary: a configuration with `model_type` (random weights), or `{"pretrained": SOURCE, ...}` with
+            configuration fields to override, such as `output_stride: 8` for timm.
         out_indices: stages whose maps are wanted; default: what the source says, usually the last alone.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code of the repository may run.
@@ -51,36 +55,72 @@ def load_backbone(
     Raises:
         InputError: if it is not found, is no backbone, or its weights are incomplete (the missing keys are listed).
     """
-    overrides: dict[str, Any] = {}
-    if isinstance(source, dict):
-        overrides = dict(source)
-        pretrained = overrides.pop("pretrained", None)
-        if pretrained is None:
-            return random_backbone(overrides, out_indices, dtype)
-        source = pretrained
+    name, overrides = _split(source)
+    if name is None:
+        return random_backbone(overrides, out_indices, dtype)
     if out_indices is not None:
         overrides["out_indices"] = out_indices
-    name = str(source)
-    if not Path(name).is_dir() and (name.startswith("timm/") or "/" not in name and _is_timm_name(name)):
+        overrides.pop("out_features", None)
+    if _is_timm(name):
         return _timm_backbone(name.removeprefix("timm/"), overrides, dtype)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _overridden(name, overrides, hub)
+    cls = _backbone_class(config, name, hub)
+    loader = cls.from_pretrained
+    if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
+        loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
+    try:
+        model, info = loader(
+            name, config=config, dtype=dtype or torch.float32, output_loading_info=True, revision=revision or "main"
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"backbone {name}: cannot be loaded: {first_line(error)}") from error
+    check_complete(f"backbone {name}", info["missing_keys"], (entry[0] for entry in info["mismatched_keys"]))
+    return model
+
+
+def backbone_config(
+    source: str | Path | dict[str, Any], *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The configuration that `load_backbone` would use, without weights, for a neck to be built upon.
+
+    Where the source does not name the stages itself it asks for the last one alone, whatever a saved backbone was
+    used for.
+
+    Raises:
+        InputError: as `load_backbone` does.
+    """
+    name, overrides = _split(source)
+    if name is None:
+        config = config_from_dict(overrides, "backbone")
+    elif _is_timm(name):
+        config = _timm_config(name.removeprefix("timm/"), overrides)
+    else:
+        config = _overridden(name, overrides, {"revision": revision, "trust_remote_code": trust_remote_code})
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise InputError(_no_backbone("backbone" if name is None else f"backbone {name}", config))
+    if name is not None and not {"out_indices", "out_features"} & set(overrides):
+        last = -1 if config.model_type == "timm_backbone" else len(config.stage_names) - 1
+        config.out_indices = [last]
+    return config
+
+
+def _split(source: str | Path | dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Where the weights come from (None: nowhere) and the configuration fields given beside."""
+    if not isinstance(source, dict):
+        return str(source), {}
+    fields = dict(source)
+    name = fields.pop("pretrained", None)
+    return None if name is None else str(name), fields
+
+
+def _overridden(name: str, overrides: dict[str, Any], hub: dict[str, Any]) -> PretrainedConfig:
     config = load_config(name, hub)
     check_keys(overrides, config, f"backbone {name}")
     try:
-        config = AutoConfig.from_pretrained(name, **hub, **overrides)
-        cls = _backbone_class(config, name, hub)
-        if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
-            model, info = PreTrainedModel.from_pretrained.__func__(  # type: ignore[attr-defined]
-                cls, name, config=config, dtype=dtype or torch.float32, output_loading_info=True, revision=revision
-            )
-        else:
-            model, info = cls.from_pretrained(
-                name, config=config, dtype=dtype or torch.float32, output_loading_info=True, revision=revision
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"backbone {name}: cannot be loaded: {_first_line(error)}") from error
-    _check_complete(name, info)
-    return model
+        return AutoConfig.from_pretrained(name, **hub, **overrides) if overrides else config
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"backbone {name}: cannot be configured so: {' '.join(str(error).split())}") from error
 
 
 def random_backbone(
@@ -94,11 +134,11 @@ def random_backbone(
     values = dict(values) if out_indices is None else {**values, "out_indices": out_indices}
     config = config_from_dict(values, "backbone")
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise InputError(no_backbone("backbone", config))
+        raise InputError(_no_backbone("backbone", config))
     try:
         model = AutoBackbone.from_config(copy.deepcopy(config))
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise InputError(f"backbone: {config.model_type} cannot be built so: {_first_line(error)}") from error
+        raise InputError(f"backbone: {config.model_type} cannot be built so: {first_line(error)}") from error
     return model if dtype is None else model.to(dtype)
 
 
@@ -109,17 +149,19 @@ def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
         InputError: if there is none, or its model type is unknown.
     """
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise InputError(f"{name}: expected a model folder with a config.json, found none; name the checkpoint's own folder")
+        raise InputError(
+            f"{name}: expected a model folder with a config.json, found none; name the checkpoint's own folder"
+        )
     try:
         return AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{name}: expected a local folder with a config.json or a model id on the Hub, got neither ({_first_line(error)}); "
-            "check the spelling, or the network"
+            f"{name}: expected a local folder with a config.json or a model id on the Hub, got neither "
+            f"({first_line(error)}); check the spelling, or the network"
         ) from error
 
 
-def no_backbone(place: str, config: PretrainedConfig) -> str:
+def _no_backbone(place: str, config: PretrainedConfig) -> str:
     """The message for a model type without a Backbone class."""
     return (
         f"{place}: expected a model type with a Backbone class (resnet, convnext, swin, dinov2, timm_backbone, ...), "
@@ -132,26 +174,35 @@ def _backbone_class(config: PretrainedConfig, name: str, hub: dict[str, Any]) ->
     if hub["trust_remote_code"] and "AutoBackbone" in auto_map:
         return get_class_from_dynamic_module(auto_map["AutoBackbone"], name, revision=hub["revision"])
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise InputError(no_backbone(f"backbone {name}", config))
+        raise InputError(_no_backbone(f"backbone {name}", config))
     return MODEL_FOR_BACKBONE_MAPPING[type(config)]
 
 
-def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Refuses a model part of which kept its random start."""
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    added = [key for key in missing if ADDED_NORMS.search(key)]
-    missing = [key for key in missing if key not in added]
-    if missing:
-        listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str] = ()) -> None:
+    """Refuses a model part of which kept its random start; norms that a Backbone class adds are allowed, and said.
+
+    Raises:
+        InputError: listing the keys.
+    """
+    absent = sorted({*missing, *mismatched})
+    added = [key for key in absent if ADDED_NORMS.search(key)]
+    absent = [key for key in absent if key not in added]
+    if absent:
+        listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         raise InputError(
-            f"backbone {name}: expected weights for every parameter, but {len(missing)} are missing or of another shape: "
-            f"{listed}; is it the right folder and revision?"
+            f"{place}: expected weights for every parameter, but {len(absent)} are missing or of another "
+            f"shape: {listed}; is it the right folder and revision?"
         )
     if added:
-        logger.info("%s: %d parameters of norms that the Backbone class adds start as the identity", name, len(added))
+        logger.info("%s: %d parameters of norms that the Backbone class adds start as the identity", place, len(added))
 
 
-def _is_timm_name(name: str) -> bool:
+def _is_timm(name: str) -> bool:
+    """Whether it names a model of timm: `timm/NAME`, or a bare name that is no folder here."""
+    if Path(name).is_dir():
+        return False
+    if "/" in name:
+        return name.startswith("timm/")
     try:
         import timm
     except ImportError:
@@ -159,21 +210,42 @@ def _is_timm_name(name: str) -> bool:
     return timm.is_model(name)
 
 
-def _timm_backbone(name: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
-    """A timm backbone with timm's pretrained weights."""
-    config = TimmBackboneConfig(backbone=name)
-    check_keys(overrides, config, f"backbone timm/{name}")
-    config = TimmBackboneConfig(**{"backbone": name, "out_indices": [-1], **overrides})
+def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
+    check_keys(overrides, TimmBackboneConfig(backbone=name), f"backbone timm/{name}")
     try:
-        model = TimmBackbone(config, pretrained=True)
+        return TimmBackboneConfig(**{"backbone": name, "out_indices": [-1], **overrides})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"backbone timm/{name}: cannot be configured so: {' '.join(str(error).split())}") from error
+
+
+def _timm_backbone(name: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
+    """A timm backbone with timm's pretrained weights.
+
+    `TimmBackbone(pretrained=True)` of transformers 5.23 resets the running statistics of every BatchNorm after
+    loading, so timm loads the weights and they are copied.
+    """
+    import timm
+
+    config = _timm_config(name, overrides)
+    try:
+        model = TimmBackbone(config)
+        pretrained = timm.create_model(
+            name,
+            pretrained=True,
+            features_only=config.features_only,
+            out_indices=tuple(config.out_indices),
+            output_stride=config.output_stride,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"backbone timm/{name}: its pretrained weights cannot be loaded ({_first_line(error)}); check the name "
+            f"backbone timm/{name}: its pretrained weights cannot be loaded ({first_line(error)}); check the name "
             "(timm.list_pretrained()) and the network, or give a configuration with model_type: timm_backbone"
         ) from error
+    model._backbone.load_state_dict(pretrained.state_dict())
     return model.eval() if dtype is None else model.eval().to(dtype)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

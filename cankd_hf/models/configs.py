@@ -13,7 +13,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from cankd_hf.errors import InputError
 
 # Accepted by every configuration, though not all of them list it among their own fields.
-COMMON_KEYS = {"model_type", "num_labels", "id2label", "label2id", "out_indices", "out_features", "attn_implementation"}
+COMMON_KEYS = {
+    "model_type",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "out_indices",
+    "out_features",
+    "attn_implementation",
+}
 
 
 def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
@@ -32,8 +40,10 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         near = nearest(str(model_type), CONFIG_MAPPING.keys())
         raise InputError(f"{place}.model_type: expected a model type of transformers, got {model_type!r}{near}")
-    known = AutoConfig.for_model(model_type)
-    check_keys(values, known, place)
+    check_keys(values, AutoConfig.for_model(model_type), place)
+    for key, inner in values.items():
+        if isinstance(inner, dict) and "model_type" in inner:
+            config_from_dict(inner, f"{place}.{key}")  # transformers stores an inner model's unknown keys as well
     try:
         return AutoConfig.for_model(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -49,7 +59,9 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
     known = set(config.to_dict()) | set(config.attribute_map) | COMMON_KEYS
     unknown = [key for key in values if key not in known]
     if unknown:
-        raise InputError([f"{place}.{key}: no such key for {config.model_type}{nearest(key, known)}" for key in unknown])
+        raise InputError(
+            [f"{place}.{key}: no such key for {config.model_type}{nearest(key, known)}" for key in unknown]
+        )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

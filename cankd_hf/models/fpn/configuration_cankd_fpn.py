@@ -21,18 +21,18 @@ class FPNConfig(PretrainedConfig):
     r"""Everything that shapes an `FPNForSemanticSegmentation`.
 
     Args:
-        backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a tiny ResNet-18 of
-            `transformers` if absent. Where it asks for the last stage only (the default of all of them) and the neck needs
-            more, all stages of the pyramid are taken.
-        neck: `"fpn"` (Lin et al. 2017, torchvision's module) for pyramids; `"simple_pyramid"` (ViTDet, Li et al. 2022) for
-            plain ViTs: several strides from the last map; `"none"`: the backbone's maps as they are.
+        backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a ResNet-18
+            of `transformers` if absent. Where it asks for the last stage only (the default of all of them) and the
+            neck needs more, all stages of the pyramid are taken.
+        neck: `"fpn"` (Lin et al. 2017, torchvision's module) for pyramids; `"simple_pyramid"` (ViTDet, Li et al.
+            2022) for plain ViTs: several strides from the last map; `"none"`: the backbone's maps as they are.
             Default: `"fpn"` under the `"fpn"` head, else `"none"`.
         fpn_channels: width of every map of the neck.
-        strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the backbone from 4
-            on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
+        strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the
+            backbone from 4 on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
         head: `"fpn"`: all levels fused at the finest; `"psp"`: pyramid pooling on the last map (Zhao et al. 2017);
-            `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two are
-            made for an output stride of 8, which timm backbones offer (`output_stride: 8`).
+            `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
+            are made for an output stride of 8, which timm backbones offer (`output_stride: 8`).
         head_channels: width of the head.
         head_layers: number of 3x3 convolutions before the classifier.
         norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own).
@@ -104,7 +104,9 @@ class FPNConfig(PretrainedConfig):
         ):
             raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
         if self.head != "fpn" and self.neck != "none":
-            raise ValueError(f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'")
+            raise ValueError(
+                f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'"
+            )
 
     def _backbone(self, given: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
         """A private copy of the backbone's configuration that asks for the stages which the neck needs."""
@@ -128,8 +130,8 @@ class FPNConfig(PretrainedConfig):
         count = len(config.stage_names)
         if count > MAX_PYRAMID_STAGES and self.neck == "fpn":
             raise ValueError(
-                f"FPNConfig.neck: 'fpn' needs a backbone of several strides, but {config.model_type!r} has {count - 1} blocks "
-                "of one stride; use neck: simple_pyramid (or name out_indices in the backbone)"
+                f"FPNConfig.neck: 'fpn' needs a backbone of several strides, but {config.model_type!r} has "
+                f"{count - 1} blocks of one stride; use neck: simple_pyramid (or name out_indices in the backbone)"
             )
         first = 1 if config.stage_names[0] == "stem" and count > 1 else 0  # pvt_v2 has no stem
         return list(range(max(first, count - wanted), count))

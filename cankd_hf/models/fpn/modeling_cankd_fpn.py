@@ -7,6 +7,7 @@ Letters in shapes: B batch, C channels, H and W of that map, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,15 +38,16 @@ def conv_block(in_channels: int, out_channels: int, kernel_size: int, norm: str)
     return nn.Sequential(conv, make_norm(norm, out_channels), nn.ReLU(inplace=True))
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corners not aligned; nothing to do where the size is right already."""
-    if x.shape[-2:] == size:
+    if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
 def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
-    """Channels and stride of each map, from a forward of an empty image: what a configuration says of them may be wrong.
+    """Channels and stride of each map, from a forward of an empty image: what a configuration says of them may be
+    wrong.
 
     It runs in eval mode, without gradients, and also on the meta device.
     """
@@ -59,7 +61,9 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     backbone.train(was_training)
     for x in maps:
         if x.ndim != 4:
-            raise ValueError(f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {tuple(x.shape)}"
+            )
     return [(x.shape[1], PROBE_SIZE / x.shape[3]) for x in maps]
 
 
@@ -201,7 +205,11 @@ class AtrousPooling(nn.Module):
         return self.aspp(maps[-1])
 
 
-NECK_CLASSES = {"fpn": FPNNeck, "simple_pyramid": SimplePyramid, "none": NoNeck}
+NECK_CLASSES: dict[str, type[FPNNeck | SimplePyramid | NoNeck]] = {
+    "fpn": FPNNeck,
+    "simple_pyramid": SimplePyramid,
+    "none": NoNeck,
+}
 CONTEXT_CLASSES = {"fpn": PyramidFusion, "psp": PyramidPooling, "aspp": AtrousPooling}
 
 
@@ -228,8 +236,8 @@ class SemanticHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         if self.training and self.pools and len(maps[-1]) == 1:
             raise ValueError(
-                "This head normalises globally pooled maps over the batch, which needs at least 2 images a step and device; "
-                "use a larger batch or norm: group"
+                "This head normalises globally pooled maps over the batch, which needs at least 2 images a step "
+                "and device; use a larger batch or norm: group"
             )
         logits = self.classifier(self.dropout(self.layers(self.context(maps))))
         spare = self.auxiliary(maps[max(len(maps) - 2, 0)]) if self.auxiliary is not None and self.training else None
@@ -254,15 +262,17 @@ class FPNPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
-        self.neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
+        neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
+        self.neck = neck
+        self.levels = neck.levels  # channels and stride of each map, fine to coarse
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution (FSDP asks for it)."""
         return next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """One rule for neck and head, torchvision's for its FPN. The default of `transformers` (std 0.02 everywhere) would
-        overwrite torchvision's own; the backbone, a `PreTrainedModel`, initialises itself."""
+        """One rule for neck and head, torchvision's for its FPN. The default of `transformers` (std 0.02 everywhere)
+        would overwrite torchvision's own; the backbone, a `PreTrainedModel`, initialises itself."""
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
@@ -287,7 +297,7 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
-        self.head = SemanticHead(config, [channels for channels, _ in self.neck.levels])
+        self.head = SemanticHead(config, [channels for channels, _ in self.levels])
         self.post_init()
 
     def forward(
@@ -302,7 +312,8 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
         Args:
             pixel_values: `[B, 3, H, W]`, of any size.
-            labels: `[B, h, w]` int64, of any size (the logits are brought to it), `semantic_loss_ignore_index` left out.
+            labels: `[B, h, w]` int64, of any size (the logits are brought to it), `semantic_loss_ignore_index` left
+                out.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
             return_dict: False for a tuple.
             kwargs: ignored, for callers that pass the same to every model.

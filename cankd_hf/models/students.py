@@ -1,0 +1,240 @@
+"""Students: one description, one way in, whatever the architecture and wherever the weights come from."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cankd_hf.errors import InputError
+from cankd_hf.models import register
+from cankd_hf.models.backbones import (
+    backbone_config,
+    check_complete,
+    first_line,
+    load_backbone,
+    load_config,
+    random_backbone,
+)
+from cankd_hf.models.configs import config_from_dict, nearest
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# The class for each task's auto class; another task adds its line.
+FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {"AutoModelForSemanticSegmentation": FPNForSemanticSegmentation}
+# What the native models call the label that their loss leaves out.
+IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
+
+
+@dataclass
+class StudentConfig:
+    """A student. Exactly one of `model`, `config` and `backbone` says what it is.
+
+    Args:
+        model: a local folder or Hub id of a whole model (SegFormer, UperNet, one of ours, ...); a head of another
+            class count starts anew.
+        config: a whole model with random weights, as its configuration's fields with `model_type`.
+        backbone: the backbone under a pyramid: whatever `load_backbone` takes.
+        fpn: settings of the pyramid on that backbone, see `FPNConfig`.
+        taps: where its feature maps are taken, `auto` or module paths.
+        revision: branch, tag or commit on the Hub, of `model` or `backbone`.
+        trust_remote_code: whether code of the repository may run; never needed for our own students.
+    """
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    backbone: str | dict[str, Any] | None = None
+    fpn: dict[str, Any] = field(default_factory=dict)
+    taps: str | list[str] = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Raises `InputError` unless exactly one source is given, and `fpn` only where it counts."""
+        given = [name for name in ("model", "config", "backbone") if self.__dict__[name] is not None]
+        problems = []
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            problems.append(f"student: expected exactly one of model, config and backbone, got {got}; keep one")
+        if self.fpn and given != ["backbone"]:
+            problems.append("student.fpn: settings of a pyramid count for student.backbone only; remove them")
+        if problems:
+            raise InputError(problems)
+
+
+def build_student(
+    config: StudentConfig,
+    auto_class: Any,
+    id2label: Mapping[int, str],
+    ignore_index: int = 255,
+) -> PreTrainedModel:
+    """The student with a head for these classes, in train mode and float32.
+
+    Args:
+        config: what to build or load.
+        auto_class: the task's, e.g. `AutoModelForSemanticSegmentation`; None for a bare backbone (label-free runs).
+        id2label: name of each class.
+        ignore_index: label left out of the loss.
+
+    Raises:
+        InputError: if it cannot be found or built, is no model of the task, or its weights are incomplete.
+
+    A bare backbone student is saved as its `XxxBackbone`. By experiment with transformers 5.23 the saved folder loads
+    with the concrete class for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2,
+    DINOv2, ...). `AutoModel` loads it exactly only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2,
+    HGNet; not ConvNeXt and Swin), and `AutoBackbone.from_pretrained` no folder at all. A timm backbone has no call in
+    transformers that loads a
+    folder: `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder,
+    config=AutoConfig.from_pretrained(folder))` does. `load_backbone(folder)` loads every one of them.
+    """
+    config.check()
+    register()
+    if auto_class is None:
+        model = _bare_student(config)
+    elif config.backbone is not None:
+        model = _fpn_student(config, config.backbone, auto_class, id2label, ignore_index)
+    elif config.model is not None:
+        model = _loaded_student(config, config.model, auto_class, id2label, ignore_index)
+    else:
+        model = _random_student(config.config or {}, auto_class, id2label, ignore_index)
+    return model.train()
+
+
+def _hub(config: StudentConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _classes(id2label: Mapping[int, str]) -> dict[str, Any]:
+    names = {int(index): name for index, name in id2label.items()}
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+
+
+def _bare_student(config: StudentConfig) -> PreTrainedModel:
+    if config.fpn:
+        raise InputError("student.fpn: a label-free run trains the backbone alone, without a pyramid; remove it")
+    if config.config is not None:
+        return random_backbone(config.config)
+    source = config.backbone if config.backbone is not None else config.model
+    assert source is not None  # config.check()
+    return load_backbone(source, **_hub(config))
+
+
+def _fpn_student(
+    config: StudentConfig,
+    source: str | dict[str, Any],
+    auto_class: Any,
+    id2label: Mapping[int, str],
+    ignore_index: int,
+) -> PreTrainedModel:
+    cls = FPN_CLASSES[auto_class.__name__]
+    inner = backbone_config(source, **_hub(config))
+    known = [name for name in inspect.signature(FPNConfig).parameters if name not in ("backbone_config", "kwargs")]
+    unknown = [f"student.fpn.{key}: no such setting{nearest(key, known)}" for key in config.fpn if key not in known]
+    if unknown:
+        raise InputError(unknown)
+    settings = {"semantic_loss_ignore_index": ignore_index, **config.fpn}
+    try:
+        model = cls(FPNConfig(backbone_config=inner, **settings, **_classes(id2label)))
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"student: cannot be built so: {first_line(error)}") from error
+    if isinstance(source, str) or "pretrained" in source:
+        loaded = load_backbone(source, out_indices=model.config.backbone_config.out_indices, **_hub(config))
+        model.backbone.load_state_dict(loaded.state_dict())
+    return model
+
+
+def _random_student(
+    values: dict[str, Any], auto_class: Any, id2label: Mapping[int, str], ignore_index: int
+) -> PreTrainedModel:
+    config = config_from_dict({**values, **_classes(id2label)}, "student.config")
+    _check_task(config, auto_class, "student.config")
+    _set_ignore_index(config, ignore_index)
+    try:
+        return auto_class.from_config(config)
+    except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
+        raise InputError(f"student.config: {config.model_type} cannot be built so: {first_line(error)}") from error
+
+
+def _loaded_student(
+    student: StudentConfig, name: str, auto_class: Any, id2label: Mapping[int, str], ignore_index: int
+) -> PreTrainedModel:
+    config = load_config(name, _hub(student))
+    _check_task(config, auto_class, f"student.model {name}", student.trust_remote_code)
+    before = config.num_labels
+    for key, value in _classes(id2label).items():
+        setattr(config, key, value)
+    _set_ignore_index(config, ignore_index)
+    try:
+        model, info = auto_class.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_hub(student),
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
+    _check_head(name, model, info, before, len(id2label))
+    return model
+
+
+def _check_task(config: PretrainedConfig, auto_class: Any, place: str, trust_remote_code: bool = False) -> None:
+    if type(config) in auto_class._model_mapping:
+        return
+    if trust_remote_code and auto_class.__name__ in (config.to_dict().get("auto_map") or {}):
+        return
+    raise InputError(
+        f"{place}: expected a model type that {auto_class.__name__} knows, got {config.model_type!r}; "
+        "for a plain backbone use student.backbone"
+    )
+
+
+def _set_ignore_index(config: PretrainedConfig, ignore_index: int) -> None:
+    names = [key for key in IGNORE_KEYS if key in config.to_dict()]
+    for key in names:
+        setattr(config, key, ignore_index)
+    if not names:
+        logger.warning("%s has no setting for the ignored label; its own loss decides", config.model_type)
+
+
+def _check_head(name: str, model: PreTrainedModel, info: dict[str, Any], before: int, classes: int) -> None:
+    """Parameters may start at random only where they belong: classifiers of another class count, or a whole head."""
+    mismatched = sorted(entry[0] for entry in info["mismatched_keys"])
+    shapes = model.state_dict()
+    foreign = [key for key in mismatched if before == classes or shapes[key].shape[0] != classes]
+    missing = set(info["missing_keys"]) - set(mismatched)
+    fresh = _whole_heads(model, missing)
+    missing = {key for key in missing if key.split(".")[0] not in fresh}
+    check_complete(f"student.model {name}", missing, foreign)
+    if mismatched:
+        logger.warning(
+            "%s: classified %d classes, the data has %d: these parameters start at random: %s",
+            name,
+            before,
+            classes,
+            ", ".join(mismatched),
+        )
+    if fresh:
+        logger.warning("%s: holds no weights for %s, which starts at random", name, ", ".join(sorted(fresh)))
+
+
+def _whole_heads(model: PreTrainedModel, missing: set[str]) -> set[str]:
+    """Top-level modules without a single weight in the checkpoint, as when an ImageNet encoder gets a head.
+
+    The base model never counts as one: a student of random weights must be asked for (`student.config`).
+    """
+    names: dict[str, bool] = {}
+    for key in model.state_dict():
+        top = key.split(".")[0]
+        names[top] = names.get(top, True) and (key in missing or key.endswith("num_batches_tracked"))
+    whole = {top for top, absent in names.items() if absent}
+    return set() if model.base_model_prefix in whole or len(whole) == len(names) else whole
