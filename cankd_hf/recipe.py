@@ -114,6 +114,31 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe
     return _check(reader, data)
 
 
+def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> DataConfig:
+    """The `data:` section of a saved recipe, or of none, with `data.key=value` overrides.
+
+    Args:
+        path: a recipe; its other sections are not looked at. None starts from the defaults.
+        overrides: `data.key=value`.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    text = Path(path).read_text(encoding="utf-8") if path is not None else ""
+    given = YamlSource(text, overrides, str(path) if path is not None else "command line")
+    reader = Reader(given.place, _elsewhere)
+    for override in overrides:
+        if "=" in override and not override.startswith(("data.", "data=")):
+            reader.say(override.partition("=")[0], "only data.key=value counts here; leave it out")
+    section = given.read(reader).get("data", {})
+    reader.read(DataConfig, section, "data")
+    config = Reader(lenient=True).read(DataConfig, section, "data")
+    if config is not None:
+        check_part(reader, config.check_values)
+    reader.raise_problems()
+    return config
+
+
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, which `load_recipe` reads back to an equal one. It never holds a token."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, default_flow_style=None, width=119)
@@ -172,14 +197,12 @@ def _check(reader: Reader, data: dict[str, Any]) -> Recipe:
 def _check_student(reader: Reader, student: StudentConfig | None) -> None:
     if student is None:
         return
-    _exactly_one(reader, student, "student", ("model", "config", "backbone"))
+    check_part(reader, student.check)
     if isinstance(student.config, dict):
         check_model_config(reader, student.config, "student.config")
     if isinstance(student.backbone, dict):
         check_model_config(reader, student.backbone, "student.backbone")
-    if student.fpn and student.backbone is None:
-        reader.say("student.fpn", "shapes a pyramid on student.backbone, which is not given; set it, or leave fpn out")
-    elif student.fpn:
+    if student.fpn and student.backbone is not None:
         check_fpn(reader, student.fpn, "student.fpn")
 
 
@@ -236,15 +259,6 @@ def _check_together(reader: Reader, recipe: Recipe) -> None:
     if recipe.teacher is not None and recipe.teacher.fit is not None and distill.task_weight == 0:
         reader.say(
             "teacher.fit", "fits the teacher to the task, but distill.task_weight: 0 reads no labels; remove one"
-        )
-
-
-def _exactly_one(reader: Reader, part: Any, path: str, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(part, name) is not None]
-    if len(given) != 1:
-        got = " and ".join(given) or "none of them"
-        reader.say(
-            path, f"expected exactly one of {', '.join(names)}, got {got}; a Hub id or a folder goes into model"
         )
 
 

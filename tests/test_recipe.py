@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 from cankd_hf.errors import InputError
-from cankd_hf.recipe import Recipe, load_recipe, parse_recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.recipe import (
+    Recipe,
+    load_data_config,
+    load_recipe,
+    parse_recipe,
+    recipe_differences,
+    recipe_to_yaml,
+)
 
 from .recipe_tables import PAGE, rendered
 
@@ -149,10 +156,10 @@ distill:
         ("data.streaming=true", "set training.max_steps"),
         (
             "student.config={model_type: resnet}",
-            "expected exactly one of model, config, backbone, got model and config",
+            "expected exactly one of model, config and backbone, got model and config",
         ),
-        ("student.model=null", "got none of them"),
-        ("student.fpn={fpn_channels: 8}", "shapes a pyramid on student.backbone, which is not given"),
+        ("student.model=null", "backbone, got none"),
+        ("student.fpn={fpn_channels: 8}", "count for student.backbone only"),
         ("teacher.dtype=int8", "teacher.dtype (command line): expected auto, float32"),
         ("teacher.fit.max_step=3", "did you mean 'max_steps'?"),
         ("teacher.config={model_type: resnett}", "did you mean resnet?"),
@@ -239,6 +246,17 @@ def test_differences_between_a_saved_recipe_and_a_new_one() -> None:
         "training.max_steps: 10 -> 20",
         "training.bf16: absent -> True",
     ]
+
+
+def test_the_data_section_of_a_saved_recipe(tmp_path: Path) -> None:
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(recipe_to_yaml(parse_recipe(TAUGHT, ["data.flip=0"])))
+    config = load_data_config(saved, ["data.path=elsewhere"])
+    assert (config.path, config.flip) == ("elsewhere", 0.0)
+    assert load_data_config(None, ["data.path=elsewhere"]).path == "elsewhere"
+    with pytest.raises(InputError, match=r"data\.path .*: expected a folder") as caught:
+        load_data_config(None, ["training.max_steps=3", "data.crop=3"])
+    assert len(caught.value.problems) == 3
 
 
 def test_saved_recipes_are_plain_yaml() -> None:

@@ -64,6 +64,8 @@ def test_no_swallowed_exceptions() -> None:
     wrong = []
     for path in package_files():
         for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ExceptHandler) and all(isinstance(child, ast.Pass) for child in node.body):
+            if not isinstance(node, ast.ExceptHandler) or not all(isinstance(child, ast.Pass) for child in node.body):
+                continue
+            if not (isinstance(node.type, ast.Name) and node.type.id.startswith("_")):  # a signal of our own
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, "except: pass hides an error:\n" + "\n".join(wrong)
