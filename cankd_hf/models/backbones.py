@@ -7,6 +7,7 @@ folder and nothing offline; the concrete class, found through the same mapping, 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -41,7 +42,8 @@ def load_backbone(
     """Any backbone of `transformers` or timm, whose forward gives `.feature_maps`.
 
     Args:
-        source: a local folder; a Hub id; `timm/NAME` or a bare timm name (pretrained weights of timm); or a
+        source: a local folder (of transformers or timm); a Hub id; `timm/NAME` or a bare timm name (pretrained
+            weights of timm); or a
             dictionary: a configuration with `model_type` (random weights), or `{"pretrained": SOURCE, ...}` with
             configuration fields to override, such as `output_stride: 8` for timm.
         out_indices: stages whose maps are wanted; default: what the source says, usually the last alone.
@@ -61,8 +63,9 @@ def load_backbone(
     if out_indices is not None:
         overrides["out_indices"] = out_indices
         overrides.pop("out_features", None)
-    if _is_timm(name):
-        return _timm_backbone(name.removeprefix("timm/"), overrides, dtype)
+    from_timm = _timm_source(name)
+    if from_timm is not None:
+        return _timm_backbone(*from_timm, overrides, dtype)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _overridden(name, overrides, hub)
     cls = _backbone_class(config, name, hub)
@@ -91,10 +94,11 @@ def backbone_config(
         InputError: as `load_backbone` does.
     """
     name, overrides = _split(source)
+    from_timm = None if name is None else _timm_source(name)
     if name is None:
         config = config_from_dict(overrides, "backbone")
-    elif _is_timm(name):
-        config = _timm_config(name.removeprefix("timm/"), overrides)
+    elif from_timm is not None:
+        config = _timm_config(from_timm[0], overrides)
     else:
         config = _overridden(name, overrides, {"revision": revision, "trust_remote_code": trust_remote_code})
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -197,17 +201,23 @@ def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str]
         logger.info("%s: %d parameters of norms that the Backbone class adds start as the identity", place, len(added))
 
 
-def _is_timm(name: str) -> bool:
-    """Whether it names a model of timm: `timm/NAME`, or a bare name that is no folder here."""
+def _timm_source(name: str) -> tuple[str, str] | None:
+    """Architecture and address of the weights if timm is to load it: `timm/NAME`, a bare name of timm, or a folder
+    that timm wrote (its `config.json` says `architecture`)."""
     if Path(name).is_dir():
-        return False
+        file = Path(name) / "config.json"
+        fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        architecture = fields.get("architecture")
+        return None if architecture is None else (architecture, f"local-dir:{name}")
+    if name.startswith("timm/"):
+        return name.removeprefix("timm/"), name.removeprefix("timm/")
     if "/" in name:
-        return name.startswith("timm/")
+        return None
     try:
         import timm
     except ImportError:
-        return False
-    return timm.is_model(name)
+        return None
+    return (name, name) if timm.is_model(name) else None
 
 
 def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
@@ -218,7 +228,7 @@ def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
         raise InputError(f"backbone timm/{name}: cannot be configured so: {' '.join(str(error).split())}") from error
 
 
-def _timm_backbone(name: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
+def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
     """A timm backbone with timm's pretrained weights.
 
     `TimmBackbone(pretrained=True)` of transformers 5.23 resets the running statistics of every BatchNorm after
@@ -230,7 +240,7 @@ def _timm_backbone(name: str, overrides: dict[str, Any], dtype: torch.dtype | No
     try:
         model = TimmBackbone(config)
         pretrained = timm.create_model(
-            name,
+            address,
             pretrained=True,
             features_only=config.features_only,
             out_indices=tuple(config.out_indices),

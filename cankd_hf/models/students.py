@@ -97,6 +97,8 @@ def build_student(
     """
     config.check()
     register()
+    if auto_class is not None and len(id2label) < 2:
+        raise InputError(f"student: expected at least 2 classes, got {len(id2label)}; check the labels of the data")
     if auto_class is None:
         model = _bare_student(config)
     elif config.backbone is not None:

@@ -36,7 +36,7 @@ class FPNConfig(PretrainedConfig):
         head_channels: width of the head.
         head_layers: number of 3x3 convolutions before the classifier.
         norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own).
-        dropout: before the classifier, 0 to 1.
+        dropout: share of channels dropped before the classifier, 0 to below 1.
         pool_bins: grid sizes of the `"psp"` head.
         atrous_rates: dilations of the `"aspp"` head.
         auxiliary_weight: weight of a second classifier on the last map but one, in training only; 0: none; 0.4 in the

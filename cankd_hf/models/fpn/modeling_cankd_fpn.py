@@ -221,14 +221,14 @@ class SemanticHead(nn.Module):
         width = config.head_channels
         self.context = CONTEXT_CLASSES[config.head](config, channels)
         self.layers = nn.Sequential(*[conv_block(width, width, 3, config.norm) for _ in range(config.head_layers)])
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
         self.auxiliary: nn.Sequential | None = None
         if config.auxiliary_weight > 0:
             narrow = max(width // 2, 1)
             self.auxiliary = nn.Sequential(
                 *conv_block(channels[max(len(channels) - 2, 0)], narrow, 3, config.norm),
-                nn.Dropout(config.dropout),
+                nn.Dropout2d(config.dropout),
                 nn.Conv2d(narrow, config.num_labels, 1),
             )
         self.pools = config.head != "fpn" and config.norm == "batch"

@@ -1,0 +1,96 @@
+"""Pretrained models that are no backbones: dense-prediction models with their heads, and plain ViTs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+from cankd_hf.errors import InputError
+
+# Class name ending -> auto class: what marks a checkpoint as a dense-prediction model rather than a bare backbone.
+_DENSE = {
+    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
+    "ForInstanceSegmentation": "AutoModelForInstanceSegmentation",
+    "ForObjectDetection": "AutoModelForObjectDetection",
+    "ForDepthEstimation": "AutoModelForDepthEstimation",
+}
+# Two-tower models: the tower that sees.
+_VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+# Weights that may be missing because no map depends on them.
+_UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
+
+
+def dense_or_plain_class(config: PretrainedConfig) -> str | None:
+    """Which auto class loads a model that is no backbone; None for a backbone.
+
+    A checkpoint says by its architecture; a bare configuration without one means a backbone where there is one, else
+    the model with the head that makes it a dense-prediction model, else (a plain ViT) `AutoModel`.
+    """
+    architecture = (config.architectures or [""])[0]
+    for ending, auto_class in _DENSE.items():
+        if architecture.endswith(ending):
+            return auto_class
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
+        return None
+    if not architecture:  # a bare configuration: with the head that makes it a dense model, if there is one
+        for auto_class in _DENSE.values():
+            if type(config) in getattr(transformers, auto_class)._model_mapping:
+                return auto_class
+    return "AutoModel"
+
+
+def load_dense_or_plain(
+    name: str | None,
+    config: PretrainedConfig,
+    auto_class: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads a dense-prediction model with its head, or a plain ViT, in float32 and strictly.
+
+    Args:
+        name: local folder or Hub id; None builds the configuration with random weights.
+        config: its configuration.
+        auto_class: from `dense_or_plain_class`.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether code from the model's repository may run.
+
+    Raises:
+        InputError: if it cannot be loaded, weights are missing (they are listed), or it does not take images.
+    """
+    loader = getattr(transformers, _VISION_TOWERS.get(config.model_type, auto_class))
+    tower = config.model_type in _VISION_TOWERS
+    try:
+        if name is None:
+            model = loader(config.vision_config) if tower else loader.from_config(config)
+            info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
+        else:
+            options: dict[str, Any] = {"revision": revision, "output_loading_info": True}
+            if not tower:
+                options["trust_remote_code"] = trust_remote_code
+            model, info = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise InputError(f"teacher {name or config.model_type}: cannot be loaded: {reason}") from error
+    if model.main_input_name != "pixel_values":
+        raise InputError(f"teacher {name or config.model_type}: expected a vision model, got {type(model).__name__}")
+    _check_complete(name or config.model_type, type(model).__name__, info)
+    return model
+
+
+def _check_complete(name: str, class_name: str, info: dict[str, Any]) -> None:
+    """Refuses a model part of which would be random: its maps would teach noise."""
+    missing = sorted(key for key in info["missing_keys"] if not _UNREAD.search(key))
+    missing += sorted(f"{key[0]} (of another shape)" for key in info["mismatched_keys"])
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise InputError(
+            f"teacher {name}: expected weights for every parameter of {class_name}, got none for {len(missing)}: "
+            f"{', '.join(missing[:10])}{more}; fix: name a complete checkpoint (right folder, right revision?)"
+        )
