@@ -32,19 +32,8 @@ from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around, drop_unread_stages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STAGE = re.compile(r"stem|stage(\d+)")
-# Class name ending -> auto class: what marks a checkpoint as a dense-prediction model rather than a bare backbone.
-_DENSE = {
-    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
-    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
-    "ForInstanceSegmentation": "AutoModelForInstanceSegmentation",
-    "ForObjectDetection": "AutoModelForObjectDetection",
-    "ForDepthEstimation": "AutoModelForDepthEstimation",
-}
-# Two-tower models: the tower that sees.
-_VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-# Weights that may be missing because no map depends on them.
-_UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
+_STAGE = re.compile(r"stem|stage\d+")
+TIMM_STAGES = [f"stage{index}" for index in range(100)]  # timm counts its maps from 0
 
 
 @dataclass
@@ -295,6 +284,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
     from cankd_hf.models import register
     from cankd_hf.models.backbones import load_backbone, load_config
     from cankd_hf.models.configs import config_from_dict
+    from cankd_hf.models.pretrained import dense_or_plain_class, load_dense_or_plain
 
     register()  # our own students may be teachers
     stages = _stages(config.taps)
@@ -302,44 +292,36 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if is_timm_name(name):
         name = "timm/" + name.removeprefix("timm/")
-        found = timm_stages(name.removeprefix("timm/"))
-        return load_backbone(name, out_indices=stages or found), image_stats(name)
+        found = _stage_indices(stages, TIMM_STAGES) or timm_stages(name.removeprefix("timm/"))
+        return load_backbone(name, out_indices=found), image_stats(name)
     hf_config = load_config(name, hub) if name else config_from_dict(config.config or {}, "teacher.config")
     stats = image_stats(name, config.revision) if name else ImageStats()
-    auto_class = _auto_class(hf_config)
+    auto_class = dense_or_plain_class(hf_config)
     if auto_class is not None:
-        return _load_model(config, hf_config, auto_class, hub), stats
+        return load_dense_or_plain(config.model, hf_config, auto_class, **hub), stats
     source = name or dict(config.config or {})
-    model = load_backbone(source, out_indices=stages or _pyramid_stages(hf_config), **hub)
-    if hf_config.model_type == "timm_backbone":
+    timm = hf_config.model_type == "timm_backbone"
+    indices = _stage_indices(stages, TIMM_STAGES if timm else hf_config.stage_names)
+    model = load_backbone(source, out_indices=indices or _pyramid_stages(hf_config), **hub)
+    if timm:
         stats = timm_stats(hf_config.backbone)
     size = input_rule(model).size((64, 64))
     drop_unread_stages(model, lambda: list(quiet_forward(model, size).feature_maps))
     return model, stats
 
 
-def _stages(taps: str | list[str]) -> list[int] | None:
-    """Numbers of a backbone's stages if that is what the taps name ("stem" is 0), else None."""
-    matches = [_STAGE.fullmatch(tap) for tap in ([taps] if isinstance(taps, str) else taps)]
-    return None if None in matches else sorted(int(match[1] or 0) for match in matches if match is not None)
+def _stages(taps: str | list[str]) -> list[str] | None:
+    """The taps, if all of them are stages of a backbone ("stage6", "stem")."""
+    named = [taps] if isinstance(taps, str) else list(taps)
+    return named if all(_STAGE.fullmatch(tap) for tap in named) else None
 
 
-def _auto_class(config: Any) -> str | None:
-    """Which auto class loads the model; None for a backbone."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
-
-    architecture = (config.architectures or [""])[0]
-    for ending, auto_class in _DENSE.items():
-        if architecture.endswith(ending):
-            return auto_class
-    if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
-        return None
-    if not architecture:  # a bare configuration: with the head that makes it a dense model, if there is one
-        for auto_class in _DENSE.values():
-            if type(config) in getattr(transformers, auto_class)._model_mapping:
-                return auto_class
-    return "AutoModel"
+def _stage_indices(stages: list[str] | None, names: list[str]) -> list[int] | None:
+    """Positions of the named stages among a backbone's own."""
+    unknown = [stage for stage in stages or () if stage not in names]
+    if unknown:
+        raise InputError(f"teacher.taps: expected stages among {', '.join(names)}, got {', '.join(unknown)}")
+    return None if stages is None else sorted(names.index(stage) for stage in stages)
 
 
 def _pyramid_stages(config: Any) -> list[int] | None:
@@ -349,44 +331,7 @@ def _pyramid_stages(config: Any) -> list[int] | None:
         return None
     if config.model_type == "timm_backbone":
         return timm_stages(config.backbone)
-    return list(range(1, len(config.stage_names)))
-
-
-def _load_model(config: TeacherConfig, hf_config: Any, auto_class: str, hub: dict[str, Any]) -> nn.Module:
-    """A model that is no backbone: dense-prediction with its head, or a plain ViT."""
-    import transformers
-
-    loader = getattr(transformers, _VISION_TOWERS.get(hf_config.model_type, auto_class))
-    tower = hf_config.model_type in _VISION_TOWERS
-    try:
-        if config.model is None:
-            hf_config = hf_config.vision_config if tower else hf_config
-            model = loader(hf_config) if tower else loader.from_config(hf_config)
-            info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
-        else:
-            options = {"revision": config.revision} if tower else hub
-            model, info = loader.from_pretrained(
-                config.model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise InputError(f"teacher {config.model or hf_config.model_type}: cannot be loaded: {reason}") from error
-    if model.main_input_name != "pixel_values":
-        raise InputError(f"teacher {config.model}: expected a vision model, got {type(model).__name__}")
-    _check_complete(config.model or "", type(model).__name__, info)
-    return model
-
-
-def _check_complete(name: str, class_name: str, info: dict[str, Any]) -> None:
-    """Refuses a model part of which would be random: its maps would teach noise."""
-    missing = sorted(key for key in info["missing_keys"] if not _UNREAD.search(key))
-    missing += sorted(f"{key[0]} (of another shape)" for key in info["mismatched_keys"])
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise InputError(
-            f"teacher {name}: expected weights for every parameter of {class_name}, got none for {len(missing)}: "
-            f"{', '.join(missing[:10])}{more}; fix: name a complete checkpoint (right folder, right revision?)"
-        )
+    return [index for index, stage in enumerate(config.stage_names) if stage != "stem"]
 
 
 def _fingerprint(model: nn.Module, tensors: int = 8) -> str:

@@ -20,7 +20,7 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
     "segformer": ("decode_head.linear_projections.*",),
     "upernet": ("decode_head.fpn_convs.*", "decode_head.bottleneck"),
     "beit": ("decode_head.fpn_convs.*", "decode_head.psp_bottleneck"),
-    "data2vec-vision": ("decode_head.fpn_convs.*", "decode_head.bottleneck"),
+    "data2vec-vision": ("decode_head.fpn_convs.*", "decode_head.psp_bottleneck"),
     "dpt": ("neck",),
     "mobilenet_v2": ("segmentation_head.conv_projection",),
     "mobilevit": ("segmentation_head.aspp",),

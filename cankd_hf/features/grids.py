@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from cankd_hf.errors import InputError
 
-# Tried in this order when a model does not state its patch size; the common ones first, because 197 tokens of a
-# 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
-_STRIDES = (16, 14, 32, 8, 4, 2, 64, 1, *(s for s in range(3, 64) if s not in (4, 8, 14, 16, 32)))
-_MAX_PREFIX = 32
+# Strides of hierarchical models; then every other one, for models that do not state their patch size.
+_USUAL = (16, 32, 8, 4, 2, 64, 1)
+_ANY = (16, 14, 32, 8, 4, 2, 64, 1, *(s for s in range(3, 64) if s not in (4, 8, 14, 16, 32)))
+# CLS and registers; then also the queries that EoMT puts before the patches.
+_PREFIX, _QUERIES = 8, 1024
 # Of a model output only these hold the maps a later stage reads; everything else (attentions, logits) is left out.
 _OUTPUT_KEYS = ("feature_maps", "last_hidden_state")
 
@@ -28,20 +29,24 @@ def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None 
         patch_size: pixels per token if known; tried first.
 
     Returns:
-        (h, w) with the fewest prefix tokens, or None when no grid fits.
+        (h, w), or None when no grid fits. A stated patch size comes first; otherwise the fewest prefix tokens win,
+        because 197 tokens of a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
     """
-    height, width = image_size
-    strides = _STRIDES if patch_size is None else (patch_size, *_STRIDES)
-    for most in (0, 1, 5, _MAX_PREFIX):
+    own: tuple[int, ...] = () if patch_size is None else (patch_size,)
+    attempts: list[tuple[tuple[int, ...], int]] = [(own, _PREFIX), (_USUAL, 0), (own, _QUERIES)]
+    attempts += [(_ANY, most) for most in (0, 1, 5, 32)]
+    for strides, most in attempts:
         for stride in strides:
-            floor = (height // stride, width // stride)
-            ceil = (-(-height // stride), -(-width // stride))
-            for h, w in (floor, ceil):
+            for h, w in _grids(image_size, stride):
                 if h * w > 0 and 0 <= tokens - h * w <= most:
                     return h, w
-            if stride == patch_size and 0 <= tokens - floor[0] * floor[1] <= _MAX_PREFIX:
-                return floor
     return None
+
+
+def _grids(image_size: tuple[int, int], stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What is left over is dropped (patches) or padded (convolutions)."""
+    height, width = image_size
+    return (height // stride, width // stride), (-(-height // stride), -(-width // stride))
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import floor
+from math import floor, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Models that cut the image into patches and drop what is left over at its right and bottom edge.
 PATCHED = {
-    *("beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dpt"),
-    *("eomt_dinov3", "lw_detr_vit", "pixio", "rf_detr_dinov2", "sapiens2", "siglip_vision_model", "tipsv2"),
+    *("beit", "clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dpt"),
+    *("lw_detr_vit", "pixio", "rf_detr_dinov2", "sapiens2", "siglip_vision_model", "tipsv2"),
     *("tipsv2_vision_model", "vit", "vit_mae", "vit_msn", "vitdet"),
 }
 # Of these, those whose blocks attend in windows of patches, as many along a side as the configuration says.
 _WINDOWED = {"rf_detr_dinov2", "lw_detr_vit"}
 # Models that take images of one size only.
-FIXED_SIZE = {"eomt", "hiera", "vitpose_backbone"}
+FIXED_SIZE = {"data2vec-vision", "eomt", "eomt_dinov3", "hiera", "vitpose_backbone"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class InputRule:
     Attributes:
         multiple: height and width must be multiples of this.
         fixed: the only size it takes, if there is one.
+        square: whether it takes square images alone (others are stretched to the square of equal area).
     """
 
     multiple: int = 1
     fixed: tuple[int, int] | None = None
+    square: bool = False
 
     def size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """The size to bring an image to: the nearest multiple, at least one, on each side.
@@ -49,6 +51,8 @@ class InputRule:
         """
         if self.fixed is not None:
             return self.fixed
+        if self.square:
+            image_size = (round(sqrt(image_size[0] * image_size[1])),) * 2
         height, width = (max(1, floor(side * scale / self.multiple + 0.5)) * self.multiple for side in image_size)
         return height, width
 
@@ -72,7 +76,10 @@ def input_rule(model: nn.Module) -> InputRule:
             return _timm_rule(part["backbone"])
         if kind in PATCHED:
             patch = _pair(part["patch_size"])[0]
-            return InputRule(patch * _windows_a_side(kind, part["num_windows"]) if kind in _WINDOWED else patch)
+            if kind == "dpt" and part.get("backbone_config"):
+                continue  # the backbone inside cuts the patches
+            windows = _windows_a_side(kind, part["num_windows"]) if kind in _WINDOWED else 1
+            return InputRule(patch * windows, square=kind == "dpt")
     return InputRule()
 
 

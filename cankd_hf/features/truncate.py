@@ -26,8 +26,9 @@ def drop_unread_stages(model: nn.Module, read: Callable[[], list[Tensor]]) -> in
 
     if not isinstance(model, BackboneMixin) or not isinstance(model, PreTrainedModel):
         return 0
-    stages = len(model.stage_names) - 1  # the first is the stem
-    last = max(index % (stages + 1) for index in model.out_indices)
+    names = list(model.stage_names)
+    stages = len(names) - names.count("stem")  # the stem is no block of the list
+    last = 1 + max(index % len(names) for index in model.out_indices) - names.count("stem")
     if last >= stages or last < 1:
         return 0
     before = _maps(read)
