@@ -15,6 +15,9 @@ BLOCK_GPU = 1 << 21
 def blocks(device: torch.device, batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
     """Cut [batch, length] units of `width` values each into (images, units) blocks."""
     values = BLOCK_CPU if device.type == "cpu" else BLOCK_GPU
+    if torch.compiler.is_compiling():
+        # the loop is unrolled into the graph: a few large blocks
+        values = max(values, batch * length * width // 4)
     units = max(1, min(length, values // width))
     images = max(1, values // (width * length)) if units == length else 1
     for image in range(0, batch, images):
