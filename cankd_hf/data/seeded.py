@@ -34,5 +34,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
-            torch.manual_seed((self.seed * 1_000_003 + int(self._epoch)) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
+            torch.manual_seed(
+                (self.seed * 1_000_003 + int(self._epoch)) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF
+            )
             return self.dataset[index]

@@ -1,0 +1,134 @@
+"""What a recipe says about its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import InputError
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+PILLOW_LIMIT = 89_478_485  # the size at which Pillow begins to warn of a decompression bomb
+GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
+
+
+@dataclass
+class DataConfig:
+    """The `data:` section of a recipe.
+
+    Attributes:
+        path: a local folder, a parquet file / glob / folder, a Hub data set id, or `shapes` (the generated set).
+        name: configuration of a Hub data set with several.
+        revision: branch, tag or commit of a Hub data set.
+        train_split: split to train on; `val`, `valid`, `dev` and `validation` mean the same, as do `test`/`testing`.
+        eval_split: split scored during training; None: none (label-free runs then hold out a part of train).
+        test_split: split of the final table; None: none.
+        image_column: column with the image; `auto` looks for `image`, then for the only image column.
+        mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
+        labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and, as they
+            exist, `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the folder of the data. For a
+            Hub data set also a file of its repository. The ids are those after `reduce_labels`.
+        num_labels: number of classes, for data without class names.
+        ignore_index: label that counts in no loss and no score; default: what `labels` says, else 255.
+        reduce_labels: label 0 is void and the classes begin at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1.
+        image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
+            training; None: each at its own size. Scores are always taken at the size of the mask.
+        crop_size: [height, width] of a training crop; default: `image_size`; with neither, whole images are padded.
+        scale: [smallest, largest] random scale of a training image.
+        flip: probability of a left-right flip.
+        color_jitter: strength of the random change of brightness, contrast and saturation; 0: none.
+        image_mean: mean of each channel the student expects, for values in 0..1.
+        image_std: standard deviation of each channel the student expects.
+        streaming: read the data while training instead of loading it first (needs `training.max_steps`).
+        shuffle_buffer: images among which a stream is shuffled.
+        on_error: `stop` at an image that cannot be used, or `skip` it: go on, name it and count it.
+        check: images to check before training: `all`, `none` or a number for each split.
+        cache: keep decoded images in memory (in each loading process): for sets that fit.
+        max_train_samples: use only the first ones, for a trial.
+        max_eval_samples: the same for the validation and test splits.
+        max_pixels: images with more pixels are refused before they are decoded.
+        holdout: share of the training images held out when a label-free run has no validation split.
+        generated: sizes of the generated set: train, validation, test, size (pixels), seed.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = "validation"
+    test_split: str | None = None
+    image_column: str = "auto"
+    mask_column: str = "auto"
+    labels: str | None = None
+    num_labels: int | None = None
+    ignore_index: int | None = None
+    reduce_labels: bool = False
+    image_size: list[int] | None = None
+    crop_size: list[int] | None = None
+    scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    streaming: bool = False
+    shuffle_buffer: int = 256
+    on_error: str = "stop"
+    check: int | str = "all"
+    cache: bool = False
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_pixels: int = PILLOW_LIMIT
+    holdout: float = 0.1
+    generated: dict[str, int] = field(default_factory=dict)
+
+    def check_values(self) -> None:
+        """Check every field that can be checked without touching the data.
+
+        Raises:
+            InputError: with all problems at once.
+        """
+        rules = [
+            (bool(self.path), "path", "a folder, a parquet file, a Hub id or `shapes`", self.path),
+            (self.on_error in ("stop", "skip"), "on_error", "`stop` or `skip`", self.on_error),
+            (
+                self.check in ("all", "none") or (isinstance(self.check, int) and self.check >= 0),
+                "check",
+                "`all`, `none` or a number of images",
+                self.check,
+            ),
+            (_is_size(self.image_size), "image_size", "[height, width] or null", self.image_size),
+            (_is_size(self.crop_size), "crop_size", "[height, width] or null", self.crop_size),
+            (
+                len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
+                "scale",
+                "[smallest, largest], both above 0",
+                self.scale,
+            ),
+            (0 <= self.flip <= 1, "flip", "a probability from 0 to 1", self.flip),
+            (0 <= self.color_jitter < 1, "color_jitter", "a strength from 0 to below 1", self.color_jitter),
+            (len(self.image_mean) == 3, "image_mean", "three numbers", self.image_mean),
+            (
+                len(self.image_std) == 3 and all(value > 0 for value in self.image_std),
+                "image_std",
+                "three numbers above 0",
+                self.image_std,
+            ),
+            (0 < self.holdout < 1, "holdout", "a share between 0 and 1", self.holdout),
+            (self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1", self.shuffle_buffer),
+            (self.max_train_samples is None or self.max_train_samples > 0, "max_train_samples", "at least 1", 0),
+            (self.max_eval_samples is None or self.max_eval_samples > 0, "max_eval_samples", "at least 1", 0),
+            (self.num_labels is None or self.num_labels > 0, "num_labels", "at least 1", self.num_labels),
+            (
+                set(self.generated) <= set(GENERATED),
+                "generated",
+                f"only the keys {', '.join(GENERATED)}",
+                sorted(self.generated),
+            ),
+        ]
+        problems = [f"data.{key}: expected {expected}, got {got!r}" for good, key, expected, got in rules if not good]
+        if problems:
+            raise InputError(problems)
+
+
+def _is_size(size: list[int] | None) -> bool:
+    return size is None or (len(size) == 2 and all(side > 0 for side in size))

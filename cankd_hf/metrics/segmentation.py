@@ -1,0 +1,93 @@
+"""Segmentation scores from three areas a class: exact for any number of processes, without keeping logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+
+@torch.no_grad()
+def segmentation_areas(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    ignore_index: int = 255,
+    label_sizes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Count pixels of each class: predicted right, predicted, and labelled.
+
+    These are the diagonal, the column sums and the row sums of the confusion matrix: all that IoU and accuracies need,
+    in K numbers instead of K^2. They add up over images, batches and processes without any loss.
+
+    Args:
+        logits: [B, K, h, w]; resized to the size of the labels.
+        labels: [B, H, W], 0..K-1 or `ignore_index`.
+        num_labels: K.
+        ignore_index: pixels with this label do not count.
+        label_sizes: [B, 2], height and width of each image's mask in `labels`, where they are padded and the image
+            covers the mask, not the padding; None: logits cover all of `labels`.
+
+    Returns:
+        int64 [B, 3, K]: intersection, predicted, labelled; on the device of `logits`.
+
+    Raises:
+        ValueError: for a label that is neither a class nor `ignore_index`.
+    """
+    outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
+    if outside.any():
+        raise ValueError(f"label {labels[outside][0].item()} is neither in 0..{num_labels - 1} nor {ignore_index}")
+    sizes = [list(labels.shape[-2:])] * len(labels) if label_sizes is None else label_sizes.tolist()
+    rows = []
+    for image_logits, image_labels, (height, width) in zip(logits, labels, sizes, strict=True):
+        target = image_labels[:height, :width]
+        resized = image_logits[None].float()
+        if resized.shape[-2:] != target.shape:
+            resized = interpolate(resized, size=(height, width), mode="bilinear", align_corners=False)
+        rows.append(_areas(resized[0].argmax(0), target, num_labels, ignore_index))
+    return torch.stack(rows)
+
+
+def _areas(prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int) -> torch.Tensor:
+    """[3, K] of one image, from prediction and labels [H, W]; bin K takes what does not count."""
+    counted = labels != ignore_index
+    predicted = torch.where(counted, prediction, num_labels)
+    labelled = torch.where(counted, labels, num_labels)
+    hit = torch.where(prediction == labels, labelled, num_labels)
+    areas = [torch.bincount(part.flatten(), minlength=num_labels + 1) for part in (hit, predicted, labelled)]
+    return torch.stack(areas)[:, :num_labels]
+
+
+def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
+    """Scores of a whole set.
+
+    Args:
+        areas: [..., 3, K], as of `segmentation_areas`; summed over all leading dimensions.
+        id2label: names of the K classes.
+
+    Returns:
+        `miou`: mean IoU over the classes that occur in labels or predictions; `pixel_accuracy`; `mean_accuracy`: mean
+        recall over the classes that are labelled; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
+
+    Raises:
+        ValueError: if the areas are not [..., 3, K] with K names.
+    """
+    counts = areas.detach().cpu().numpy() if isinstance(areas, torch.Tensor) else np.asarray(areas)
+    if counts.ndim < 2 or counts.shape[-2:] != (3, len(id2label)):
+        raise ValueError(f"expected areas [..., 3, {len(id2label)}] for {len(id2label)} classes, got {counts.shape}")
+    hit, predicted, labelled = counts.reshape(-1, *counts.shape[-2:]).sum(0, dtype=np.int64)
+    union = predicted + labelled - hit
+    iou = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+    recall = np.divide(hit, labelled, out=np.full(len(hit), np.nan), where=labelled > 0)
+    scores = {
+        "miou": _mean(iou),
+        "pixel_accuracy": float(hit.sum() / labelled.sum()) if labelled.sum() else float("nan"),
+        "mean_accuracy": _mean(recall),
+    }
+    return scores | {f"iou_{id2label[index]}": float(value) for index, value in enumerate(iou)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is not nan; nan of nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
