@@ -110,7 +110,10 @@ def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == tuple(size):
         return x
     shrinks = size[0] < height or size[1] < width
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+    # The anti-aliasing kernel of the CPU knows no half precision.
+    wide = x.float() if shrinks and x.dtype in (torch.bfloat16, torch.float16) else x
+    resized = F.interpolate(wide, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return resized.to(x.dtype)
 
 
 def _find_maps(output: Any, image_size: tuple[int, int], patch_size: int | None) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ _DENSE = {
 }
 # Two-tower models: the tower that sees.
 _VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-# Weights that may be missing because no map depends on them.
+# Weights of a plain ViT that may be missing because no map depends on them.
 _UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
 
 
@@ -80,14 +81,16 @@ def load_dense_or_plain(
         raise InputError(f"teacher {name or config.model_type}: cannot be loaded: {reason}") from error
     if model.main_input_name != "pixel_values":
         raise InputError(f"teacher {name or config.model_type}: expected a vision model, got {type(model).__name__}")
-    _check_complete(name or config.model_type, type(model).__name__, info)
+    missing = [key for key in info["missing_keys"] if auto_class != "AutoModel" or not _UNREAD.search(key)]
+    _check_complete(name or config.model_type, type(model).__name__, missing, info["mismatched_keys"])
     return model
 
 
-def _check_complete(name: str, class_name: str, info: dict[str, Any]) -> None:
+def _check_complete(
+    name: str, class_name: str, absent: Iterable[str], reshaped: Iterable[tuple[str, Any, Any]]
+) -> None:
     """Refuses a model part of which would be random: its maps would teach noise."""
-    missing = sorted(key for key in info["missing_keys"] if not _UNREAD.search(key))
-    missing += sorted(f"{key[0]} (of another shape)" for key in info["mismatched_keys"])
+    missing = sorted(absent) + sorted(f"{key} (of another shape)" for key, *_ in reshaped)
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise InputError(
