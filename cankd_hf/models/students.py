@@ -78,6 +78,13 @@ def build_student(
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
+    A bare backbone student is saved as its `XxxBackbone`. With transformers 5.23 the saved folder loads with that class for
+    every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2, DINOv2, ...). `AutoModel` loads
+    it whole only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not ConvNeXt and Swin), and
+    `AutoBackbone.from_pretrained` loads no folder at all. A timm backbone has no call in transformers that loads a folder;
+    `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder, config=AutoConfig.from_pretrained(folder))` does.
+    `load_backbone(folder)` loads every one of them.
+
     Args:
         config: what to build or load.
         auto_class: the task's, e.g. `AutoModelForSemanticSegmentation`; None for a bare backbone (label-free runs).
@@ -86,14 +93,6 @@ def build_student(
 
     Raises:
         InputError: if it cannot be found or built, is no model of the task, or its weights are incomplete.
-
-    A bare backbone student is saved as its `XxxBackbone`. By experiment with transformers 5.23 the saved folder loads
-    with the concrete class for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2,
-    DINOv2, ...). `AutoModel` loads it exactly only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2,
-    HGNet; not ConvNeXt and Swin), and `AutoBackbone.from_pretrained` no folder at all. A timm backbone has no call in
-    transformers that loads a
-    folder: `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder,
-    config=AutoConfig.from_pretrained(folder))` does. `load_backbone(folder)` loads every one of them.
     """
     config.check()
     register()

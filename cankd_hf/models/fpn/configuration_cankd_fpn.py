@@ -49,7 +49,6 @@ class FPNConfig(PretrainedConfig):
 
     model_type = "cankd_fpn"
     sub_configs = {"backbone_config": AutoConfig}
-    has_no_defaults_at_init = False
 
     def __init__(
         self,
