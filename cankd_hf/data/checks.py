@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from .config import DataConfig
-from .dataset import Source
+import numpy as np
+
+from cankd_hf.data.config import DataConfig
+from cankd_hf.data.dataset import Source
+from cankd_hf.data.decode import Unusable, WrongLabels
+from cankd_hf.data.shapes import ShapesSource
+from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+SHOWN = 20  # problems told one by one; the rest is counted
+LONG = 200  # from so many images on, progress is shown
 
 
 @dataclass
@@ -26,8 +39,150 @@ class Report:
     checked: int = 0
 
 
+@dataclass
+class _Finding:
+    """What one image is like: its name, a digest of its pixels, the labels of its mask, and what is wrong with it."""
+
+    role: str
+    index: int
+    name: str
+    digest: bytes = b""
+    labels: frozenset[int] = frozenset()
+    problem: str = ""
+    fatal: bool = False
+
+
 def preflight(
-    config: DataConfig, sources: dict[str, tuple[Source, Sequence[int]]], num_labels: int | None, ignore_index: int
+    config: DataConfig,
+    sources: dict[str, tuple[Source, Sequence[int]]],
+    class_names: dict[int, str] | None,
+    ignore_index: int,
 ) -> Report:
-    """Not yet: takes everything as usable."""
-    return Report(usable={role: list(indices) for role, (_, indices) in sources.items()})
+    """Decode images and masks as training will, and tell all that is wrong at once.
+
+    How many are decoded is `config.check`; with a number, they are spread evenly over each split.
+
+    Args:
+        config: the `data:` section.
+        sources: role -> source and the indices that will be used.
+        class_names: names of the classes; None: images alone are wanted.
+        ignore_index: label of void.
+
+    Raises:
+        InputError: naming the files that cannot be used; with `on_error: skip` only if a whole split is unusable.
+            Labels out of range stop in any case: they are a fault of the set, and training on the rest would hide it.
+    """
+    report = Report()
+    findings = list(_look_at_all(config, sources))
+    report.checked = len(findings)
+    bad = [finding for finding in findings if finding.problem]
+    fatal = bad if config.on_error == "stop" else [finding for finding in bad if finding.fatal]
+    if fatal:
+        hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
+        raise InputError(_shortened([finding.problem for finding in fatal]) + hint)
+    lost = {(finding.role, finding.index) for finding in bad}
+    report.skipped = {finding.name: finding.problem for finding in bad}
+    for role, (_, indices) in sources.items():
+        report.usable[role] = [index for index in indices if (role, index) not in lost]
+        if not report.usable[role]:
+            raise InputError(
+                [f"data: no image of the {role} split can be used", *_shortened(list(report.skipped.values()))]
+            )
+    report.warnings = _same_pictures(findings)
+    if class_names is not None:
+        report.warnings += _odd_labels(findings, class_names, ignore_index)
+    for problem in _shortened(list(report.skipped.values())):
+        logger.warning("skipped: %s", problem)
+    for warning in report.warnings:
+        logger.warning("data: %s", warning)
+    return report
+
+
+def _look_at_all(config: DataConfig, sources: dict[str, tuple[Source, Sequence[int]]]) -> Iterator[_Finding]:
+    """Findings in order, decoded by a few threads (Pillow lets them run side by side)."""
+    todo: list[tuple[str, Source, int]] = []
+    for role, (source, indices) in sources.items():
+        if isinstance(source, ShapesSource):  # drawn here, nothing can be wrong
+            continue
+        count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
+        places = np.linspace(0, len(indices) - 1, min(int(count), len(indices))).astype(int)
+        todo += [(role, source, indices[place]) for place in dict.fromkeys(places.tolist())]
+    if not todo:
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from _with_progress(pool.map(lambda item: _look(*item), todo), len(todo))
+
+
+def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Finding]:
+    """Pass findings on, with a bar and the time left where there is a terminal and it takes a while."""
+    if total < LONG:
+        yield from findings
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    logger.info("checking %d images; data.check=N looks at N of each split, data.check=none at none", total)
+    console = Console(stderr=True)
+    yield from track(
+        findings,
+        f"checking {total} images",
+        total=total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _look(role: str, source: Source, index: int) -> _Finding:
+    """Decode one sample and describe it."""
+    finding = _Finding(role, index, source.name(index))
+    try:
+        sample = source.load(index)
+    except (Unusable, WrongLabels) as problem:
+        finding.problem = str(problem)
+        finding.fatal = isinstance(problem, WrongLabels)
+        return finding
+    finding.name = sample.name
+    finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
+    if sample.mask is not None:
+        finding.labels = frozenset(np.unique(sample.mask.numpy()).tolist())
+    return finding
+
+
+def _same_pictures(findings: list[_Finding]) -> list[str]:
+    """Pictures that lie in two splits: what is learnt by heart there counts as known here."""
+    first: dict[bytes, _Finding] = {}
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if not finding.digest:
+            continue
+        other = first.setdefault(finding.digest, finding)
+        if other.role != finding.role:
+            pairs.setdefault((other.role, finding.role), []).append(f"{finding.name} = {other.name}")
+    return [
+        f"{len(names)} pictures of the {second} split are also in the {one} split, first {names[0]}"
+        for (one, second), names in pairs.items()
+    ]
+
+
+def _odd_labels(findings: list[_Finding], class_names: dict[int, str], ignore_index: int) -> list[str]:
+    """Masks that look like black-and-white foreground masks, and classes that training never sees."""
+    warnings = []
+    binary = [finding.name for finding in findings if finding.labels == {0, ignore_index}]
+    if binary and len(class_names) > 1:
+        warnings.append(
+            f"{len(binary)} masks hold only the labels 0 and {ignore_index} (void), first that of {binary[0]}; "
+            f"if {ignore_index} means foreground there, they teach nothing: write class ids"
+        )
+    seen = frozenset().union(*(finding.labels for finding in findings if finding.role == "train"))
+    missing = [name for label, name in class_names.items() if label not in seen]
+    if seen and missing:
+        warnings.append(f"no training mask that was checked holds {', '.join(missing)}")
+    return warnings
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    """The first ones, and the number of the others."""
+    if len(problems) <= SHOWN:
+        return problems
+    return [*problems[:SHOWN], f"... and {len(problems) - SHOWN} more of {len(problems)}"]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from .decode import Sample, Unusable
+from cankd_hf.data.decode import Sample, Unusable
 
 logger = logging.getLogger(__name__)
 Transform = Callable[[torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]]

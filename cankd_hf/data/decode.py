@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..errors import InputError
-from .config import PILLOW_LIMIT
+from cankd_hf.data.config import PILLOW_LIMIT
+from cankd_hf.errors import InputError
 
 Data = Path | bytes
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -50,12 +50,33 @@ class Decoder:
         ignore_index: label of void.
         reduce_labels: label 0 is void, the others go down by one.
         palette: colours of the classes, for masks that are RGB pictures: label -> (r, g, b).
+        num_labels: number of classes; None: labels are not checked.
     """
 
     max_pixels: int = PILLOW_LIMIT
     ignore_index: int = 255
     reduce_labels: bool = False
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    num_labels: int | None = None
+
+    def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
+        """Decode an image and its mask, each given with its name.
+
+        Raises:
+            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not fit together.
+            WrongLabels: as `mask` does.
+        """
+        pixels = self.image(*image)
+        if mask is None:
+            return Sample(pixels, None, image[1])
+        labels = self.mask(*mask)
+        if labels.shape != pixels.shape[-2:]:
+            (height, width), (rows, columns) = pixels.shape[-2:], labels.shape
+            raise Unusable(
+                f"{mask[1]}: expected the size of its image {image[1]}, {width} x {height} (upright), "
+                f"got {columns} x {rows}; make the mask anew at the image's size"
+            )
+        return Sample(pixels, labels, image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
         """Decode an image of any mode to RGB, upright.
@@ -82,7 +103,7 @@ class Decoder:
 
         Raises:
             Unusable: naming the file, if it is missing, broken or too large.
-            WrongLabels: if it is a colour picture that the palette does not explain.
+            WrongLabels: if it holds a label that is no class, or colours that the palette does not explain.
         """
         picture = self._open(data, name)
         if picture.mode in ("L", "P"):
@@ -93,7 +114,7 @@ class Decoder:
             labels = self._from_colours(np.array(picture)[..., :3], name)
         else:
             raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
-        return self._finish(labels)
+        return self._finish(labels, name)
 
     def _open(self, data: Data, name: str) -> Image.Image:
         """Open and decode, after a look at the size in the header."""
@@ -101,13 +122,14 @@ class Decoder:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 picture = Image.open(data if isinstance(data, Path) else io.BytesIO(data))
-            width, height = picture.size
-            if width * height > self.max_pixels:
-                raise Unusable(
-                    f"{name}: {width} x {height} pixels are more than data.max_pixels = {self.max_pixels}; "
-                    "shrink the image, or raise data.max_pixels if it is meant"
-                )
-            picture.load()
+            with picture:  # closes the file; what was loaded stays
+                width, height = picture.size
+                if width * height > self.max_pixels:
+                    raise Unusable(
+                        f"{name}: {width} x {height} pixels are more than data.max_pixels = {self.max_pixels}; "
+                        "shrink the image, or raise data.max_pixels if it is meant"
+                    )
+                picture.load()
             return picture
         except FileNotFoundError:
             raise Unusable(f"{name}: the file does not exist") from None
@@ -144,11 +166,21 @@ class Decoder:
         table = np.array([self.ignore_index if known[code] == -1 else known[code] + shift for code in found.tolist()])
         return table[positions].reshape(codes.shape).astype(np.int32)
 
-    def _finish(self, labels: np.ndarray) -> torch.Tensor:
-        """Apply the reduction and choose the smallest dtype that holds all labels."""
+    def _finish(self, labels: np.ndarray, name: str) -> torch.Tensor:
+        """Apply the reduction, check the range and choose the smallest dtype that holds all labels."""
         if self.reduce_labels:
             wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
             labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
+        if self.num_labels is not None:
+            strange = labels[(labels >= self.num_labels) | (labels < 0)]
+            strange = strange[strange != self.ignore_index]
+            if len(strange):
+                after = " after data.reduce_labels" if self.reduce_labels else ""
+                raise WrongLabels(
+                    f"{name}: expected labels 0..{self.num_labels - 1} or {self.ignore_index} (void){after}, "
+                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; mend the mask, "
+                    "the labels file, data.ignore_index or data.reduce_labels"
+                )
         fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
         return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
 

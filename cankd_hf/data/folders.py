@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import InputError
-from .decode import Decoder, Sample
+from cankd_hf.data.decode import Decoder, Sample
+from cankd_hf.errors import InputError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -65,9 +65,7 @@ class FolderSource:
     def load(self, index: int) -> Sample:
         """Decode image and mask."""
         row = self.rows[index]
-        image = self.decoder.image(row.image, row.name)
-        mask = None if row.mask is None else self.decoder.mask(row.mask, row.mask_name)
-        return Sample(image, mask, row.name)
+        return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 
 def split_folders(root: Path) -> dict[str, Path]:

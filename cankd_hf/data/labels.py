@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .config import DataConfig
+from cankd_hf.data.config import DataConfig
+from cankd_hf.errors import InputError
 
 
 @dataclass

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .config import GENERATED
-from .decode import Sample
+from cankd_hf.data.config import GENERATED
+from cankd_hf.data.decode import Sample
+from cankd_hf.errors import InputError
 
 SHAPE_CLASSES = {0: "ground", 1: "disc", 2: "ring", 3: "square", 4: "triangle", 5: "star"}
 SHAPE_PALETTE = {

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import InputError
-from .checks import preflight
-from .collate import SegmentationCollator
-from .config import DataConfig
-from .dataset import ImageDataset, Source, Transform
-from .decode import Decoder
-from .folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
-from .labels import Labels, read_labels
-from .shapes import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
-from .streams import StreamDataset, StreamSource
-from .tables import is_table_path, open_table
-from .transforms import EvalTransform, TrainTransform
+from cankd_hf.data.checks import preflight
+from cankd_hf.data.collate import SegmentationCollator
+from cankd_hf.data.config import DataConfig
+from cankd_hf.data.dataset import ImageDataset, Source, Transform
+from cankd_hf.data.decode import Decoder
+from cankd_hf.data.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
+from cankd_hf.data.labels import Labels, read_labels
+from cankd_hf.data.shapes import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
+from cankd_hf.data.streams import StreamDataset, StreamSource, stream_of
+from cankd_hf.data.tables import is_table_path, open_table
+from cankd_hf.data.transforms import EvalTransform, TrainTransform
+from cankd_hf.errors import InputError
 
 __all__ = ["DataConfig", "ImageData", "SegmentationData", "load_images", "load_segmentation"]
 
@@ -105,8 +105,7 @@ def load_segmentation(
             '{"id2label": {"0": "sky", ...}} under data.labels, or give data.num_labels'
         )
     sources = _by_role(config, opened, splits)
-    num_labels = len(opened.labels.id2label) if need_labels else None
-    loaded, facts = _wrap(config, opened, sources, num_labels, seed)
+    loaded, facts = _wrap(config, opened, sources, need_labels, seed)
     return SegmentationData(
         loaded["train"],
         loaded["eval"],
@@ -142,7 +141,7 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
-    loaded, facts = _wrap(config, opened, sources, None, seed)
+    loaded, facts = _wrap(config, opened, sources, False, seed)
     return ImageData(loaded["train"], loaded["eval"], loaded["test"], facts)
 
 
@@ -164,10 +163,11 @@ class _Folder:
     def names(self) -> list[str]:
         return list(self.folders)
 
-    def source(self, name: str) -> FolderSource:
+    def source(self, name: str) -> Source | StreamSource:
         rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
-        return FolderSource(rows, make_decoder(self.config, self.labels))
+        source = FolderSource(rows, make_decoder(self.config, self.labels))
+        return stream_of(source) if self.config.streaming and rows else source
 
 
 class _Shapes:
@@ -187,7 +187,8 @@ class _Shapes:
 
 def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
     """The decoder a set needs."""
-    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette)
+    num_labels = len(labels.id2label) or None
+    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
 
 def _open(config: DataConfig, need_masks: bool) -> Opened:
@@ -249,7 +250,7 @@ def _wrap(
     config: DataConfig,
     opened: Opened,
     sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
-    num_labels: int | None,
+    labelled: bool,
     seed: int,
 ) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
     """Check the sources and put transforms on them."""
@@ -261,7 +262,7 @@ def _wrap(
             for role, (source, indices) in sources.items()
             if not isinstance(source, StreamSource)
         },
-        num_labels,
+        opened.labels.id2label if labelled else None,
         ignore_index,
     )
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from ..errors import InputError
-from .decode import Sample, Unusable
+from cankd_hf.data.dataset import Source, Transform
+from cankd_hf.data.decode import Sample, Unusable
+from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,15 @@ class StreamSource:
     def __init__(self, rows: Any, decode: Callable[[dict[str, Any], int], Sample]) -> None:
         self.rows = rows
         self.decode = decode
+
+
+def stream_of(source: Source, shards: int = 8) -> StreamSource:
+    """A stream over a source that is not one: its numbers go through the shuffle buffer, decoding comes after it."""
+    from datasets import Dataset
+
+    numbers = Dataset.from_dict({"index": list(range(len(source)))})
+    rows = numbers.to_iterable_dataset(num_shards=min(shards, len(source)))
+    return StreamSource(rows, lambda row, _: source.load(row["index"]))
 
 
 class StreamDataset(IterableDataset):
@@ -47,7 +57,7 @@ class StreamDataset(IterableDataset):
     def __init__(
         self,
         source: StreamSource,
-        transform: Callable[[torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]],
+        transform: Transform,
         shuffle_buffer: int = 0,
         limit: int | None = None,
         on_error: str = "stop",

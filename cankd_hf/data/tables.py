@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .config import DataConfig
-from .decode import Data, Decoder, Sample, Unusable
-from .folders import MASK_COLUMNS
-from .labels import Labels, read_labels
-from .streams import StreamSource
+from cankd_hf.data.config import DataConfig
+from cankd_hf.data.decode import Data, Decoder, Sample, Unusable
+from cankd_hf.data.folders import MASK_COLUMNS
+from cankd_hf.data.labels import Labels, read_labels
+from cankd_hf.data.streams import StreamSource
+from cankd_hf.errors import InputError
 
 IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 
@@ -59,12 +59,10 @@ class TableSource:
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and mask of a row."""
         image_column, mask_column = self.columns
-        data, name = _bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
-        image = self.decoder.image(data, name)
+        image = _bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
         if mask_column is None:
-            return Sample(image, None, name)
-        data, mask_name = _bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}")
-        return Sample(image, self.decoder.mask(data, mask_name), name)
+            return self.decoder.pair(image, None)
+        return self.decoder.pair(image, _bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}"))
 
 
 class _Table:

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from .config import DataConfig
+from cankd_hf.data.config import DataConfig
 
 
 class RandomScaleCrop(v2.Transform):

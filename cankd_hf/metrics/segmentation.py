@@ -34,9 +34,6 @@ def segmentation_areas(
     Raises:
         ValueError: for a label that is neither a class nor `ignore_index`.
     """
-    outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
-    if outside.any():
-        raise ValueError(f"label {labels[outside][0].item()} is neither in 0..{num_labels - 1} nor {ignore_index}")
     sizes = [list(labels.shape[-2:])] * len(labels) if label_sizes is None else label_sizes.tolist()
     rows = []
     for image_logits, image_labels, (height, width) in zip(logits, labels, sizes, strict=True):
@@ -44,12 +41,34 @@ def segmentation_areas(
         resized = image_logits[None].float()
         if resized.shape[-2:] != target.shape:
             resized = interpolate(resized, size=(height, width), mode="bilinear", align_corners=False)
-        rows.append(_areas(resized[0].argmax(0), target, num_labels, ignore_index))
+        rows.append(prediction_areas(resized[0].argmax(0), target, num_labels, ignore_index))
     return torch.stack(rows)
 
 
-def _areas(prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int) -> torch.Tensor:
-    """[3, K] of one image, from prediction and labels [H, W]; bin K takes what does not count."""
+@torch.no_grad()
+def prediction_areas(
+    prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int = 255
+) -> torch.Tensor:
+    """`segmentation_areas` of one image whose classes are already decided.
+
+    Args:
+        prediction: [H, W], 0..K-1.
+        labels: [H, W], 0..K-1 or `ignore_index`.
+        num_labels: K.
+        ignore_index: pixels with this label do not count.
+
+    Returns:
+        int64 [3, K].
+
+    Raises:
+        ValueError: for a label that is neither a class nor `ignore_index`, or maps of two sizes.
+    """
+    if prediction.shape != labels.shape:
+        raise ValueError(f"expected maps of one size, got {tuple(prediction.shape)} and {tuple(labels.shape)}")
+    outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
+    if outside.any():
+        raise ValueError(f"label {labels[outside][0].item()} is neither in 0..{num_labels - 1} nor {ignore_index}")
+    # bin K takes what does not count
     counted = labels != ignore_index
     predicted = torch.where(counted, prediction, num_labels)
     labelled = torch.where(counted, labels, num_labels)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
+from cankd_hf.metrics.segmentation import prediction_areas, segmentation_areas, segmentation_scores
 
 
 def confusion_scores(predictions: list[np.ndarray], labels: list[np.ndarray], num_labels: int) -> dict[str, float]:
@@ -91,3 +94,25 @@ def test_ignore_index_may_be_negative_or_a_class() -> None:
 def test_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"expected areas \[..., 3, 2\]"):
         segmentation_scores(torch.zeros(3, 4), {0: "a", 1: "b"})
+
+
+def test_maps_of_two_sizes_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 2\) and \(3, 2\)"):
+        prediction_areas(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.int64), 2)
+
+
+def test_the_evaluate_metric_gives_the_same(batch: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    pytest.importorskip("evaluate")
+    from cankd_hf.metrics.evaluate_adapter import SegmentationMetric
+
+    logits, labels = batch
+    names = {index: f"c{index}" for index in range(5)}
+    up = interpolate(logits, size=(11, 9), mode="bilinear", align_corners=False).argmax(1)
+    metric = SegmentationMetric(cache_dir=str(tmp_path))
+    scores = metric.compute(predictions=up.numpy(), references=labels.numpy(), num_labels=5, id2label=names)
+    np.testing.assert_equal(scores, segmentation_scores(segmentation_areas(logits, labels, 5), names))
+
+
+def test_the_metrics_package_does_not_import_evaluate() -> None:
+    code = "import sys, cankd_hf.metrics.segmentation; sys.exit('evaluate' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
