@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,18 @@ def read_student_weights(folder: Path) -> dict[str, Tensor]:
             state.update(load_file(folder / shard))
         return state
     raise InputError(f"{folder}: expected a checkpoint with {SAFE_WEIGHTS_NAME}, found none; name a checkpoint-N folder")
+
+
+class EpochSetter(TrainerCallback):
+    """Tells the data set which epoch it is, so that each epoch draws its own augmentations."""
+
+    def __init__(self, dataset: SeededDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class SafeStop(TrainerCallback):
