@@ -55,8 +55,11 @@ def describe(annotation: Any) -> str:
         return _WORDS[annotation]
     if origin in (list, tuple):
         inner = describe(arguments[0]).removeprefix("a ").removeprefix("an ") if arguments else ""
-        plural = {"text": "texts", _WORDS[dict].removeprefix("a "): "sections"}.get(inner, f"{inner}s")
-        return f"a list of {plural}" if arguments and arguments[0] is not Any else "a list"
+        if not arguments or arguments[0] is Any:
+            return "a list"
+        if inner.startswith("list"):
+            return "a list of lists" + inner.removeprefix("list")
+        return f"a list of {'sections' if inner.startswith('section') else inner + 's'}"
     if origin is dict or dataclasses.is_dataclass(annotation):
         return "a section of `key: value` lines"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
