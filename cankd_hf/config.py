@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from cankd_hf.errors import InputError
@@ -38,6 +39,9 @@ class CanKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # CPUs compute in bf16 too, but transformers wants to be told that no accelerator is missing by mistake.
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         problems = []
         if self.hub_token:

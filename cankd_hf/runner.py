@@ -102,9 +102,18 @@ def _asked_processes() -> int:
 
 
 def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig:
-    """The Trainer's arguments for one arm of a recipe."""
+    """The Trainer's arguments for one arm of a recipe.
+
+    Raises:
+        InputError: for settings that transformers refuses.
+    """
     settings = {"report_to": "none", **recipe.training, **overrides}
-    return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
+    try:
+        return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
 
 
 def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
