@@ -26,8 +26,7 @@ from cankd_hf.models.configs import check_keys, config_from_dict
 
 logger = logging.getLogger(__name__)
 
-# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, the identity's scale when
-# fresh.
+# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, scale 1 and shift 0 when fresh.
 ADDED_NORMS = re.compile(r"(^|\.)hidden_states_norms\.")
 
 
@@ -42,10 +41,9 @@ def load_backbone(
     """Any backbone of `transformers` or timm, whose forward gives `.feature_maps`.
 
     Args:
-        source: a local folder (of transformers or timm); a Hub id; `timm/NAME` or a bare timm name (pretrained
-            weights of timm); or a
-            dictionary: a configuration with `model_type` (random weights), or `{"pretrained": SOURCE, ...}` with
-            configuration fields to override, such as `output_stride: 8` for timm.
+        source: a local folder (of transformers or timm); a Hub id; `timm/NAME` or a bare timm name (pretrained weights
+            of timm); or a dictionary: a configuration with `model_type` (random weights), or
+            `{"pretrained": SOURCE, ...}` with configuration fields to override, such as `output_stride: 8` for timm.
         out_indices: stages whose maps are wanted; default: what the source says, usually the last alone.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code of the repository may run.

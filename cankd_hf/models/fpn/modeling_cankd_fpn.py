@@ -46,10 +46,9 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
-    """Channels and stride of each map, from a forward of an empty image: what a configuration says of them may be
-    wrong.
+    """Channels and stride of each map, measured, because what a configuration says of them may be wrong.
 
-    It runs in eval mode, without gradients, and also on the meta device.
+    An empty image is run in eval mode, without gradients, and also on the meta device.
     """
     weight = next(backbone.parameters())
     channels = backbone.config.num_channels
