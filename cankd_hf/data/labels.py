@@ -51,12 +51,11 @@ def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | 
     """
     labels = Labels(reduce_labels=config.reduce_labels)
     if file is not None:
-        _read_file(file, labels)
+        _read_file(file, labels, config.ignore_index)
         labels.reduce_labels = labels.reduce_labels or config.reduce_labels
-    elif class_names:
-        labels.id2label = dict(enumerate(class_names))
-    if config.ignore_index is not None:
-        labels.ignore_index = config.ignore_index
+    else:
+        labels.id2label = dict(enumerate(class_names or []))
+        labels.ignore_index = labels.ignore_index if config.ignore_index is None else config.ignore_index
     if config.num_labels is not None:
         if labels.id2label and len(labels.id2label) != config.num_labels:
             raise InputError(
@@ -67,8 +66,8 @@ def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | 
     return labels
 
 
-def _read_file(file: Path, labels: Labels) -> None:
-    """Fill `labels` from a json file."""
+def _read_file(file: Path, labels: Labels, ignore_index: int | None) -> None:
+    """Fill `labels` from a json file; `ignore_index`, if given, overrules the file's."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,8 +88,8 @@ def _read_file(file: Path, labels: Labels) -> None:
             f'data.labels: {file}: expected {{"id2label": {{"0": "sky", ...}}, "palette": {{"0": [9, 9, 9], ...}}}}, '
             "got keys that are no numbers or colours that are no triples"
         ) from None
-    ignore = content.get("ignore_index", labels.ignore_index)
-    labels.ignore_index = ignore if isinstance(ignore, int) else labels.ignore_index
+    void = content.get("ignore_index") if ignore_index is None else ignore_index
+    labels.ignore_index = void if isinstance(void, int) else labels.ignore_index
     classes = sorted(set(names) - {labels.ignore_index})
     if classes != list(range(len(classes))):
         raise InputError(

@@ -70,12 +70,8 @@ class StreamDataset(IterableDataset):
         self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        good = 0
         for sample in self._samples():
-            good += 1
             yield self.transform(sample.image, sample.mask)
-        if good == 0:
-            raise InputError("data: the stream ended without one image that can be used")
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle in another way in each epoch; the Trainer calls it."""
@@ -86,10 +82,17 @@ class StreamDataset(IterableDataset):
         return list(itertools.islice(self._samples(), count))
 
     def _samples(self) -> Iterator[Sample]:
+        good = skipped = 0
         for number, row in enumerate(self.rows):
             try:
-                yield self.source.decode(row, number)
+                sample = self.source.decode(row, number)
             except Unusable as problem:
                 if self.on_error != "skip":
                     raise
+                skipped += 1
                 logger.warning("skipped: %s", problem)
+                continue
+            good += 1
+            yield sample
+        if skipped and not good:
+            raise InputError(f"data: the stream ended without one usable image, {skipped} were skipped")

@@ -210,9 +210,23 @@ def _bytes_of(value: Any, place: str) -> tuple[Data, str]:
         return content, name
     if not path:
         raise Unusable(f"{place}: the row holds no image")
-    if "://" in path:
+    if path.startswith(("hf://", "zip://")) and "file:" not in path:
         import fsspec  # type: ignore[import-untyped]
 
         with fsspec.open(path, "rb") as file:
             return file.read(), name
+    if not _in_cache(path):
+        raise Unusable(
+            f"{place}: the row holds no image, only the path {path!r}; write the table with the images inside "
+            "(`Dataset.save_to_disk` and `push_to_hub` do, `to_parquet` does not)"
+        )
     return Path(path), name
+
+
+def _in_cache(path: str) -> bool:
+    """Whether a path is where `datasets` unpacks downloads: tables may not name other files of this machine."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    roots = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE]
+    return any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in roots)

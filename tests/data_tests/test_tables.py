@@ -36,8 +36,9 @@ def parquet(make_folder: Make, tmp_path: Path) -> Path:
     """A folder of parquet files, one a split, images embedded, with a labels file beside."""
     root, target = make_folder(), tmp_path / "parquet"
     target.mkdir()
-    as_table(root, "train").to_parquet(target / "train-00000-of-00001.parquet")
-    as_table(root, "val").to_parquet(target / "validation-00000-of-00001.parquet")
+    for split, name in (("train", "train"), ("val", "validation")):
+        table = as_table(root, split).with_format("arrow").map(datasets.table.embed_table_storage, batched=True)
+        table.with_format(None).to_parquet(target / f"{name}-00000-of-00001.parquet")
     (target / "labels.json").write_text((root / "labels.json").read_text())
     return target
 
@@ -100,10 +101,8 @@ def test_a_broken_row_is_named(parquet: Path) -> None:
 def test_a_parquet_row_reads_no_file_of_this_machine(tmp_path: Path, make_folder: Make) -> None:
     root, target = make_folder(), tmp_path / "p.parquet"
     rows = [{"image": {"bytes": None, "path": str(root / "train" / "images" / f"{index}.png")}} for index in range(3)]
-    datasets.Dataset.from_list(
-        rows,
-        features=datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}),
-    ).to_parquet(target)
+    kinds = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    datasets.Dataset.from_list(rows, features=datasets.Features({"image": kinds})).to_parquet(target)
     with pytest.raises(InputError, match="holds no image, only the path"):
         load_images(DataConfig(path=str(target), holdout=0.5))
 
