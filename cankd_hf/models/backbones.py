@@ -26,7 +26,7 @@ from cankd_hf.models.configs import check_keys, config_from_dict
 
 logger = logging.getLogger(__name__)
 
-# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, scale 1 and shift 0 when fresh.
+# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, plain when fresh.
 ADDED_NORMS = re.compile(r"(^|\.)hidden_states_norms\.")
 
 

@@ -78,11 +78,11 @@ def build_student(
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
-    A bare backbone student is saved as its `XxxBackbone`. With transformers 5.23 the saved folder loads with that class
-    for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2, DINOv2, ...). `AutoModel`
-    loads it whole only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not ConvNeXt and Swin),
-    and `AutoBackbone.from_pretrained` loads no folder at all. For a timm backbone no call of transformers loads a folder;
-    `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder, config=AutoConfig.from_pretrained(folder))` does.
+    A bare backbone student is saved as its `XxxBackbone`. With transformers 5.23 the saved folder loads with that
+    class for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2, DINOv2, ...).
+    `AutoModel` loads it whole only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not
+    ConvNeXt and Swin); `AutoBackbone.from_pretrained` loads no folder. For a timm backbone no call of transformers does;
+    `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder, config=AutoConfig.from_pretrained(folder))` works.
     `load_backbone(folder)` loads every one of them.
 
     Args:
