@@ -81,7 +81,7 @@ def build_student(
     A bare backbone student is saved as its `XxxBackbone`. With transformers 5.23 the saved folder loads with that
     class for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2, DINOv2, ...).
     `AutoModel` loads it whole only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not
-    ConvNeXt and Swin); `AutoBackbone.from_pretrained` loads no folder. For a timm backbone no call of transformers does;
+    ConvNeXt and Swin); `AutoBackbone.from_pretrained` loads no folder. For timm no call of transformers loads one;
     `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder, config=AutoConfig.from_pretrained(folder))` works.
     `load_backbone(folder)` loads every one of them.
 
