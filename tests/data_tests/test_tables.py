@@ -18,6 +18,12 @@ datasets = pytest.importorskip("datasets")
 Make = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` sleeps 5 s after each shuffled parquet stream (around an arrow bug at interpreter exit)."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
+
+
 def as_table(root: Path, split: str, columns: tuple[str, str] = ("image", "mask")) -> Any:
     files = [json.loads(line) for line in (root / split / "metadata.jsonl").read_text().splitlines()]
     folder = root / split
