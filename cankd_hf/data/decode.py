@@ -89,8 +89,7 @@ class Decoder:
         Raises:
             Unusable: naming the file, if it is missing, broken, empty or too large.
         """
-        picture = self._open(data, name)
-        array = _rgb_array(ImageOps.exif_transpose(picture), name)
+        array = _rgb_array(self._open(data, name, upright=True), name)
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
     def mask(self, data: Data, name: str) -> torch.Tensor:
@@ -116,8 +115,8 @@ class Decoder:
             raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
         return self._finish(labels, name)
 
-    def _open(self, data: Data, name: str) -> Image.Image:
-        """Open and decode, after a look at the size in the header."""
+    def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
+        """Open and decode, after a look at the size in the header; turned as EXIF says if `upright`."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -130,7 +129,7 @@ class Decoder:
                         "shrink the image, or raise data.max_pixels if it is meant"
                     )
                 picture.load()
-            return picture
+            return ImageOps.exif_transpose(picture) if upright else picture
         except FileNotFoundError:
             raise Unusable(f"{name}: the file does not exist") from None
         except Image.DecompressionBombError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,9 @@ from cankd_hf.data.tables import is_table_path, open_table
 from cankd_hf.data.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
-__all__ = ["DataConfig", "ImageData", "SegmentationData", "load_images", "load_segmentation"]
+__all__ = ["ROLES", "DataConfig", "ImageData", "SegmentationData", "load_images", "load_segmentation"]
 
+logger = logging.getLogger(__name__)
 ROLES = ("train", "eval", "test")
 AnyDataset = ImageDataset | StreamDataset
 
@@ -265,6 +267,9 @@ def _wrap(
         opened.labels.id2label if labelled else None,
         ignore_index,
     )
+    noticed = list(dict.fromkeys(opened.warnings))  # two slices of one split notice the same
+    for warning in noticed:
+        logger.warning("data: %s", warning)
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
     for role, (source, _) in sources.items():
         transform: Transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
@@ -287,6 +292,6 @@ def _wrap(
         },
         "checked": report.checked,
         "skipped": {"count": len(report.skipped), "files": report.skipped},
-        "warnings": opened.warnings + report.warnings,
+        "warnings": noticed + report.warnings,
     }
     return loaded, facts
