@@ -1,7 +1,7 @@
 """Makes `import cankd_hf` enough for `AutoModel...from_pretrained`, without importing transformers itself.
 
-The student classes need transformers, which takes seconds to import. So they are registered at once where transformers'
-auto classes are already there, and otherwise right after somebody imports them.
+The student classes need transformers, which takes seconds to import. So they are registered at once where its auto
+classes are already there, and otherwise right after somebody imports them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def read_student_weights(folder: Path) -> dict[str, Tensor]:
         for shard in sorted(set(index["weight_map"].values())):
             state.update(load_file(folder / shard))
         return state
-    raise InputError(f"{folder}: expected a checkpoint with {SAFE_WEIGHTS_NAME}, found none; name a checkpoint-N folder")
+    raise InputError(f"{folder}: expected {SAFE_WEIGHTS_NAME}, found none; name a checkpoint-N folder")
 
 
 class EpochSetter(TrainerCallback):
@@ -84,7 +84,9 @@ class SafeStop(TrainerCallback):
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # All processes must stop at the same step, and asking them all each step would cost a synchronisation.
         if args.world_size > 1:
             if state.global_step % max(1, int(state.logging_steps)):
@@ -97,5 +99,7 @@ class SafeStop(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._restore()

@@ -32,7 +32,7 @@ class CanKDConfig(TrainingArguments):
     )
     channels_last: bool = field(
         default=False,
-        metadata={"help": "Keep images and convolutions in channels-last layout: same result, often much faster for CNNs."},
+        metadata={"help": "Keep images and weights in channels-last layout: the same result, often faster for CNNs."},
     )
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
@@ -40,8 +40,10 @@ class CanKDConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         # CPUs compute in bf16 too, but transformers wants to be told that no accelerator is missing by mistake.
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True
+        if not torch.accelerator.is_available():
+            if self.bf16:
+                self.use_cpu = True
+            self.dataloader_pin_memory = False
         super().__post_init__()
         problems = []
         if self.hub_token:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.features.connectors import Connector
@@ -24,13 +25,13 @@ def pair_name(pair: Pair) -> str:
     return f"s{pair[0]}t{pair[1]}"
 
 
-def has_branch(loss: nn.Module) -> bool:
+def has_branch(loss: FeatureLoss) -> bool:
     """Whether a loss has a learned branch whose share is worth watching."""
     return type(loss).branch_share is not FeatureLoss.branch_share
 
 
 class Distiller(nn.Module):
-    """The student and all modules that train with it: connectors (one a pair of levels) and losses (one a term and pair).
+    """The student and all that trains with it: connectors (one a pair of levels) and losses (one a term and pair).
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
     feature loss. The teacher is not part of it (a submodule would be switched back to training mode, saved and
@@ -56,7 +57,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: PreTrainedModel,
         terms: Sequence[LossTerm] = (),
         teacher_levels: Sequence[Level] = (),
         image_size: tuple[int, int] = (224, 224),
@@ -120,7 +121,9 @@ class Distiller(nn.Module):
         try:
             self.student.activation_checkpointing_enable(*args, **kwargs)
         except ValueError as error:
-            raise InputError(f"training.activation_checkpointing: {error} Set it to false for this student.") from error
+            raise InputError(
+                f"training.activation_checkpointing: {error} Set it to false for this student."
+            ) from error
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
@@ -141,12 +144,7 @@ class Distiller(nn.Module):
     @property
     def branch_names(self) -> list[str]:
         """Of `branch_share`: the terms and pairs whose loss has a Can branch."""
-        return [
-            f"{name}/{pair_name(pair)}"
-            for name, losses in self.losses.items()
-            for pair, loss in zip(self.pairs[name], losses, strict=True)
-            if has_branch(loss)
-        ]
+        return [f"{name}/{pair_name(pair)}" for _, name, pair, _, loss in self.placed_losses() if has_branch(loss)]
 
     def forward(
         self,
@@ -168,8 +166,9 @@ class Distiller(nn.Module):
             inputs: further inputs of the student.
 
         Returns:
-            `loss` [] (None without any part), `logits` (detached; None for a backbone), `parts` [1 + pairs of all terms]
-            unweighted and detached, and with `measure` `similarity` [B, 2 * pairs] and `branch_share` [branches].
+            `loss` [] (None without any part), `logits` (detached; None for a backbone), `parts` [1 + pairs of all
+            terms] unweighted and detached, and with `measure` `similarity` [B, 2 * pairs] and `branch_share`
+            [branches]; without gradient also the student's own `outputs`.
         """
         if labels is not None and self.task_weight > 0:
             inputs["labels"] = labels
@@ -180,28 +179,37 @@ class Distiller(nn.Module):
         parts = [pixel_values.new_zeros((), dtype=torch.float32) if task_loss is None else task_loss.detach().float()]
         result: dict[str, Any] = {"outputs": None if torch.is_grad_enabled() else outputs}
 
-        student_maps = self.taps.collect(tuple(pixel_values.shape[-2:])) if self.taps is not None else []
+        student_maps = self.taps.collect((pixel_values.shape[-2], pixel_values.shape[-1])) if self.taps is not None else []
         if teacher_maps is not None:
             connected = {
                 key: connector(student_maps[pair[0]], teacher_maps[pair[1]])
-                for key, connector, pair in self._connected_pairs()
+                for key, connector, pair in self.placed_connectors()
             }
-            for index, (name, losses) in enumerate(self.losses.items()):
-                for pair, weight, loss in zip(self.pairs[name], self.weights[name], losses, strict=True):
-                    value = loss(*connected[pair_name(pair)])
-                    parts.append(value.detach())
-                    weighted = weight * value if factors is None else weight * factors[index] * value
-                    total = weighted if total is None else total + weighted
+            for index, _, pair, weight, loss in self.placed_losses():
+                value = loss(*connected[pair_name(pair)])
+                parts.append(value.detach())
+                weighted = weight * value if factors is None else weight * factors[index] * value
+                total = weighted if total is None else total + weighted
             if measure:
                 result.update(self._measure(student_maps, teacher_maps, connected))
         result.update(
-            loss=total, logits=None if logits is None else logits.detach(), parts=torch.stack([p.float() for p in parts])
+            loss=total,
+            logits=None if logits is None else logits.detach(),
+            parts=torch.stack([p.float() for p in parts]),
         )
         return result
 
-    def _connected_pairs(self) -> list[tuple[str, nn.Module, Pair]]:
+    def placed_connectors(self) -> list[tuple[str, nn.Module, Pair]]:
+        """Each connector with the name and the levels of its pair."""
         pairs = {pair_name(pair): pair for pairs in self.pairs.values() for pair in pairs}
         return [(key, connector, pairs[key]) for key, connector in self.connectors.items()]
+
+    def placed_losses(self) -> Iterator[tuple[int, str, Pair, float, FeatureLoss]]:
+        """Each loss with the number and name of its term, its levels and its weight; the order of `parts`."""
+        for index, (name, pairs) in enumerate(self.pairs.items()):
+            losses = cast(nn.ModuleList, self.losses[name])
+            for pair, weight, loss in zip(pairs, self.weights[name], losses, strict=True):
+                yield index, name, pair, weight, cast(FeatureLoss, loss)
 
     @torch.no_grad()
     def _measure(
@@ -210,15 +218,11 @@ class Distiller(nn.Module):
         teacher_maps: Sequence[Tensor],
         connected: dict[str, tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """Raw similarity: correlation after the connector but without any Can block, CKA without even the connector."""
+        """Raw similarity: correlation after the connector but without a Can block, CKA even without the connector."""
         correlations = [channel_correlation(*connected[key]) for key in self.connectors]
-        ckas = [linear_cka(student_maps[pair[0]], teacher_maps[pair[1]]) for _, _, pair in self._connected_pairs()]
-        shares = [
-            loss.branch_share(*connected[pair_name(pair)])
-            for name, losses in self.losses.items()
-            for pair, loss in zip(self.pairs[name], losses, strict=True)
-            if has_branch(loss)
-        ]
+        ckas = [linear_cka(student_maps[pair[0]], teacher_maps[pair[1]]) for _, _, pair in self.placed_connectors()]
+        placed = [(pair, loss) for _, _, pair, _, loss in self.placed_losses() if has_branch(loss)]
+        shares = [cast(Tensor, loss.branch_share(*connected[pair_name(pair)])) for pair, loss in placed]
         measured = {"similarity": torch.stack(correlations + ckas, dim=1)}
         if shares:
             measured["branch_share"] = torch.stack(shares)

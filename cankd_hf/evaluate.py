@@ -63,14 +63,16 @@ def _run(options: argparse.Namespace) -> int:
     task, data = SegmentationTask.from_data(config, splits=splits)
     dataset = data.test if data.test is not None else data.eval
     if dataset is None:
-        raise InputError("data: expected a test or validation split to score on, found none; name it with data.test_split")
+        raise InputError("data: expected a split to score on, found none; name it with data.test_split")
     model = task.load(options.checkpoint)
     if model.config.num_labels != len(task.id2label):
         raise InputError(
-            f"{options.checkpoint}: the student knows {model.config.num_labels} classes, the data have {len(task.id2label)}; "
-            "name the data set it was trained for"
+            f"{options.checkpoint}: the student knows {model.config.num_labels} classes, the data have "
+            f"{len(task.id2label)}; name the data set it was trained for"
         )
-    args = CanKDConfig("evaluation", per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no")
+    args = CanKDConfig(
+        "evaluation", per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
+    )
     scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")

@@ -15,16 +15,18 @@ from rich.syntax import Syntax
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import set_seed
 
 from cankd_hf.distiller import Distiller, pair_name
 from cankd_hf.features.taps import Level
 from cankd_hf.recipe import Recipe, recipe_to_yaml
-from cankd_hf.runner import build_teacher, check_launch, training_args
+from cankd_hf.runner import build_trainer, check_launch, training_args
 from cankd_hf.tasks import TASKS
 from cankd_hf.trainer import CanKDTrainer
 
-GIB = 2**30
+
+def size_text(size: float) -> str:
+    """Bytes as a person reads them: `12.3 MiB`, `4.56 GiB`."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 @dataclass
@@ -51,24 +53,7 @@ def dry_run(recipe: Recipe) -> int:
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
-    teacher = None
-    if recipe.teacher is not None:
-        # A teacher that is to be trained first stands here with its random start.
-        config = replace(recipe.teacher, fit=None)
-        teacher = build_teacher(config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
-    set_seed(recipe.seed)
-    trainer = CanKDTrainer(
-        task.build_student(recipe.student),
-        teacher,
-        args,
-        terms=recipe.distill.terms if teacher is not None else None,
-        task_weight=recipe.distill.task_weight if teacher is not None else 1.0,
-        student_taps=recipe.student.taps,
-        grid=recipe.distill.grid,
-        task=task,
-        train_dataset=data.train,
-        processing_class=task.image_processor(recipe.data),
-    )
+    trainer = build_trainer(recipe, task, data, Path(recipe.output_dir), report_to="none", push_to_hub=False)
     distiller = trainer._distiller
     for title, levels in (("student", distiller.levels), ("teacher", distiller.teacher_levels)):
         if levels:
@@ -124,8 +109,8 @@ def _sizes_table(trainer: CanKDTrainer) -> Table:
 
 
 def measure_step(trainer: CanKDTrainer) -> StepCost:
-    """Runs forward and backward of one batch, counting FLOPs (matrix products of attention and losses included) and the
-    bytes autograd keeps between the two."""
+    """Runs forward and backward of one batch and counts FLOPs, matrix products of attention and losses included, and
+    the bytes autograd keeps between the two."""
     inputs: Any = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(inputs)
     model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
@@ -145,10 +130,10 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
         teacher_flops = counter.get_total_flops()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     start = time.perf_counter()
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, inputs)
+        with saving, trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, inputs)
         loss.backward()
     seconds = time.perf_counter() - start
     model.zero_grad()
@@ -167,10 +152,10 @@ def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
     table.add_column("value", justify="right")
     table.add_row("FLOPs, forward and backward", f"{cost.flops / 1e9:,.1f} G")
     table.add_row("  of them the teacher's forward", f"{cost.teacher_flops / 1e9:,.1f} G")
-    table.add_row("memory: weights, gradients, AdamW state", f"{state / GIB:.2f} GiB")
-    table.add_row("memory: teacher weights", f"{teacher / GIB:.2f} GiB")
-    table.add_row("memory: activations kept for backward", f"{cost.activations / GIB:.2f} GiB")
-    table.add_row("memory: estimate in all", f"{(state + teacher + cost.activations) / GIB:.2f} GiB")
+    table.add_row("memory: weights, gradients, AdamW state", size_text(state))
+    table.add_row("memory: teacher weights", size_text(teacher))
+    table.add_row("memory: activations kept for backward", size_text(cost.activations))
+    table.add_row("memory: estimate in all", size_text(state + teacher + cost.activations))
     table.add_row("loss", f"{cost.loss:.4f}")
     table.add_row("seconds (first step, with warm-up and counting)", f"{cost.seconds:.2f}")
     return table

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.checkpoint import SafeStop
 from cankd_hf.config import CanKDConfig
@@ -62,7 +62,7 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def gap_closed(self) -> float | None:
-        """Share of the gap between the student alone and the teacher that distillation closed; None where unmeasured."""
+        """Share of the gap between student alone and teacher that distillation closed; None where unmeasured."""
         found = {arm.name: arm.scores.get(self.metric) for arm in self.arms}
         teacher, alone, distilled = (found.get(name) for name in ("teacher", "student alone", "student distilled"))
         if teacher is None or alone is None or distilled is None or teacher <= alone:
@@ -82,7 +82,7 @@ def check_launch(world_size: int) -> None:
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and world_size == 1:
-        raise InputError(f"launch: {started} processes were started, but each would train alone (no GPU was found); {fix}")
+        raise InputError(f"launch: {started} processes were started, but each would train alone (no GPU); {fix}")
     if started == 1 and (asked := _asked_processes()) > 1:
         raise InputError(f"launch: {asked} processes were asked for, but accelerate started 1; {fix}")
 
@@ -116,6 +116,38 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
         raise InputError(f"training: {error}") from error
 
 
+def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
+    """The trainer of a recipe's last arm, on its own: a teacher that is to be fitted has its random start."""
+    teacher = None
+    if recipe.teacher is not None:
+        stats = (list(recipe.data.image_mean), list(recipe.data.image_std))
+        teacher = build_teacher(replace(recipe.teacher, fit=None), stats)
+    set_seed(recipe.seed)
+    model = task.build_student(recipe.student)
+    return make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
+
+
+def make_trainer(
+    recipe: Recipe, task: Task, data: TaskData, model: PreTrainedModel, teacher: Teacher | None, args: CanKDConfig
+) -> CanKDTrainer:
+    """A trainer for given models, with what the recipe says of terms, taps and data."""
+    distill = recipe.distill
+    return CanKDTrainer(
+        model,
+        teacher,
+        args,
+        terms=distill.terms if teacher is not None else None,
+        task_weight=distill.task_weight if teacher is not None else 1.0,
+        student_taps=recipe.student.taps,
+        grid=distill.grid,
+        task=task,
+        recipe=recipe_to_yaml(recipe),
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=task.image_processor(recipe.data),
+    )
+
+
 def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
     """The teacher of a recipe, told how the student's images are normalised."""
     teacher = load_teacher(config)
@@ -124,7 +156,7 @@ def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[fl
 
 
 def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Report:
-    """Trains what the recipe asks for, evaluates it and writes the results; finished parts of an earlier call are kept.
+    """Trains what the recipe asks for, evaluates it and writes the results; what an earlier call finished is kept.
 
     Args:
         recipe: a checked recipe.
@@ -135,6 +167,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
         InputError: for bad input.
         Stopped: after Ctrl-C, with a checkpoint saved.
     """
+    disable_progress_bar()  # of loading and saving weights; training has its own
     out = Path(recipe.output_dir)
     args = training_args(recipe, out)
     check_launch(args.world_size)
@@ -195,23 +228,6 @@ class _Session:
         self.restart, self.resume = restart, resume
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
-    def trainer(self, model: PreTrainedModel, teacher: Teacher | None, args: CanKDConfig) -> CanKDTrainer:
-        distill = self.recipe.distill
-        return CanKDTrainer(
-            model,
-            teacher,
-            args,
-            terms=distill.terms if teacher is not None else None,
-            task_weight=distill.task_weight if teacher is not None else 1.0,
-            student_taps=self.recipe.student.taps,
-            grid=distill.grid,
-            task=self.task,
-            recipe=recipe_to_yaml(self.recipe),
-            train_dataset=self.data.train,
-            eval_dataset=self.data.eval,
-            processing_class=self.task.image_processor(self.recipe.data),
-        )
-
     def fit_teacher(self, config: TeacherConfig) -> Arm:
         """Trains the teacher itself first, where the recipe has no trained one."""
         student = StudentConfig(model=config.model, config=config.config)
@@ -228,7 +244,7 @@ class _Session:
         # Every arm starts from the same weights and sees the same images.
         set_seed(self.recipe.seed)
         model = self.task.build_student(student or self.recipe.student)
-        trainer = self.trainer(model, teacher, args)
+        trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         start = time.perf_counter()
@@ -298,10 +314,3 @@ def _stopped(trainer: CanKDTrainer) -> bool:
 
 def _taps(trainer: CanKDTrainer) -> list[dict[str, Any]]:
     return [vars(level) for level in trainer._distiller.levels]
-
-
-def memory_in_use() -> int:
-    """Bytes this process holds: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss

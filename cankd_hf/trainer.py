@@ -37,7 +37,7 @@ class CanKDTrainer(Trainer):
         model: the student.
         teacher: the teacher, or its Hub id or folder; None trains the student alone.
         args: training arguments.
-        terms: the weighted feature losses; CanKD with weight 10 (the paper's mu = 5) where None and a teacher is given.
+        terms: the weighted feature losses; None is CanKD with weight 10 (the paper's mu = 5) where there is a teacher.
         task_weight: multiplier of the student's own loss, >= 0; 0 needs no labels.
         student_taps: where to read the student's maps.
         grid: on which grid connectors compare maps, see `Connector`.
@@ -77,7 +77,7 @@ class CanKDTrainer(Trainer):
                 "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
             )
         if teacher is None and terms:
-            raise InputError("teacher: expected a teacher for the given terms, got none; name one or leave the terms out")
+            raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
         terms = [] if teacher is None else [LossTerm()] if terms is None else list(terms)
         if task_weight == 0 and not terms:
             raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
@@ -143,12 +143,13 @@ class CanKDTrainer(Trainer):
         batch = dict(inputs)
         if any(factors):
             # Autocast is the Trainer's, on; the teacher chooses its own precision.
+            assert self.teacher is not None
             batch["teacher_maps"] = self.teacher(inputs["pixel_values"])
             batch["factors"] = torch.tensor(factors, device=self.args.device)
             batch["measure"] = self._measures_now()
         outputs = model(**batch)
         if outputs["loss"] is None:
-            # All factors are 0 and there is no task loss: nothing to learn in this step, and the graph must still exist.
+            # All factors are 0 and there is no task loss: nothing to learn in this step, but backward needs a graph.
             outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         self._accumulate(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -163,7 +164,7 @@ class CanKDTrainer(Trainer):
         ]
 
     def _measures_now(self) -> bool:
-        """Whether this step ends in a log line: similarity is only measured there, it would cost too much each step."""
+        """Whether this step ends in a log line: similarity is measured only there, to cost next to nothing."""
         if not self.args.measure_similarity:
             return False
         step = self.state.global_step + 1
@@ -284,7 +285,8 @@ class CanKDTrainer(Trainer):
         if missing or result.unexpected_keys:
             raise InputError(
                 f"{folder}: this checkpoint is of another student or other terms; "
-                f"missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}; resume with the recipe saved beside it"
+                f"missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}; "
+                "resume with the recipe saved beside it"
             )
 
     def _load_best_model(self) -> None:
@@ -308,7 +310,7 @@ class CanKDTrainer(Trainer):
 
 
 def _part_logs(distiller: Distiller, values: Sequence[float]) -> dict[str, float]:
-    """`parts` under their names: the task loss, each term summed over its levels, and each level where there are several."""
+    """`parts` under their names: the task loss, each term summed over its levels, and its levels where several."""
     logs: dict[str, float] = {}
     for name, value in zip(distiller.part_names, values, strict=False):
         term = name.split("/")[0]

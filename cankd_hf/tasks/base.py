@@ -30,7 +30,7 @@ class TaskData:
 
 
 class Task(ABC):
-    """One kind of learning. The trainer asks it for everything that depends on the kind; see CONTRIBUTING to add one."""
+    """One kind of learning: the trainer asks it for all that depends on the kind. CONTRIBUTING says how to add one."""
 
     name: ClassVar[str]
     metric: ClassVar[str]

@@ -96,6 +96,8 @@ def draw_segmentation(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
     present = sorted(task.id2label)[:24]
-    handles = [Patch(color=colours[i] / 255, label=task.id2label[i]) for i in present] + [Patch(color="k", label="void")]
+    handles = [Patch(color=colours[i] / 255, label=task.id2label[i]) for i in present] + [
+        Patch(color="k", label="void")
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=9, frameon=False)
     figure.savefig(file, dpi=120)

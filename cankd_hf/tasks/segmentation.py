@@ -56,7 +56,9 @@ class SegmentationTask(Task):
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[SegmentationTask, TaskData]:
         data = load_segmentation(config, need_labels=labelled, splits=splits)
-        return cls(data.id2label, data.ignore_index, data.palette), TaskData(data.train, data.eval, data.test, data.facts)
+        return cls(data.id2label, data.ignore_index, data.palette), TaskData(
+            data.train, data.eval, data.test, data.facts
+        )
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
@@ -64,9 +66,11 @@ class SegmentationTask(Task):
     def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         try:
-            return AutoModelForSemanticSegmentation.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
+            return AutoModelForSemanticSegmentation.from_pretrained(
+                folder, revision=revision or "main", dtype=torch.float32
+            )
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: expected a saved segmentation student, could not load one: {error}") from error
+            raise InputError(f"{folder}: expected a saved segmentation student, found none: {error}") from error
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         size = config.image_size

@@ -39,10 +39,17 @@ class Images(Dataset):
 
 
 def student(seed: int = 0, **overrides: Any) -> FPNForSemanticSegmentation:
-    """A pyramid student without BatchNorm, so that the same images give the same gradients however they are batched."""
+    """A pyramid student without BatchNorm: the same images give the same gradients however they are batched."""
     set_seed(seed)
     backbone = ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4])
-    settings: dict[str, Any] = {"backbone_config": backbone, "fpn_channels": 16, "head_channels": 16, "norm": "group", "dropout": 0.0, "num_labels": CLASSES}
+    settings: dict[str, Any] = {
+        "backbone_config": backbone,
+        "fpn_channels": 16,
+        "head_channels": 16,
+        "norm": "group",
+        "dropout": 0.0,
+        "num_labels": CLASSES,
+    }
     return FPNForSemanticSegmentation(FPNConfig(**{**settings, **overrides}))
 
 
