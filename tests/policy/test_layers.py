@@ -44,7 +44,11 @@ EXCEPTIONS = {
     ("_autoregister", "models"),  # the one thing it does, when transformers asks for it
     ("tasks", "distiller"),  # statistics of a batch read the distiller's measurements (types only)
     ("report", "runner"),  # prints what the runner returns
-    *((command, helper) for command in ("train", "evaluate", "inspect", "compare") for helper in ("runner", "report")),
+    *(
+        (command, helper)
+        for command in ("train", "evaluate", "inspect", "compare", "benchmark")
+        for helper in ("runner", "report")
+    ),
     ("train", "inspect"),  # --dry-run
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
