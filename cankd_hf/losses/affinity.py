@@ -1,7 +1,7 @@
 """The affinities of the Can block, none with an [N, M] tensor.
 
-Each returns the block's output before its norm as `o = mix x + bias`: mix [B, C, K], bias [B, C] and x [B, K, N]
-(None where x is the student map itself).
+Each takes the student map flattened, [B, C, N], and the teacher map [B, C, H, W], and returns the block's output
+before its norm as `o = mix x + bias`: mix [B, C, K], bias [B, C] and x [B, K, N] (None where x is the student map).
 
 Letters: B batch, C channels, D hidden channels, N student positions (queries), M pooled teacher positions (keys).
 """
@@ -66,8 +66,8 @@ def embedded_gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: b
     dtype = compute_dtype(student)
     theta, theta_bias = _weights(loss.theta, dtype)
     key, value = _keys_and_values(loss, teacher, dtype, pool)
-    query = F.linear(student.flatten(2).mT.to(dtype), theta, theta_bias)
-    return _read_out(loss, _softmax_read(query, key.mT, value.mT), dtype)
+    query = _times(theta, student.to(dtype), theta_bias)
+    return _read_out(loss, _softmax_read(query.mT, key.mT, value.mT), dtype)
 
 
 def gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
@@ -75,7 +75,7 @@ def gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> B
     dtype = compute_dtype(student)
     key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
     value = project(teacher, *_weights(loss.g, dtype), pool)
-    return _read_out(loss, _softmax_read(student.flatten(2).mT.to(dtype), key.mT, value.mT), dtype)
+    return _read_out(loss, _softmax_read(student.mT.to(dtype), key.mT, value.mT), dtype)
 
 
 def concatenation(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
@@ -85,14 +85,20 @@ def concatenation(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool)
     theta, theta_bias = _weights(loss.theta, dtype)
     for_query, for_key = loss.concat.weight.flatten().to(dtype).chunk(2)
     key, value = _keys_and_values(loss, teacher, dtype, pool)
-    a = (for_query @ theta) @ student.flatten(2).to(dtype) + for_query @ theta_bias
-    return _read_out(loss, relu_read(a, for_key @ key, value.mT), dtype)
+    a = _times((for_query @ theta)[None], student.to(dtype), (for_query @ theta_bias)[None])
+    b = _times(for_key[None], key, for_key.new_zeros(1))
+    return _read_out(loss, relu_read(a[:, 0], b[:, 0], value.mT), dtype)
 
 
 def _weights(conv: nn.Conv2d | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight as a matrix and bias of a 1x1 convolution, in the type to compute in."""
     assert conv is not None and conv.bias is not None
     return conv.weight.flatten(1).to(dtype), conv.bias.to(dtype)
+
+
+def _times(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    """`weight x + bias` for a map [B, C, N]; torch's matmul of a matrix and a batch copies the whole map first."""
+    return torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x)
 
 
 def _keys_and_values(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool: bool) -> tuple[Tensor, Tensor]:

@@ -103,8 +103,10 @@ class CanKDLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
-        mix, bias, mixed = self._block(student, teacher)
-        m = mix_moments(student.flatten(2), teacher.flatten(2), mix, mixed)
+        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
+        flat = student.flatten(2)
+        mix, bias, mixed = self._block(flat, teacher)
+        m = mix_moments(flat, teacher.flatten(2), mix, mixed)
         mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
         scale, shift = self._output_affine(mean_o, m.var_o, student, self.training)
         mean_z, var_z = scale * mean_o + shift, scale.square() * m.var_o
@@ -188,7 +190,7 @@ class CanKDLoss(FeatureLoss):
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The block's output after its norm, [B, C, H, W], in the type losses compute in."""
-        mix, bias, mixed = self._block(student, teacher)
+        mix, bias, mixed = self._block(student.flatten(2), teacher)
         x = student.flatten(2).to(mix.dtype) if mixed is None else mixed
         o = torch.baddbmm(bias[..., None], mix, x)
         scale, shift = self._output_affine(o.mean(-1), o.var(-1, correction=0), student, update=False)

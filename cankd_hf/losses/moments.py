@@ -92,6 +92,12 @@ def _centred(x: Tensor, mean: Tensor, where: tuple[slice, slice]) -> Tensor:
     return x[images, :, positions] - mean[images, :, None]
 
 
+def _add_products(sums: Tensor, images: slice, *pairs: tuple[Tensor, Tensor]) -> None:
+    """Add the products of two blocks, summed over positions, to rows of sums [number of pairs, B, C]."""
+    for total, (a, b) in zip(sums, pairs, strict=True):
+        total[images] += torch.linalg.vecdot(a, b)
+
+
 class _PairMoments(torch.autograd.Function):
     """Moments of s and t; saves s, t and [B, C] vectors only."""
 
@@ -102,51 +108,49 @@ class _PairMoments(torch.autograd.Function):
         sums = mean_s.new_zeros(3, *mean_s.shape)
         for where in _blocks(s):
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
-            for total, (a, b) in zip(sums, ((sc, sc), (tc, tc), (sc, tc)), strict=True):
-                total[where[0]] += (a * b).sum(-1)
-        sums /= s.shape[-1]
+            _add_products(sums, where[0], (sc, sc), (tc, tc), (sc, tc))
+        var_s, var_t, cov_st = sums.div_(s.shape[-1]).unbind()
         ctx.save_for_backward(s, t, mean_s, mean_t)
-        var_s, var_t, cov_st = sums.unbind()
         ctx.mark_non_differentiable(mean_t, var_t)
         return mean_s, mean_t, var_s, var_t, cov_st
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_mean: Tensor, _t: Tensor, g_var: Tensor, _v: Tensor, g_cov: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mean_s, mean_t = ctx.saved_tensors
-        n = s.shape[-1]
-        grad = torch.empty_like(s)
-        a, b = (2 / n) * g_var, g_cov / n
-        # one multiply-add pass: grad = a s + b t + c
-        c = g_mean / n - a * mean_s - b * mean_t
+        g_mean, _, g_var, _, g_cov = (grad[..., None] / s.shape[-1] for grad in grads)
+        grad_s = torch.empty_like(s)
+        # one multiply-add pass, a s + b t + constant
+        a, b = 2 * g_var, g_cov
+        constant = g_mean - a * mean_s[..., None] - b * mean_t[..., None]
         for images, positions in _blocks(s):
-            block = torch.addcmul(c[images, :, None], a[images, :, None], s[images, :, positions])
-            grad[images, :, positions] = block.addcmul_(b[images, :, None], t[images, :, positions])
-        return grad, None
+            block = a[images] * s[images, :, positions]
+            block.addcmul_(b[images], t[images, :, positions].to(block.dtype)).add_(constant[images])
+            grad_s[images, :, positions] = block
+        return grad_s, None
 
 
 class _MixMoments(torch.autograd.Function):
-    """Moments of s, t and o = mix x. Saves its inputs and o (or, for maps in less than float32, computes o again)."""
+    """Moments of s, t and o = mix x.
+
+    Saves its inputs and, where o is a mix of the student in its own type, o: with another map x or with maps in less
+    than float32, o would weigh more than computing it again.
+    """
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor, mix: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
         dtype = compute_dtype(s)
-        source = s if x is None else x
         mean_s, mean_t = _mean(s, dtype), _mean(t, dtype)
         mean_x = mean_s.clone() if x is None else _mean(x, dtype)
-        o = torch.empty_like(s) if s.dtype == dtype else None
+        o = torch.empty_like(s) if x is None and s.dtype == dtype else None
         sums = mean_s.new_zeros(6, *mean_s.shape)
         for where in _blocks(s):
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
-            oc = mix[where[0]] @ (sc if x is None else _centred(source, mean_x, where))
-            if o is not None:
-                o[where[0], :, where[1]] = oc
-            pairs = ((sc, sc), (tc, tc), (sc, tc), (oc, oc), (sc, oc), (oc, tc))
-            for total, (a, b) in zip(sums, pairs, strict=True):
-                total[where[0]] += (a * b).sum(-1)
-        sums /= s.shape[-1]
+            xc = sc if x is None else _centred(x, mean_x, where)
+            oc = mix[where[0]] @ xc if o is None else _fill(o, where, mix, xc)
+            _add_products(sums, where[0], (sc, sc), (tc, tc), (sc, tc), (oc, oc), (sc, oc), (oc, tc))
         ctx.save_for_backward(s, t, mix, x, mean_s, mean_t, mean_x, o)
-        var_s, var_t, cov_st, var_o, cov_so, cov_ot = sums.unbind()
+        var_s, var_t, cov_st, var_o, cov_so, cov_ot = sums.div_(s.shape[-1]).unbind()
         ctx.mark_non_differentiable(mean_t, var_t)
         return mean_s, mean_t, var_s, var_t, cov_st, mean_x, var_o, cov_so, cov_ot
 
@@ -154,25 +158,31 @@ class _MixMoments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mix, x, mean_s, mean_t, mean_x, o = ctx.saved_tensors
-        g_mean_s, _, g_var_s, _, g_cov_st, g_mean_x, g_var_o, g_cov_so, g_cov_ot = (g / s.shape[-1] for g in grads)
-        grad_s, grad_mix = torch.empty_like(s), torch.zeros_like(mix)
+        n = s.shape[-1]
+        g_mean_s, _, g_var_s, _, g_cov_st, g_mean_x, g_var_o, g_cov_so, g_cov_ot = (g[..., None] / n for g in grads)
+        grad_s, grad_mix, transposed = torch.empty_like(s), torch.zeros_like(mix), mix.mT
         grad_x = None if x is None else torch.empty_like(x)
+        if x is None:
+            g_mean_s = g_mean_s + g_mean_x
         for where in _blocks(s):
             images, positions = where
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             xc = sc if x is None else _centred(x, mean_x, where)
             oc = mix[images] @ xc if o is None else o[images, :, positions]
-
-            def times(grad: Tensor, value: Tensor, images: slice = images) -> Tensor:
-                return grad[images, :, None] * value
-
-            do = times(2 * g_var_o, oc) + times(g_cov_so, sc) + times(g_cov_ot, tc)
-            ds = times(2 * g_var_s, sc) + times(g_cov_so, oc) + times(g_cov_st, tc) + g_mean_s[images, :, None]
-            dx = mix[images].mT @ do + g_mean_x[images, :, None]
-            grad_mix[images] += do @ xc.mT
+            grad_o = (2 * g_var_o[images]) * oc
+            grad_o.addcmul_(g_cov_so[images], sc).addcmul_(g_cov_ot[images], tc)
+            grad_mix[images].baddbmm_(grad_o, xc.mT)
+            block = (2 * g_var_s[images]) * sc
+            block.addcmul_(g_cov_so[images], oc).addcmul_(g_cov_st[images], tc).add_(g_mean_s[images])
             if grad_x is None:
-                ds += dx
+                block.baddbmm_(transposed[images], grad_o)
             else:
-                grad_x[images, :, positions] = dx
-            grad_s[images, :, positions] = ds
+                grad_x[images, :, positions] = torch.baddbmm(g_mean_x[images], transposed[images], grad_o)
+            grad_s[images, :, positions] = block
         return grad_s, None, grad_mix, grad_x
+
+
+def _fill(o: Tensor, where: tuple[slice, slice], mix: Tensor, xc: Tensor) -> Tensor:
+    """Write one block of mix x into o, without a copy; returns the block."""
+    images, positions = where
+    return o[images, :, positions].baddbmm_(mix[images], xc, beta=0)

@@ -9,12 +9,15 @@ Letters: B batch, D hidden channels, N queries, M keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from cankd_hf.losses.blocks import blocks
 
 
 def relu_read(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
@@ -41,8 +44,9 @@ class _ReluRead(torch.autograd.Function):
         # -falling rises; the number of its entries below a_i is the number of keys with b_j > -a_i
         reads = torch.searchsorted(-falling, a.contiguous())
         sums, weighted = _prefix_sums(falling, _rows(value, order))
-        rows = _row_of(reads, sums.shape[1])
-        y = a[..., None] * _take(sums, rows) + _take(weighted, rows)
+        y = value.new_empty(*a.shape, value.shape[2])
+        for where, rows in _row_blocks(reads, sums):
+            y[where] = _take(weighted, rows).addcmul_(a[where][..., None], _take(sums, rows))
         ctx.save_for_backward(a, falling, order, value, reads)
         return y.div_(value.shape[1])
 
@@ -54,12 +58,21 @@ class _ReluRead(torch.autograd.Function):
         ordered = _rows(value, order)
         sums, _ = _prefix_sums(falling, ordered)
         grad = grad.contiguous()
-        grad_a = torch.linalg.vecdot(grad, _take(sums, _row_of(reads, keys + 1)))
+        grad_a = torch.empty_like(a)
+        for where, rows in _row_blocks(reads, sums):
+            grad_a[where] = torch.linalg.vecdot(grad[where], _take(sums, rows))
         readers, weighted = _reader_sums(a, grad, reads, keys)
         grad_value = weighted.addcmul_(falling[..., None], readers)
         grad_b = torch.linalg.vecdot(ordered, readers)
         back = order.argsort(dim=1)
         return grad_a / keys, grad_b.gather(1, back) / keys, _rows(grad_value, back) / keys
+
+
+def _row_blocks(reads: Tensor, sums: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Blocks of queries as (images, queries), and the row of sums [B, M + 1, D] each of them reads."""
+    rows = _row_of(reads, sums.shape[1])
+    for where in blocks(reads.device, *reads.shape, sums.shape[2]):
+        yield where, rows[where]
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor
     Returns:
         The projection [B, E, M].
     """
+    projected: Tensor = _Projection.apply(teacher, weight, pool)
     # a bias moves all four cells of a pool alike, so it is added after it
-    pooled: Tensor = _Projection.apply(teacher, weight, pool)
-    return pooled + bias[:, None]
+    return projected.add_(bias[:, None])
 
 
 def covariance(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class _Projection(torch.autograd.Function):
         out = weight.new_empty(teacher.shape[0], weight.shape[0], cells)
         winner = torch.empty_like(out, dtype=torch.uint8) if pool else None
         for images, where, x in _cells(teacher, weight, pool):
-            y = weight @ x
+            y = weight.expand(x.shape[0], -1, -1) @ x
             if winner is None:
                 out[images, :, where] = y
             else:
@@ -77,7 +77,7 @@ class _Projection(torch.autograd.Function):
             g = grad[images, :, where]
             if winner is not None:
                 won = winner[images, :, where]
-                g = torch.cat([g * (won == cell) for cell in range(4)], dim=2)
+                g = torch.cat([g * _as_numbers(won == cell, g.dtype) for cell in range(4)], dim=2)
             for one_g, one_x in zip(g, x, strict=True):
                 grad_weight.addmm_(one_g, one_x.mT)
         return None, grad_weight, None
@@ -107,6 +107,11 @@ def _max_of_four(y: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over dim 2 of [b, E, 4, n], and which of the four it is (the first of equals), uint8."""
     a, b, c, d = y.unbind(2)
     top, bottom = torch.maximum(a, b), torch.maximum(c, d)
-    lower = bottom > top
-    winner = torch.where(lower, (d > c).to(torch.uint8) + 2, (b > a).to(torch.uint8))
-    return torch.maximum(top, bottom), winner
+    lower, in_top, in_bottom = ((high > low).view(torch.uint8) for high, low in ((bottom, top), (b, a), (d, c)))
+    # arithmetic on bytes: torch.where is tens of times slower on the CPU
+    return torch.maximum(top, bottom), in_top + lower * (2 + in_bottom - in_top)
+
+
+def _as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as 0 and 1; from bytes, because bool has no fast conversion on the CPU."""
+    return mask.view(torch.uint8).to(dtype)
