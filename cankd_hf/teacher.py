@@ -188,7 +188,7 @@ class Teacher(nn.Module):
         """What a card or a log should say about this teacher, as plain data."""
         return {
             "model": self.name,
-            "revision": self._revision(),
+            "revision": self.config.revision,
             "class": type(self.model).__name__,
             "taps": self._tap_names(),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -234,13 +234,6 @@ class Teacher(nn.Module):
             return list(self.model.out_features)
         return list(self.taps.paths)
 
-    def _revision(self) -> str | None:
-        from transformers import PreTrainedModel
-
-        # Set by `from_pretrained` for models of the Hub alone.
-        commit = vars(self.model.config).get("_commit_hash") if isinstance(self.model, PreTrainedModel) else None
-        return commit or self.config.revision
-
 
 def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: Any) -> Teacher:
     """Loads any vision model as a teacher.
@@ -276,6 +269,10 @@ def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: A
     model, stats = _build(config)
     if _stages(config.taps) is not None:
         config = replace(config, taps="auto")
+    if config.model is not None and not is_timm_name(config.model):
+        from cankd_hf.models.pretrained import hub_commit
+
+        config = replace(config, revision=hub_commit(config.model, config.revision) or config.revision)
     return Teacher(model, config, stats, name=config.model or "random weights")
 
 

@@ -80,9 +80,9 @@ def auto_taps(model: nn.Module) -> list[str]:
         return ["."]
     if isinstance(model, PreTrainedModel):
         config = model.config.to_dict()
-        # A pooling or ASPP head reads the last stage alone: there is no pyramid to tap.
+        # A pooling or ASPP head reads the last stage alone, and that is the map the paper distils.
         if config["model_type"] == "cankd_fpn" and config.get("head") in ("psp", "aspp"):
-            return ["backbone"]
+            return ["backbone:-1"]
         known = AUTO_TAPS.get(config["model_type"], ())
         # The table is about models with their dense head: of a SegformerModel alone it names what is not there.
         if known and all(_exists(model, tap) for tap in known):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
 
@@ -84,6 +87,21 @@ def load_dense_or_plain(
     missing = [key for key in info["missing_keys"] if auto_class != "AutoModel" or not _UNREAD.search(key)]
     _check_complete(name or config.model_type, type(model).__name__, missing, info["mismatched_keys"])
     return model
+
+
+def hub_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit that a Hub id's configuration comes from; None for a local folder."""
+    if Path(name).is_dir():
+        return None
+    file = cached_file(
+        name,
+        "config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return extract_commit_hash(file, None)
 
 
 def _check_complete(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from cankd_hf.features import Taps
 from cankd_hf.models.backbones import load_backbone
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.teacher import TeacherConfig, load_teacher
 
 PYRAMID = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
@@ -105,3 +108,23 @@ def test_a_backbone_student_keeps_its_training_state() -> None:
     assert model.encoder.stages[1].training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("values", "tap", "strides"),
+    [
+        ({"neck": "fpn", "head": "fpn"}, "neck", [4, 8, 16, 32]),
+        ({"neck": "none", "head": "psp"}, "backbone:-1", [32]),
+        ({"neck": "none", "head": "aspp"}, "backbone:-1", [32]),
+    ],
+)
+def test_our_own_models_as_teachers(values: dict[str, Any], tap: str, strides: list[int], tmp_path: Path) -> None:
+    config = FPNConfig(
+        backbone_config={"model_type": "resnet", **PYRAMIDS["resnet"], "out_indices": [1, 2, 3, 4]},
+        **{"fpn_channels": 16, "head_channels": 16, "num_labels": 3, **values},
+    )
+    FPNForSemanticSegmentation(config).save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert teacher.manifest()["taps"] == [tap]
+    assert [round(level.stride) for level in teacher.levels((128, 128))] == strides
+    assert len(teacher(torch.randn(1, 3, 100, 90))) == len(strides)
