@@ -1,0 +1,51 @@
+"""Measure what the distillation costs: `python -m cankd_hf.benchmark loss`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cankd_hf.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark; returns the exit code (2 for bad input).
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        # imported here, so that --help answers at once
+        from cankd_hf.benchmark.loss import run
+
+        run(args)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cankd_hf.benchmark", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    loss = commands.add_parser("loss", help="time and memory of the CanKD loss against the published form")
+    loss.add_argument(
+        "--sizes", help="comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"
+    )
+    loss.add_argument("--affinities", help="comma-separated affinities (default: all)")
+    loss.add_argument("--batch", type=int, default=2, help="images (default: 2)")
+    loss.add_argument(
+        "--repeats", type=int, default=5, help="timed pairs of runs, ours and naive in turn (default: 5)"
+    )
+    loss.add_argument(
+        "--seconds", type=float, default=60.0, help="skip what would take longer than this for one run (default: 60)"
+    )
+    loss.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    loss.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
+    loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")
+    loss.add_argument("--no-naive", action="store_true", help="leave the published form out")
+    loss.add_argument("--json", help="also write the rows to this file")
+    return parser

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +65,9 @@ class _Step:
             replace(recipe.data, check="none"), labelled=recipe.distill.task_weight > 0, splits=("train",)
         )
         set_seed(recipe.seed)
-        self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(recipe.output_dir))
+        with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
+            settings = {"report_to": "none", "push_to_hub": False}
+            self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **settings)
         if self.trainer.teacher is None:
             raise InputError("teacher: expected a recipe with a teacher, got none; nothing is distilled")
         self.trainer.create_optimizer_and_scheduler(num_training_steps=1000)

@@ -71,7 +71,7 @@ class _ReluRead(torch.autograd.Function):
 def _row_blocks(reads: Tensor, sums: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Blocks of queries as (images, queries), and the row of sums [B, M + 1, D] each of them reads."""
     rows = _row_of(reads, sums.shape[1])
-    for where in blocks(reads.device, *reads.shape, sums.shape[2]):
+    for where in blocks(reads.device, reads.shape[0], reads.shape[1], sums.shape[2]):
         yield where, rows[where]
 
 
