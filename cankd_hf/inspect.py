@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +54,8 @@ def dry_run(recipe: Recipe) -> int:
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
-    trainer = build_trainer(recipe, task, data, Path(recipe.output_dir), report_to="none", push_to_hub=False)
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
+        trainer = build_trainer(recipe, task, data, Path(scratch), report_to="none", push_to_hub=False)
     distiller = trainer._distiller
     for title, levels in (("student", distiller.levels), ("teacher", distiller.teacher_levels)):
         if levels:

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,14 +118,29 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
         raise InputError(f"training: {error}") from error
 
 
+@contextmanager
+def problems_of(place: str) -> Iterator[None]:
+    """Says in which section of the recipe a model stands that could not be had."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError([p if p.startswith(place) else f"{place}: {p}" for p in error.problems]) from error
+
+
+def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = None) -> PreTrainedModel:
+    """The student with its initial weights, the same each time."""
+    set_seed(recipe.seed)
+    with problems_of("student" if config is None else "teacher"):
+        return task.build_student(recipe.student if config is None else config)
+
+
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of a recipe's last arm, on its own: a teacher that is to be fitted has its random start."""
     teacher = None
     if recipe.teacher is not None:
         stats = (list(recipe.data.image_mean), list(recipe.data.image_std))
         teacher = build_teacher(replace(recipe.teacher, fit=None), stats)
-    set_seed(recipe.seed)
-    model = task.build_student(recipe.student)
+    model = build_student(recipe, task)
     return make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
 
 
@@ -150,7 +167,8 @@ def make_trainer(
 
 def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
     """The teacher of a recipe, told how the student's images are normalised."""
-    teacher = load_teacher(config)
+    with problems_of("teacher"):
+        teacher = load_teacher(config)
     teacher.set_input_stats(*image_stats)
     return teacher
 
@@ -242,8 +260,7 @@ class _Session:
             return done
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
-        set_seed(self.recipe.seed)
-        model = self.task.build_student(student or self.recipe.student)
+        model = build_student(self.recipe, self.task, student)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)

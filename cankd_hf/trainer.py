@@ -329,7 +329,8 @@ def _image_size(*datasets: Any) -> tuple[int, int]:
     for dataset in datasets:
         if dataset is None or isinstance(dataset, dict):
             continue
-        sample = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset), None)
+        # Iterable data sets have a `__getitem__` too; it only raises.
+        sample = dataset[0] if isinstance(dataset, Sized) else next(iter(dataset), None)
         if sample is not None and "pixel_values" in sample:
             height, width = sample["pixel_values"].shape[-2:]
             return int(height), int(width)
