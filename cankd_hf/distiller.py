@@ -172,6 +172,8 @@ class Distiller(nn.Module):
         """
         if labels is not None and self.task_weight > 0:
             inputs["labels"] = labels
+        if self.taps is not None:
+            inputs = {**self.taps.forward_kwargs, **inputs}
         outputs = self.student(pixel_values=pixel_values, **inputs)
         task_loss = outputs.loss if "labels" in inputs else None
         total = None if task_loss is None else self.task_weight * task_loss
