@@ -71,9 +71,9 @@ def load_backbone(
     if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
         loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
     try:
-        model, info = loader(
-            name, config=config, dtype=dtype or torch.float32, output_loading_info=True, revision=revision or "main"
-        )
+        # Mismatched shapes are let through here, to be listed with the missing keys below.
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
+        model, info = loader(name, config=config, dtype=dtype or torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"backbone {name}: cannot be loaded: {first_line(error)}") from error
     check_complete(f"backbone {name}", info["missing_keys"], (entry[0] for entry in info["mismatched_keys"]))

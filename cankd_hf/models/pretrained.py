@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.backbones import check_complete
 
 # Class name ending -> auto class: what marks a checkpoint as a dense-prediction model rather than a bare backbone.
 _DENSE = {
@@ -85,7 +85,7 @@ def load_dense_or_plain(
     if model.main_input_name != "pixel_values":
         raise InputError(f"teacher {name or config.model_type}: expected a vision model, got {type(model).__name__}")
     missing = [key for key in info["missing_keys"] if auto_class != "AutoModel" or not _UNREAD.search(key)]
-    _check_complete(name or config.model_type, type(model).__name__, missing, info["mismatched_keys"])
+    check_complete(f"teacher {name or config.model_type}", missing, (key for key, *_ in info["mismatched_keys"]))
     return model
 
 
@@ -102,16 +102,3 @@ def hub_commit(name: str, revision: str | None = None) -> str | None:
         _raise_exceptions_for_gated_repo=False,
     )
     return extract_commit_hash(file, None)
-
-
-def _check_complete(
-    name: str, class_name: str, absent: Iterable[str], reshaped: Iterable[tuple[str, Any, Any]]
-) -> None:
-    """Refuses a model part of which would be random: its maps would teach noise."""
-    missing = sorted(absent) + sorted(f"{key} (of another shape)" for key, *_ in reshaped)
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise InputError(
-            f"teacher {name}: expected weights for every parameter of {class_name}, got none for {len(missing)}: "
-            f"{', '.join(missing[:10])}{more}; fix: name a complete checkpoint (right folder, right revision?)"
-        )
