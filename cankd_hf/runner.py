@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
+# What a trainer must not ask for that only evaluates.
+SCORE_ONLY: dict[str, Any] = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+}
 
 
 class Stopped(Exception):
@@ -286,7 +293,7 @@ class _Session:
         if dict(model.config.id2label) != dict(getattr(self.task, "id2label", {})):
             logger.warning("teacher: knows other classes than the data have; it is not scored")
             return None
-        args = training_args(self.recipe, Path(self.recipe.output_dir) / "teacher_score", push_to_hub=False)
+        args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)
         trainer = CanKDTrainer(model, None, args, task=self.task)
         dataset = self.scored_set
         mean, std = list(teacher.stats.mean), list(teacher.stats.std)

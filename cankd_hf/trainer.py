@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, EpochSetter, SafeStop, read_student_weights
@@ -19,6 +19,7 @@ from cankd_hf.config import CanKDConfig
 from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.distiller import Distiller
 from cankd_hf.errors import InputError
+from cankd_hf.hub.mixin import PushesStudent
 from cankd_hf.losses.base import LossTerm
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teacher import Teacher, load_teacher
@@ -26,7 +27,7 @@ from cankd_hf.teacher import Teacher, load_teacher
 logger = logging.getLogger(__name__)
 
 
-class CanKDTrainer(Trainer):
+class CanKDTrainer(PushesStudent):
     """Trains a small student with a big teacher's help: `loss = task_weight * task + sum of weighted feature losses`.
 
     A `transformers.Trainer` in everything else: resuming, accumulation, mixed precision, compiling, callbacks, Hub.
@@ -263,6 +264,7 @@ class CanKDTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
         if self.recipe is not None:
             (folder / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
+        self._save_facts(folder)
         if folder.name.startswith("checkpoint-"):
             rest = {name: value.contiguous() for name, value in state.items() if not name.startswith(prefix)}
             if rest:
@@ -330,7 +332,8 @@ def _image_size(*datasets: Any) -> tuple[int, int]:
         if dataset is None or isinstance(dataset, dict):
             continue
         # Iterable data sets have a `__getitem__` too; it only raises.
-        sample = dataset[0] if isinstance(dataset, Sized) else next(iter(dataset), None)
+        streamed = not isinstance(dataset, Sized)
+        sample = next(iter(dataset), None) if streamed else dataset[0]
         if sample is not None and "pixel_values" in sample:
             height, width = sample["pixel_values"].shape[-2:]
             return int(height), int(width)
