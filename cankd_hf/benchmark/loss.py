@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(width=max(Console().width, 150))
-    machine = this_machine(device)
+    machine = this_machine(device, repeats=3 if args.quick else 15)
     console.print(
         f"{machine.name}; maps {args.dtype}; matrix products {machine.flops / 1e9:.0f} GFLOP/s, "
         f"copy {machine.bandwidth / 1e9:.1f} GB/s"

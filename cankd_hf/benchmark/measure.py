@@ -109,13 +109,13 @@ def free_memory(device: torch.device) -> int:
     return int(kib) * 1024
 
 
-def this_machine(device: torch.device) -> Machine:
+def this_machine(device: torch.device, repeats: int = 15) -> Machine:
     """Measure the matrix rate and the copy bandwidth: the best of several, as a limit should be."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    source = torch.randn(1 << 25, device=device)
+    source = torch.randn(1 << 24, device=device)
     target = torch.empty_like(source)
-    product, copy = interleaved([lambda: torch.mm(a, b), lambda: target.copy_(source)], 15, device)
+    product, copy = interleaved([lambda: torch.mm(a, b), lambda: target.copy_(source)], repeats, device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

@@ -8,7 +8,7 @@ import torch
 
 # Values of one map handled at once: on the CPU a block and its temporaries should stay in the cache of a core, on a
 # GPU a block should fill the device while its temporaries stay small beside the maps.
-BLOCK_CPU = 1 << 18
+BLOCK_CPU = 1 << 17
 BLOCK_GPU = 1 << 21
 
 

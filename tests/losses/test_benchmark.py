@@ -1,0 +1,87 @@
+"""The loss benchmark: it runs, its numbers are sane, and it refuses what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cankd_hf.benchmark import main
+from cankd_hf.benchmark.loss import Row, Size, flops, growth, naive_bytes
+from cankd_hf.benchmark.measure import Machine, peak_extra
+from cankd_hf.losses.affinity import AFFINITIES
+
+CPU = torch.device("cpu")
+
+
+def test_quick_run_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    assert main(["loss", "--quick", "--sizes", "6x10x8,12x20x8", "--json", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert [row["affinity"] for row in written["rows"]] == [*AFFINITIES, *AFFINITIES]
+    assert all(row["ours"] > 0 and row["naive"] > 0 and row["memory"] > 0 for row in written["rows"])
+    assert written["machine"]["flops"] > 0
+    text = capsys.readouterr().out
+    assert "CanKD loss, forward + backward" in text and "12x20 C8 B2" in text
+
+
+def test_what_does_not_fit_is_skipped_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """Concatenated pairs of all positions of a 100x168 level: tens of GiB even at 8 channels, or minutes."""
+    args = ["loss", "--sizes", "100x168x8", "--affinities", "concatenation", "--repeats", "1", "--seconds", "0.2"]
+    assert main(args) == 0
+    assert "naive would" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_bad_arguments_are_said_together(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["loss", "--sizes", "6by10", "--affinities", "dot", "--batch", "0", "--dtype", "int8"]
+    assert main(args) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "--sizes", "--affinities", "--batch", "--dtype",
+    ]  # fmt: skip
+
+
+def test_counts() -> None:
+    size = Size(batch=2, channels=256, height=100, width=168)
+    assert size.keys == 50 * 84
+    # 10 N C^2: four for keys and values, six for the mix
+    assert flops(size, "dot_product") == 2 * 10 * 16800 * 256**2
+    assert naive_bytes(size, "dot_product") == 3 * 4 * 2 * 16800 * 4200
+    assert naive_bytes(size, "concatenation") > 200 << 30
+
+
+def test_growth_exponent() -> None:
+    rows = [Row("50x84 C256 B2", "gaussian", 4200, ours=1.0), Row("200x336 C256 B2", "gaussian", 67200, ours=16.0)]
+    assert growth(rows, "gaussian") == pytest.approx(1.0)
+    assert growth(rows[:1], "gaussian") is None
+
+
+def test_floor_is_the_longer_of_computing_and_moving() -> None:
+    machine = Machine("a machine", flops=10.0, bandwidth=5.0)
+    assert machine.floor(flops=20, size=5) == 2 and machine.floor(flops=20, size=50) == 10
+
+
+def test_peak_counts_what_lives_at_once() -> None:
+    def run() -> None:
+        torch.empty(1 << 20)
+        a = torch.empty(1 << 20)
+        b = torch.empty(1 << 18)
+        del a, b
+
+    assert peak_extra(run, CPU) == pytest.approx(5 << 20, rel=0.01)
+
+
+def test_the_loss_stays_within_its_memory() -> None:
+    """At most 1.5 times its two input maps, gradient of the student included."""
+    from cankd_hf.losses import CanKDLoss
+
+    loss = CanKDLoss(64)
+    student, teacher = torch.randn(2, 64, 96, 128, requires_grad=True), torch.randn(2, 64, 96, 128)
+
+    def run() -> None:
+        loss(student, teacher).backward()
+
+    run()
+    student.grad = None
+    assert peak_extra(run, CPU) <= 1.5 * 2 * student.numel() * 4
