@@ -79,7 +79,9 @@ def draw_segmentation(
     samples = spread(data, rows)
     colours = class_colours(len(task.id2label), task.palette)
     titles = ["image", "ground truth", *models]
-    figure = Figure(figsize=(2.6 * len(titles), 2.2 * len(samples) + 0.7), layout="constrained")
+    height, width = samples[0]["pixel_values"].shape[-2:]
+    cell = 2.6  # inches
+    figure = Figure(figsize=(cell * len(titles), cell * height / width * len(samples) + 0.9), layout="constrained")
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
     for row, sample in zip(axes, samples, strict=True):
         truth = np.asarray(sample["labels"])
