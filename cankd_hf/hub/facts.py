@@ -1,0 +1,211 @@
+"""What is known about a student: written down by the trainer, gathered again from its folder for the card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+from transformers.utils import CONFIG_NAME
+
+from cankd_hf.errors import InputError
+from cankd_hf.hub.files import FACTS_FILE, RECIPE_FILE, RESULTS_FILE, read_json
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass
+class Facts:
+    """All that a card may say; what is empty was not recorded and stays unsaid.
+
+    Attributes:
+        folder: where the student lies.
+        config: its config.json.
+        run: what the trainer wrote down (`trainer_facts`).
+        results: what the run measured (results.json).
+        recipe: the resolved recipe.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    run: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """The teacher's manifest; empty where there was none, or none is known."""
+        return self.run.get("teacher") or {}
+
+    @property
+    def teacher_id(self) -> str | None:
+        """The teacher on the Hub, where it is there."""
+        return hub_id(self.teacher.get("model"))
+
+    @property
+    def start_id(self) -> str | None:
+        """The Hub model whose weights the student started from, where it did."""
+        student = self.recipe.get("student") or {}
+        backbone = student.get("backbone")
+        name = backbone.get("pretrained") if isinstance(backbone, dict) else backbone
+        return hub_id(student.get("model") or name or self.run.get("start"))
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The data set on the Hub, where it is there."""
+        return hub_id(self.data.get("path"))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The recipe's data section."""
+        return self.recipe.get("data") or {}
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The Hub's name of the task."""
+        architecture = (self.config.get("architectures") or [""])[0]
+        guess = "image-segmentation" if "Segmentation" in architecture else "image-feature-extraction"
+        return self.run.get("pipeline_tag", guess)
+
+
+def read_facts(folder: str | Path) -> Facts:
+    """Gathers what the files beside a student say about it.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    folder = Path(folder)
+    recipe = folder / RECIPE_FILE
+    try:
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{recipe}: expected YAML, got {' '.join(str(error).split())}; remove the file") from error
+    config, run, results = (read_json(folder / name) for name in (CONFIG_NAME, FACTS_FILE, RESULTS_FILE))
+    return Facts(folder, config, run, results, settings if isinstance(settings, dict) else {})
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes what the trainer knows beside the student."""
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
+    """What a `CanKDTrainer` knows about the student it saves, as plain data.
+
+    Args:
+        trainer: the trainer.
+        checkpoint: whether the weights are those of this step, rather than the best ones loaded at the end.
+    """
+    args, state, task, student = trainer.args, trainer.state, trainer.task, trainer.student
+    teacher = None if trainer.teacher is None else trainer.teacher.manifest()
+    if teacher is not None and hub_id(teacher["model"]) is None:
+        teacher["model"] = Path(teacher["model"]).name  # a path of this machine tells nobody anything
+    best = args.load_best_model_at_end and not checkpoint and state.best_global_step
+    step = state.best_global_step if best else state.global_step
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "pipeline_tag": task.pipeline_tag,
+        "start": hub_id(student.name_or_path),
+        "parameters": student.num_parameters(),
+        "teacher": teacher,
+        "task_weight": trainer._distiller.task_weight,
+        "terms": _terms(trainer._distiller),
+        "step": step,
+        "planned_steps": state.max_steps,
+        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+        "seed": args.seed,
+        "hardware": hardware(args.device),
+        "processes": args.world_size,
+        **_wall_clock(state),
+        "scores": _scores(state.log_history, step),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def hub_id(name: object) -> str | None:
+    """`name` if it can be a repository on the Hub and is no folder here."""
+    text = str(name or "")
+    if text.startswith("timm/") and "." not in text:  # an architecture; weights on the Hub have a tag: timm/x.y
+        return None
+    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
+
+
+def licence_of(model: str | None, revision: str | None = None) -> str | None:
+    """The licence that a model's own card names, where it can be looked up and names one."""
+    if model is None:
+        return None
+    try:
+        file = Path(model) / "README.md"
+        card = ModelCard.load(file) if file.is_file() else _hub_card(model, revision)
+    except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError):
+        return None  # offline, gated or without a card: then it is not known
+    licence = card.data.get("license_name") or card.data.get("license")
+    return licence if isinstance(licence, str) else None
+
+
+def _hub_card(model: str, revision: str | None) -> ModelCard:
+    from huggingface_hub import hf_hub_download
+
+    return ModelCard.load(hf_hub_download(model, "README.md", revision=revision, etag_timeout=5))
+
+
+def hardware(device: torch.device) -> str:
+    """The machine in words: `NVIDIA H200`, `CPU (x86_64, 2 threads of 4 cores)`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores)"
+    return device.type
+
+
+def _terms(distiller: Any) -> list[dict[str, Any]]:
+    terms = []
+    for term in distiller.terms:
+        pairs = [
+            {
+                "student_stride": round(distiller.levels[s].stride, 2),
+                "teacher_stride": round(distiller.teacher_levels[t].stride, 2),
+                "student_tap": distiller.levels[s].tap,
+                "teacher_tap": distiller.teacher_levels[t].tap,
+                "weight": weight,
+            }
+            for (s, t), weight in zip(distiller.pairs[term.label], distiller.weights[term.label], strict=True)
+        ]
+        kept = {"name": term.label, "loss": term.loss, "warmup": term.warmup, "decay": term.decay}
+        terms.append({**kept, "options": term.options, "pairs": pairs})
+    return terms
+
+
+def _wall_clock(state: Any) -> dict[str, float]:
+    """Seconds of the training; nothing where it was resumed, because then only its last part was timed."""
+    ends = [entry for entry in state.log_history if "train_runtime" in entry]
+    if not ends:
+        return {}
+    seconds = ends[-1]["train_runtime"]
+    timed = round(seconds * ends[-1].get("train_steps_per_second", 0.0))
+    # The rate is logged rounded: half a per mille of it may be missing.
+    whole = abs(timed - state.global_step) <= 1 + 0.0005 * seconds
+    return {"seconds": seconds} if whole else {}
+
+
+def _scores(history: list[dict[str, float]], step: int) -> dict[str, float]:
+    """The scores of the validation taken at this step, the last one where there are several."""
+    found = [entry for entry in history if entry.get("step") == step and any(key.startswith("eval_") for key in entry)]
+    timing = ("runtime", "per_second")
+    return {
+        key.removeprefix("eval_"): value
+        for key, value in (found[-1] if found else {}).items()
+        if key.startswith("eval_") and not key.endswith(timing)
+    }

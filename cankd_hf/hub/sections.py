@@ -1,0 +1,240 @@
+"""What a card says, one function a section; each says only what the facts hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from cankd_hf.hub.facts import Facts
+from cankd_hf.losses import LOSSES
+
+# Score -> (the Hub's identifier, name in tables), in the order of tables.
+METRICS = {
+    "miou": ("mean_iou", "Mean IoU"),
+    "pixel_accuracy": ("accuracy", "Pixel accuracy"),
+    "mean_accuracy": ("mean_accuracy", "Mean class accuracy"),
+    "cka": ("cka", "Linear CKA with the teacher"),
+    "correlation": ("correlation", "Correlation with the teacher"),
+}
+# Rows of the result table, in the order they are read.
+_ROWS = ("student alone", "student", "student distilled", "teacher")
+
+
+def purpose(facts: Facts) -> str:
+    """What the student is for, in one sentence."""
+    size = f" of {facts.run['parameters']:,} parameters" if "parameters" in facts.run else ""
+    source = f"distilled from {_teacher_name(facts)}" if facts.teacher else "trained without a teacher"
+    if facts.pipeline_tag == "image-segmentation":
+        classes = len(facts.config.get("id2label") or ())
+        which = f" one of {classes} classes" if classes else " a class"
+        return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
+    return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
+
+
+def load_code(facts: Facts, name: str) -> tuple[str, str]:
+    """Five lines that load and use the student, and a remark on them."""
+    quoted = json.dumps(name)
+    cls = (facts.config.get("architectures") or ["AutoModel"])[0]
+    if facts.pipeline_tag == "image-segmentation":
+        ours = bool(facts.config.get("auto_map"))
+        trust = ", trust_remote_code=True" if ours else ""
+        code = (
+            "from transformers import pipeline\n\n"
+            f'segment = pipeline("image-segmentation", {quoted}{trust})\n'
+            'for found in segment("photo.jpg"):\n'
+            '    print(found["label"], found["mask"].size)'
+        )
+        note = (
+            "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads "
+            "without `trust_remote_code`."
+        )
+        return code, note if ours else ""
+    if cls == "TimmBackbone":  # its own from_pretrained takes a timm name and nothing else
+        loader, call = "from cankd_hf.models.backbones import load_backbone", "load_backbone"
+        imports = f"{loader}\nfrom PIL import Image\nfrom transformers import AutoImageProcessor"
+    else:
+        imports, call = (
+            f"from PIL import Image\nfrom transformers import AutoImageProcessor, {cls}",
+            f"{cls}.from_pretrained",
+        )
+    code = (
+        f"{imports}\n\n"
+        f'images = AutoImageProcessor.from_pretrained({quoted})(Image.open("photo.jpg"), return_tensors="pt")\n'
+        f"for features in {call}({quoted})(**images).feature_maps:\n"
+        "    print(features.shape)"
+    )
+    return code, ""
+
+
+def reached(facts: Facts) -> tuple[dict[str, float], str]:
+    """The student's own scores by name in `METRICS`, and the split they were taken on; empty where not measured."""
+    arms = facts.results.get("arms") or []
+    if arms:
+        return _known(arms[-1].get("scores") or {}), str(facts.results.get("split", "test"))
+    return _known(facts.run.get("scores") or {}), "validation"
+
+
+def _known(scores: dict[str, Any]) -> dict[str, float]:
+    values = {name: scores[name] for name in METRICS if isinstance(scores.get(name), (int, float))}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def results_table(facts: Facts) -> tuple[str, str]:
+    """The table of student alone, student and teacher, as far as they were measured, and a line on it."""
+    scores, split = reached(facts)
+    if not scores:
+        return "", ""
+    arms = facts.results.get("arms") or [{"name": "student", "scores": facts.run["scores"], **_size(facts)}]
+    arms = sorted(arms, key=lambda arm: _ROWS.index(arm["name"]) if arm["name"] in _ROWS else len(_ROWS))
+    header = ["model", "parameters", "steps", *(METRICS[name][1] for name in scores)]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for arm in arms:
+        known = _known(arm.get("scores") or {})
+        sizes = [f"{arm[key]:,}" if arm.get(key) else "" for key in ("parameters", "steps")]
+        rows.append([arm["name"], *sizes, *(f"{known[name]:.4f}" if name in known else "" for name in scores)])
+    note = f"Scores of the {split} split, from one run{_seed(facts)}."
+    gap = facts.results.get("gap_closed")
+    if gap is not None:
+        metric = METRICS[facts.results["metric"]][1]
+        note += f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
+    return _markdown(rows), note
+
+
+def _size(facts: Facts) -> dict[str, int]:
+    return {"parameters": facts.run.get("parameters", 0), "steps": facts.run.get("step", 0)}
+
+
+def _seed(facts: Facts) -> str:
+    return f" with seed {facts.run['seed']}" if "seed" in facts.run else ""
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
+    """How the student came to be: (heading, text)."""
+    run, lines = facts.run, []
+    if facts.start_id:
+        lines.append(("Start", f"the weights of {_link(facts.start_id)}"))
+    if facts.teacher:
+        lines.append(("Teacher", _teacher(facts, teacher_licence)))
+    if (data := _data(facts)) is not None:
+        lines.append(("Data", data))
+    if "task_weight" in run and facts.teacher:
+        lines.append(("Loss", f"{run['task_weight']:g} x task loss + the feature losses in the table below"))
+    if run.get("step"):
+        planned = f" of {run['planned_steps']:,} planned" if run.get("planned_steps", 0) > run["step"] else ""
+        lines.append(
+            (
+                "Training",
+                f"{run['step']:,} steps{planned}, batch {run['batch_size']}, learning rate {run['learning_rate']:g}, "
+                f"{run['precision']}, seed {run['seed']}",
+            )
+        )
+    if "hardware" in run:
+        several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
+        time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
+        lines.append(("Machine", f"{several}{run['hardware']}{time}"))
+    if "versions" in run:
+        lines.append(("Software", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
+    if facts.recipe:
+        lines.append(("Recipe", "every setting is in [recipe.yaml](recipe.yaml), which `cankd_hf.train` takes"))
+    return lines
+
+
+def _teacher(facts: Facts, licence: str | None) -> str:
+    manifest = facts.teacher
+    parts = [_link(facts.teacher_id) if facts.teacher_id else _teacher_name(facts)]
+    if manifest.get("revision"):
+        parts.append(f"revision `{manifest['revision']}`")
+    if licence:
+        parts.append(f"licence {licence}")
+    if "parameters" in manifest:
+        parts.append(f"{manifest['parameters']:,} parameters up to its last tap")
+    if manifest.get("taps"):
+        parts.append("taps " + ", ".join(f"`{tap}`" for tap in manifest["taps"]))
+    return ", ".join(parts)
+
+
+def _teacher_name(facts: Facts) -> str:
+    if facts.teacher_id:
+        return facts.teacher_id
+    fitted = bool((facts.recipe.get("teacher") or {}).get("fit"))
+    kind = facts.teacher.get("class", "model")
+    if facts.teacher.get("model") == "random weights":
+        return f"a {kind} with random weights"
+    return f"a {kind} trained in the same run" if fitted else f"a local {kind}"
+
+
+def _data(facts: Facts) -> str | None:
+    path = facts.data.get("path")
+    if not path:
+        return None
+    name = _link(facts.dataset_id, "datasets/") if facts.dataset_id else f"local data `{Path(path).name}`"
+    if path == "shapes":
+        name = "generated images of overlapping shapes"
+    parts = [name]
+    if facts.dataset_id and facts.data.get("revision"):
+        parts.append(f"revision `{facts.data['revision']}`")
+    splits = (facts.results.get("facts") or {}).get("splits") or {}
+    parts += [f"{count:,} {role} images" for role, count in splits.items() if count]
+    if facts.data.get("crop_size"):
+        parts.append("crops of {} x {}".format(*facts.data["crop_size"]))
+    return ", ".join(parts)
+
+
+def _link(name: str | None, kind: str = "") -> str:
+    return f"[{name}](https://huggingface.co/{kind}{name})"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def terms_table(facts: Facts) -> str:
+    """Each feature loss at each pair of levels, with its weight; for CanKD also the paper's mu."""
+    terms = facts.run.get("terms") or []
+    if not terms:
+        return ""
+    rows = [["feature loss", "student stride", "teacher stride", "weight", "mu"], ["---", *["---:"] * 4]]
+    for term in terms:
+        for pair in term["pairs"]:
+            # The authors' loss has the factor 0.5 outside of mu, ours inside of the loss.
+            mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
+            strides = [f"{pair[f'{side}_stride']:g}" for side in ("student", "teacher")]
+            rows.append([term["name"], *strides, f"{pair['weight']:g}", mu])
+    return _markdown(rows)
+
+
+def limits(facts: Facts) -> list[str]:
+    """What a user should not expect, as far as the facts tell."""
+    said = []
+    labels = list((facts.config.get("id2label") or {}).values())
+    if facts.pipeline_tag == "image-segmentation" and labels:
+        shown = ", ".join(str(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
+        said.append(f"It knows {len(labels)} classes and gives every pixel one of them: {shown}.")
+    if facts.data.get("path") == "shapes":
+        said.append("The images are a generated toy set: it is of no use on photographs.")
+    elif facts.data.get("path"):
+        said.append(
+            "It has seen the images above only; how it does on other cameras, places or subjects was not measured."
+        )
+    scores, _ = reached(facts)
+    if not scores:
+        said.append("No score was recorded for these weights.")
+    else:
+        said.append("The scores come from one run; how far another seed would be from them is not known.")
+    if facts.teacher:
+        said.append("What is wrong with its teacher may be wrong with it, and the teacher's licence may bind it too.")
+    return said
+
+
+def citation(facts: Facts) -> str:
+    """BibTeX of CanKD and of the other losses that were used."""
+    used = [term["loss"] for term in facts.run.get("terms") or []]
+    names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES)])
+    return "\n".join(LOSSES[name].citation for name in names)
