@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses import affinity as affinities
-from cankd_hf.losses.base import FeatureLoss, compute_dtype
-from cankd_hf.losses.moments import instance_distance, mix_moments, plain_distance
+from cankd_hf.losses.base import FeatureLoss
+from cankd_hf.losses.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.output_norm import batch_affine
 
 # The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).
@@ -103,22 +103,16 @@ class CanKDLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
-        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
-        flat = student.flatten(2)
-        mix, bias, mixed = self._block(flat, teacher)
-        m = mix_moments(flat, teacher.flatten(2), mix, mixed)
-        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
-        scale, shift = self._output_affine(mean_o, m.var_o, student, self.training)
-        mean_z, var_z = scale * mean_o + shift, scale.square() * m.var_o
-        cov_zt = scale * m.cov_ot
+        m, mean, scale = self._moments(student, teacher, update=self.training)
+        var, cov_zt = scale.square() * m.var_o, scale * m.cov_ot
         if self.residual:
-            mean_z, cov_zt = mean_z + m.mean_s, cov_zt + m.cov_st
+            mean, cov_zt = mean + m.mean_s, cov_zt + m.cov_st
             # a variance by definition; rounding could leave it below 0 where the output cancels the student
-            var_z = (var_z + 2 * scale * m.cov_so + m.var_s).clamp_min(0)
+            var = (var + 2 * scale * m.cov_so + m.var_s).clamp_min(0)
         if self.normalization == "none":
-            return plain_distance(mean_z, m.mean_t, var_z, m.var_t, cov_zt)
+            return plain_distance(mean, m.mean_t, var, m.var_t, cov_zt)
         # the mean is normalised away; it stays in the graph so that w.bias gets its zero gradient, as DDP expects
-        return instance_distance(var_z, m.var_t, cov_zt) + 0 * mean_z.sum()
+        return instance_distance(var, m.var_t, cov_zt) + 0 * mean.sum()
 
     def transform(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The transformed student map z [B, C, H, W], before normalisation: for looking at, not for training.
@@ -135,7 +129,9 @@ class CanKDLoss(FeatureLoss):
         """|output| / |s| [] over the whole batch: how much of z the block adds. 0 at the start of a run."""
         self._check_maps(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
-            return self._output(student, teacher).norm() / student.to(compute_dtype(student)).norm().clamp_min(1e-12)
+            m, mean, scale = self._moments(student, teacher, update=False)
+            output = (scale.square() * m.var_o + mean.square()).sum()
+            return (output / (m.var_s + m.mean_s.square()).sum().clamp_min(1e-24)).sqrt()
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], **options: Any) -> CanKDLoss:
@@ -157,12 +153,9 @@ class CanKDLoss(FeatureLoss):
                 "pass the state dict of one distillation block"
             )
         hidden, channels = ours["g.weight"].shape[:2]
+        family = "dot_product" if "theta.weight" in ours else "gaussian"
         found = {
-            "affinity": "concatenation"
-            if "concat.weight" in ours
-            else "dot_product"
-            if "theta.weight" in ours
-            else "gaussian",
+            "affinity": "concatenation" if "concat.weight" in ours else family,
             "subsample": any(re.search(r"non_local_att\.g\.0\.", key) for key in state_dict),
             "output_norm": "batch" if "output_norm.weight" in ours else "none",
         }
@@ -187,6 +180,16 @@ class CanKDLoss(FeatureLoss):
         """The block before its norm as o = mix x + bias: mix [B, C, K], bias [B, C], x [B, K, N] (None: student)."""
         pool = self.subsample and affinities.can_pool(teacher)
         return affinities.AFFINITIES[self.affinity](self, student, teacher, pool)
+
+    def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
+        """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
+        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
+        flat = student.flatten(2)
+        mix, bias, mixed = self._block(flat, teacher)
+        m = mix_moments(flat, teacher.flatten(2), mix, mixed)
+        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
+        scale, shift = self._output_affine(mean_o, m.var_o, student, update)
+        return m, scale * mean_o + shift, scale
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The block's output after its norm, [B, C, H, W], in the type losses compute in."""
