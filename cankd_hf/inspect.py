@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cankd_hf.distiller import Distiller, pair_name
 from cankd_hf.features.taps import Level
 from cankd_hf.recipe import Recipe, recipe_to_yaml
-from cankd_hf.runner import build_trainer, check_launch, training_args
+from cankd_hf.runner import SCORE_ONLY, build_trainer, check_launch, training_args
 from cankd_hf.tasks import TASKS
 from cankd_hf.trainer import CanKDTrainer
 
@@ -55,7 +55,7 @@ def dry_run(recipe: Recipe) -> int:
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
-        trainer = build_trainer(recipe, task, data, Path(scratch), report_to="none", push_to_hub=False)
+        trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
     distiller = trainer._distiller
     for title, levels in (("student", distiller.levels), ("teacher", distiller.teacher_levels)):
         if levels:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.checkpoint import SafeStop
@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
-# What a trainer must not ask for that only evaluates.
+# Settings of a trainer that leaves nothing behind.
 SCORE_ONLY: dict[str, Any] = {
+    "report_to": "none",
     "eval_strategy": "no",
     "save_strategy": "no",
     "load_best_model_at_end": False,
@@ -156,6 +157,11 @@ def make_trainer(
 ) -> CanKDTrainer:
     """A trainer for given models, with what the recipe says of terms, taps and data."""
     distill = recipe.distill
+    if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
+        raise InputError(
+            f"training.eval_strategy: {args.eval_strategy.value} needs a validation split, and data.eval_split names "
+            'none; name one, or set training.eval_strategy: "no"'
+        )
     return CanKDTrainer(
         model,
         teacher,

@@ -1,4 +1,4 @@
-"""Measure what the distillation costs: `python -m cankd_hf.benchmark loss`."""
+"""Measure what distillation costs: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        # imported here, so that --help answers at once
-        from cankd_hf.benchmark.loss import run
-
-        run(args)
+        _run(args)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    # imported here, so that --help answers at once
+    if args.command == "loss":
+        from cankd_hf.benchmark.loss import run
+
+        run(args)
+        return
+    import torch
+    from rich.console import Console
+
+    from cankd_hf.benchmark.step import run_step, run_teacher
+    from cankd_hf.recipe import load_recipe
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.command == "step":
+        run_step(recipe, args.repeats, Console())
+    else:
+        run_teacher(recipe, args.repeats, Console(), compile=not args.no_compile)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,4 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")
     loss.add_argument("--no-naive", action="store_true", help="leave the published form out")
     loss.add_argument("--json", help="also write the rows to this file")
+    for name, text in (
+        ("step", "where the time of one distillation step of a recipe goes"),
+        ("teacher", "what early stop, dtype and compiling do for the forward of a recipe's teacher"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("recipe", help="YAML file")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+        command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")
+        command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+        if name == "teacher":
+            command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return parser

@@ -25,7 +25,7 @@ from cankd_hf.distiller import pair_name
 from cankd_hf.errors import InputError
 from cankd_hf.features.taps import Taps
 from cankd_hf.recipe import Recipe
-from cankd_hf.runner import build_trainer
+from cankd_hf.runner import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teacher import load_teacher
 from cankd_hf.trainer import CanKDTrainer
@@ -66,8 +66,7 @@ class _Step:
         )
         set_seed(recipe.seed)
         with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
-            settings = {"report_to": "none", "push_to_hub": False}
-            self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **settings)
+            self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
         if self.trainer.teacher is None:
             raise InputError("teacher: expected a recipe with a teacher, got none; nothing is distilled")
         self.trainer.create_optimizer_and_scheduler(num_training_steps=1000)
