@@ -181,7 +181,8 @@ class Distiller(nn.Module):
         parts = [pixel_values.new_zeros((), dtype=torch.float32) if task_loss is None else task_loss.detach().float()]
         result: dict[str, Any] = {"outputs": None if torch.is_grad_enabled() else outputs}
 
-        student_maps = self.taps.collect((pixel_values.shape[-2], pixel_values.shape[-1])) if self.taps is not None else []
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        student_maps = [] if self.taps is None else self.taps.collect(image_size)
         if teacher_maps is not None:
             connected = {
                 key: connector(student_maps[pair[0]], teacher_maps[pair[1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_row(arm.name, f"{arm.parameters:,}", steps, seconds, *scores)
     console.print(table)
     gap = report.gap_closed()
-    if gap is not None:
+    if gap is not None and gap < 0:
+        console.print("The distilled student is worse than the student alone here: distillation did not help.")
+    elif gap is not None:
         console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
     elif {"teacher", "student alone"} <= {arm.name for arm in report.arms}:
         console.print("The teacher is not better than the student alone here: there is no gap to close.")
@@ -48,10 +51,12 @@ def _columns(report: Report) -> list[str]:
 
 def _load_code(report: Report) -> str:
     if report.task == "segmentation":
+        config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
+        ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
         return (
-            "  import cankd_hf.models; cankd_hf.models.register()\n"
-            "  from transformers import pipeline\n"
-            f'  pipeline("image-segmentation", "{report.output_dir}")("photo.jpg")'
+            (ours if config["model_type"] == "cankd_fpn" else "")
+            + "  from transformers import pipeline\n"
+            + f'  pipeline("image-segmentation", "{report.output_dir}")("photo.jpg")'
         )
     return (
         "  from cankd_hf.models.backbones import load_backbone\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, ProgressCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
@@ -21,6 +21,7 @@ from cankd_hf.checkpoint import SafeStop
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
 from cankd_hf.models.students import StudentConfig
+from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
@@ -162,7 +163,7 @@ def make_trainer(
             f"training.eval_strategy: {args.eval_strategy.value} needs a validation split, and data.eval_split names "
             'none; name one, or set training.eval_strategy: "no"'
         )
-    return CanKDTrainer(
+    trainer = CanKDTrainer(
         model,
         teacher,
         args,
@@ -176,6 +177,10 @@ def make_trainer(
         eval_dataset=data.eval,
         processing_class=task.image_processor(recipe.data),
     )
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TrainingProgress(task.metric))
+    return trainer
 
 
 def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:

@@ -244,7 +244,8 @@ def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
             warnings.append(f"{_relative(metadata, root)}: {name} is listed {len(listed)} times{others}")
     known = {path for row in rows for path in (row.image, row.mask)}
-    unlisted = [path for path in _image_files(folder, masks=True) if path not in known]
+    masked = any(row.mask is not None for row in rows)  # without labels, masks are nobody's business
+    unlisted = [path for path in _image_files(folder, masks=masked) if path not in known]
     if unlisted:
         warnings.append(
             f"{_relative(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "

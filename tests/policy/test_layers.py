@@ -24,6 +24,7 @@ LEVELS = {
     "tasks": 2,
     "config": 2,
     "checkpoint": 2,
+    "progress": 2,
     "hub": 2,  # below the trainer, which pushes through it; it knows losses (their citations) and files
     "trainer": 3,
     "recipe_checks": 3,
