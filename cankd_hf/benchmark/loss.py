@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cankd_hf.benchmark.measure import Machine, free_memory, interleaved, peak_extra, this_machine
+from cankd_hf.benchmark.measure import Clock, Machine, free_memory, interleaved, peak_extra, this_machine
 from cankd_hf.benchmark.reference import naive_loss
 from cankd_hf.errors import InputError
 from cankd_hf.losses import CanKDLoss
@@ -79,9 +80,10 @@ def run(args: argparse.Namespace) -> list[Row]:
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(width=max(Console().width, 150))
-    machine = this_machine(device, repeats=3 if args.quick else 15)
+    machine = this_machine(device, 3 if args.quick else 15, _clock(args))
+    clock = "CPU time" if args.cpu_time else "wall-clock"
     console.print(
-        f"{machine.name}; maps {args.dtype}; matrix products {machine.flops / 1e9:.0f} GFLOP/s, "
+        f"{machine.name}; {clock}; maps {args.dtype}; matrix products {machine.flops / 1e9:.0f} GFLOP/s, "
         f"copy {machine.bandwidth / 1e9:.1f} GB/s"
     )
     rows = []
@@ -164,7 +166,7 @@ def _row(
         _step(loss, student, naive_loss(loss, student.to(next(loss.parameters()).dtype), teacher.to(loss.w.weight)))
 
     fits, row.note = _fits(size, affinity, machine, device, args)
-    times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device)
+    times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, _clock(args))
     row.ours = min(times[0])
     row.share = row.floor / row.ours
     row.memory = peak_extra(ours, device)
@@ -174,6 +176,10 @@ def _row(
         row.speedup = median(slow / fast for fast, slow in zip(*times, strict=True))
         row.naive_memory = peak_extra(naive, device)
     return row
+
+
+def _clock(args: argparse.Namespace) -> Clock:
+    return time.process_time if args.cpu_time else time.perf_counter
 
 
 def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
@@ -263,6 +269,8 @@ def _checked(args: argparse.Namespace) -> tuple[list[Size], list[str], torch.dty
         value = getattr(args, key)
         if value is not None and value < 1:
             problems.append(f"--{key}: expected at least 1, got {value}; give a positive number")
+    if args.cpu_time and (args.device != "cpu" or args.threads != 1):
+        problems.append("--cpu-time: expected --threads 1 on the CPU, where it means something; add --threads 1")
     if args.dtype not in DTYPES:
         problems.append(f"--dtype: expected one of {', '.join(DTYPES)}, got {args.dtype!r}; choose one of them")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

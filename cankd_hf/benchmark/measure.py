@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 Run = Callable[[], object]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,25 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(run: Run, device: torch.device) -> float:
-    """Wall-clock of one run."""
+def seconds(run: Run, device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Time of one run by a clock: wall-clock, or `time.process_time` on a CPU that others use too."""
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronise(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def interleaved(runs: list[Run], repeats: int, device: torch.device) -> list[list[float]]:
+def interleaved(
+    runs: list[Run], repeats: int, device: torch.device, clock: Clock = time.perf_counter
+) -> list[list[float]]:
     """Times of several runs taken in turn, so that whatever else the machine does hits all of them alike."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
     for _ in range(repeats):
         for index, run in enumerate(runs):
-            times[index].append(seconds(run, device))
+            times[index].append(seconds(run, device, clock))
     return times
 
 
@@ -109,13 +112,13 @@ def free_memory(device: torch.device) -> int:
     return int(kib) * 1024
 
 
-def this_machine(device: torch.device, repeats: int = 15) -> Machine:
+def this_machine(device: torch.device, repeats: int = 15, clock: Clock = time.perf_counter) -> Machine:
     """Measure the matrix rate and the copy bandwidth: the best of several, as a limit should be."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     source = torch.randn(1 << 24, device=device)
     target = torch.empty_like(source)
-    product, copy = interleaved([lambda: torch.mm(a, b), lambda: target.copy_(source)], repeats, device)
+    product, copy = interleaved([lambda: torch.mm(a, b), lambda: target.copy_(source)], repeats, device, clock)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
