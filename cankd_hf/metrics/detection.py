@@ -1,0 +1,197 @@
+"""COCO detection scores, exact for any number of processes: each image leaves a small table and no logits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cankd_hf.errors import InputError
+
+PADDING = -100.0  # what the Trainer pads with, too
+CROWD, OBJECT, DETECTION = 0.0, 1.0, 2.0
+COLUMNS = 7
+MAX_DETECTIONS = 100
+AREAS = ("all", "small", "medium", "large")
+
+
+@torch.no_grad()
+def detection_statistics(
+    detections: Sequence[Mapping[str, torch.Tensor]],
+    targets: Sequence[Mapping[str, torch.Tensor]],
+    max_detections: int = MAX_DETECTIONS,
+) -> torch.Tensor:
+    """Put what was found and what is there into one table an image.
+
+    A row is (kind, class, score or area, x0, y0, x1, y1); kind is 2 for a detection, 1 for an object, 0 for a crowd
+    region and -100 for padding, with which tables of several batches and processes may be padded further. 100
+    detections and 60 objects of one image take 4.5 KB.
+
+    Args:
+        detections: for each image `scores` [n], `labels` [n] in 0..K-1 and `boxes` [n, 4] as x0, y0, x1, y1 in pixels
+            of the image as it lies in the data set: what `post_process_object_detection` gives. The best
+            `max_detections` are kept. Those with a number that is not finite are not: a model that diverged finds
+            nothing.
+        targets: for each image `class_labels` [m], `boxes` [m, 4] in the same pixels, and `area` [m] and `iscrowd`
+            [m], without which the boxes' own area is taken and nothing is a crowd. An `image_id` below 0 marks an
+            image that does not count; its table is empty.
+        max_detections: detections an image can have.
+
+    Returns:
+        float32 [B, max_detections + M, 7], M being the most objects an image of this batch has.
+
+    Raises:
+        ValueError: if there are not as many detections as targets.
+    """
+    if len(detections) != len(targets):
+        raise ValueError(f"expected detections for {len(targets)} images, got them for {len(detections)}")
+    most = max((len(target["boxes"]) for target in targets), default=0)
+    device = targets[0]["boxes"].device if targets else None
+    table = torch.full((len(targets), max_detections + most, COLUMNS), PADDING, device=device)
+    for rows, found, target in zip(table, detections, targets, strict=True):
+        if "image_id" in target and int(target["image_id"]) < 0:
+            continue
+        found_rows = _detection_rows(found, max_detections)
+        rows[: len(found_rows)] = found_rows
+        rows[max_detections : max_detections + len(target["boxes"])] = _object_rows(target)
+    return table
+
+
+def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
+    """COCO scores of a whole set.
+
+    The order of the images does not matter: tables are sorted by what they hold before equal scores of several images
+    are put in order.
+
+    Args:
+        statistics: [N, R, 7], as of `detection_statistics`.
+        id2label: names of the K classes.
+
+    Returns:
+        In 0..1, nan where nothing of the kind is in the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
+        `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
+        `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
+        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class.
+
+    Raises:
+        ValueError: if the statistics are not [N, R, 7], or hold a class that has no name.
+        InputError: if neither `faster-coco-eval` nor `pycocotools` is installed.
+    """
+    tables = statistics.detach().cpu().numpy() if isinstance(statistics, torch.Tensor) else np.asarray(statistics)
+    if tables.ndim != 3 or tables.shape[-1] != COLUMNS:
+        raise ValueError(f"expected statistics [N, R, {COLUMNS}], got {tables.shape}")
+    rows, images = _sorted_rows(tables)
+    classes = rows[:, 1]
+    if len(rows) and not (classes.min() >= 0 and classes.max() < len(id2label)):
+        raise ValueError(f"expected classes 0..{len(id2label) - 1}, got {classes.min():.0f}..{classes.max():.0f}")
+    library, evaluator = _backend()
+    truth = _coco(library, rows, images, len(tables), len(id2label), detected=False)
+    found = _coco(library, rows, images, len(tables), len(id2label), detected=True)
+    precision, recall = _evaluate(evaluator, truth, found, by_class=True)
+    scores = {"ap": _mean(precision[..., 0, -1])}
+    scores |= {f"ap{name}": _mean(precision[place, ..., 0, -1]) for place, name in ((0, 50), (5, 75))}
+    scores |= {f"ap_{name}": _mean(precision[..., area, -1]) for area, name in enumerate(AREAS) if area}
+    scores |= {f"ar{count}": _mean(recall[..., 0, place]) for place, count in enumerate((1, 10, MAX_DETECTIONS))}
+    scores |= {f"ar_{name}": _mean(recall[..., area, -1]) for area, name in enumerate(AREAS) if area}
+    single, _ = _evaluate(evaluator, truth, found, by_class=False)
+    scores |= {"ap_agnostic": _mean(single[..., 0, -1]), "ap50_agnostic": _mean(single[0, ..., 0, -1])}
+    return scores | {f"ap_{name}": _mean(precision[:, :, index, 0, -1]) for index, name in sorted(id2label.items())}
+
+
+def _detection_rows(found: Mapping[str, torch.Tensor], limit: int) -> torch.Tensor:
+    """[n, 7] of the best `limit` detections."""
+    rows = torch.cat([found["labels"][:, None].float(), found["scores"][:, None].float(), found["boxes"].float()], 1)
+    rows = rows[rows.isfinite().all(1)]
+    best = rows[:, 1].argsort(descending=True, stable=True)[:limit]
+    return torch.cat([rows.new_full((len(best), 1), DETECTION), rows[best]], 1)
+
+
+def _object_rows(target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[m, 7] of the ground truth."""
+    boxes = target["boxes"].float()
+    area = target["area"].float() if "area" in target else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    crowd = target["iscrowd"] if "iscrowd" in target else torch.zeros_like(target["class_labels"])
+    kind = torch.where(crowd > 0, CROWD, OBJECT).to(boxes)
+    return torch.cat([kind[:, None], target["class_labels"][:, None].to(boxes), area[:, None], boxes], 1)
+
+
+def _sorted_rows(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All rows but padding, [n, 7], and their image numbers; the order of images hangs on their content alone."""
+    real = [table[table[:, 0] != PADDING] for table in np.ascontiguousarray(tables, dtype=np.float32)]
+    real.sort(key=lambda rows: rows.tobytes())
+    images = np.repeat(np.arange(len(real)), [len(rows) for rows in real])
+    return np.concatenate([*real, np.zeros((0, COLUMNS), dtype=np.float32)]).astype(np.float64), images
+
+
+def _backend() -> tuple[Any, Any]:
+    """The classes that hold annotations and that score them."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        return COCO, lambda truth, found: COCOeval_faster(truth, found, iouType="bbox", extra_calc=False)
+    except ImportError:
+        return _slow_backend()
+
+
+def _slow_backend() -> tuple[Any, Any]:
+    """The same of `pycocotools`, with equal results in about seven times the time."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise InputError(
+            "detection scores: expected the package faster-coco-eval (or pycocotools), got neither; "
+            "run `pip install faster-coco-eval`"
+        ) from None
+    return COCO, lambda truth, found: COCOeval(truth, found, iouType="bbox")
+
+
+def _coco(library: Any, rows: np.ndarray, images: np.ndarray, count: int, num_labels: int, detected: bool) -> Any:
+    """The library's index of the detections, or of the ground truth."""
+    chosen = (rows[:, 0] == DETECTION) == detected
+    rows = rows[chosen]
+    boxes = np.concatenate([rows[:, 3:5], rows[:, 5:7] - rows[:, 3:5]], 1)
+    area = boxes[:, 2] * boxes[:, 3] if detected else rows[:, 2]
+    columns = zip(images[chosen].tolist(), rows.tolist(), boxes.tolist(), area.tolist(), strict=True)
+    # ids begin at 1: both libraries take 0 for "matched with nothing"
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": int(row[1]),
+            "bbox": box,
+            "area": size,
+            "iscrowd": int(row[0] == CROWD),
+            "score": row[2],
+        }
+        for number, (image, row, box, size) in enumerate(columns, start=1)
+    ]
+    index = library()
+    index.dataset = {
+        "images": [{"id": number} for number in range(count)],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": str(number)} for number in range(num_labels)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        index.createIndex()
+    return index
+
+
+def _evaluate(evaluator: Any, truth: Any, found: Any, by_class: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Precision [IoU, recall step, class, area, detections] and recall, the same without steps; -1: no truth."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = evaluator(truth, found)
+        run.params.useCats = int(by_class)
+        run.evaluate()
+        run.accumulate()
+    return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over what has a truth; nan where nothing has."""
+    known = values[values > -1]
+    return float(known.mean()) if len(known) else float("nan")
