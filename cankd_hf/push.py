@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except InputError as error:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # a progress bar may stand on this line
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -72,7 +74,9 @@ def _run(options: argparse.Namespace) -> int:
     check_target(options.repo)
     name, private = open_repo(options.repo, private=not options.public, revision=options.revision)
     if not private and not options.public:
-        raise InputError(f"{name}: the repository is public already; add --public to push to it, or take another name")
+        raise InputError(
+            f"{name}: expected a private repository, this one exists and is public; if it is yours, add --public"
+        )
     commit = push(uploads, name, options.message, options.revision)
     print(f"Pushed to {commit.repo_url} ({'private' if private else 'public'}), commit {commit.oid[:12]}")
     print(f'Load it with from_pretrained("{name}"); the lines are in its card.')

@@ -73,8 +73,9 @@ class Facts:
     def pipeline_tag(self) -> str:
         """The Hub's name of the task."""
         architecture = (self.config.get("architectures") or [""])[0]
-        guess = "image-segmentation" if "Segmentation" in architecture else "image-feature-extraction"
-        return self.run.get("pipeline_tag", guess)
+        heads = {"Segmentation": "image-segmentation", "ObjectDetection": "object-detection"}
+        found = [tag for head, tag in heads.items() if head in architecture]
+        return self.run.get("pipeline_tag") or (found or ["image-feature-extraction"])[0]
 
 
 def read_facts(folder: str | Path) -> Facts:
@@ -189,7 +190,10 @@ def _terms(distiller: Any) -> list[dict[str, Any]]:
 
 
 def _wall_clock(state: Any) -> dict[str, float]:
-    """Seconds of the training; nothing where it was resumed, because then only its last part was timed."""
+    """Seconds of the training; nothing where it was resumed and only its last part was timed."""
+    counted = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
+    if counted:
+        return {"seconds": counted[-1]}
     ends = [entry for entry in state.log_history if "train_runtime" in entry]
     if not ends:
         return {}

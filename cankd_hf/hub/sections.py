@@ -15,9 +15,14 @@ METRICS = {
     "miou": ("mean_iou", "Mean IoU"),
     "pixel_accuracy": ("accuracy", "Pixel accuracy"),
     "mean_accuracy": ("mean_accuracy", "Mean class accuracy"),
+    "ap": ("map", "AP"),
+    "ap50": ("map_50", "AP50"),
+    "ap75": ("map_75", "AP75"),
     "cka": ("cka", "Linear CKA with the teacher"),
     "correlation": ("correlation", "Correlation with the teacher"),
 }
+# What a pipeline finds, beside its label.
+_FOUND = {"image-segmentation": 'found["mask"].size', "object-detection": 'found["score"], found["box"]'}
 # Rows of the result table, in the order they are read.
 _ROWS = ("student alone", "student", "student distilled", "teacher")
 
@@ -26,10 +31,12 @@ def purpose(facts: Facts) -> str:
     """What the student is for, in one sentence."""
     size = f" of {facts.run['parameters']:,} parameters" if "parameters" in facts.run else ""
     source = f"distilled from {_teacher_name(facts)}" if facts.teacher else "trained without a teacher"
+    classes = len(facts.config.get("id2label") or ())
     if facts.pipeline_tag == "image-segmentation":
-        classes = len(facts.config.get("id2label") or ())
         which = f" one of {classes} classes" if classes else " a class"
         return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
+    if facts.pipeline_tag == "object-detection":
+        return f"An object detector{size} that finds and boxes {classes or ''} kinds of things, {source}."
     return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
 
 
@@ -37,14 +44,14 @@ def load_code(facts: Facts, name: str) -> tuple[str, str]:
     """Five lines that load and use the student, and a remark on them."""
     quoted = json.dumps(name)
     cls = (facts.config.get("architectures") or ["AutoModel"])[0]
-    if facts.pipeline_tag == "image-segmentation":
+    if facts.pipeline_tag in _FOUND:
         ours = bool(facts.config.get("auto_map"))
         trust = ", trust_remote_code=True" if ours else ""
         code = (
             "from transformers import pipeline\n\n"
-            f'segment = pipeline("image-segmentation", {quoted}{trust})\n'
-            'for found in segment("photo.jpg"):\n'
-            '    print(found["label"], found["mask"].size)'
+            f'predict = pipeline("{facts.pipeline_tag}", {quoted}{trust})\n'
+            'for found in predict("photo.jpg"):\n'
+            f'    print(found["label"], {_FOUND[facts.pipeline_tag]})'
         )
         note = (
             "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads "

@@ -45,6 +45,10 @@ def hub_problems(repo: str) -> Iterator[None]:
             f"{repo}: the Hub at {constants.ENDPOINT} cannot be reached ({_line(error)}); nothing was lost, "
             "check the network and push again"
         ) from error
+    except RuntimeError as error:  # the client's word for weights that did not arrive
+        raise InputError(
+            f"{repo}: the upload broke off ({_line(error.__cause__ or error)}); nothing was lost, push again"
+        ) from error
     except ValueError as error:
         raise InputError(f"{repo}: {_line(error)}") from error
 

@@ -1,0 +1,124 @@
+"""Run by test_push in a process whose Hub is the stand-in: trains tiny students and pushes them in every way."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import BitImageProcessor, ResNetBackbone, ResNetConfig, SegformerConfig, SegformerImageProcessor
+from transformers import SegformerForSemanticSegmentation as Segformer
+
+from cankd_hf import push
+from cankd_hf.hub import upload
+from tests.training.tiny import CLASSES, Images, terms, trainer
+
+SIZE = {"height": 64, "width": 64}
+RECIPE = yaml.safe_dump({"task": "segmentation", "data": {"path": "me/pictures", "crop_size": [64, 64]}})
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    """The exit code of a push, and what it said."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = push.main(list(words))
+    return code, out.getvalue(), errors.getvalue()
+
+
+def fpn(folder: Path, repo: str, strategy: str, steps: int = 1) -> Any:
+    """A student pushed by its own training."""
+    made = trainer(
+        folder,
+        eval_dataset=Images(4),
+        processing_class=SegformerImageProcessor(size=SIZE),
+        recipe=RECIPE,
+        max_steps=steps,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_strategy=strategy,
+        hub_always_push=True,
+        hub_private_repo=True,
+    )
+    made.train()
+    return made
+
+
+def segformer(folder: Path) -> Any:
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16,
+        num_labels=CLASSES,
+    )
+    made = trainer(folder, model=Segformer(config), processing_class=SegformerImageProcessor(size=SIZE), max_steps=1)
+    made.train()
+    made.save_model()
+    return made
+
+
+def backbone(folder: Path) -> Any:
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_indices=[1, 2]
+    )
+    processor = BitImageProcessor(do_resize=False, do_center_crop=False)
+    made = trainer(
+        folder,
+        model=ResNetBackbone(config),
+        task_weight=0.0,
+        terms=terms(pairs=[[1, 0]]),
+        processing_class=processor,
+        max_steps=1,
+    )
+    made.train()
+    made.save_model()
+    return made
+
+
+@torch.no_grad()
+def output(model: Any, images: torch.Tensor) -> torch.Tensor:
+    found = model.eval()(pixel_values=images)
+    return found.feature_maps[-1] if isinstance(model, ResNetBackbone) else found.logits
+
+
+def main(root: Path) -> None:
+    said, images, cases = {}, torch.randn(1, 3, 70, 50, generator=torch.Generator().manual_seed(3)), {}
+    native = segformer(root / "segformer")
+    said["broken"] = command(str(root / "segformer"), "me/segformer", "--public")
+    said["repeated"] = command(str(root / "segformer"), "me/segformer", "--public")
+    said["public"] = command(str(root / "segformer"), "me/segformer")
+    said["branch"] = command(str(root / "segformer"), "me/segformer", "--public", "--revision", "first")
+    bare = backbone(root / "backbone")
+    said["private"] = command(str(root / "backbone"), "me/backbone")
+    made = fpn(root / "fpn", "me/fpn", "all_checkpoints", steps=2)
+    made.push_to_hub(license="apache-2.0")
+    for strategy in ("end", "every_save", "checkpoint"):
+        fpn(root / strategy, f"me/{strategy}", strategy)
+    cases = {"fpn": made.student, "segformer": native.student, "backbone": bare.student}
+    torch.save({k: (images, output(v.cpu(), images)) for k, v in cases.items()}, root / "cases.pt")
+    folder = str(root / "segformer")
+    said["foreign"] = command(folder, "somebody/new")
+    said["taken"] = command(folder, "somebody/model", "--public")
+    said["name"] = command(folder, "me/a name")
+    token = os.environ.pop("HF_TOKEN")
+    said["no token"] = command(folder, "me/other")
+    os.environ["HF_TOKEN"] = "hf_" + "wrong" * 7
+    said["wrong token"] = command(folder, "me/other")
+    os.environ["HF_TOKEN"] = token
+    upload._api.endpoint = "http://127.0.0.1:9"
+    said["no network"] = command(folder, "me/other")
+    (root / "said.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,207 @@
+"""Cards say what was recorded and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from transformers import ResNetConfig
+
+from cankd_hf.errors import InputError
+from cankd_hf.hub.card import card_for, write_card
+from cankd_hf.hub.facts import _wall_clock, hub_id, licence_of
+from cankd_hf.losses import LOSSES
+
+from .stand_in import problems
+
+RUN: dict[str, Any] = {
+    "pipeline_tag": "image-segmentation",
+    "parameters": 62894,
+    "teacher": {"model": "facebook/dinov2-base", "revision": "f9e44c8", "taps": ["stage12"], "parameters": 85000000},
+    "task_weight": 1.0,
+    "terms": [
+        {
+            "name": "cankd",
+            "loss": "cankd",
+            "pairs": [
+                {"student_stride": 16.0, "teacher_stride": 14.0, "weight": 10.0},
+                {"student_stride": 32.0, "teacher_stride": 14.0, "weight": 5.0},
+            ],
+        },
+        {
+            "name": "control",
+            "loss": "instance_mse",
+            "pairs": [{"student_stride": 16.0, "teacher_stride": 14.0, "weight": 1.0}],
+        },
+    ],
+    "step": 300,
+    "planned_steps": 300,
+    "batch_size": 16,
+    "learning_rate": 0.003,
+    "precision": "bf16",
+    "seed": 7,
+    "hardware": "NVIDIA H200",
+    "processes": 2,
+    "seconds": 5400.0,
+}
+RESULTS: dict[str, Any] = {
+    "metric": "miou",
+    "split": "test",
+    "gap_closed": 0.5,
+    "facts": {"splits": {"train": 367, "test": 233}},
+    "arms": [
+        {"name": "teacher", "parameters": 85000000, "steps": 0, "scores": {"miou": 0.7, "pixel_accuracy": 0.9}},
+        {"name": "student alone", "parameters": 62894, "steps": 300, "scores": {"miou": 0.5, "runtime": 1.0}},
+        {"name": "student distilled", "parameters": 62894, "steps": 300, "scores": {"miou": 0.6, "iou_car": 0.4}},
+    ],
+}
+RECIPE: dict[str, Any] = {
+    "data": {"path": "me/streets", "revision": "main", "crop_size": [240, 180]},
+    "student": {"backbone": "timm/resnet18.a1_in1k"},
+}
+
+
+def folder_with(place: Path, run: Any = None, results: Any = None, recipe: Any = None) -> Path:
+    """A folder of a student with these facts beside it."""
+    folder = place / "streets-student"
+    folder.mkdir()
+    config = ResNetConfig(id2label={0: "road", 1: "car"}).to_dict()
+    config["architectures"] = ["FPNForSemanticSegmentation"]
+    config["auto_map"] = {"AutoConfig": "configuration_cankd_fpn.FPNConfig"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, content in (("distillation.json", run), ("results.json", results)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    if recipe is not None:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_a_card_holds_every_recorded_fact(tmp_path: Path) -> None:
+    card = write_card(folder_with(tmp_path, RUN, RESULTS, RECIPE), licence="apache-2.0").read_text()
+    for words in (
+        "gives every pixel of an image one of 2 classes, distilled from facebook/dinov2-base",
+        "| student alone | 62,894 | 300 | 0.5000 |",
+        "| student distilled | 62,894 | 300 | 0.6000 |",
+        "| teacher | 85,000,000 |  | 0.7000 |",
+        "closed 50% of the gap in Mean IoU",
+        "Scores of the test split, from one run with seed 7",
+        "revision `f9e44c8`",
+        "[me/streets](https://huggingface.co/datasets/me/streets), revision `main`, 367 train images, 233 test images",
+        "| cankd | 16 | 14 | 10 | 5 |",
+        "| cankd | 32 | 14 | 5 | 2.5 |",
+        "| control | 16 | 14 | 1 |  |",
+        "300 steps, batch 16, learning rate 0.003, bf16, seed 7",
+        "2 x NVIDIA H200; 90 min of training",
+        "the weights of [timm/resnet18.a1_in1k]",
+        "road, car",
+        LOSSES["cankd"].citation,
+        LOSSES["instance_mse"].citation,
+    ):
+        assert words in card, words
+
+
+def test_metadata_is_complete_and_valid(tmp_path: Path) -> None:
+    file = write_card(folder_with(tmp_path, RUN, RESULTS, RECIPE), licence="apache-2.0", tags=["streets"])
+    assert problems(file.read_text()) == []
+    card = ModelCard.load(file)
+    data = card.data
+    assert data.base_model == ["timm/resnet18.a1_in1k", "facebook/dinov2-base"]
+    assert data.base_model_relation == "finetune" and data.datasets == ["me/streets"]
+    assert (data.pipeline_tag, data.library_name, data.license) == ("image-segmentation", "transformers", "apache-2.0")
+    assert "streets" in data.tags
+    [result] = data.eval_results  # scores without a place on the Hub (per class, timing) are left out
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("mean_iou", 0.6, "test")
+
+
+def test_what_was_not_recorded_is_absent(tmp_path: Path) -> None:
+    file = write_card(folder_with(tmp_path))
+    text, data = file.read_text(), ModelCard.load(file).data
+    for words in ("What it reached", "**Teacher**", "**Data**", "**Training**", "**Machine**", "None", "nan", "seed"):
+        assert words not in text, words
+    assert "No score was recorded" in text
+    assert data.eval_results is None and data.get("base_model") is None and data.get("datasets") is None
+    assert data.license == "unknown" and problems(text) == []
+
+
+def test_scores_without_number_and_gaps_without_meaning_are_left_out(tmp_path: Path) -> None:
+    results = {**RESULTS, "gap_closed": None, "arms": [{"name": "student", "scores": {"miou": float("nan")}}]}
+    text = write_card(folder_with(tmp_path, RUN, results, RECIPE)).read_text()
+    body = text.rpartition("<!--")[0]
+    assert "nan" not in body and "closed" not in body and "What it reached" not in body
+
+
+def test_the_time_of_a_resumed_run_is_told_only_where_all_of_it_was_counted() -> None:
+    def state(*entries: dict[str, float]) -> SimpleNamespace:
+        return SimpleNamespace(log_history=list(entries), global_step=100)
+
+    end = {"train_runtime": 50.0, "train_steps_per_second": 2.0}
+    assert _wall_clock(state(end)) == {"seconds": 50.0}
+    assert _wall_clock(state({**end, "train_steps_per_second": 1.0})) == {}, "half of the steps ran before"
+    assert _wall_clock(state({"train_seconds": 80.0}, {**end, "train_seconds": 90.0})) == {"seconds": 90.0}
+    assert _wall_clock(state()) == {}
+
+
+def test_local_teachers_and_data_are_no_models_of_the_hub(tmp_path: Path) -> None:
+    run = {**RUN, "teacher": {"model": "teacher", "class": "FPNForSemanticSegmentation"}}
+    recipe = {"data": {"path": str(tmp_path)}, "student": {}, "teacher": {"fit": {"max_steps": 2}}}
+    file = write_card(folder_with(tmp_path, run, RESULTS, recipe))
+    data = ModelCard.load(file).data
+    assert data.get("base_model") is None and data.get("datasets") is None
+    body = file.read_text().rpartition("<!--")[0].replace(f'"{file.parent}"', "")
+    assert "trained in the same run" in body and str(tmp_path.parent) not in body
+
+
+def test_a_card_changed_by_hand_is_kept_and_pushed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_with(tmp_path, RUN, RESULTS, RECIPE)
+    file = write_card(folder)
+    file.write_text(file.read_text().replace("## Limits", "## Limits\n\nNot for night scenes."))
+    with caplog.at_level(logging.WARNING):
+        write_card(folder)
+    assert "changed by hand" in caplog.text and "night scenes" in file.read_text()
+    pushed = card_for(folder, "me/streets-student")
+    assert "night scenes" in pushed and '"me/streets-student"' in pushed and str(folder) not in pushed
+    (folder / "README.md").write_text("# Mine\n")
+    assert card_for(folder, "me/streets-student") == "# Mine\n"
+
+
+def test_writing_again_refreshes_an_untouched_card(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, RUN)
+    assert "What it reached" not in write_card(folder).read_text()
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    assert "What it reached" in write_card(folder).read_text()
+
+
+def test_licences_come_from_the_models_own_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A teacher\n")
+    assert licence_of(str(tmp_path)) == "mit"
+    assert licence_of("nobody/nothing") is None, "offline: not known"
+
+
+def test_broken_facts_are_one_clear_message(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(InputError, match="results.json: expected JSON"):
+        write_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("facebook/dinov2-base", True),
+        ("timm/resnet18.a1_in1k", True),
+        ("timm/resnet18", False),
+        ("shapes", False),
+        ("/data/camvid", False),
+        ("../shared/data", False),
+        (None, False),
+    ],
+)
+def test_what_can_be_on_the_hub(name: str | None, found: bool) -> None:
+    assert hub_id(name) == (name if found else None)

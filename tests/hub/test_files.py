@@ -1,0 +1,101 @@
+"""Which files are a student, and what is refused before anybody is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import ResNetBackbone, ResNetConfig
+
+from cankd_hf import push
+from cankd_hf.errors import InputError
+from cankd_hf.hub.files import student_files
+from cankd_hf.hub.upload import check_target, open_repo, plan
+
+LEFT = (
+    "optimizer.pt",
+    "rng_state.pth",
+    "training_args.bin",
+    "distiller.safetensors",
+    "trainer_state.json",
+    "notes.py",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved backbone among what training leaves behind."""
+    saved = tmp_path / "run"
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetBackbone(config).save_pretrained(saved)
+    for name in LEFT:
+        (saved / name).write_bytes(b"not for others")
+    (saved / "recipe.yaml").write_text("task: features\n")
+    return saved
+
+
+def test_only_the_student_is_planned(folder: Path) -> None:
+    assert {upload.name for upload in plan(folder, "me/x")} == {
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "README.md",
+    }
+
+
+def test_sharded_weights_are_whole(folder: Path) -> None:
+    model = ResNetBackbone.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="2KB")
+    names = {file.name for file in student_files(folder)}
+    shards = {file.name for file in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1 and shards | {"model.safetensors.index.json"} <= names
+    (folder / sorted(shards)[0]).unlink()
+    with pytest.raises(InputError, match=sorted(shards)[0]):
+        student_files(folder)
+
+
+def test_a_token_in_a_file_is_refused_and_not_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "hf_" + "a1B2" * 9
+    (folder / "recipe.yaml").write_text(f"hub_token: {token}\n")
+    with pytest.raises(InputError, match="recipe.yaml: holds a Hub token") as caught:
+        plan(folder, "me/x")
+    assert token not in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", "an-own-secret")
+    (folder / "recipe.yaml").write_text("note: an-own-secret\n")
+    with pytest.raises(InputError, match="recipe.yaml"):
+        plan(folder, "me/x")
+
+
+def test_a_whole_training_module_is_no_student(folder: Path) -> None:
+    save_file({"student.w": torch.zeros(1), "connectors.s0t0.w": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"connectors\.s0t0\.w"):
+        plan(folder, "me/x")
+
+
+def test_folders_without_a_student(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert push.main([str(folder.parent / "nowhere"), "me/x"]) == 2
+    assert push.main([str(folder.parent), "me/x"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 2 and "no folder" in shown[0] and "it holds students in run" in shown[1]
+
+
+def test_a_dry_run_lists_files_and_needs_no_token(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.iterdir())
+    assert push.main([str(folder), "me/x", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    size = (folder / "model.safetensors").stat().st_size
+    assert "model.safetensors" in shown and f"{size:,}" in shown and "optimizer" not in shown
+    assert sorted(folder.iterdir()) == before
+
+
+def test_offline_and_bad_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(InputError, match="HF_TOKEN"):
+        check_target("me/x")
+    with pytest.raises(InputError, match="expected a repository name"):
+        check_target("me/a name")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+        open_repo("me/x", token="not-used")
