@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,6 +53,26 @@ class EpochSetter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class Stopwatch(TrainerCallback):
+    """Counts the seconds of training, those before an interruption included, and puts them into the log history."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        before = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
+        self._start = time.perf_counter() - (before[-1] if before else 0.0)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.log_history[-1]["train_seconds"] = round(self.seconds, 2)
 
 
 class SafeStop(TrainerCallback):

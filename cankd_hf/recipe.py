@@ -18,7 +18,7 @@ import yaml
 from cankd_hf.data.config import DataConfig
 from cankd_hf.errors import InputError
 from cankd_hf.losses.base import LossTerm
-from cankd_hf.models.students import StudentConfig
+from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.recipe_checks import (
     check_fpn,
     check_model_config,

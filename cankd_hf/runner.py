@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,10 +16,10 @@ from transformers import PreTrainedModel, ProgressCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.checkpoint import SafeStop
+from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
-from cankd_hf.models.students import StudentConfig
+from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -282,9 +281,10 @@ class _Session:
         trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
-        start = time.perf_counter()
+        stopwatch = Stopwatch()
+        trainer.add_callback(stopwatch)
         trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - start
+        seconds = stopwatch.seconds
         if _stopped(trainer):
             raise Stopped(folder)
         trainer.save_model(str(folder))

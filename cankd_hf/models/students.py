@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +24,9 @@ from cankd_hf.models.backbones import (
 from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+from cankd_hf.models.student_config import StudentConfig
+
+__all__ = ["StudentConfig", "build_student"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,42 +34,6 @@ logger = logging.getLogger(__name__)
 FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {"AutoModelForSemanticSegmentation": FPNForSemanticSegmentation}
 # What the native models call the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
-
-
-@dataclass
-class StudentConfig:
-    """A student. Exactly one of `model`, `config` and `backbone` says what it is.
-
-    Args:
-        model: a local folder or Hub id of a whole model (SegFormer, UperNet, one of ours, ...); a head of another
-            class count starts anew.
-        config: a whole model with random weights, as its configuration's fields with `model_type`.
-        backbone: the backbone under a pyramid: whatever `load_backbone` takes.
-        fpn: settings of the pyramid on that backbone, see `FPNConfig`.
-        taps: where its feature maps are taken, `auto` or module paths.
-        revision: branch, tag or commit on the Hub, of `model` or `backbone`.
-        trust_remote_code: whether code of the repository may run; never needed for our own students.
-    """
-
-    model: str | None = None
-    config: dict[str, Any] | None = None
-    backbone: str | dict[str, Any] | None = None
-    fpn: dict[str, Any] = field(default_factory=dict)
-    taps: str | list[str] = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    def check(self) -> None:
-        """Raises `InputError` unless exactly one source is given, and `fpn` only where it counts."""
-        given = [name for name in ("model", "config", "backbone") if self.__dict__[name] is not None]
-        problems = []
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            problems.append(f"student: expected exactly one of model, config and backbone, got {got}; keep one")
-        if self.fpn and given != ["backbone"]:
-            problems.append("student.fpn: settings of a pyramid count for student.backbone only; remove them")
-        if problems:
-            raise InputError(problems)
 
 
 def build_student(

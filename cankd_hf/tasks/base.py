@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from cankd_hf.data.sources import ROLES, DataConfig
-from cankd_hf.models.students import StudentConfig
+from cankd_hf.models.student_config import StudentConfig
 
 if TYPE_CHECKING:
     from cankd_hf.distiller import Distiller

@@ -13,8 +13,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 
 from cankd_hf.data.collate import segmentation_collate
 from cankd_hf.data.sources import ROLES, DataConfig, load_images
+from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import load_backbone
-from cankd_hf.models.students import StudentConfig, build_student
+from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class FeaturesTask(Task):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[FeaturesTask, TaskData]:
+        if labelled:
+            raise InputError("distill.task_weight: the features task learns from the teacher alone; set it to 0")
         data = load_images(config, splits)
         return cls(), TaskData(data.train, data.eval, data.test, data.facts)
 

@@ -16,7 +16,8 @@ from cankd_hf.data.sources import ROLES, DataConfig, load_segmentation
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models import register
-from cankd_hf.models.students import StudentConfig, build_student
+from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
