@@ -1,0 +1,77 @@
+"""What README, docs and recipe headers tell people to type works as it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cankd_hf import benchmark, evaluate, train
+from cankd_hf.recipe import load_data_config, load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+COMMAND = re.compile(r"(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.(\w+)([^\n`|]*)")
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """(page, module, arguments) of every command of ours in any page; continued lines are joined."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*#?", " ", page.read_text(encoding="utf-8"))
+        for module, words in COMMAND.findall(text):
+            words = words.split("  #")[0].split(" (")[0].split("...")[0]
+            found.append((page.name, module, words.strip()))
+    return found
+
+
+@pytest.mark.parametrize(("page", "module", "words"), commands())
+def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = words.replace("$seed", "1").replace("RECIPE", "recipes/quickstart.yaml").replace("CHECKPOINT", "runs/x")
+    words = words.replace("section.key=value", "seed=1")
+    argv = shlex.split(words)
+    if not argv or argv == ["--help"]:
+        return
+    if module == "train":
+        options = train.parser().parse_intermixed_args(argv)
+        load_recipe(options.recipe, options.overrides + _needed(options.recipe, options.overrides))
+    elif module == "evaluate":
+        options = evaluate.parser().parse_intermixed_args(argv)
+        load_data_config(None, options.overrides or ["data.path=shapes"])
+    elif module == "benchmark":
+        options = benchmark._parser().parse_args(argv)
+        if options.command != "loss":
+            load_recipe(options.recipe, options.overrides + _needed(options.recipe, options.overrides))
+    else:
+        pytest.fail(f"{page}: there is no test for commands of cankd_hf.{module}")
+
+
+def _needed(recipe: str, overrides: list[str]) -> list[str]:
+    """`data.path` where a recipe leaves it to the user and the sentence does not name it."""
+    open_path = re.search(r"^  path: \?\?\?", Path(recipe).read_text(encoding="utf-8"), re.MULTILINE)
+    return ["data.path=/data"] if open_path and not any(o.startswith("data.path=") for o in overrides) else []
+
+
+def test_there_are_commands_to_test() -> None:
+    assert {"train", "evaluate"} <= {module for _, module, _ in commands()}
+    assert len(commands()) > 20
+
+
+def test_the_readme_trains_in_fifteen_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = next(block for block in blocks if "CanKDTrainer(" in block)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 15, f"{len(lines)} lines"
+    from .training.tiny import teacher
+
+    # The only change: a small random teacher in place of one that has to be downloaded.
+    assert code.count('"facebook/dinov2-base"') == 1
+    names: dict[str, Any] = {"tiny": teacher()}
+    code = code.replace('"facebook/dinov2-base"', "tiny").replace("max_steps=20", "max_steps=2, use_cpu=True")
+    exec(code, names)
+    assert names["trainer"].state.global_step == 2
