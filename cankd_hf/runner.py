@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
+from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
@@ -207,6 +208,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     args = training_args(recipe, out)
     check_launch(args.world_size)
     _claim(out, recipe, restart, args)
+    open_target(out, args)
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
     session = _Session(recipe, task, data, restart, resume)
     teacher_config = recipe.teacher
@@ -227,6 +229,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     if args.process_index == 0:
         session.picture(report)
         _write(out / RESULTS_FILE, {**_as_dict(report), "gap_closed": report.gap_closed()})
+    publish(out, args)
     return report
 
 
@@ -275,6 +278,8 @@ class _Session:
         if done is not None:
             logger.warning("%s: finished before, kept (%s); --restart trains it again", name, folder)
             return done
+        if folder != Path(self.recipe.output_dir):
+            overrides["push_to_hub"] = False  # the run's repository is for its student
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student)
@@ -287,7 +292,7 @@ class _Session:
         seconds = stopwatch.seconds
         if _stopped(trainer):
             raise Stopped(folder)
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)
         arm = Arm(name, str(folder), scores, model.num_parameters(), trainer.state.global_step, round(seconds, 1))
         if args.process_index == 0:

@@ -1,0 +1,57 @@
+"""What a run does with the Hub: ask before the training whether it may push, and push when everything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from cankd_hf.errors import InputError
+from cankd_hf.hub.card import write_card
+from cankd_hf.hub.upload import open_repo, plan, push
+
+
+def open_target(folder: str | Path, args: TrainingArguments) -> str | None:
+    """Creates the repository that `training.push_to_hub` asks for, before hours of training are at stake.
+
+    Args:
+        folder: of the run; its name is the repository's where `hub_model_id` gives none.
+        args: the run's settings.
+
+    Returns:
+        The repository's full name; None where nothing is to be pushed.
+
+    Raises:
+        InputError: without a token, without rights, or without network.
+    """
+    if not args.push_to_hub or args.process_index != 0:
+        return None
+    name = args.hub_model_id or Path(folder).absolute().name
+    return open_repo(name, args.hub_private_repo, args.hub_revision)[0]
+
+
+def publish(folder: str | Path, args: TrainingArguments) -> str | None:
+    """Writes the card of a finished run beside its student, and pushes both where the run asks for it.
+
+    Args:
+        folder: of the run, with everything in it.
+        args: the run's settings.
+
+    Returns:
+        The commit's address; None where nothing was to be pushed.
+
+    Raises:
+        InputError: if the push failed; the student lies safe in the folder, and the message says how to repeat it.
+    """
+    if args.process_index != 0:
+        return None
+    write_card(folder)
+    if not args.push_to_hub:
+        return None
+    try:
+        name = open_target(folder, args)
+        assert name is not None
+        return str(push(plan(folder, name), name, "End of training", args.hub_revision).commit_url)
+    except InputError as error:
+        again = f"the student is safe in {folder}; `python -m cankd_hf.push {folder} {args.hub_model_id or 'me/name'}`"
+        raise InputError([*error.problems, f"{again} pushes it again"]) from error
