@@ -72,17 +72,7 @@ class CanKDTrainer(PushesStudent):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CanKDConfig("cankd_output")
-        if args.n_gpu > 1:
-            raise InputError(
-                f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "
-                "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
-            )
-        if teacher is None and terms:
-            raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
-        terms = [] if teacher is None else [LossTerm()] if terms is None else list(terms)
-        if task_weight == 0 and not terms:
-            raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
-
+        terms = _check_arguments(args, teacher, terms, task_weight)
         self.task = task if task is not None else task_for(model)
         self.recipe = recipe
         self.teacher = None if teacher is None else load_teacher(teacher)
@@ -96,11 +86,11 @@ class CanKDTrainer(PushesStudent):
         distiller = Distiller(model, terms, teacher_levels, image_size, student_taps, task_weight, grid)
         if args.sync_batchnorm:
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        if args.channels_last:
+            distiller.to(memory_format=torch.channels_last)
         train_dataset = kwargs.get("train_dataset")
         if isinstance(train_dataset, Sized):
             kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
-        if args.channels_last:
-            distiller.to(memory_format=torch.channels_last)
         kwargs.setdefault("data_collator", self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
@@ -113,6 +103,7 @@ class CanKDTrainer(PushesStudent):
         self.add_callback(SafeStop())
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
+        self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -146,7 +137,10 @@ class CanKDTrainer(PushesStudent):
             # Autocast is the Trainer's, on; the teacher chooses its own precision.
             assert self.teacher is not None
             batch["teacher_maps"] = self.teacher(inputs["pixel_values"])
-            batch["factors"] = torch.tensor(factors, device=self.args.device)
+            if self._factors_now[0] != factors:
+                # Copied to the device only when it changes: a copy in each step would make the host wait.
+                self._factors_now = factors, torch.tensor(factors, device=self.args.device)
+            batch["factors"] = self._factors_now[1]
             batch["measure"] = self._measures_now()
         outputs = model(**batch)
         if outputs["loss"] is None:
@@ -309,6 +303,28 @@ class CanKDTrainer(PushesStudent):
             raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
         changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
         raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
+
+
+def _check_arguments(
+    args: CanKDConfig, teacher: Any, terms: Sequence[LossTerm] | None, task_weight: float
+) -> list[LossTerm]:
+    """Refuses what cannot train; returns the terms, with the default filled in."""
+    if not isinstance(args, CanKDConfig):
+        raise InputError(
+            f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it takes the same settings"
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "
+            "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
+        )
+    if teacher is None and terms:
+        raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
+    if terms is None:
+        terms = [] if teacher is None else [LossTerm()]
+    if task_weight == 0 and not terms:
+        raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
+    return list(terms)
 
 
 def _part_logs(distiller: Distiller, values: Sequence[float]) -> dict[str, float]:
