@@ -163,11 +163,13 @@ def _hub_card(model: str, revision: str | None) -> ModelCard:
 
 
 def hardware(device: torch.device) -> str:
-    """The machine in words: `NVIDIA H200`, `CPU (x86_64, 2 threads of 4 cores)`."""
+    """The machine in words: `NVIDIA H200`, `CPU (x86_64, 2 threads, 4 cores)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores)"
+        threads = torch.get_num_threads()
+        used = "1 thread" if threads == 1 else f"{threads} threads"
+        return f"CPU ({platform.machine()}, {used}, {os.cpu_count()} cores)"
     return device.type
 
 

@@ -47,7 +47,9 @@ def load_code(facts: Facts, name: str) -> tuple[str, str]:
     if facts.pipeline_tag in _FOUND:
         ours = bool(facts.config.get("auto_map"))
         trust = ", trust_remote_code=True" if ours else ""
+        local = not ours and str(facts.config.get("model_type")).startswith("cankd_")
         code = (
+            f"{'import cankd_hf  # knows the model' if local else ''}\n"
             "from transformers import pipeline\n\n"
             f'predict = pipeline("{facts.pipeline_tag}", {quoted}{trust})\n'
             'for found in predict("photo.jpg"):\n'
@@ -57,7 +59,7 @@ def load_code(facts: Facts, name: str) -> tuple[str, str]:
             "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads "
             "without `trust_remote_code`."
         )
-        return code, note if ours else ""
+        return code.lstrip(), note if ours else ""
     if cls == "TimmBackbone":  # its own from_pretrained takes a timm name and nothing else
         loader, call = "from cankd_hf.models.backbones import load_backbone", "load_backbone"
         imports = f"{loader}\nfrom PIL import Image\nfrom transformers import AutoImageProcessor"
@@ -173,7 +175,8 @@ def _teacher_name(facts: Facts) -> str:
     kind = facts.teacher.get("class", "model")
     if facts.teacher.get("model") == "random weights":
         return f"a {kind} with random weights"
-    return f"a {kind} trained in the same run" if fitted else f"a local {kind}"
+    called = f" (`{facts.teacher['model']}`)" if facts.teacher.get("model") not in (None, "", kind) else ""
+    return f"a {kind} trained in the same run" if fitted else f"a local {kind}{called}"
 
 
 def _data(facts: Facts) -> str | None:
@@ -187,7 +190,8 @@ def _data(facts: Facts) -> str | None:
     if facts.dataset_id and facts.data.get("revision"):
         parts.append(f"revision `{facts.data['revision']}`")
     splits = (facts.results.get("facts") or {}).get("splits") or {}
-    parts += [f"{count:,} {role} images" for role, count in splits.items() if count]
+    names = {"train": "training", "eval": "validation"}
+    parts += [f"{count:,} {names.get(role, role)} images" for role, count in splits.items() if count]
     if facts.data.get("crop_size"):
         parts.append("crops of {} x {}".format(*facts.data["crop_size"]))
     return ", ".join(parts)

@@ -124,7 +124,7 @@ def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> 
         InputError: if there is no student, or a file holds a token.
     """
     folder = Path(folder)
-    files = [Upload(file.name, file) for file in student_files(folder)]
+    files = [_without_home(Upload(file.name, file)) for file in student_files(folder)]
     files.append(Upload(CARD_FILE, card_for(folder, repo).encode()))
     check_no_secret(files)
     return [
@@ -132,6 +132,15 @@ def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> 
         for subfolder in subfolders
         for upload in files
     ]
+
+
+def _without_home(upload: Upload) -> Upload:
+    """Facts and recipe with `~` for the home folder, whose name is nobody's business."""
+    home = str(Path.home())
+    if not upload.name.endswith((".json", ".yaml")) or len(home) < 2:
+        return upload
+    content = upload.text()
+    return Upload(upload.name, content.replace(home.encode(), b"~")) if home.encode() in content else upload
 
 
 def push(

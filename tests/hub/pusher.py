@@ -15,7 +15,7 @@ import yaml
 from transformers import BitImageProcessor, ResNetBackbone, ResNetConfig, SegformerConfig, SegformerImageProcessor
 from transformers import SegformerForSemanticSegmentation as Segformer
 
-from cankd_hf import push
+from cankd_hf import push, train
 from cankd_hf.hub import upload
 from tests.training.tiny import CLASSES, Images, terms, trainer
 
@@ -85,6 +85,35 @@ def backbone(folder: Path) -> Any:
     return made
 
 
+def whole_run(folder: Path) -> int:
+    """A run of three arms from a recipe that asks for a push."""
+    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+    resnet["layer_type"] = "basic"
+    generated = {"train": 8, "validation": 2, "test": 2, "size": 64}
+    arguments = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+    pushing = {"push_to_hub": True, "hub_model_id": "me/run", "hub_private_repo": True, "hub_strategy": "end"}
+    recipe = {
+        "output_dir": str(folder / "run"),
+        "baseline": True,
+        "data": {"path": "shapes", "generated": generated, "crop_size": [64, 64], "test_split": "test"},
+        "student": {"backbone": resnet, "fpn": {"fpn_channels": 8, "head_channels": 8, "strides": [4, 8]}},
+        "teacher": {
+            "config": {
+                "model_type": "cankd_fpn",
+                "backbone_config": resnet,
+                "fpn_channels": 16,
+                "head_channels": 16,
+                "strides": [4, 8],
+            },
+            "fit": {"max_steps": 1},
+        },
+        "training": {**arguments, **pushing},
+    }
+    file = folder / "whole.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return train.main([str(file)])
+
+
 @torch.no_grad()
 def output(model: Any, images: torch.Tensor) -> torch.Tensor:
     found = model.eval()(pixel_values=images)
@@ -104,6 +133,7 @@ def main(root: Path) -> None:
     made.push_to_hub(license="apache-2.0")
     for strategy in ("end", "every_save", "checkpoint"):
         fpn(root / strategy, f"me/{strategy}", strategy)
+    said["run"] = (whole_run(root), "", "")
     cases = {"fpn": made.student, "segformer": native.student, "backbone": bare.student}
     torch.save({k: (images, output(v.cpu(), images)) for k, v in cases.items()}, root / "cases.pt")
     folder = str(root / "segformer")

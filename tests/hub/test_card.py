@@ -93,7 +93,7 @@ def test_a_card_holds_every_recorded_fact(tmp_path: Path) -> None:
         "closed 50% of the gap in Mean IoU",
         "Scores of the test split, from one run with seed 7",
         "revision `f9e44c8`",
-        "[me/streets](https://huggingface.co/datasets/me/streets), revision `main`, 367 train images, 233 test images",
+        "[me/streets](https://huggingface.co/datasets/me/streets), revision `main`, 367 training images, 233 test",
         "| cankd | 16 | 14 | 10 | 5 |",
         "| cankd | 32 | 14 | 5 | 2.5 |",
         "| control | 16 | 14 | 1 |  |",

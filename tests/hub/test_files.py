@@ -45,6 +45,15 @@ def test_only_the_student_is_planned(folder: Path) -> None:
     }
 
 
+def test_the_home_folder_is_not_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    (folder / "recipe.yaml").write_text("data: {path: /home/alice/streets}\n")
+    found = {upload.name: upload.text() for upload in plan(folder, "me/x") if upload.name.endswith((".yaml", ".md"))}
+    assert found["recipe.yaml"] == b"data: {path: ~/streets}\n"
+    assert b"alice" not in found["README.md"]
+    assert "alice" in (folder / "recipe.yaml").read_text()
+
+
 def test_sharded_weights_are_whole(folder: Path) -> None:
     model = ResNetBackbone.from_pretrained(folder)
     (folder / "model.safetensors").unlink()

@@ -56,6 +56,21 @@ def test_the_student_alone_is_pushed_with_its_code_and_card(hub: Hub, pushed: Pa
     assert weights == (pushed / "fpn" / "model.safetensors").read_bytes()
 
 
+def test_a_run_pushes_its_student_alone_at_its_end_with_all_scores(
+    hub: Hub, said: dict[str, Any], pushed: Path
+) -> None:
+    assert said["run"][0] == 0
+    held = hub.repos["me/run"]
+    assert held.private and len(held.branches["main"]) == 2, "one commit: no arm pushed for itself"
+    files = held.branches["main"][-1]
+    assert set(files) == STUDENT | CODE | {"recipe.yaml", "results.json"}
+    assert files["model.safetensors"] == (pushed / "run" / "model.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    assert all(f"| {arm} |" in card for arm in ("student alone", "student distilled", "teacher"))
+    assert "trained in the same run" in card and not problems(card)
+    assert (pushed / "run" / "README.md").is_file() and "me/alone" not in hub.repos
+
+
 def test_no_request_holds_a_secret_outside_of_its_header(hub: Hub, pushed: Path) -> None:
     assert len(hub.requests) > 50
     secrets = (TOKEN, "wrong" * 7)
