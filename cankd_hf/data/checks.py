@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from cankd_hf.data.config import DataConfig
 from cankd_hf.data.dataset import Source
 from cankd_hf.data.decode import Unusable, WrongLabels
+from cankd_hf.data.objects import Objects
 from cankd_hf.data.shapes import ShapesSource
 from cankd_hf.errors import InputError
 
@@ -31,23 +33,26 @@ class Report:
         skipped: file -> reason.
         warnings: what does not stop a run but should be known.
         checked: number of images looked at.
+        dropped: file -> its boxes that are left out, and why.
     """
 
     usable: dict[str, list[int]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     checked: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
 class _Finding:
-    """What one image is like: its name, a digest of its pixels, the labels of its mask, and what is wrong with it."""
+    """What one image is like: its name, a digest of its pixels, its labels and objects, and what is wrong with it."""
 
     role: str
     index: int
     name: str
     digest: bytes = b""
     labels: frozenset[int] = frozenset()
+    objects: Objects | None = None
     problem: str = ""
     fatal: bool = False
 
@@ -89,9 +94,11 @@ def preflight(
                 [f"data: no image of the {role} split can be used", *_shortened(list(report.skipped.values()))]
             )
     report.warnings = _same_pictures(findings)
+    _report_boxes(findings, report)
     if class_names is not None:
         report.warnings += _odd_labels(findings, class_names, ignore_index)
-    for problem in _shortened(list(report.skipped.values())):
+    left_out = [*report.skipped.values(), *itertools.chain.from_iterable(report.dropped.values())]
+    for problem in _shortened(left_out):
         logger.warning("skipped: %s", problem)
     for warning in report.warnings:
         logger.warning("data: %s", warning)
@@ -146,7 +153,26 @@ def _look(role: str, source: Source, index: int) -> _Finding:
     finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
     if sample.mask is not None:
         finding.labels = frozenset(np.unique(sample.mask.numpy()).tolist())
+    if sample.objects is not None:
+        finding.objects = sample.objects
+        finding.labels = frozenset(sample.objects.classes[sample.objects.iscrowd == 0].tolist())
     return finding
+
+
+def _report_boxes(findings: list[_Finding], report: Report) -> None:
+    """Boxes that were left out or are odd; a set whose boxes are corners throughout stops here."""
+    with_boxes = [finding for finding in findings if finding.objects is not None and len(finding.objects.boxes)]
+    for finding in findings:
+        if finding.objects is not None and finding.objects.dropped:
+            report.dropped[finding.name] = list(finding.objects.dropped)
+    warnings = [text for finding in findings if finding.objects is not None for text in finding.objects.warnings]
+    corners = [finding for finding in with_boxes if finding.objects is not None and finding.objects.looks_xyxy]
+    if len(with_boxes) >= 4 and 2 * len(corners) > len(with_boxes):
+        raise InputError(
+            f"data: expected boxes [x, y, width, height], got boxes that look like [x0, y0, x1, y1] in {len(corners)} "
+            f"of {len(with_boxes)} images that were checked, first {corners[0].name}; set data.box_format=xyxy"
+        )
+    report.warnings += _shortened(warnings)
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:
@@ -177,7 +203,8 @@ def _odd_labels(findings: list[_Finding], class_names: dict[int, str], ignore_in
     seen = frozenset().union(*(finding.labels for finding in findings if finding.role == "train"))
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
-        warnings.append(f"no training mask that was checked holds {', '.join(missing)}")
+        kind = "mask" if all(finding.objects is None for finding in findings) else "image"
+        warnings.append(f"no training {kind} that was checked holds {', '.join(missing)}")
     return warnings
 
 

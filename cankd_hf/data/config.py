@@ -25,6 +25,12 @@ class DataConfig:
         test_split: split of the final table; None: none.
         image_column: column with the image; `auto` looks for `image`, then for the only image column.
         mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
+        objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`:
+            `objects`.
+        annotations: detection: COCO json files instead of `metadata.jsonl`, `{split}` standing for the split, like
+            `annotations/instances_{split}.json`, relative to `path`; `auto` takes these where a folder has no
+            `metadata.jsonl`. Images lie in `{split}/`, `images/{split}/`, `images/` or the folder itself.
+        box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and, as they
             exist, `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the folder of the data. For a
             Hub data set also a file of its repository. The ids are those after `reduce_labels`.
@@ -34,6 +40,9 @@ class DataConfig:
         image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
             training; None: each at its own size. Scores are always taken at the size of the mask.
         crop_size: [height, width] of a training crop; default: `image_size`; with neither, whole images are padded.
+            Detection has no default: without it, whole images are scaled and padded, with a `pixel_mask`.
+        keep_aspect: detection: images keep their aspect and are scaled to fit into `image_size`, whichever way round
+            ([800, 1333]: short side 800 unless the long one passes 1333); false: they are stretched to it.
         scale: [smallest, largest] random scale of a training image.
         flip: probability of a left-right flip.
         color_jitter: strength of the random change of brightness, contrast and saturation; 0: none.
@@ -59,12 +68,16 @@ class DataConfig:
     test_split: str | None = None
     image_column: str = "auto"
     mask_column: str = "auto"
+    objects_column: str = "auto"
+    annotations: str = "auto"
+    box_format: str = "xywh"
     labels: str | None = None
     num_labels: int | None = None
     ignore_index: int | None = None
     reduce_labels: bool = False
     image_size: list[int] | None = None
     crop_size: list[int] | None = None
+    keep_aspect: bool = False
     scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
     flip: float = 0.5
     color_jitter: float = 0.0
@@ -96,6 +109,7 @@ class DataConfig:
                 "`all`, `none` or a number of images",
                 self.check,
             ),
+            (self.box_format in ("xywh", "xyxy"), "box_format", "`xywh` or `xyxy`", self.box_format),
             (_is_size(self.image_size), "image_size", "[height, width] or null", self.image_size),
             (_is_size(self.crop_size), "crop_size", "[height, width] or null", self.crop_size),
             (

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from cankd_hf.data.decode import Sample, Unusable
 
 logger = logging.getLogger(__name__)
-Transform = Callable[[torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]]
+Transform = Callable[[torch.Tensor, Any], dict[str, Any]]
 
 
 class Source(Protocol):
@@ -32,11 +32,11 @@ class ImageDataset(Dataset):
 
     Args:
         source: where samples come from.
-        transform: (image [3, H, W] uint8, mask [H, W] or None) -> the tensors of a batch.
+        transform: (image [3, H, W] uint8, mask [H, W], `Objects` or None) -> the tensors of a batch.
         indices: samples to use, in order; None: all.
         cache: keep decoded samples in memory.
         on_error: `stop` raises for an image that does not decode; `skip` puts its neighbour in its place
-            (with every label void, so that nothing counts twice).
+            (with every label void, or marked not to count, so that nothing is scored twice).
         ignore_index: label of void.
     """
 
@@ -66,7 +66,7 @@ class ImageDataset(Dataset):
             if self.on_error != "skip":
                 raise
             sample = self._stand_in(index, problem)
-        return self.transform(sample.image, sample.mask)
+        return self.transform(sample.image, sample.target)
 
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""
@@ -81,9 +81,7 @@ class ImageDataset(Dataset):
         logger.warning("skipped: %s", problem)
         for step in range(1, len(self)):
             try:
-                sample = self.raw((index + step) % len(self))
+                return self.raw((index + step) % len(self)).standing_in(self.ignore_index)
             except Unusable:
                 continue
-            mask = None if sample.mask is None else torch.full_like(sample.mask.int(), self.ignore_index)
-            return Sample(sample.image, mask, sample.name)
         raise Unusable(f"no image of the split can be used; the last one: {problem}")

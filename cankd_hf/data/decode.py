@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cankd_hf.data.config import PILLOW_LIMIT
+from cankd_hf.data.objects import Objects
 from cankd_hf.errors import InputError
 
 Data = Path | bytes
@@ -26,11 +27,23 @@ class Sample(NamedTuple):
         image: [3, H, W], uint8, upright.
         mask: [H, W], uint8 or int32, labels after reduction; None without labels.
         name: file name or place, for messages.
+        objects: boxes and classes, in a detection set.
     """
 
     image: torch.Tensor
     mask: torch.Tensor | None
     name: str
+    objects: Objects | None = None
+
+    @property
+    def target(self) -> torch.Tensor | Objects | None:
+        """What a transform gets beside the image."""
+        return self.mask if self.objects is None else self.objects
+
+    def standing_in(self, ignore_index: int) -> Sample:
+        """This sample in the place of a broken one: it counts in no score, and a mask in no loss either."""
+        mask = None if self.mask is None else torch.full_like(self.mask.int(), ignore_index)
+        return self._replace(mask=mask, objects=None if self.objects is None else self.objects.standing_in())
 
 
 class Unusable(InputError):
@@ -38,7 +51,7 @@ class Unusable(InputError):
 
 
 class WrongLabels(InputError):
-    """A mask whose labels make no sense: a fault of the whole set, never skipped."""
+    """A mask or a box whose labels make no sense: a fault of the whole set, never skipped."""
 
 
 @dataclass

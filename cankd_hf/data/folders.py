@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -35,12 +35,13 @@ EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a folder: an image, its mask if it has one, and its name relative to the data folder."""
+    """One line of a folder: an image, its mask if it has one, its name in the data folder, and other values."""
 
     name: str
     image: Path
     mask: Path | None = None
     mask_name: str = ""
+    values: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class FolderSource:
@@ -85,7 +86,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found or {"train": root}
 
 
-def read_split(root: Path, folder: Path, image_column: str, mask_column: str | None) -> tuple[list[Row], list[str]]:
+def read_split(
+    root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
     """Read the rows of one split.
 
     Args:
@@ -93,6 +96,7 @@ def read_split(root: Path, folder: Path, image_column: str, mask_column: str | N
         folder: the folder of the split.
         image_column: `auto` or `image`: the key `file_name`; another name X: the key `X_file_name`.
         mask_column: the same for the mask; None: no masks are wanted.
+        keep: other keys whose values the rows shall hold, where a line has them.
 
     Returns:
         The rows, and warnings about what was noticed.
@@ -107,7 +111,7 @@ def read_split(root: Path, folder: Path, image_column: str, mask_column: str | N
                 f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
                 "without it there is no telling which mask belongs to which image"
             )
-        rows = [Row(_relative(path, root), path) for path in _image_files(folder)]
+        rows = [Row(relative_to(path, root), path) for path in _image_files(folder)]
         return rows, []
     lines = list(_read_lines(metadata))
     if base == root and folder != root:
@@ -120,15 +124,16 @@ def read_split(root: Path, folder: Path, image_column: str, mask_column: str | N
         mask_key = _mask_key(metadata, mask_column, lines)
     rows = []
     for number, line in lines:
-        place = f"{_relative(metadata, root)} line {number}"
+        place = f"{relative_to(metadata, root)} line {number}"
         keys = [image_key] if mask_key is None else [image_key, mask_key]
-        wrong = [_path_problem(place, key, line) for key in keys]
+        wrong = [path_problem(place, key, line) for key in keys]
         if any(wrong):
             problems += [problem for problem in wrong if problem]
             continue
         image = base / line[image_key]
         mask = None if mask_key is None else base / line[mask_key]
-        rows.append(Row(_relative(image, root), image, mask, "" if mask is None else _relative(mask, root)))
+        kept = {key: line[key] for key in keep if key in line}
+        rows.append(Row(relative_to(image, root), image, mask, "" if mask is None else relative_to(mask, root), kept))
     if problems:
         raise InputError(problems)
     return rows, _notices(root, folder, metadata, rows)
@@ -222,7 +227,7 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
     raise InputError(f"{metadata}: expected {wanted} with the mask of each image, got the keys {keys}; see {EXAMPLE}")
 
 
-def _path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
+def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
     """What is wrong with the path under a key, if anything."""
     value = line.get(key)
     if not isinstance(value, str) or not value:
@@ -242,14 +247,14 @@ def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[
     for name, listed in masks.items():
         if len(listed) > 1:
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
-            warnings.append(f"{_relative(metadata, root)}: {name} is listed {len(listed)} times{others}")
+            warnings.append(f"{relative_to(metadata, root)}: {name} is listed {len(listed)} times{others}")
     known = {path for row in rows for path in (row.image, row.mask)}
     masked = any(row.mask is not None for row in rows)  # without labels, masks are nobody's business
     unlisted = [path for path in _image_files(folder, masks=masked) if path not in known]
     if unlisted:
         warnings.append(
-            f"{_relative(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "
-            f"first {_relative(unlisted[0], root)}"
+            f"{relative_to(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "
+            f"first {relative_to(unlisted[0], root)}"
         )
     return warnings
 
@@ -267,5 +272,5 @@ def _image_files(folder: Path, masks: bool = False) -> list[Path]:
     return files
 
 
-def _relative(path: Path, root: Path) -> str:
+def relative_to(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,14 +100,14 @@ def load_segmentation(
             (only the wholly broken ones with `on_error: skip`).
     """
     config.check_values()
-    opened = _open(config, need_masks=need_labels)
+    opened = open_set(config, need_masks=need_labels)
     if need_labels and not opened.labels.id2label:
         raise InputError(
             f"data.labels: expected the class names of {config.path}, found none; name a json file like "
             '{"id2label": {"0": "sky", ...}} under data.labels, or give data.num_labels'
         )
-    sources = _by_role(config, opened, splits)
-    loaded, facts = _wrap(config, opened, sources, need_labels, seed)
+    sources = by_role(config, opened, splits)
+    loaded, facts = wrap(config, opened, sources, need_labels, seed)
     return SegmentationData(
         loaded["train"],
         loaded["eval"],
@@ -128,12 +128,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         InputError: for a set that does not exist or holds unusable images (see `load_segmentation`).
     """
     config.check_values()
-    opened = _open(config, need_masks=False)
+    opened = open_set(config, need_masks=False)
     wanted = config.eval_split
-    lacking = wanted is None or _find(wanted, opened.names()) is None
-    sources = _by_role(config, opened, [role for role in splits if not (role == "eval" and lacking)])
+    lacking = wanted is None or find_split(wanted, opened.names()) is None
+    sources = by_role(config, opened, [role for role in splits if not (role == "eval" and lacking)])
     if "eval" in splits and lacking:
-        train = sources.get("train") or _by_role(config, opened, ["train"])["train"]
+        train = sources.get("train") or by_role(config, opened, ["train"])["train"]
         if isinstance(train[0], StreamSource):
             raise InputError("data.eval_split: a stream cannot be parted; name a split for validation")
         every = max(2, round(1 / config.holdout))
@@ -143,12 +143,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
-    loaded, facts = _wrap(config, opened, sources, False, seed)
+    loaded, facts = wrap(config, opened, sources, False, seed)
     return ImageData(loaded["train"], loaded["eval"], loaded["test"], facts)
 
 
-class _Folder:
-    """A local folder of images."""
+class Folder:
+    """A local folder of images, with masks if they are wanted."""
 
     def __init__(self, config: DataConfig, root: Path, need_masks: bool) -> None:
         self.root = root
@@ -163,9 +163,11 @@ class _Folder:
         self.warnings: list[str] = []
 
     def names(self) -> list[str]:
+        """Splits that exist."""
         return list(self.folders)
 
     def source(self, name: str) -> Source | StreamSource:
+        """One of them."""
         rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
         source = FolderSource(rows, make_decoder(self.config, self.labels))
@@ -193,7 +195,7 @@ def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
     return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
 
-def _open(config: DataConfig, need_masks: bool) -> Opened:
+def open_set(config: DataConfig, need_masks: bool) -> Opened:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":
@@ -203,10 +205,10 @@ def _open(config: DataConfig, need_masks: bool) -> Opened:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
-    return _Folder(config, root, need_masks)
+    return Folder(config, root, need_masks)
 
 
-def _find(wanted: str, names: Sequence[str]) -> str | None:
+def find_split(wanted: str, names: Sequence[str]) -> str | None:
     """The split that is meant by a name: itself, or one that means the same."""
     name = slice_of(wanted, 0)[0]
     if name in names:
@@ -215,7 +217,7 @@ def _find(wanted: str, names: Sequence[str]) -> str | None:
     return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
 
 
-def _by_role(
+def by_role(
     config: DataConfig, opened: Opened, roles: Sequence[str]
 ) -> dict[str, tuple[Source | StreamSource, Sequence[int]]]:
     """Source and indices of each role that the recipe names; all missing splits in one error."""
@@ -228,7 +230,7 @@ def _by_role(
             if len(roles) == 1:
                 problems.append(f"data.{role}_split: expected a split of {config.path}, which has {names}; got none")
             continue
-        name = _find(wanted, names)
+        name = find_split(wanted, names)
         if name is None:
             hint = "; set it to null to go without" if role != "train" else ""
             listed = ", ".join(names)
@@ -248,14 +250,30 @@ def _by_role(
     return result
 
 
-def _wrap(
+def wrap(
     config: DataConfig,
     opened: Opened,
     sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
     labelled: bool,
     seed: int,
+    transforms: Callable[[str], Transform] | None = None,
 ) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
-    """Check the sources and put transforms on them."""
+    """Check the sources and put transforms on them.
+
+    Args:
+        config: the `data:` section.
+        opened: the data set.
+        sources: as `by_role` gives them.
+        labelled: whether labels are wanted.
+        seed: of the shuffle of a stream.
+        transforms: role -> transform; default: those of images and masks.
+
+    Returns:
+        role -> data set, and facts for reports and cards.
+
+    Raises:
+        InputError: as `preflight` does.
+    """
     ignore_index = opened.labels.ignore_index
     report = preflight(
         config,
@@ -272,7 +290,11 @@ def _wrap(
         logger.warning("data: %s", warning)
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
     for role, (source, _) in sources.items():
-        transform: Transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
+        transform: Transform
+        if transforms is not None:
+            transform = transforms(role)
+        else:
+            transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
         if isinstance(source, StreamSource):
             limit = config.max_train_samples if role == "train" else config.max_eval_samples
             shuffle = config.shuffle_buffer if role == "train" else 0
@@ -294,4 +316,6 @@ def _wrap(
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
+    if report.dropped:
+        facts["dropped_boxes"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
     return loaded, facts

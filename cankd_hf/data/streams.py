@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset
 
 from cankd_hf.data.dataset import Source, Transform
@@ -47,7 +46,7 @@ class StreamDataset(IterableDataset):
 
     Args:
         source: rows and how to decode them.
-        transform: (image, mask) -> the tensors of a batch.
+        transform: (image, mask or objects) -> the tensors of a batch.
         shuffle_buffer: number of rows among which one is drawn; 0: in order.
         limit: end after so many rows.
         on_error: `stop`, or `skip` a row that cannot be used, saying so.
@@ -69,9 +68,9 @@ class StreamDataset(IterableDataset):
         rows = source.rows if limit is None else source.rows.take(limit)
         self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for sample in self._samples():
-            yield self.transform(sample.image, sample.mask)
+            yield self.transform(sample.image, sample.target)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle in another way in each epoch; the Trainer calls it."""

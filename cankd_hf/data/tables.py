@@ -59,10 +59,10 @@ class TableSource:
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and mask of a row."""
         image_column, mask_column = self.columns
-        image = _bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
+        image = bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
         if mask_column is None:
             return self.decoder.pair(image, None)
-        return self.decoder.pair(image, _bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}"))
+        return self.decoder.pair(image, bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}"))
 
 
 class _Table:
@@ -80,7 +80,7 @@ class _Table:
         self.warnings: list[str] = []
         self.need_masks = need_masks
         features = next(iter(tables.values())).features
-        self.labels = read_labels(config, _labels_file(config) if need_masks else None, _class_names(features))
+        self.labels = read_labels(config, labels_file(config) if need_masks else None, class_names(features))
         self.decoder = make_decoder(config, self.labels)
 
     def names(self) -> list[str]:
@@ -92,7 +92,7 @@ class _Table:
         from datasets import Image
 
         table = self.tables[name]
-        image_column, mask_column = _columns(self.config, table.features, self.need_masks)
+        image_column, mask_column = image_columns(self.config, table.features, self.need_masks)
         wanted = [column for column in (image_column, mask_column) if column is not None]
         table = table.select_columns(wanted)
         for column in wanted:
@@ -136,7 +136,7 @@ def open_table(config: DataConfig, need_masks: bool, make_decoder: Callable[[Dat
     return _Table(config, tables, need_masks, make_decoder)
 
 
-def _columns(config: DataConfig, features: Any, need_masks: bool) -> tuple[str, str | None]:
+def image_columns(config: DataConfig, features: Any, need_masks: bool) -> tuple[str, str | None]:
     """Names of the image and the mask column."""
     images = [name for name, feature in (features or {}).items() if _holds_images(feature)]
     if not images:
@@ -167,7 +167,7 @@ def _holds_images(feature: Any) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature))
 
 
-def _class_names(features: Any) -> list[str] | None:
+def class_names(features: Any) -> list[str] | None:
     """Class names that the features of a segmentation set name, if any: a sequence of ClassLabel, as ADE20K has."""
     from datasets import ClassLabel
 
@@ -178,7 +178,7 @@ def _class_names(features: Any) -> list[str] | None:
     return None
 
 
-def _labels_file(config: DataConfig) -> Path | None:
+def labels_file(config: DataConfig) -> Path | None:
     """The labels file: local, beside the table, or in the repository of a Hub set."""
     path = Path(str(config.path))
     base = path if path.is_dir() else path.parent
@@ -200,7 +200,7 @@ def _labels_file(config: DataConfig) -> Path | None:
         ) from error
 
 
-def _bytes_of(value: Any, place: str) -> tuple[Data, str]:
+def bytes_of(value: Any, place: str) -> tuple[Data, str]:
     """The data of an undecoded image and the best name for it."""
     if not isinstance(value, dict):
         raise Unusable(f"{place}: expected an image, got {value!r}")

@@ -1,0 +1,274 @@
+"""Boxes of objects: read from what people write, and checked one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
+CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class")
+CROWD_KEYS = ("iscrowd", "is_crowd")
+BOX_FORMATS = {"xywh": "[x, y, width, height]", "xyxy": "[x0, y0, x1, y1]"}
+TOLERANCE = 2.0  # pixels that label tools are off by at the border
+Categories = Mapping[Any, int]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image, in its own pixels, upright.
+
+    Attributes:
+        boxes: float32 [n, 4], x0, y0, x1, y1.
+        classes: int64 [n], 0..K-1.
+        area: float32 [n]: that of the outline where the set knows it, else of the box.
+        iscrowd: int64 [n]: 1 for a region of many objects that counts neither way.
+        image_id: number of the image; below 0: one that stands in for another and does not count in scores.
+        dropped: what was left out, and why.
+        warnings: what should be known.
+        looks_xyxy: the boxes leave the image, and would not as [x0, y0, x1, y1].
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    area: torch.Tensor
+    iscrowd: torch.Tensor
+    image_id: int
+    dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    looks_xyxy: bool = False
+
+    def standing_in(self) -> Objects:
+        """The same, marked not to count."""
+        return replace(self, image_id=-1)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is written about one image, as far as it can be checked without its pixels.
+
+    Attributes:
+        numbers: int64 [n], places in the list that was read, for messages.
+        boxes: float64 [n, 4], x, y, width, height.
+        classes: int64 [n].
+        area: float64 [n].
+        iscrowd: int64 [n].
+        image_id: number of the image.
+        size: (width, height) the metadata tell; None: they tell none.
+        faults: boxes that cannot be used.
+        wrong: categories that do not exist: a fault of the whole set.
+    """
+
+    numbers: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    area: np.ndarray
+    iscrowd: np.ndarray
+    image_id: int
+    size: tuple[int, int] | None = None
+    faults: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Classes of the objects that are no crowds."""
+        return frozenset(self.classes[self.iscrowd == 0].tolist())
+
+
+@dataclass
+class _Reading:
+    """What has been read of one image so far."""
+
+    rows: list[tuple[int, list[float], int, float, int]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def read_annotation(
+    value: Any,
+    name: str,
+    categories: Categories,
+    box_format: str = "xywh",
+    image_id: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Annotation:
+    """Read the objects of one image.
+
+    Args:
+        value: a dict of lists (`bbox`, `category` and, as they exist, `area`, `iscrowd`), a list of dicts with the
+            same keys, or None for no objects.
+        name: of the image, for messages.
+        categories: what may stand for a class -> class 0..K-1.
+        box_format: `xywh` or `xyxy`, in pixels.
+        image_id: number of the image.
+        size: (width, height) the metadata tell.
+    """
+    reading = _Reading()
+    entries = _entries(value)
+    if isinstance(entries, str):
+        reading.faults.append(f"{name}: {entries}")
+        entries = []
+    for number, entry in enumerate(entries):
+        place = f"{name} box {number}"
+        box = _read_box(_first(entry, BOX_KEYS), place, box_format)
+        if isinstance(box, str):
+            reading.faults.append(box)
+        written = _first(entry, CATEGORY_KEYS)
+        label = _class_of(written, categories)
+        if label is None:
+            reading.wrong.append(f"{place}: expected a category out of {_listed(categories)}, got {written!r}")
+        if isinstance(box, str) or label is None:
+            continue
+        area = _number(entry.get("area"))
+        crowd = _first(entry, CROWD_KEYS)
+        reading.rows.append((number, box, label, area if area > 0 else box[2] * box[3], int(bool(crowd))))
+    numbers, boxes, classes, areas, crowds = zip(*reading.rows, strict=True) if reading.rows else ((),) * 5
+    return Annotation(
+        np.array(numbers, dtype=np.int64),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(classes, dtype=np.int64),
+        np.array(areas, dtype=np.float64),
+        np.array(crowds, dtype=np.int64),
+        image_id,
+        size,
+        tuple(reading.faults),
+        tuple(reading.wrong),
+    )
+
+
+def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> Objects:
+    """Check the boxes against the picture they lie on, and cut what reaches over its border.
+
+    Boxes that cannot be used are in `dropped`; what is odd is in `warnings`. Nothing is raised.
+
+    Args:
+        annotation: what is written.
+        height: of the decoded image, upright.
+        width: the same.
+        name: of the image, for messages.
+    """
+    boxes, dropped = annotation.boxes, list(annotation.faults)
+    wrong_size = size_problem(annotation, height, width, name)
+    warnings = [wrong_size] if wrong_size else []
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    limits = np.array([width, height, width, height], dtype=np.float64)
+    cut = corners.clip(0, limits)
+    over = np.abs(cut - corners).max(axis=1, initial=0)
+    inside = ((cut[:, 2:] - cut[:, :2]) > 1e-3).all(axis=1)
+    relative = len(boxes) > 0 and corners.max() <= 1.001 and min(width, height) > 4
+    for place in range(len(boxes)):
+        what = f"{name} box {annotation.numbers[place]} {_shown(boxes[place])}"
+        if relative:
+            dropped.append(
+                f"{what}: expected pixels of an image of {width} x {height}, got values of 1 at most: shares of the "
+                "image? multiply x and width by its width, y and height by its height"
+            )
+        elif not inside[place]:
+            dropped.append(f"{what}: expected a box in the image of {width} x {height}, got one outside")
+        elif over[place] > TOLERANCE:
+            beyond = f"{over[place]:g} pixels beyond the image of {width} x {height}"
+            warnings.append(f"{what} reaches {beyond}; it is cut")
+    keep = inside & (not relative)
+    shrunk = (cut[:, 2:] - cut[:, :2]).prod(axis=1)
+    area = np.where(over > 0, np.minimum(annotation.area, shrunk), annotation.area)
+    looks_xyxy = _looks_like_corners(boxes, over, limits)
+    if looks_xyxy:
+        warnings.append(
+            f"{name}: its {len(boxes)} boxes (box {annotation.numbers[0]} ...) all fit as [x0, y0, x1, y1], "
+            "but not as [x, y, width, height]; if they are corners, mend them or set data.box_format=xyxy"
+        )
+    return Objects(
+        torch.from_numpy(cut[keep]).float(),
+        torch.from_numpy(annotation.classes[keep]),
+        torch.from_numpy(area[keep]).float(),
+        torch.from_numpy(annotation.iscrowd[keep]),
+        annotation.image_id,
+        tuple(dropped),
+        tuple(warnings),
+        looks_xyxy,
+    )
+
+
+def size_problem(annotation: Annotation, height: int, width: int, name: str) -> str | None:
+    """What is wrong if the metadata tell another size than the file has."""
+    if annotation.size is None or annotation.size == (width, height):
+        return None
+    told = f"{annotation.size[0]} x {annotation.size[1]}"
+    turned = " (it is turned by its EXIF orientation)" if annotation.size == (height, width) else ""
+    return (
+        f"{name}: the metadata tell {told}, the file is {width} x {height}{turned}; boxes are taken as pixels of the "
+        "file: scale them, or mend width and height"
+    )
+
+
+def _looks_like_corners(boxes: np.ndarray, over: np.ndarray, limits: np.ndarray) -> bool:
+    """Whether the boxes, taken as x, y, width, height, are likelier x0, y0, x1, y1."""
+    if not len(boxes) or over.max() <= TOLERANCE:
+        return False
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all()
+    return bool(ordered and (boxes <= limits + TOLERANCE).all())
+
+
+def _entries(value: Any) -> list[dict[str, Any]] | str:
+    """One dict an object, or what is wrong."""
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        return value
+    if not isinstance(value, dict):
+        return f"expected objects like {{'bbox': [[x, y, w, h], ...], 'category': [0, ...]}}, got {str(value)[:60]}"
+    lists = {key: list(column) for key, column in value.items() if isinstance(column, Sequence | np.ndarray)}
+    boxes, labels = (next((lists[key] for key in keys if key in lists), None) for keys in (BOX_KEYS, CATEGORY_KEYS))
+    if boxes is None or labels is None:
+        return f"expected objects with `bbox` and `category`, got the keys {list(value)}"
+    if len(boxes) != len(labels):
+        return f"expected a category for each box, got {len(boxes)} boxes and {len(labels)} categories"
+    lists = {key: column for key, column in lists.items() if len(column) == len(boxes)}
+    return [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
+
+
+def _read_box(value: Any, place: str, box_format: str) -> list[float] | str:
+    """x, y, width, height; or what is wrong."""
+    expected = f"expected {BOX_FORMATS[box_format]} in pixels"
+    numbers = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else None
+    if numbers is None or len(numbers) != 4:
+        count = "" if numbers is None else f"{len(numbers)} numbers: "
+        return f"{place}: {expected}, got {count}{value!r}"
+    values = [_number(number) for number in numbers]
+    if not all(math.isfinite(number) for number in values):
+        return f"{place}: {expected}, got {value!r}; drop the box, or give it numbers"
+    if box_format == "xyxy":
+        values[2:] = [values[2] - values[0], values[3] - values[1]]
+    if values[2] <= 0 or values[3] <= 0:
+        size = f"{values[2]:g} x {values[3]:g}"
+        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or mend the box"
+    return values
+
+
+def _class_of(value: Any, categories: Categories) -> int | None:
+    """The class that is meant; None: none is."""
+    if isinstance(value, bool) or not isinstance(value, int | str | float | np.integer):
+        return None
+    return categories.get(value)
+
+
+def _number(value: Any) -> float:
+    """A number, or nan."""
+    return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else math.nan
+
+
+def _first(entry: dict[str, Any], keys: Sequence[str]) -> Any:
+    return next((entry[key] for key in keys if key in entry), None)
+
+
+def _listed(categories: Categories) -> str:
+    keys = [repr(key) for key in categories]
+    return ", ".join(keys) if len(keys) <= 8 else f"{', '.join(keys[:3])}, ... {keys[-1]}"
+
+
+def _shown(values: Sequence[float] | np.ndarray) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
