@@ -177,7 +177,8 @@ class _MixMoments(torch.autograd.Function):
             if grad_x is None:
                 block.baddbmm_(transposed[images], grad_o)
             else:
-                grad_x[images, :, positions] = torch.baddbmm(g_mean_x[images], transposed[images], grad_o)
+                of_x = grad_x[images, :, positions].baddbmm_(transposed[images], grad_o, beta=0)
+                of_x.add_(g_mean_x[images])
             grad_s[images, :, positions] = block
         return grad_s, None, grad_mix, grad_x
 
