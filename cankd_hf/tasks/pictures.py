@@ -98,8 +98,8 @@ def draw_segmentation(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
     present = sorted(task.id2label)[:24]
-    handles = [Patch(color=colours[i] / 255, label=task.id2label[i]) for i in present] + [
-        Patch(color="k", label="void")
-    ]
+    handles = [Patch(color=colours[label] / 255, label=task.id2label[label]) for label in present]
+    if any((np.asarray(sample["labels"]) == task.ignore_index).any() for sample in samples):
+        handles.append(Patch(color="k", label="no label"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=9, frameon=False)
     figure.savefig(file, dpi=120)
