@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-# Values of one map handled at once. On the CPU, for each thread: a block and its temporaries should stay in the cache of
-# a core. On a GPU a block should fill the device while its temporaries stay small beside the maps (not measured).
+# Values of one map handled at once. On the CPU, for each thread: a block and its temporaries should stay in the cache
+# of a core. On a GPU a block should fill the device while its temporaries stay small beside the maps (not measured).
 BLOCK_CPU = 1 << 17
 BLOCK_GPU = 1 << 21
 PARTS = 16  # more threads make blocks larger only where a map still has this many of them: memory stays small

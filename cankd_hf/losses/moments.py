@@ -89,7 +89,7 @@ def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _centred(x: Tensor, mean: Tensor, where: tuple[slice, slice]) -> Tensor:
     """One block of x less its mean, in the mean's type: never a whole map in that type."""
     images, positions = where
-    return x[images, :, positions] - mean[images, :, None]
+    return (x[images, :, positions] - mean[images, :, None]).to(mean.dtype)
 
 
 def _add_products(sums: Tensor, images: slice, *pairs: tuple[Tensor, Tensor]) -> None:

@@ -41,6 +41,15 @@ def test_autocast_does_not_reach_it(loss: FeatureLoss) -> None:
     assert inside.dtype == torch.float32 and torch.equal(plain, inside)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_maps_of_two_types(loss: FeatureLoss, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    student, teacher = maps(2, 8, 6, 10)
+    value = loss(student.to(dtypes[0]).requires_grad_(), teacher.to(dtypes[1]))
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(student, teacher), rtol=1e-2, atol=1e-2)
+
+
 def test_order_of_the_batch_does_not_matter(loss: FeatureLoss) -> None:
     student, teacher = maps(3, 8, 5, 7)
     torch.testing.assert_close(loss(student, teacher), loss(student.flip(0), teacher.flip(0)))
