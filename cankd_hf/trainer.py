@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, EpochSetter, SafeStop, read_student_weights
 from cankd_hf.config import CanKDConfig
+from cankd_hf.data.config import DataConfig
 from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.distiller import Distiller
 from cankd_hf.errors import InputError
@@ -76,10 +77,14 @@ class CanKDTrainer(PushesStudent):
         self.task = task if task is not None else task_for(model)
         self.recipe = recipe
         self.teacher = None if teacher is None else load_teacher(teacher)
+        mean, std = _input_stats(image_mean, image_std, kwargs.get("processing_class"))
+        if kwargs.get("processing_class") is None:
+            # Saved beside the student: no pipeline knows otherwise how its images are normalised.
+            kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
         image_size = _image_size(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         teacher_levels = []
         if self.teacher is not None:
-            self.teacher.set_input_stats(*_input_stats(image_mean, image_std, kwargs.get("processing_class")))
+            self.teacher.set_input_stats(mean, std)
             teacher_levels = self.teacher.levels(image_size)
         # Fresh connectors must not depend on what was drawn before: they start equal for every way to get here.
         torch.manual_seed(args.seed)

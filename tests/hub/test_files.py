@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import CommitOperationAdd
 from safetensors.torch import save_file
 from transformers import ResNetBackbone, ResNetConfig
 
 from cankd_hf import push
 from cankd_hf.errors import InputError
+from cankd_hf.hub import upload
 from cankd_hf.hub.files import student_files
-from cankd_hf.hub.upload import check_target, open_repo, plan
+from cankd_hf.hub.publish import open_target
+from cankd_hf.hub.upload import check_target, open_repo, plan, push_in_background
 
 LEFT = (
     "optimizer.pt",
@@ -108,3 +112,42 @@ def test_offline_and_bad_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None
         check_target("me/a name")
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
         open_repo("me/x", token="not-used")
+
+
+def test_ctrl_c_says_that_nothing_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HF_TOKEN", "not-used")
+    monkeypatch.setattr(upload._api, "create_repo", interrupted)
+    assert push.main([str(folder), "me/x"]) == 130
+    assert "The same command pushes again" in capsys.readouterr().err
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_push_in_the_background_fails_without_noise_and_from_a_copy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    seen = []
+
+    def refused(repo: str, operations: list[CommitOperationAdd], **_: object) -> None:
+        seen.extend(Path(op.path_or_fileobj) for op in operations if isinstance(op.path_or_fileobj, str))
+        assert all(file.is_file() and folder not in file.parents for file in seen)
+        raise RuntimeError("the line is down")
+
+    monkeypatch.setattr(upload._api, "create_commit", refused)
+    job = push_in_background(plan(folder, "me/x"), "me/x", "step 3")
+    assert isinstance(job.exception(timeout=20), InputError)
+    assert "step 3 was not pushed" in caplog.text and "the line is down" in caplog.text
+    assert seen and not any(file.exists() for file in seen)
+
+
+def test_a_run_that_may_not_push_is_told_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    asked = SimpleNamespace(push_to_hub=True, process_index=0, hub_model_id="me/x")
+    asked.hub_private_repo = asked.hub_revision = None
+    with pytest.raises(InputError, match="me/x: pushing needs a token"):
+        open_target(tmp_path, asked)
+    assert open_target(tmp_path, SimpleNamespace(push_to_hub=False, process_index=0)) is None
