@@ -80,7 +80,9 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
         entries[entry.get("image_id")].append(entry)
-    rows, annotations, warnings = [], [], _repeated(place, content["annotations"])
+    rows: list[Row] = []
+    annotations: list[Annotation] = []
+    warnings = _repeated(place, content["annotations"])
     base = _image_folder(root, split, content["images"])
     problems = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
     counts = Counter(image.get("id") for image in content["images"])

@@ -96,8 +96,14 @@ def load_detection(
     sources = by_role(config, opened, splits)
     if need_labels:
         _check_annotations(config, sources)
-    make = {True: DetectionTrainTransform, False: DetectionEvalTransform}
-    loaded, facts = wrap(config, opened, sources, need_labels, seed, lambda role: make[role == "train"](config))
+    loaded, facts = wrap(
+        config,
+        opened,
+        sources,
+        need_labels,
+        seed,
+        lambda role: DetectionTrainTransform(config) if role == "train" else DetectionEvalTransform(config),
+    )
     id2label = opened.labels.id2label
     category_ids = opened.category_ids if isinstance(opened, _Coco) else list(id2label)
     facts["category_ids"] = category_ids

@@ -273,4 +273,5 @@ def _image_files(folder: Path, masks: bool = False) -> list[Path]:
 
 
 def relative_to(path: Path, root: Path) -> str:
+    """Name of a file in the data folder; the whole path of one outside."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

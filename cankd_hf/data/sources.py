@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from cankd_hf.data.checks import preflight
+from cankd_hf.data.checks import Report, preflight
 from cankd_hf.data.collate import SegmentationCollator
 from cankd_hf.data.config import DataConfig
 from cankd_hf.data.dataset import ImageDataset, Source, Transform
@@ -302,6 +302,13 @@ def wrap(
             continue
         indices = report.usable[role]
         loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error, ignore_index)
+    return loaded, _facts(config, opened, loaded, report, noticed)
+
+
+def _facts(
+    config: DataConfig, opened: Opened, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
+) -> dict[str, Any]:
+    """Plain data for reports and cards."""
     facts = {
         "source": config.path,
         "revision": config.revision,
@@ -318,4 +325,4 @@ def wrap(
     }
     if report.dropped:
         facts["dropped_boxes"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
-    return loaded, facts
+    return facts
