@@ -57,6 +57,9 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+SIMILARITY = "raw similarity (log steps only)"
+
+
 class _Step:
     """One distillation step of a recipe, whole and in parts."""
 
@@ -101,6 +104,7 @@ class _Step:
             "connectors + loss": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
+            SIMILARITY: self.similarity,
         }
 
     def student(self) -> None:
@@ -128,6 +132,15 @@ class _Step:
         assert isinstance(total, Tensor)
         total.backward()
 
+    def similarity(self) -> None:
+        distiller = self.trainer._distiller
+        with torch.no_grad(), self.trainer.compute_loss_context_manager():
+            connected = {
+                key: connector(self.student_maps[pair[0]], self.teacher_maps[pair[1]])
+                for key, connector, pair in distiller.placed_connectors()
+            }
+            distiller._measure(self.student_maps, self.teacher_maps, connected)
+
     def optimizer(self) -> None:
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
@@ -153,6 +166,9 @@ def run_step(recipe: Recipe, repeats: int, console: Console) -> dict[str, float]
         table.add_row(name, f"{value:.4f}", f"{value / whole:.1%}")
     console.print(table)
     base = seconds["student forward + backward"] + seconds["teacher forward"] + seconds["optimizer"] + seconds["data"]
+    every = max(1, int(step.trainer.args.logging_steps))
+    share = seconds[SIMILARITY] / every / whole
+    console.print(f"Raw similarity, measured once in {every} steps (training.logging_steps): {share:.2%} of the time")
     console.print(f"Overhead of distillation over student step + teacher forward: {whole / base - 1:+.1%}")
     console.print(f"Peak memory: {peak_memory() / 2**30:.2f} GiB")
     return seconds
