@@ -77,6 +77,8 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(
             f"{name}: expected a private repository, this one exists and is public; if it is yours, add --public"
         )
+    if name != options.repo:  # given without its owner; the card needs the whole name
+        uploads = plan(options.checkpoint, name)
     commit = push(uploads, name, options.message, options.revision)
     print(f"Pushed to {commit.repo_url} ({'private' if private else 'public'}), commit {commit.oid[:12]}")
     print(f'Load it with from_pretrained("{name}"); the lines are in its card.')

@@ -128,7 +128,7 @@ def main(root: Path) -> None:
     said["public"] = command(str(root / "segformer"), "me/segformer")
     said["branch"] = command(str(root / "segformer"), "me/segformer", "--public", "--revision", "first")
     bare = backbone(root / "backbone")
-    said["private"] = command(str(root / "backbone"), "me/backbone")
+    said["private"] = command(str(root / "backbone"), "backbone")  # under one's own name
     made = fpn(root / "fpn", "me/fpn", "all_checkpoints", steps=2)
     made.push_to_hub(license="apache-2.0")
     for strategy in ("end", "every_save", "checkpoint"):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from transformers import ResNetConfig
+from PIL import Image
+from transformers import BitImageProcessor, ResNetConfig
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import card_for, write_card
 from cankd_hf.hub.facts import _wall_clock, hub_id, licence_of
 from cankd_hf.losses import LOSSES
+from cankd_hf.models.students import StudentConfig, build_student
 
 from .stand_in import problems
 
@@ -205,3 +211,23 @@ def test_broken_facts_are_one_clear_message(tmp_path: Path) -> None:
 )
 def test_what_can_be_on_the_hub(name: str | None, found: bool) -> None:
     assert hub_id(name) == (name if found else None)
+
+
+def test_the_code_for_a_timm_backbone_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2]}
+    build_student(StudentConfig(backbone=fields), None, {}).save_pretrained(tmp_path / "timm")
+    BitImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(tmp_path / "timm")
+    card = write_card(tmp_path / "timm").read_text()
+    assert "image backbone" in card and "pipeline_tag: image-feature-extraction" in card
+    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(card.split("```python\n")[1].split("```")[0], {})
+    assert shown.getvalue().count("torch.Size([1, ") == 2
+
+
+def test_help_of_push_needs_no_torch(tmp_path: Path, repo_root: Path) -> None:
+    code = "import sys, cankd_hf.push as m; m.parser().format_help(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(repo_root)})
+    assert done.returncode == 0
