@@ -39,6 +39,12 @@ _HARMLESS = {
     "data.check",
     "training.dataloader_num_workers",
     "training.disable_tqdm",
+    "training.hub_always_push",
+    "training.hub_model_id",
+    "training.hub_private_repo",
+    "training.hub_revision",
+    "training.hub_strategy",
+    "training.push_to_hub",
     "training.report_to",
     "training.run_name",
 }

@@ -17,6 +17,7 @@ from cankd_hf.hub import upload
 from cankd_hf.hub.files import student_files
 from cankd_hf.hub.publish import open_target
 from cankd_hf.hub.upload import check_target, open_repo, plan, push_in_background
+from cankd_hf.recipe import load_recipe, recipe_differences, recipe_to_yaml
 
 LEFT = (
     "optimizer.pt",
@@ -151,3 +152,10 @@ def test_a_run_that_may_not_push_is_told_before_it_trains(tmp_path: Path, monkey
     with pytest.raises(InputError, match="me/x: pushing needs a token"):
         open_target(tmp_path, asked)
     assert open_target(tmp_path, SimpleNamespace(push_to_hub=False, process_index=0)) is None
+
+
+def test_pushing_or_not_makes_no_other_run(repo_root: Path) -> None:
+    recipe = repo_root / "recipes" / "quickstart.yaml"
+    saved = recipe_to_yaml(load_recipe(recipe))
+    pushing = load_recipe(recipe, ["training.push_to_hub=true", "training.hub_model_id=me/x"])
+    assert recipe_differences(saved, pushing) == []
