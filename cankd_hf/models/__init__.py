@@ -4,13 +4,14 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Makes `AutoConfig`, `AutoModelForSemanticSegmentation` and `AutoImageProcessor` know the pyramid models.
+    """Makes `AutoConfig`, the two tasks' auto classes and `AutoImageProcessor` know the pyramid models.
 
     Afterwards our checkpoints load without remote code. Calling it again changes nothing.
     """
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
+        AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
         SegformerImageProcessor,
         SegformerImageProcessorPil,
@@ -18,8 +19,10 @@ def register() -> None:
 
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
+    from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
+    AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
     processors = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

@@ -12,13 +12,26 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 NECKS = ("fpn", "simple_pyramid", "none")
-HEADS = ("fpn", "psp", "aspp")
-NORMS = ("batch", "group")
+SEGMENTATION_HEADS = ("fpn", "psp", "aspp")
+DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn")
+HEADS = SEGMENTATION_HEADS + DETECTION_HEADS
+NORMS = dict.fromkeys(SEGMENTATION_HEADS, ("batch", "group")) | {
+    "retinanet": ("none", "group"),
+    "fcos": ("group",),
+    "faster_rcnn": ("none",),
+}
+# What torchvision's detectors have; the first level of Faster R-CNN is finer than that of the dense heads.
+DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "retinanet": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
+    "fcos": {"strides": [8, 16, 32], "anchor_scale": 1.0, "score_threshold": 0.2, "nms_threshold": 0.6},
+    "faster_rcnn": {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "score_threshold": 0.05, "nms_threshold": 0.5},
+}
+MAX_RETINANET_LAYERS = 4  # torchvision's head has four
 MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
 
 
 class FPNConfig(PretrainedConfig):
-    r"""Everything that shapes an `FPNForSemanticSegmentation`.
+    r"""Everything that shapes an `FPNForSemanticSegmentation` or an `FPNForObjectDetection`.
 
     Args:
         backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a ResNet-18
@@ -26,22 +39,36 @@ class FPNConfig(PretrainedConfig):
             neck needs more, all stages of the pyramid are taken.
         neck: `"fpn"` (Lin et al. 2017, torchvision's module) for pyramids; `"simple_pyramid"` (ViTDet, Li et al.
             2022) for plain ViTs: several strides from the last map; `"none"`: the backbone's maps as they are.
-            Default: `"fpn"` under the `"fpn"` head, else `"none"`.
+            Default: `"none"` under the `"psp"` and `"aspp"` heads, else `"fpn"`.
         fpn_channels: width of every map of the neck.
         strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the
             backbone from 4 on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
+            For detection 8, 16, 32, to which two coarser levels come (`"faster_rcnn"`: 4, 8, 16, 32, and one more).
         head: `"fpn"`: all levels fused at the finest; `"psp"`: pyramid pooling on the last map (Zhao et al. 2017);
             `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
-            are made for an output stride of 8, which timm backbones offer (`output_stride: 8`).
-        head_channels: width of the head.
-        head_layers: number of 3x3 convolutions before the classifier.
-        norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own).
+            are made for an output stride of 8, which timm backbones offer (`output_stride: 8`). For detection:
+            `"retinanet"` (Lin et al. 2017), `"fcos"` (Tian et al. 2019), `"faster_rcnn"` (Ren et al. 2015), all
+            torchvision's.
+        head_channels: width of a segmentation head (128), and of the two linear layers of `"faster_rcnn"` (1024);
+            the dense detection heads are as wide as the neck.
+        head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation, 4 in each tower of
+            `"retinanet"` (at most 4) and `"fcos"`, 1 before the proposals of `"faster_rcnn"`.
+        norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own). For detection as
+            torchvision has it: `"none"` (or `"group"`) for `"retinanet"`, `"group"` for `"fcos"`, `"none"` for
+            `"faster_rcnn"`.
         dropout: share of channels dropped before the classifier, 0 to below 1.
         pool_bins: grid sizes of the `"psp"` head.
         atrous_rates: dilations of the `"aspp"` head.
         auxiliary_weight: weight of a second classifier on the last map but one, in training only; 0: none; 0.4 in the
             authors' Cityscapes configurations.
         semantic_loss_ignore_index: label that is left out of the loss.
+        anchor_scale: side of the smallest square anchor of a level over its stride: 4 for `"retinanet"`, 8 for
+            `"faster_rcnn"`; of `"fcos"` the radius of what counts as an object's centre and the range of sizes of a
+            level grow with it (1).
+        score_threshold: detections below it are dropped, 0 to 1.
+        nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
+        topk_candidates: detections of a level that enter the suppression (dense heads).
+        max_detections: detections of an image that are returned.
 
     Raises:
         ValueError: for a value out of range, or a combination that cannot be built.
@@ -57,36 +84,54 @@ class FPNConfig(PretrainedConfig):
         fpn_channels: int = 128,
         strides: Sequence[int] | None = None,
         head: str = "fpn",
-        head_channels: int = 128,
-        head_layers: int = 1,
-        norm: str = "batch",
+        head_channels: int | None = None,
+        head_layers: int | None = None,
+        norm: str | None = None,
         dropout: float = 0.1,
         pool_bins: Sequence[int] = (1, 2, 3, 6),
         atrous_rates: Sequence[int] = (12, 24, 36),
         auxiliary_weight: float = 0.0,
         semantic_loss_ignore_index: int = 255,
+        anchor_scale: float | None = None,
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
+        topk_candidates: int = 1000,
+        max_detections: int = 100,
         **kwargs: Any,
     ) -> None:
+        if head not in HEADS:
+            raise ValueError(
+                f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
+                f"{', '.join(DETECTION_HEADS)}"
+            )
         if neck is None:
-            neck = "fpn" if head == "fpn" else "none"
+            neck = "none" if head in ("psp", "aspp") else "fpn"
         self.neck = neck
         self.fpn_channels = fpn_channels
         self.strides = None if strides is None else list(strides)
         self.head = head
-        self.head_channels = head_channels
-        self.head_layers = head_layers
-        self.norm = norm
+        self.head_channels = head_channels if head_channels is not None else {"faster_rcnn": 1024}.get(head, 128)
+        self.head_layers = head_layers if head_layers is not None else {"retinanet": 4, "fcos": 4}.get(head, 1)
+        self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
         self.pool_bins = list(pool_bins)
         self.atrous_rates = list(atrous_rates)
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
+        if head in DETECTION_HEADS:  # a segmentation model's file keeps silent about them
+            usual = DETECTION_DEFAULTS[head]
+            self.strides = list(usual["strides"]) if self.strides is None else self.strides
+            self.anchor_scale = usual["anchor_scale"] if anchor_scale is None else anchor_scale
+            self.score_threshold = usual["score_threshold"] if score_threshold is None else score_threshold
+            self.nms_threshold = usual["nms_threshold"] if nms_threshold is None else nms_threshold
+            self.topk_candidates = topk_candidates
+            self.max_detections = max_detections
         self._check()
         self.backbone_config = self._backbone(backbone_config)
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        for name, allowed in (("neck", NECKS), ("head", HEADS), ("norm", NORMS)):
+        for name, allowed in (("neck", NECKS), ("norm", NORMS[self.head])):
             value = self.__dict__[name]
             if value not in allowed:
                 raise ValueError(f"FPNConfig.{name}: expected one of {', '.join(allowed)}, got {value!r}")
@@ -102,10 +147,30 @@ class FPNConfig(PretrainedConfig):
             not self.strides or any(not isinstance(s, int) or s < 1 or s & (s - 1) for s in self.strides)
         ):
             raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
-        if self.head != "fpn" and self.neck != "none":
+        if self.head in ("psp", "aspp") and self.neck != "none":
             raise ValueError(
                 f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'"
             )
+        if self.head in DETECTION_HEADS:
+            self._check_detection()
+
+    def _check_detection(self) -> None:
+        if self.neck == "none":
+            raise ValueError(f"FPNConfig: the {self.head!r} head needs a neck; set it to 'fpn' or 'simple_pyramid'")
+        if self.head == "retinanet" and self.head_layers > MAX_RETINANET_LAYERS:
+            raise ValueError(f"FPNConfig.head_layers: 'retinanet' has at most 4, got {self.head_layers}")
+        if self.head == "faster_rcnn" and self.head_layers < 1:
+            raise ValueError("FPNConfig.head_layers: 'faster_rcnn' needs at least 1, got 0")
+        if not self.anchor_scale > 0:
+            raise ValueError(f"FPNConfig.anchor_scale: expected above 0, got {self.anchor_scale!r}")
+        for name in ("score_threshold", "nms_threshold"):
+            value = self.__dict__[name]
+            if not 0 <= value <= 1:
+                raise ValueError(f"FPNConfig.{name}: expected 0 to 1, got {value!r}")
+        for name in ("topk_candidates", "max_detections"):
+            value = self.__dict__[name]
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"FPNConfig.{name}: expected a whole number of at least 1, got {value!r}")
 
     def _backbone(self, given: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
         """A private copy of the backbone's configuration that asks for the stages which the neck needs."""
@@ -118,7 +183,8 @@ class FPNConfig(PretrainedConfig):
             config = AutoConfig.for_model(**given)
         else:
             config = copy.deepcopy(given)
-        wanted = {"fpn": 4, "simple_pyramid": 1, "none": 2 if self.auxiliary_weight > 0 else 1}[self.neck]
+        stages = 3 if self.head in DETECTION_HEADS and self.strides == [8, 16, 32] else 4
+        wanted = {"fpn": stages, "simple_pyramid": 1, "none": 2 if self.auxiliary_weight > 0 else 1}[self.neck]
         if len(config.out_indices) < wanted and len(config.out_indices) == 1:
             config.out_indices = self._last_stages(config, wanted)
         return config

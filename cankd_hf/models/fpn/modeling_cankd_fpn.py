@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -66,14 +67,26 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     return [(x.shape[1], PROBE_SIZE / x.shape[3]) for x in maps]
 
 
+def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
+    """The levels that a detection head needs beyond the backbone's, and how much coarser than its last they are."""
+    if config.head in ("retinanet", "fcos"):
+        return LastLevelP6P7(config.fpn_channels, config.fpn_channels), [2, 4]
+    if config.head == "faster_rcnn":
+        return LastLevelMaxPool(), [2]
+    return None, []
+
+
 class FPNNeck(nn.Module):
     """Feature pyramid (torchvision's): maps of any channels, fine to coarse -> as many maps of `fpn_channels`."""
 
     def __init__(self, config: FPNConfig, levels: list[tuple[int, float]]) -> None:
         super().__init__()
         self.kept = self._choose(config, [stride for _, stride in levels])
-        self.pyramid = FeaturePyramidNetwork([levels[i][0] for i in self.kept], config.fpn_channels)
-        self.levels = [(config.fpn_channels, levels[i][1]) for i in self.kept]
+        widths = [levels[i][0] for i in self.kept]
+        extra, factors = coarser_levels(config)
+        self.pyramid = FeaturePyramidNetwork(widths, config.fpn_channels, extra_blocks=extra)
+        strides = [levels[i][1] for i in self.kept]
+        self.levels = [(config.fpn_channels, s) for s in strides + [f * strides[-1] for f in factors]]
 
     @staticmethod
     def _choose(config: FPNConfig, strides: list[float]) -> list[int]:
@@ -112,6 +125,8 @@ class SimplePyramid(nn.Module):
             octaves = round(math.log2(patch / stride))  # patch 14 counts as 16
             self.branches.append(self._branch(channels, config.fpn_channels, octaves))
             self.levels.append((config.fpn_channels, patch / 2**octaves))
+        self.extra, factors = coarser_levels(config)
+        self.levels += [(config.fpn_channels, f * self.levels[-1][1]) for f in factors]
 
     @staticmethod
     def _branch(channels: int, out_channels: int, octaves: int) -> nn.Sequential:
@@ -134,7 +149,8 @@ class SimplePyramid(nn.Module):
         return resize(pixel_values, (height, width))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        return [branch(maps[-1]) for branch in self.branches]
+        pyramid = [branch(maps[-1]) for branch in self.branches]
+        return pyramid if self.extra is None else self.extra(pyramid, pyramid, [])[0]
 
 
 class NoNeck(nn.Module):
@@ -296,6 +312,8 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
+        if config.head not in CONTEXT_CLASSES:
+            raise ValueError(f"FPNForSemanticSegmentation: {config.head!r} is a head for FPNForObjectDetection")
         self.head = SemanticHead(config, [channels for channels, _ in self.levels])
         self.post_init()
 

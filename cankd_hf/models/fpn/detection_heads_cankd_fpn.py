@@ -1,0 +1,290 @@
+"""torchvision's detection heads on the maps of a neck: RetinaNet, FCOS and Faster R-CNN.
+
+Their weights, losses and selection of detections are torchvision's own methods. What its detectors do around them is
+left out: the hidden resize of `GeneralizedRCNNTransform`, losses in training only, and labels that count from 1.
+
+This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
+Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchors of all levels, n boxes of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import (
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign
+
+from .configuration_cankd_fpn import FPNConfig
+from .modeling_cankd_fpn import make_norm
+
+PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
+RATIOS = (0.5, 1.0, 2.0)
+Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's anchors, in float32 whatever the maps are.
+
+    They are made anew on every device that asks: `from_pretrained` builds models on the meta device, where the tensors
+    of the original stay for ever.
+    """
+
+    cell_anchors: list[Tensor]
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        if self.cell_anchors[0].device != device:
+            self.cell_anchors = [
+                self.generate_anchors(sizes, ratios, torch.float32, device)
+                for sizes, ratios in zip(self.sizes, self.aspect_ratios, strict=True)
+            ]
+
+
+class Width(nn.Module):
+    """Stands where torchvision wants a backbone: it says how wide the maps are, no more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_channels = channels
+
+
+def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
+    """Anchors of each level in proportion to its stride, as in each of the three papers."""
+    sides = [config.anchor_scale * stride for stride in strides]
+    if config.head == "retinanet":
+        octaves = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in sides)
+        return Anchors(octaves, (RATIOS,) * len(sides))
+    ratios = RATIOS if config.head == "faster_rcnn" else (1.0,)
+    return Anchors(tuple((side,) for side in sides), (ratios,) * len(sides))
+
+
+class DenseDetector(nn.Module):
+    """What RetinaNet and FCOS share: every cell of every map predicts."""
+
+    head: nn.Module
+    anchor_generator: Anchors
+    compute_loss: Callable[..., dict[str, Tensor]]
+    postprocess_detections: Callable[..., list[Boxes]]
+
+    def dense_loss(
+        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
+    ) -> dict[str, Tensor]:
+        """The head's losses; `counts`: anchors of each level."""
+        raise NotImplementedError
+
+    def forward(
+        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
+    ) -> tuple[dict[str, Tensor], list[Boxes]]:
+        """Losses where there are targets, detections in eval mode.
+
+        Args:
+            maps: `[B, C, H, W]`, fine to coarse.
+            images: the padded images (their size alone is read) and the size of each before padding.
+            targets: of each image.
+        """
+        predicted = self.head(maps)
+        with torch.autocast(maps[0].device.type, enabled=False):
+            outputs = {name: value.float() for name, value in predicted.items()}
+            anchors = self.anchor_generator(images, maps)
+            cells = [x.shape[-2] * x.shape[-1] for x in maps]
+            counts = [n * (len(anchors[0]) // sum(cells)) for n in cells]
+            losses = {} if targets is None else self.dense_loss(targets, outputs, anchors, counts)
+            if self.training:
+                return losses, []
+            by_level = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
+            split = [list(a.split(counts)) for a in anchors]
+            return losses, self.postprocess_detections(by_level, split, images.image_sizes)
+
+
+def _selection(config: FPNConfig) -> dict[str, Any]:
+    return {
+        "score_thresh": config.score_threshold,
+        "nms_thresh": config.nms_threshold,
+        "topk_candidates": config.topk_candidates,
+        "detections_per_img": config.max_detections,
+    }
+
+
+class RetinaNetDetector(DenseDetector, RetinaNet):
+    """RetinaNet (Lin et al. 2017): 9 anchors a cell, focal loss."""
+
+    def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
+        anchors = make_anchors(config, strides)
+        norm = partial(make_norm, "group") if config.norm == "group" else None
+        per_cell = anchors.num_anchors_per_location()[0]
+        head = RetinaNetHead(config.fpn_channels, per_cell, config.num_labels, norm_layer=norm)
+        for tower in (head.classification_head, head.regression_head):
+            tower.conv = tower.conv[: config.head_layers]
+        RetinaNet.__init__(
+            self,
+            Width(config.fpn_channels),
+            config.num_labels,
+            anchor_generator=anchors,
+            head=head,
+            **_selection(config),
+        )
+        del self.backbone, self.transform
+
+    def dense_loss(
+        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
+    ) -> dict[str, Tensor]:
+        return self.compute_loss(targets, outputs, anchors)
+
+
+class FittedFCOSHead(FCOSHead):
+    """torchvision's head, whose 32 groups of channels become fewer where the maps are narrow."""
+
+    def __init__(self, channels: int, num_classes: int, layers: int) -> None:
+        nn.Module.__init__(self)
+        norm = partial(make_norm, "group")
+        self.box_coder = BoxLinearCoder(normalize_by_size=True)
+        self.classification_head = FCOSClassificationHead(channels, 1, num_classes, layers, PRIOR, norm)
+        self.regression_head = FCOSRegressionHead(channels, 1, layers, norm)
+
+
+class FCOSDetector(DenseDetector, FCOS):
+    """FCOS (Tian et al. 2019): one point a cell, focal loss, generalised overlap, centre-ness."""
+
+    def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
+        FCOS.__init__(
+            self,
+            Width(config.fpn_channels),
+            config.num_labels,
+            anchor_generator=make_anchors(config, strides),
+            head=FittedFCOSHead(config.fpn_channels, config.num_labels, config.head_layers),
+            **_selection(config),
+        )
+        del self.backbone, self.transform
+
+    def dense_loss(
+        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
+    ) -> dict[str, Tensor]:
+        return self.compute_loss(targets, outputs, anchors, counts)
+
+
+class FasterRCNNDetector(FasterRCNN):
+    """Faster R-CNN (Ren et al. 2015) on a pyramid: proposals, then a classifier of what lies in each.
+
+    Its losses look at a random sample of anchors and proposals; in eval mode always at the same one, and the random
+    numbers of training are left alone.
+    """
+
+    def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
+        channels = config.fpn_channels
+        anchors = make_anchors(config, strides)
+        pool = MultiScaleRoIAlign([str(i) for i in range(len(strides) - 1)], output_size=7, sampling_ratio=2)
+        super().__init__(
+            Width(channels),
+            rpn_anchor_generator=anchors,
+            rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], config.head_layers),
+            box_roi_pool=pool,
+            box_head=TwoMLPHead(channels * 7 * 7, config.head_channels),
+            box_predictor=FastRCNNPredictor(config.head_channels, config.num_labels + 1),
+            box_score_thresh=config.score_threshold,
+            box_nms_thresh=config.nms_threshold,
+            box_detections_per_img=config.max_detections,
+        )
+        del self.backbone, self.transform
+
+    def forward(
+        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
+    ) -> tuple[dict[str, Tensor], list[Boxes]]:
+        """As `DenseDetector.forward`."""
+        if targets is not None:  # 0 is the background here
+            targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        device = maps[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=not self.training):
+            if not self.training:
+                torch.manual_seed(0)
+            proposals, losses = self._propose(maps, images, targets)
+            if targets is not None:
+                losses.update(self._box_losses(maps, images, proposals, targets))
+        if self.training:
+            return losses, []
+        logits, regression = self._classify(maps, images, proposals)
+        found = self.roi_heads.postprocess_detections(logits, regression, proposals, images.image_sizes)
+        return losses, [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
+
+    def _propose(
+        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """torchvision's `RegionProposalNetwork.forward`, which gives no losses in eval mode."""
+        rpn = self.rpn
+        predicted, shifts = rpn.head(maps)
+        counts = [x[0].numel() for x in predicted]
+        with torch.autocast(maps[0].device.type, enabled=False):
+            objectness, deltas = concat_box_prediction_layers(
+                [x.float() for x in predicted], [x.float() for x in shifts]
+            )
+            anchors = rpn.anchor_generator(images, maps)
+            proposals = rpn.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+            kept, _ = rpn.filter_proposals(proposals, objectness, images.image_sizes, counts)
+            if targets is None:
+                return kept, {}
+            labels, boxes = rpn.assign_targets_to_anchors(anchors, targets)
+            wanted = rpn.box_coder.encode(boxes, anchors)
+            objectness_loss, box_loss = rpn.compute_loss(objectness, deltas, labels, wanted)
+        return kept, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
+
+    def _classify(self, maps: list[Tensor], images: ImageList, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits `[n, K + 1]` and box shifts `[n, 4 (K + 1)]` of all proposals of the batch."""
+        roi = self.roi_heads
+        levels = {str(i): x.float() for i, x in enumerate(maps)}
+        # The padded size: torchvision reads the strides off the largest image before padding, and errs on small ones.
+        pooled = roi.box_roi_pool(levels, proposals, [tuple(images.tensors.shape[-2:])])
+        logits, regression = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
+        return logits.float(), regression.float()
+
+    def _box_losses(
+        self, maps: list[Tensor], images: ImageList, proposals: list[Tensor], targets: list[Boxes]
+    ) -> dict[str, Tensor]:
+        sampled, _, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
+        logits, regression = self._classify(maps, images, sampled)
+        with torch.autocast(logits.device.type, enabled=False):
+            class_loss, box_loss = fastrcnn_loss(logits, regression, labels, wanted)
+        return {"loss_classifier": class_loss, "loss_box_reg": box_loss}
+
+
+DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector]] = {
+    "retinanet": RetinaNetDetector,
+    "fcos": FCOSDetector,
+    "faster_rcnn": FasterRCNNDetector,
+}
+CONVOLUTIONAL = (
+    RetinaNetClassificationHead,
+    RetinaNetRegressionHead,
+    FCOSClassificationHead,
+    FCOSRegressionHead,
+    RPNHead,
+)
+FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead)
+
+
+def starting_biases(head: nn.Module) -> dict[nn.Module, float]:
+    """The bias from which torchvision starts each convolution of its heads; all weights start at a deviation of 0.01.
+
+    It goes by layers, because `transformers` never shows `_init_weights` a module that has no parameters of its own.
+    """
+    biases: dict[nn.Module, float] = {}
+    for part in head.modules():
+        if isinstance(part, CONVOLUTIONAL):
+            biases.update((layer, 0.0) for layer in part.modules() if isinstance(layer, nn.Conv2d))
+        if isinstance(part, FOCAL):
+            biases[part.cls_logits] = -math.log((1 - PRIOR) / PRIOR)
+    return biases

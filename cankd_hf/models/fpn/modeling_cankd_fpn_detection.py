@@ -1,0 +1,222 @@
+"""Pyramid detectors: backbone -> neck -> one of torchvision's detection heads.
+
+Boxes are those of the native detectors of `transformers`: centre x, centre y, width and height, divided by the width
+and height of `pixel_values` (with its padding). Classes count from 0, in labels and in predictions, for every head.
+
+This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
+Letters in shapes: B batch, H and W of the images, K classes, N `max_detections`, n boxes of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_convert
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_cankd_fpn import FPNConfig
+from .detection_heads_cankd_fpn import DETECTORS, Boxes, starting_biases
+from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
+
+MULTIPLE = 32  # images are padded to it, as torchvision does: it reads the strides of the maps off their sizes
+ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also in half precision
+
+
+@dataclass
+class FPNObjectDetectionOutput(ModelOutput):
+    """What `FPNForObjectDetection` returns.
+
+    Args:
+        loss: [], float32, the sum of `loss_dict`; if labels are given.
+        loss_dict: the losses of the head under torchvision's names, unweighted; if labels are given.
+        logits: `[B, N, K]` float32 in eval mode. Each row is a detection, best first: the sigmoid of its class is its
+            score, that of every other class 0. Rows after the last detection are 0 in every class.
+        pred_boxes: `[B, N, 4]` float32 in eval mode: their boxes, as in labels; 0 after the last one.
+        hidden_states: the neck's maps, fine to coarse, if asked for.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class FPNForObjectDetection(FPNPreTrainedModel):
+    """Object detection: backbone, neck and one of three heads (see `FPNConfig`).
+
+    The image processor to save beside it is `DeformableDetrImageProcessor` (keeps the aspect ratio, pads, gives
+    `pixel_mask`) or `RTDetrImageProcessor` (one fixed size): their `post_process_object_detection` reads scores and
+    classes off `logits` by a sigmoid, so `pipeline("object-detection", folder)` works as it is.
+    """
+
+    def __init__(self, config: FPNConfig) -> None:
+        super().__init__(config)
+        if config.head not in DETECTORS:
+            raise ValueError(f"FPNForObjectDetection: {config.head!r} is a head for FPNForSemanticSegmentation")
+        # Images are brought to a size at which every stride is a power of two: see `pyramid`.
+        self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
+        self.head = DETECTORS[config.head](config, [stride for _, stride in self.levels])
+        self.starts = starting_biases(self.head)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """torchvision's initialisation of its heads, in the functions of `transformers` that spare loaded weights."""
+        if module in self.starts:
+            init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                init.constant_(module.bias, self.starts[module])
+        elif isinstance(module, nn.Linear):  # PyTorch's own
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+        """Images `[B, 3, H, W]`, padded with 0 to a multiple of 32 -> the neck's maps, fine to coarse.
+
+        For a plain ViT of patch 14 they are shrunk by 14/16, so that its maps have strides 4, 8, 16, ... of the images
+        as they came: torchvision's heads know no others.
+        """
+        pixel_values = pad(pixel_values)
+        if isinstance(self.neck, SimplePyramid):
+            patch = self.neck.patch
+            stride = 2 ** round(math.log2(patch))
+            height, width = (n // stride * patch for n in pixel_values.shape[-2:])
+            pixel_values = resize(pixel_values, (height, width))
+        return super().pyramid(pixel_values)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[dict[str, Tensor]] | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> FPNObjectDetectionOutput | tuple[Any, ...]:
+        """Losses in train and eval mode, detections in eval mode alone (their selection takes time).
+
+        Args:
+            pixel_values: `[B, 3, H, W]`, of any size, normalised.
+            pixel_mask: `[B, H, W]`, 1 on the image and 0 on padding at its right and bottom, where nothing is found.
+            labels: one dictionary an image: `class_labels` `[n]` int64 from 0, `boxes` `[n, 4]` (centre x, centre y,
+                width, height) in 0..1 of W and H; n may be 0.
+            output_hidden_states: whether to return the neck's maps as `hidden_states`.
+            return_dict: False for a tuple.
+            kwargs: ignored, for callers that pass the same to every model.
+
+        Returns:
+            See `FPNObjectDetectionOutput`.
+
+        Raises:
+            ValueError: for labels that are not one dictionary an image, a class out of range or a box without area.
+        """
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        maps = self.pyramid(pixel_values)
+        output = FPNObjectDetectionOutput()
+        if labels is not None or not self.training:
+            targets = None if labels is None else self.targets(labels, len(pixel_values), size)
+            sizes = [size] * len(pixel_values) if pixel_mask is None else mask_sizes(pixel_mask)
+            losses, found = self.head(maps, ImageList(pad(pixel_values), sizes), targets)
+            if targets is not None:
+                output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
+            if not self.training:
+                output.logits, output.pred_boxes = self.encode(found, size)
+        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+            output.hidden_states = tuple(maps)
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
+
+    def targets(self, labels: Sequence[dict[str, Tensor]], batch: int, size: tuple[int, int]) -> list[Boxes]:
+        """Labels of `transformers` -> those of torchvision: corners in pixels."""
+        if len(labels) != batch:
+            raise ValueError(f"labels: expected one dictionary for each of {batch} images, got {len(labels)}")
+        scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
+        targets = []
+        for i, label in enumerate(labels):
+            classes, boxes = label["class_labels"], label["boxes"].float().reshape(-1, 4)
+            if ((classes < 0) | (classes >= self.config.num_labels)).any():
+                raise ValueError(
+                    f"labels[{i}]: expected classes 0 to {self.config.num_labels - 1}, got {classes.tolist()}"
+                )
+            if not (boxes[:, 2:] > 0).all():
+                raise ValueError(f"labels[{i}]: expected boxes (cx, cy, w, h) with an area, got {boxes.tolist()}")
+            corners = box_convert(boxes, "cxcywh", "xyxy") * scale.to(boxes.device)
+            targets.append({"boxes": corners, "labels": classes.long()})
+        return targets
+
+    def encode(self, found: list[Boxes], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Detections -> `logits` and `pred_boxes` of a fixed number of rows, which batches and processes can stack."""
+        device = found[0]["boxes"].device
+        logits = torch.full((len(found), self.config.max_detections, self.config.num_labels), ABSENT, device=device)
+        boxes = torch.zeros(len(found), self.config.max_detections, 4, device=device)
+        scale = torch.tensor([size[1], size[0]] * 2, device=device)
+        for i, one in enumerate(found):
+            count = len(one["scores"])
+            rows = torch.arange(count, device=device)
+            logits[i, rows, one["labels"]] = torch.logit(one["scores"], eps=1e-7)
+            boxes[i, :count] = box_convert(one["boxes"] / scale, "xyxy", "cxcywh")
+        return logits, boxes
+
+    @staticmethod
+    def post_process_object_detection(
+        outputs: FPNObjectDetectionOutput,
+        threshold: float = 0.0,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        pixel_mask: Tensor | None = None,
+    ) -> list[Boxes]:
+        """Detections of each image, best first, without the padding.
+
+        It does what the image processors do, and is right for padded batches too: those relate boxes to the padded
+        size, and know nothing of the mask.
+
+        Args:
+            outputs: of a forward in eval mode.
+            threshold: detections of this score or less are left out.
+            target_sizes: height and width of each original image; None leaves boxes in 0..1.
+            pixel_mask: what `forward` got, if anything.
+
+        Returns:
+            For each image `scores` `[n]`, `labels` `[n]` from 0 and `boxes` `[n, 4]` (corners).
+        """
+        assert outputs.logits is not None and outputs.pred_boxes is not None  # eval mode
+        scores, labels = outputs.logits.sigmoid().max(dim=-1)
+        boxes = box_convert(outputs.pred_boxes, "cxcywh", "xyxy")
+        scale = boxes.new_ones(len(boxes), 2)
+        if target_sizes is not None:
+            scale = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
+        if pixel_mask is not None:
+            sizes = torch.tensor(mask_sizes(pixel_mask), dtype=boxes.dtype, device=boxes.device)
+            scale = scale * sizes.new_tensor(pixel_mask.shape[-2:]) / sizes
+        boxes = boxes * scale.flip(1).repeat(1, 2)[:, None]
+        return [
+            {"scores": s[s > threshold], "labels": y[s > threshold], "boxes": b[s > threshold]}
+            for s, y, b in zip(scores, labels, boxes, strict=True)
+        ]
+
+
+def pad(images: Tensor) -> Tensor:
+    """`[B, 3, H, W]` with 0 at the right and bottom, to multiples of 32."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+
+
+def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
+    """Height and width of each image inside its padding, from a mask `[B, H, W]`."""
+    seen = pixel_mask.bool()
+    heights, widths = seen.any(dim=2).sum(dim=1), seen.any(dim=1).sum(dim=1)
+    return [(height, width) for height, width in torch.stack([heights, widths], dim=1).tolist()]
+
+
+FPNForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")

@@ -1,0 +1,54 @@
+"""Detectors in a fresh process: without cankd_hf (remote code), and with nothing but `import cankd_hf`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DeformableDetrImageProcessor
+
+from .detectors import DETECTORS, detector, pictures
+
+SCRIPT = """
+import sys, torch
+from PIL import Image
+{preamble}
+from transformers import AutoModelForObjectDetection, pipeline
+for kind, (images, labels, loss, logits) in torch.load("cases.pt").items():
+    model = AutoModelForObjectDetection.from_pretrained(kind, trust_remote_code={remote})
+    with torch.no_grad():
+        output = model(images, labels=labels)
+    torch.testing.assert_close((output.loss, output.logits), (loss, logits))
+    assert type(model).__module__.split(".")[0] == "{home}", type(model)
+detect = pipeline("object-detection", "retinanet_resnet", trust_remote_code={remote})
+assert len(detect(Image.new("RGB", (50, 40)), threshold=0.0)) == 5
+"""
+WITHOUT = SCRIPT.format(preamble='sys.modules["cankd_hf"] = None', remote=True, home="transformers_modules")
+WITH = SCRIPT.format(preamble="import cankd_hf", remote=False, home="cankd_hf")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind, a batch, and the loss and logits that it should give."""
+    folder = tmp_path_factory.mktemp("saved")
+    cases = {}
+    for kind in DETECTORS:
+        model = detector(kind, score_threshold=0.0, max_detections=5).eval()
+        model.save_pretrained(folder / kind)
+        size = {"shortest_edge": 48, "longest_edge": 64}
+        DeformableDetrImageProcessor(size=size).save_pretrained(folder / kind)
+        images, labels = pictures()
+        with torch.no_grad():
+            output = model(images, labels=labels)
+        cases[kind] = (images, labels, output.loss, output.logits)
+    torch.save(cases, folder / "cases.pt")
+    return folder
+
+
+@pytest.mark.parametrize("script", [WITHOUT, WITH], ids=["without cankd_hf", "with import cankd_hf"])
+def test_every_detector_loads_in_a_fresh_process(script: str, saved: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", script], cwd=saved, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
