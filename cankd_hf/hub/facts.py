@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ def hub_id(name: object) -> str | None:
     return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
 
 
+@cache
 def licence_of(model: str | None, revision: str | None = None) -> str | None:
     """The licence that a model's own card names, where it can be looked up and names one."""
     if model is None:
@@ -150,7 +152,7 @@ def licence_of(model: str | None, revision: str | None = None) -> str | None:
     try:
         file = Path(model) / "README.md"
         card = ModelCard.load(file) if file.is_file() else _hub_card(model, revision)
-    except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError):
+    except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError):
         return None  # offline, gated or without a card: then it is not known
     licence = card.data.get("license_name") or card.data.get("license")
     return licence if isinstance(licence, str) else None
