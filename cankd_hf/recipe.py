@@ -106,8 +106,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        others = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = nearest(str(path), others) if others else "name a YAML file, for example recipes/quickstart.yaml"
+        others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+        hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
         raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not one; {hint}")
     return parse_recipe(path.read_text(encoding="utf-8"), overrides, source=str(path))
 

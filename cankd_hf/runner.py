@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -234,18 +235,38 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
 
 
 def _claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
-    """Makes the output folder this recipe's own: an unfinished run of another recipe is never mixed in."""
+    """Makes the output folder this recipe's own: work of another recipe is never mixed in, nor thrown away."""
     file = out / RECIPE_FILE
-    if file.is_file() and not restart:
-        differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
-        if differences:
-            raise InputError(
-                f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); "
-                "choose another output_dir, or start over in this one with --restart"
-            )
-    if args.process_index == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    with args.main_process_first(local=False, desc="claiming the output folder"):
+        if restart and _holds_work(out):
+            _set_aside(out)
+        elif file.is_file() and _holds_work(out):
+            differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
+            if differences:
+                raise InputError(
+                    f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "
+                    "output_dir, or start over in this one with --restart, which moves the old one aside"
+                )
+        if args.process_index == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+
+
+def _holds_work(out: Path) -> bool:
+    """Whether anything was trained there: a checkpoint or a finished arm, of the run or of its other arms."""
+    return any(
+        True for pattern in ("checkpoint-*", "arm.json") for depth in ("", "*/") for _ in out.glob(depth + pattern)
+    )
+
+
+def _set_aside(out: Path) -> None:
+    """Renames a folder of earlier work, so that none of its checkpoints is taken for one of the new run."""
+    if out.resolve() == Path.cwd().resolve():
+        raise InputError(f"output_dir {out}: cannot be moved aside, it is the current folder; name another one")
+    number = next(n for n in count(1) if not out.with_name(f"{out.name}.before{n}").exists())
+    target = out.with_name(f"{out.name}.before{number}")
+    out.rename(target)
+    logger.warning("starting over: what was in %s is now in %s", out, target)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -94,7 +94,9 @@ def test_a_run_ends_in_a_table_a_picture_and_students_that_load(
 def test_both_students_start_from_the_same_weights(tmp_path: Path) -> None:
     file = recipe(tmp_path)
     assert train.main([file, "training.learning_rate=0.0", "training.weight_decay=0.0"]) == 0
-    alone, distilled = (load_file(tmp_path / "run" / name) for name in ("alone/model.safetensors", "model.safetensors"))
+    alone, distilled = (
+        load_file(tmp_path / "run" / name) for name in ("alone/model.safetensors", "model.safetensors")
+    )
     for name, value in alone.items():
         if "running_" not in name and "num_batches" not in name:
             assert (value == distilled[name]).all(), name
@@ -177,7 +179,17 @@ def test_another_recipe_in_the_same_folder_is_refused_and_restart_allows_it(
     assert train.main([file]) == 0
     assert train.main([file, "training.learning_rate=0.1"]) == 2
     assert "training.learning_rate" in capsys.readouterr().err
+    finished = (tmp_path / "run" / "model.safetensors").read_bytes()
     assert train.main([file, "training.learning_rate=0.1", "--restart"]) == 0
+    # Starting over moves the old run aside instead of mixing or losing it.
+    assert (tmp_path / "run.before1" / "model.safetensors").read_bytes() == finished
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != finished
+
+
+def test_input_that_failed_does_not_claim_the_folder(tmp_path: Path) -> None:
+    file = recipe(tmp_path, baseline=False, teacher=None)
+    assert train.main([file, "data.test_split=holdout"]) == 2
+    assert train.main([file]) == 0
 
 
 def test_a_teacher_whose_weights_do_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
