@@ -1,1 +1,1 @@
-"""Images and masks: where they come from, how they are checked, augmented and batched."""
+"""Images, masks and boxes: where they come from, how they are checked, augmented and batched."""

@@ -88,3 +88,33 @@ def test_a_native_detector_takes_the_batch(
         (found,) = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=size[None])
         torch.testing.assert_close(found["boxes"], objects.boxes, atol=1e-3, rtol=0)
         torch.testing.assert_close(original_objects(label, size)["boxes"], objects.boxes, atol=1e-3, rtol=0)
+
+
+def test_a_pyramid_detector_from_batch_to_score(samples: list[tuple[torch.Tensor, Objects]]) -> None:
+    """Padded batch -> losses; detections in pixels of the data set's images -> statistics -> scores."""
+    from cankd_hf.metrics.detection import detection_scores, detection_statistics
+    from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+    from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+
+    names = {0: "cat", 1: "dog", 2: "emu"}
+    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    backbone |= {"model_type": "resnet", "out_indices": [1, 2, 3, 4]}
+    model = FPNForObjectDetection(
+        FPNConfig(backbone, head="fcos", fpn_channels=8, head_layers=1, score_threshold=0.0, id2label=names)
+    )
+    transform = DetectionEvalTransform(DataConfig(image_size=[40, 60], keep_aspect=True))
+    batch = detection_collate([transform(*sample) for sample in samples])
+    outputs = model.eval()(**batch)
+    assert outputs.loss.isfinite()
+    labels, mask = batch["labels"], batch["pixel_mask"]
+    sizes = original_sizes(labels, *batch["pixel_values"].shape[-2:])
+    found = model.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    own = torch.stack([label["orig_size"] for label in labels])
+    same = model.post_process_object_detection(outputs, threshold=0.0, target_sizes=own, pixel_mask=mask)
+    for one, two, (height, width) in zip(found, same, own.tolist(), strict=True):
+        torch.testing.assert_close(one["boxes"], two["boxes"], atol=1e-3, rtol=0)
+        assert len(one["boxes"]) and one["boxes"].min() >= -1e-3
+        assert (one["boxes"].amax(0) <= torch.tensor([width, height, width, height]) + 1e-3).all()
+    targets = [original_objects(label, size) for label, size in zip(labels, sizes, strict=True)]
+    scores = detection_scores(detection_statistics(found, targets), names)
+    assert 0 <= scores["ap"] < 0.5 and scores["ap_agnostic"] >= 0
