@@ -26,7 +26,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("recipe", help="YAML file; every key is explained in docs/recipes.md")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     made.add_argument("--dry-run", action="store_true", help="show what would happen, run one step, train nothing")
-    made.add_argument("--restart", action="store_true", help="start over where the output folder holds a run (the old one is moved aside)")
+    made.add_argument(
+        "--restart",
+        action="store_true",
+        help="start over where the output folder holds a run (the old one is moved aside)",
+    )
     made.add_argument("--resume", metavar="CHECKPOINT", help="go on from this checkpoint (default: the newest one)")
     return made
 
