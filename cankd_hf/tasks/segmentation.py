@@ -56,7 +56,12 @@ class SegmentationTask(Task):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[SegmentationTask, TaskData]:
-        data = load_segmentation(config, need_labels=labelled, splits=splits)
+        if not labelled:
+            raise InputError(
+                "distill.task_weight: with 0 nothing would train the segmentation head; set task: features to distil a "
+                "backbone without labels, or a task_weight above 0"
+            )
+        data = load_segmentation(config, splits=splits)
         return cls(data.id2label, data.ignore_index, data.palette), TaskData(
             data.train, data.eval, data.test, data.facts
         )

@@ -160,6 +160,7 @@ def test_dry_run_shows_models_pairs_and_costs(tmp_path: Path, capsys: pytest.Cap
         (["data.test_split=holdout"], "holdout"),
         (["teacher.config=null", "teacher.model=/nowhere/at/all", "teacher.fit=null"], "teacher"),
         (["distill.terms.0.loss=candk"], "cankd"),
+        (["distill.task_weight=0", "teacher.fit=null", "baseline=false"], "task: features"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
