@@ -58,7 +58,7 @@ class SegmentationTask(Task):
     ) -> tuple[SegmentationTask, TaskData]:
         if not labelled:
             raise InputError(
-                "distill.task_weight: with 0 nothing would train the segmentation head; set task: features to distil a "
+                "distill.task_weight: with 0 nothing trains the segmentation head; set task: features to distil a "
                 "backbone without labels, or a task_weight above 0"
             )
         data = load_segmentation(config, splits=splits)
