@@ -23,7 +23,7 @@ from cankd_hf.features.taps import Taps
 from cankd_hf.models import register
 from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
-from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection, FPNObjectDetectionOutput
 
 from .detectors import DETECTORS, Labels, detector, pictures
 from .kinds import CONVNEXT, NAMES, RESNET
@@ -53,6 +53,20 @@ def test_losses_in_train_and_eval_and_detections_in_eval(kind: str) -> None:
     assert scored.logits.shape == (2, model.config.max_detections, len(NAMES))
     assert scored.pred_boxes.shape == (2, model.config.max_detections, 4)
     assert scored.hidden_states is None
+
+
+@every_head
+def test_the_output_in_its_other_forms(head: str) -> None:
+    """A tuple, and what accelerate makes of it under mixed precision: the same class, from a mapping."""
+    model = detector(f"{head}_resnet").eval()
+    images, labels = pictures()
+    with torch.no_grad():
+        output = model(images, labels=labels, output_hidden_states=True)
+        loss, losses, logits, boxes, maps = model(images, labels=labels, output_hidden_states=True, return_dict=False)
+    again = type(output)(dict(output.items()))
+    assert list(again) == ["loss", "loss_dict", "logits", "pred_boxes", "hidden_states"]
+    torch.testing.assert_close((loss, losses, logits, boxes, maps), again.to_tuple())
+    assert torch.equal(again.logits, logits) and len(again.hidden_states) == 5
 
 
 @every_head
@@ -143,6 +157,31 @@ def test_any_size_and_what_padding_is(head: str) -> None:
     for one, scaled in zip(found, inside, strict=True):  # both originals were twice as large
         torch.testing.assert_close(one["boxes"] * torch.tensor([190.0, 150.0, 190.0, 150.0]), scaled["boxes"])
     assert torch.isfinite(model(images[..., :33, :47]).logits).all()
+
+
+@pytest.mark.parametrize("kind", ["retinanet_resnet", "fcos_dinov2"])
+def test_labels_and_predictions_speak_of_the_same_boxes(kind: str) -> None:
+    """Also where images are stretched to fit a plain ViT."""
+    model = detector(kind).eval()
+    _, labels = pictures()
+    extent, covered = model.frame((75, 110))
+    assert (extent, covered) == (((75, 110), (96, 128)) if kind == "retinanet_resnet" else ((64, 96), (64, 96)))
+    targets = [{**one, "scores": torch.tensor([0.9, 0.8])} for one in model.targets(labels, 2, extent)]
+    logits, boxes = model.encode(targets, extent)
+    found = model.post_process_object_detection(FPNObjectDetectionOutput(logits=logits, pred_boxes=boxes))
+    for one, label, row in zip(found, labels, boxes, strict=True):
+        torch.testing.assert_close(one["scores"], torch.tensor([0.9, 0.8]))
+        torch.testing.assert_close(one["labels"], label["class_labels"])
+        torch.testing.assert_close(row[:2], label["boxes"])
+    maps = model.pyramid(torch.zeros(1, 3, 75, 110))
+    assert maps[0].shape[-2:] == (covered[0] // 8, covered[1] // 8)
+    mask = torch.zeros(1, 75, 110)
+    mask[0, :50, :55] = 1
+    with torch.no_grad():
+        boxes = model.post_process_object_detection(busy(model)(torch.zeros(1, 3, 75, 110), pixel_mask=mask))[0][
+            "boxes"
+        ]
+    assert len(boxes) and (boxes.amax(0)[2:] <= torch.tensor([0.5, 50 / 75]) + 1e-6).all()
 
 
 def busy(model: FPNForObjectDetection) -> FPNForObjectDetection:

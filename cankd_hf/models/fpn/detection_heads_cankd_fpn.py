@@ -95,7 +95,7 @@ class DenseDetector(nn.Module):
 
         Args:
             maps: `[B, C, H, W]`, fine to coarse.
-            images: the padded images (their size alone is read) and the size of each before padding.
+            images: the size of the padded images, as a tensor's shape, and the size of each before padding.
             targets: of each image.
         """
         predicted = self.head(maps)

@@ -26,7 +26,7 @@ from .configuration_cankd_fpn import FPNConfig
 from .detection_heads_cankd_fpn import DETECTORS, Boxes, starting_biases
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
 
-MULTIPLE = 32  # images are padded to it, as torchvision does: it reads the strides of the maps off their sizes
+MULTIPLE = 32  # of the images' size, as in torchvision, which reads the strides of the maps off their sizes
 ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also in half precision
 
 
@@ -62,7 +62,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         super().__init__(config)
         if config.head not in DETECTORS:
             raise ValueError(f"FPNForObjectDetection: {config.head!r} is a head for FPNForSemanticSegmentation")
-        # Images are brought to a size at which every stride is a power of two: see `pyramid`.
+        # In the pixels in which the heads count every stride is a power of two: see `frame`.
         self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
         self.head = DETECTORS[config.head](config, [stride for _, stride in self.levels])
         self.starts = starting_biases(self.head)
@@ -81,18 +81,30 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images `[B, 3, H, W]`, padded with 0 to a multiple of 32 -> the neck's maps, fine to coarse.
+    def frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the images, and of what the maps cover, in the pixels in which the heads count.
 
-        For a plain ViT of patch 14 they are shrunk by 14/16, so that its maps have strides 4, 8, 16, ... of the images
-        as they came: torchvision's heads know no others.
+        Both come in multiples of 32 for a plain ViT, whose images are stretched to them. Others are padded.
         """
-        pixel_values = pad(pixel_values)
+        if isinstance(self.neck, SimplePyramid):
+            stretched = (max(round(size[0] / MULTIPLE), 1) * MULTIPLE, max(round(size[1] / MULTIPLE), 1) * MULTIPLE)
+            return stretched, stretched
+        return size, (size[0] + -size[0] % MULTIPLE, size[1] + -size[1] % MULTIPLE)
+
+    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+        """Images `[B, 3, H, W]`, padded with 0 at the right and bottom -> the neck's maps, fine to coarse.
+
+        For a plain ViT they are resized instead: so that its maps have strides of 4, 8, 16, ... also where the patch
+        is 14 (torchvision's heads know no others), and that a teacher's maps lie on the image and nothing else.
+        """
+        height, width = pixel_values.shape[-2:]
+        _, covered = self.frame((height, width))
         if isinstance(self.neck, SimplePyramid):
             patch = self.neck.patch
             stride = 2 ** round(math.log2(patch))
-            height, width = (n // stride * patch for n in pixel_values.shape[-2:])
-            pixel_values = resize(pixel_values, (height, width))
+            pixel_values = resize(pixel_values, [n // stride * patch for n in covered])
+        else:
+            pixel_values = F.pad(pixel_values, (0, covered[1] - width, 0, covered[0] - height))
         return super().pyramid(pixel_values)
 
     def forward(
@@ -125,13 +137,18 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         maps = self.pyramid(pixel_values)
         output = FPNObjectDetectionOutput()
         if labels is not None or not self.training:
-            targets = None if labels is None else self.targets(labels, len(pixel_values), size)
-            sizes = [size] * len(pixel_values) if pixel_mask is None else mask_sizes(pixel_mask)
-            losses, found = self.head(maps, ImageList(pad(pixel_values), sizes), targets)
+            extent, covered = self.frame(size)
+            targets = None if labels is None else self.targets(labels, len(pixel_values), extent)
+            sizes: list[tuple[float, float]] = [extent] * len(pixel_values)
+            if pixel_mask is not None:
+                sizes = [(h * extent[0] / size[0], w * extent[1] / size[1]) for h, w in mask_sizes(pixel_mask)]
+            # The heads read the size off the first and no pixel.
+            images = ImageList(pixel_values.new_empty(0, 3, *covered), sizes)
+            losses, found = self.head(maps, images, targets)
             if targets is not None:
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
             if not self.training:
-                output.logits, output.pred_boxes = self.encode(found, size)
+                output.logits, output.pred_boxes = self.encode(found, extent)
         if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
             output.hidden_states = tuple(maps)
         if return_dict is None:
@@ -204,12 +221,6 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             {"scores": s[s > threshold], "labels": y[s > threshold], "boxes": b[s > threshold]}
             for s, y, b in zip(scores, labels, boxes, strict=True)
         ]
-
-
-def pad(images: Tensor) -> Tensor:
-    """`[B, 3, H, W]` with 0 at the right and bottom, to multiples of 32."""
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
 
 
 def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:

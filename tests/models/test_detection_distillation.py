@@ -1,0 +1,53 @@
+"""Detectors as teacher and student: the neck's maps, the first four of five levels paired."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from cankd_hf.distiller import Distiller
+from cankd_hf.losses.base import LossTerm
+from cankd_hf.teacher import load_teacher
+
+from .detectors import detector, pictures
+
+SIZE = (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("teacher_kind", "student_kind"),
+    [("retinanet_resnet", "retinanet_resnet"), ("fcos_dinov2", "retinanet_resnet"), ("fcos_resnet", "fcos_resnet")],
+)
+def test_a_saved_detector_teaches_another(teacher_kind: str, student_kind: str, tmp_path: Path) -> None:
+    detector(teacher_kind, fpn_channels=12).save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    student = detector(student_kind)
+    levels = teacher.levels(SIZE)
+    assert [level.stride for level in levels[:3]] == [8, 16, 32] and len(levels) == 5
+    term = LossTerm(loss="instance_mse", weight=1.0, pairs=[[i, i] for i in range(4)])
+    distiller = Distiller(student, [term], levels, image_size=SIZE)
+    images, labels = pictures()
+    result = distiller(images, labels=labels, teacher_maps=teacher(images))
+    result["loss"].backward()
+    assert result["parts"].shape == (5,) and torch.isfinite(result["parts"]).all() and (result["parts"] > 0).all()
+    assert result["logits"] is None  # in training nobody asks for detections
+    finest = next(iter(student.neck.pyramid.layer_blocks)).get_submodule("0").weight
+    assert finest.grad is not None and finest.grad.abs().sum() > 0
+    with torch.no_grad():
+        evaluated = distiller.eval()(images, labels=labels)
+    assert evaluated["outputs"].pred_boxes.shape[0] == len(images)
+
+
+def test_a_copy_is_a_model_of_its_own() -> None:
+    """An average of weights over the run starts with a copy."""
+    model = detector("faster_rcnn_resnet").eval()
+    other = copy.deepcopy(model)
+    images, labels = pictures()
+    with torch.no_grad():
+        expected = model(images, labels=labels).loss
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(other(images, labels=labels).loss, expected)
