@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
@@ -17,3 +18,15 @@ class InputError(ValueError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command; bad input ends in one line a problem on stderr and the exit code 2, not in a traceback."""
+    try:
+        return command()
+    except InputError as error:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # a progress bar may stand on this line
+        for problem in error.problems:
+            sys.stderr.write(f"error: {problem}\n")
+        return 2

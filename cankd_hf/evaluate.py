@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cankd_hf.errors import InputError, exit_code
+
 EXAMPLES = """examples:
   python -m cankd_hf.evaluate runs/quickstart
   python -m cankd_hf.evaluate runs/camvid_seg data.path=/data/camvid --split test
@@ -35,14 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_intermixed_args(argv)
-    from cankd_hf.errors import InputError
-
-    try:
-        return _run(options)
-    except InputError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -55,7 +50,6 @@ def _run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from cankd_hf.config import CanKDConfig
-    from cankd_hf.errors import InputError
     from cankd_hf.tasks import SegmentationTask
     from cankd_hf.trainer import CanKDTrainer
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cankd_hf.errors import InputError, exit_code
+
 EXAMPLES = """examples:
   python -m cankd_hf.push runs/quickstart me/shapes-student --dry-run
   python -m cankd_hf.push runs/camvid_seg me/camvid-student
@@ -38,16 +40,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_args(argv)
-    from cankd_hf.errors import InputError
-
     try:
-        return _run(options)
-    except InputError as error:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # a progress bar may stand on this line
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: _run(options))
     except KeyboardInterrupt:
         print(f"Interrupted; nothing in {options.checkpoint} changed. The same command pushes again.", file=sys.stderr)
         return 130
@@ -57,7 +51,6 @@ def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from cankd_hf.errors import InputError
     from cankd_hf.hub.upload import check_target, open_repo, plan, push
 
     uploads = plan(options.checkpoint, options.repo)

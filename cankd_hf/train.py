@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cankd_hf.errors import exit_code
+
 EXAMPLES = """examples:
   python -m cankd_hf.train recipes/quickstart.yaml
   python -m cankd_hf.train recipes/camvid_seg.yaml data.path=/data/camvid training.max_steps=300
@@ -39,14 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     # intermixed: options may stand between the overrides.
     options = parser().parse_intermixed_args(argv)
-    from cankd_hf.errors import InputError
-
-    try:
-        return _run(options)
-    except InputError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from cankd_hf.errors import InputError
+from cankd_hf.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,21 +15,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
     """
     args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return exit_code(lambda: _run(args))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     # imported here, so that --help answers at once
     if args.command == "loss":
         from cankd_hf.benchmark.loss import run
 
         run(args)
-        return
+        return 0
     import torch
     from rich.console import Console
 
@@ -44,6 +38,7 @@ def _run(args: argparse.Namespace) -> None:
         run_step(recipe, args.repeats, Console())
     else:
         run_teacher(recipe, args.repeats, Console(), compile=not args.no_compile)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
