@@ -19,6 +19,7 @@ _PUBLIC = {
     "CanKDTrainer": "cankd_hf.trainer",
     "Distiller": "cankd_hf.distiller",
     "FPNConfig": "cankd_hf.models.fpn.configuration_cankd_fpn",
+    "FPNForObjectDetection": "cankd_hf.models.fpn.modeling_cankd_fpn_detection",
     "FPNForSemanticSegmentation": "cankd_hf.models.fpn.modeling_cankd_fpn",
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss, LossTerm
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
+    from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
     from cankd_hf.recipe import load_recipe
     from cankd_hf.teacher import load_teacher
     from cankd_hf.trainer import CanKDTrainer
@@ -44,6 +46,7 @@ __all__ = [
     "CanKDTrainer",
     "Distiller",
     "FPNConfig",
+    "FPNForObjectDetection",
     "FPNForSemanticSegmentation",
     "InputError",
     "InstanceMSELoss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,7 +57,9 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
     Raises:
         InputError: one line per unknown key, with the nearest known one.
     """
-    known = set(config.to_dict()) | set(config.attribute_map) | COMMON_KEYS
+    # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
+    settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}
+    known = set(config.to_dict()) | set(config.attribute_map) | settings | COMMON_KEYS
     unknown = [key for key in values if key not in known]
     if unknown:
         raise InputError(

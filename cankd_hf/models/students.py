@@ -24,6 +24,7 @@ from cankd_hf.models.backbones import (
 from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.student_config import StudentConfig
 
 __all__ = ["StudentConfig", "build_student"]
@@ -31,7 +32,10 @@ __all__ = ["StudentConfig", "build_student"]
 logger = logging.getLogger(__name__)
 
 # The class for each task's auto class; another task adds its line.
-FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {"AutoModelForSemanticSegmentation": FPNForSemanticSegmentation}
+FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {
+    "AutoModelForSemanticSegmentation": FPNForSemanticSegmentation,
+    "AutoModelForObjectDetection": FPNForObjectDetection,
+}
 # What the native models call the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 

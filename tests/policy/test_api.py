@@ -12,6 +12,7 @@ PUBLIC = {
     "CanKDTrainer",
     "Distiller",
     "FPNConfig",
+    "FPNForObjectDetection",
     "FPNForSemanticSegmentation",
     "InputError",
     "LossTerm",
