@@ -256,6 +256,8 @@ def _check_together(reader: Reader, recipe: Recipe) -> None:
         )
     elif distill.task_weight == 0 and recipe.baseline:
         reader.say("baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false")
+    if recipe.student.inherit and recipe.teacher is None:
+        reader.say("student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out")
     steps = recipe.training.get("max_steps", -1)
     if recipe.data.streaming and not steps > 0:
         reader.say(

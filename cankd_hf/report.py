@@ -27,8 +27,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for arm in report.arms:
         scores = [f"{arm.scores[name]:.4f}" if name in arm.scores else "-" for name in shown]
         steps, seconds = (str(arm.steps), f"{arm.seconds:.0f}") if arm.steps else ("-", "-")
-        table.add_row(arm.name, f"{arm.parameters:,}", steps, seconds, *scores)
+        table.add_row(arm.name + (" †" if arm.inherited else ""), f"{arm.parameters:,}", steps, seconds, *scores)
     console.print(table)
+    inherited = sorted({part for arm in report.arms for part in arm.inherited})
+    if inherited:
+        console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
     gap = report.gap_closed()
     if gap is not None and gap < 0:
         console.print("The distilled student is worse than the student alone here: distillation did not help.")
@@ -45,18 +48,19 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def _columns(report: Report) -> list[str]:
     first = report.arms[-1].scores
-    wanted = [report.metric, "pixel_accuracy", "mean_accuracy", "correlation"]
+    wanted = [report.metric, "ap50", "ap75", "pixel_accuracy", "mean_accuracy", "correlation"]
     return [name for name in wanted if name in first and isinstance(first[name], float)]
 
 
 def _load_code(report: Report) -> str:
-    if report.task == "segmentation":
+    pipeline = {"segmentation": "image-segmentation", "detection": "object-detection"}.get(report.task)
+    if pipeline is not None:
         config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
         ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
         return (
             (ours if config["model_type"] == "cankd_fpn" else "")
             + "  from transformers import pipeline\n"
-            + f'  pipeline("image-segmentation", "{report.output_dir}")("photo.jpg")'
+            + f'  pipeline("{pipeline}", "{report.output_dir}")("photo.jpg")'
         )
     return (
         "  from cankd_hf.models.backbones import load_backbone\n"

@@ -21,6 +21,7 @@ from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
 from cankd_hf.hub.publish import open_target, publish
+from cankd_hf.models.inherit import inherit
 from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
@@ -60,6 +61,7 @@ class Arm:
     parameters: int = 0
     steps: int = 0
     seconds: float = 0.0
+    inherited: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -220,6 +222,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     teacher = None
     if teacher_config is not None:
         teacher = build_teacher(teacher_config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
+        session.teacher = teacher
         if not arms and (scored := session.score_teacher(teacher)) is not None:
             arms.append(scored)
     if teacher is not None and recipe.baseline:
@@ -285,6 +288,7 @@ class _Session:
     def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
         self.recipe, self.task, self.data = recipe, task, data
         self.restart, self.resume = restart, resume
+        self.teacher: Teacher | None = None
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
     def fit_teacher(self, config: TeacherConfig) -> Arm:
@@ -304,7 +308,12 @@ class _Session:
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student)
+        inherited = [] if student is not None else self.recipe.student.inherit
+        if inherited and self.teacher is not None:
+            for part in inherit(model, self.teacher.model, inherited):
+                logger.warning("%s: %s", name, part)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
+        trainer.inherited = list(inherited)
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()
@@ -315,7 +324,8 @@ class _Session:
             raise Stopped(folder)
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)
-        arm = Arm(name, str(folder), scores, model.num_parameters(), trainer.state.global_step, round(seconds, 1))
+        steps = trainer.state.global_step
+        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), list(inherited))
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
             _write(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})

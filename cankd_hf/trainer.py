@@ -76,6 +76,7 @@ class CanKDTrainer(PushesStudent):
         terms = _check_arguments(args, teacher, terms, task_weight)
         self.task = task if task is not None else task_for(model)
         self.recipe = recipe
+        self.inherited: list[str] = []
         self.teacher = None if teacher is None else load_teacher(teacher)
         mean, std = _input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:

@@ -120,6 +120,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
         "start": hub_id(student.name_or_path),
         "parameters": student.num_parameters(),
         "teacher": teacher,
+        "inherited": trainer.inherited,
         "task_weight": trainer._distiller.task_weight,
         "terms": _terms(trainer._distiller),
         "step": step,

@@ -102,8 +102,11 @@ def results_table(facts: Facts) -> tuple[str, str]:
     for arm in arms:
         known = _known(arm.get("scores") or {})
         sizes = [f"{arm[key]:,}" if arm.get(key) else "" for key in ("parameters", "steps")]
-        rows.append([arm["name"], *sizes, *(f"{known[name]:.4f}" if name in known else "" for name in scores)])
+        name = arm["name"] + (" †" if arm.get("inherited") else "")
+        rows.append([name, *sizes, *(f"{known[key]:.4f}" if key in known else "" for key in scores)])
     note = f"Scores of the {split} split, from one run{_seed(facts)}."
+    if any(arm.get("inherited") for arm in arms):
+        note += " † starts with parts of the teacher's weights."
     gap = facts.results.get("gap_closed")
     if gap is not None:
         metric = METRICS[facts.results["metric"]][1]
@@ -130,6 +133,8 @@ def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
         lines.append(("Start", f"the weights of {_link(facts.start_id)}"))
     if facts.teacher:
         lines.append(("Teacher", _teacher(facts, teacher_licence)))
+    if run.get("inherited"):
+        lines.append(("Inherited", f"started with the teacher's weights in {', '.join(run['inherited'])}"))
     if (data := _data(facts)) is not None:
         lines.append(("Data", data))
     if "task_weight" in run and facts.teacher:

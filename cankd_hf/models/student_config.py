@@ -19,6 +19,8 @@ class StudentConfig:
         backbone: the backbone under a pyramid: whatever `load_backbone` takes.
         fpn: settings of the pyramid on that backbone, see `FPNConfig`.
         taps: where its feature maps are taken, `auto` or module paths.
+        inherit: parts that start from the teacher's weights, such as `[neck, head]`, copied where name and shape
+            agree; marked in results and card.
         revision: branch, tag or commit on the Hub, of `model` or `backbone`.
         trust_remote_code: whether code of the repository may run; never needed for our own students.
     """
@@ -28,6 +30,7 @@ class StudentConfig:
     backbone: str | dict[str, Any] | None = None
     fpn: dict[str, Any] = field(default_factory=dict)
     taps: str | list[str] = "auto"
+    inherit: list[str] = field(default_factory=list)
     revision: str | None = None
     trust_remote_code: bool = False
 

@@ -102,6 +102,24 @@ def test_both_students_start_from_the_same_weights(tmp_path: Path) -> None:
             assert (value == distilled[name]).all(), name
 
 
+def test_inherited_parts_are_copied_said_and_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    student = {"backbone": RESNET, "fpn": {"fpn_channels": 16, "head_channels": 16}, "inherit": ["neck", "head"]}
+    still = {"learning_rate": 0.0, "weight_decay": 0.0}
+    settings = {**yaml.safe_load(Path(recipe(tmp_path)).read_text())["training"], **still}
+    file = recipe(tmp_path, student=student, training=settings, baseline=False)
+    assert train.main([file]) == 0
+    shown = capsys.readouterr().out
+    assert "distilled †" in " ".join(shown.split()) and "starts with the teacher's weights in: head, neck" in shown
+    assert "neck: 16 of 16 tensors copied" in caplog.text
+    teacher, own = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("teacher", "."))
+    for name, value in own.items():
+        if name.startswith(("neck.", "head.")) and "running_" not in name and "num_batches" not in name:
+            assert (value == teacher[name]).all(), name
+    assert "† starts with parts of the teacher" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_a_native_student_loads_with_stock_transformers(tmp_path: Path) -> None:
     segformer = {"model_type": "segformer", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
     segformer |= {"num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}

@@ -1,0 +1,76 @@
+"""The inheriting strategy: a student whose neck or head starts from its teacher's weights (CanKD, the dagger rows)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from cankd_hf.errors import InputError
+
+
+@dataclass
+class Inherited:
+    """What one part of a student took over.
+
+    Attributes:
+        part: name of the module, e.g. `neck`.
+        copied: tensors that were copied.
+        left: tensors that were not, each with the reason.
+    """
+
+    part: str
+    copied: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.part}: {len(self.copied)} of {len(self.copied) + len(self.left)} tensors copied from the teacher"
+        )
+        return text + (
+            f", not {', '.join(self.left[:5])}" + (" ..." if len(self.left) > 5 else "") if self.left else ""
+        )
+
+
+@torch.no_grad()
+def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[Inherited]:
+    """Copies parts of the teacher into the student, tensor by tensor, where name and shape agree.
+
+    Args:
+        student: changed in place; a part that does not fit keeps its own start.
+        teacher: of the same architecture in these parts.
+        parts: module paths such as `neck` and `head`.
+
+    Returns:
+        What was copied and what was not, for each part.
+
+    Raises:
+        InputError: for a part that the student has not, or of which nothing fits.
+    """
+    own, given = student.state_dict(), teacher.state_dict()
+    report, problems = [], []
+    for part in parts:
+        names = [name for name in own if name.startswith(f"{part}.")]
+        if not names:
+            top = sorted({name.split(".")[0] for name in own})
+            problems.append(f"student.inherit: the student has no part {part!r}; it has {', '.join(top)}")
+            continue
+        found = Inherited(part)
+        for name in names:
+            if name not in given:
+                found.left.append(f"{name} (the teacher has none)")
+            elif own[name].shape != given[name].shape:
+                found.left.append(f"{name} ({list(given[name].shape)} in the teacher, {list(own[name].shape)} here)")
+            else:
+                found.copied.append(name)
+        if not found.copied:
+            problems.append(f"student.inherit: nothing of {part!r} fits ({found}); give both models the same {part}")
+        report.append(found)
+    if problems:
+        raise InputError(problems)
+    for found in report:
+        for name in found.copied:
+            own[name].copy_(given[name])
+    return report
