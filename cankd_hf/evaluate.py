@@ -7,8 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cankd_hf.errors import InputError, exit_code
+
+if TYPE_CHECKING:
+    from cankd_hf.tasks import DetectionTask, SegmentationTask
 
 EXAMPLES = """examples:
   python -m cankd_hf.evaluate runs/quickstart
@@ -50,11 +54,10 @@ def _run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from cankd_hf.config import CanKDConfig
-    from cankd_hf.tasks import SegmentationTask
     from cankd_hf.trainer import CanKDTrainer
 
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
-    task, data = SegmentationTask.from_data(config, splits=splits)
+    task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)
     dataset = data.test if data.test is not None else data.eval
     if dataset is None:
         raise InputError("data: expected a split to score on, found none; name it with data.test_split")
@@ -78,6 +81,31 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
     return 0
+
+
+def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[DetectionTask]:
+    """What the student does: as its recipe says, else as its architecture is called."""
+    import yaml
+    from transformers import PretrainedConfig
+
+    from cankd_hf.tasks import DetectionTask, SegmentationTask
+
+    if saved.is_file():
+        name = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")
+    else:
+        try:
+            architectures = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures") or [""]
+        except OSError as error:
+            raise InputError(f"{checkpoint}: expected a saved student, found none: {error}") from error
+        name = "detection" if architectures[0].endswith("ForObjectDetection") else "segmentation"
+    if name == "detection":
+        return DetectionTask
+    if name != "segmentation":
+        raise InputError(
+            f"{saved}: expected a student that is scored by labels, got one of the task {name!r}; its scores compare "
+            "it with its teacher, and stand in the results.json of its run"
+        )
+    return SegmentationTask
 
 
 if __name__ == "__main__":

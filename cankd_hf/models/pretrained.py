@@ -15,6 +15,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
+from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
 
 # Class name ending -> auto class: what marks a checkpoint as a dense-prediction model rather than a bare backbone.
 _DENSE = {
@@ -42,6 +43,8 @@ def dense_or_plain_class(config: PretrainedConfig) -> str | None:
             return auto_class
     if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
         return None
+    if isinstance(config, FPNConfig) and not architecture:  # one configuration for two tasks: its head tells which
+        return f"AutoModelFor{'ObjectDetection' if config.head in DETECTION_HEADS else 'SemanticSegmentation'}"
     if not architecture:  # a bare configuration: with the head that makes it a dense model, if there is one
         for auto_class in _DENSE.values():
             if type(config) in getattr(transformers, auto_class)._model_mapping:

@@ -44,7 +44,7 @@ def build_student(
     config: StudentConfig,
     auto_class: Any,
     id2label: Mapping[int, str],
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
@@ -59,15 +59,19 @@ def build_student(
         config: what to build or load.
         auto_class: the task's, e.g. `AutoModelForSemanticSegmentation`; None for a bare backbone (label-free runs).
         id2label: name of each class.
-        ignore_index: label left out of the loss.
+        ignore_index: label left out of the loss; None for tasks without one.
 
     Raises:
         InputError: if it cannot be found or built, is no model of the task, or its weights are incomplete.
     """
     config.check()
     register()
-    if auto_class is not None and len(id2label) < 2:
-        raise InputError(f"student: expected at least 2 classes, got {len(id2label)}; check the labels of the data")
+    # One class alone is a task for a detector, which has the background beside it, but not for a map of pixels.
+    fewest = 1 if ignore_index is None else 2
+    if auto_class is not None and len(id2label) < fewest:
+        raise InputError(
+            f"student: expected at least {fewest} classes, got {len(id2label)}; check the labels of the data"
+        )
     if auto_class is None:
         model = _bare_student(config)
     elif config.backbone is not None:
@@ -103,7 +107,7 @@ def _fpn_student(
     source: str | dict[str, Any],
     auto_class: Any,
     id2label: Mapping[int, str],
-    ignore_index: int,
+    ignore_index: int | None,
 ) -> PreTrainedModel:
     cls = FPN_CLASSES[auto_class.__name__]
     inner = backbone_config(source, **_hub(config))
@@ -111,7 +115,8 @@ def _fpn_student(
     unknown = [f"student.fpn.{key}: no such setting{nearest(key, known)}" for key in config.fpn if key not in known]
     if unknown:
         raise InputError(unknown)
-    settings = {"semantic_loss_ignore_index": ignore_index, **config.fpn}
+    ignored = {} if ignore_index is None else {"semantic_loss_ignore_index": ignore_index}
+    settings = {**ignored, **config.fpn}
     try:
         model = cls(FPNConfig(backbone_config=inner, **settings, **_classes(id2label)))
     except (ValueError, RuntimeError, TypeError) as error:
@@ -123,7 +128,7 @@ def _fpn_student(
 
 
 def _random_student(
-    values: dict[str, Any], auto_class: Any, id2label: Mapping[int, str], ignore_index: int
+    values: dict[str, Any], auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None
 ) -> PreTrainedModel:
     config = config_from_dict({**values, **_classes(id2label)}, "student.config")
     _check_task(config, auto_class, "student.config")
@@ -135,7 +140,7 @@ def _random_student(
 
 
 def _loaded_student(
-    student: StudentConfig, name: str, auto_class: Any, id2label: Mapping[int, str], ignore_index: int
+    student: StudentConfig, name: str, auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None
 ) -> PreTrainedModel:
     config = load_config(name, _hub(student))
     _check_task(config, auto_class, f"student.model {name}", student.trust_remote_code)
@@ -169,7 +174,9 @@ def _check_task(config: PretrainedConfig, auto_class: Any, place: str, trust_rem
     )
 
 
-def _set_ignore_index(config: PretrainedConfig, ignore_index: int) -> None:
+def _set_ignore_index(config: PretrainedConfig, ignore_index: int | None) -> None:
+    if ignore_index is None:
+        return
     names = [key for key in IGNORE_KEYS if key in config.to_dict()]
     for key in names:
         setattr(config, key, ignore_index)

@@ -6,12 +6,17 @@ from transformers import PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.base import Task, TaskData
+from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
 from cankd_hf.tasks.segmentation import SegmentationTask
 
-TASKS: dict[str, type[Task]] = {"segmentation": SegmentationTask, "features": FeaturesTask}
+TASKS: dict[str, type[Task]] = {
+    "segmentation": SegmentationTask,
+    "detection": DetectionTask,
+    "features": FeaturesTask,
+}
 
-__all__ = ["TASKS", "FeaturesTask", "SegmentationTask", "Task", "TaskData", "task_for"]
+__all__ = ["TASKS", "DetectionTask", "FeaturesTask", "SegmentationTask", "Task", "TaskData", "task_for"]
 
 
 def task_for(model: PreTrainedModel) -> Task:

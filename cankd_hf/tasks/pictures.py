@@ -38,7 +38,8 @@ def class_colours(count: int, palette: Mapping[int, Sequence[int]] | None) -> np
     return (matplotlib.colormaps[name](steps)[:, :3] * 255).astype(np.uint8)
 
 
-def _shown(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def shown(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """A normalised image [3, H, W] as it looks, [H, W, 3] in 0..1."""
     image = pixel_values * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
@@ -87,7 +88,7 @@ def draw_segmentation(
         truth = np.asarray(sample["labels"])
         counted = truth != task.ignore_index
         maps = [truth] + [_predicted(model, sample["pixel_values"], truth.shape) for model in models.values()]
-        pictures = [_shown(sample["pixel_values"], mean, std)]
+        pictures = [shown(sample["pixel_values"], mean, std)]
         for labels in maps:
             painted = colours[np.clip(labels, 0, len(colours) - 1)]
             painted[~counted] = VOID

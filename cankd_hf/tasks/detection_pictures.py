@@ -1,0 +1,95 @@
+"""Pictures of detections beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cankd_hf.data.collate import original_objects
+from cankd_hf.tasks.pictures import class_colours, shown, spread
+
+if TYPE_CHECKING:
+    from cankd_hf.tasks.detection import DetectionTask
+
+
+def draw_detections(
+    task: DetectionTask,
+    data: Any,
+    models: Mapping[str, PreTrainedModel],
+    file: Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rows: int = 4,
+    threshold: float = 0.3,
+) -> None:
+    """Writes a grid: the image with its true boxes, then with each model's, one sample a row, classes named below.
+
+    Args:
+        task: names of the classes.
+        data: data set of `pixel_values` [3, H, W] and `labels` of detection.
+        models: the models by the name to write above their column, all taking the same normalisation.
+        file: the PNG to write.
+        mean: of the normalisation to undo, per channel.
+        std: the same.
+        rows: how many samples.
+        threshold: detections with a lower score are not drawn.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    samples = spread(data, rows)
+    colours = class_colours(len(task.id2label), None) / 255
+    titles = ["ground truth", *models]
+    cell = 3.2  # inches
+    shares = [sample["pixel_values"].shape[-2] / sample["pixel_values"].shape[-1] for sample in samples]
+    figure = Figure(figsize=(cell * len(titles), cell * sum(shares) + 0.9), layout="constrained")
+    axes = figure.subplots(len(samples), len(titles), squeeze=False, height_ratios=shares)
+    for row, sample in zip(axes, samples, strict=True):
+        image = shown(sample["pixel_values"], mean, std)
+        size = torch.tensor(image.shape[:2])
+        found = [original_objects(sample["labels"], size)]
+        found += [_found(model, sample["pixel_values"], size, threshold) for model in models.values()]
+        for axis, objects in zip(row, found, strict=True):
+            axis.imshow(image, interpolation="nearest", aspect="auto")
+            axis.set_axis_off()
+            labels = objects["labels"] if "labels" in objects else objects["class_labels"]
+            _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=11)
+    handles = [Patch(color=colours[label], label=task.id2label[label]) for label in sorted(task.id2label)[:24]]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 3 * len(titles)),
+        fontsize=9,
+        frameon=False,
+        title=f"detections with a score of at least {threshold:g}",
+        title_fontsize=9,
+    )
+    figure.savefig(file, dpi=120)
+
+
+def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[int], colours: np.ndarray) -> None:
+    from matplotlib.patches import Rectangle
+
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        # A dark line under the coloured one keeps it apart from any ground.
+        for colour, line in (("k", 2.2), (colours[label], 1.5)):
+            box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line)
+            axis.add_patch(box)
+
+
+@torch.no_grad()
+def _found(model: PreTrainedModel, pixel_values: Tensor, size: Tensor, threshold: float) -> dict[str, Tensor]:
+    from cankd_hf.tasks.detection import detections
+
+    model.eval()
+    outputs = model(pixel_values=pixel_values[None].to(model.device, model.dtype))
+    found = detections(outputs, size[None], model.config.model_type)[0]
+    return {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}
