@@ -11,6 +11,8 @@ import yaml
 
 from cankd_hf.train import main
 
+from .training.boxes import write_boxes
+
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 RESNET = {
     "model_type": "resnet",
@@ -64,6 +66,8 @@ def small(path: Path, folder: Path) -> list[str]:
         "training.bf16": False,
         "training.use_cpu": True,
     }
+    if recipe.get("task") == "detection":
+        changes |= {"data.path": str(write_boxes(folder.with_name("boxes"))), "data.generated": {}}
     teacher = recipe.get("teacher")
     if teacher is not None and "model" in teacher:
         changes |= {"teacher.model": None, "teacher.config": stand_in_teacher(teacher["model"])}

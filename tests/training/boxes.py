@@ -1,0 +1,34 @@
+"""A tiny detection set of coloured boxes on noise, as a folder of images with metadata.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NAMES = {"0": "red", "1": "green", "2": "blue"}
+
+
+def write_boxes(folder: Path, train: int = 8, others: int = 3, size: tuple[int, int] = (64, 96)) -> Path:
+    """Writes train/, val/ and test/ under `folder` and returns it; the class of a box is its colour."""
+    random = np.random.default_rng(7)
+    height, width = size
+    for split, count in (("train", train), ("val", others), ("test", others)):
+        (folder / split).mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            image = random.integers(90, 130, (height, width, 3), dtype=np.uint8)
+            boxes, classes = [], []
+            for side in range(2):
+                kind, w, h = int(random.integers(3)), int(random.integers(16, 40)), int(random.integers(16, 40))
+                x, y = side * width // 2 + int(random.integers(0, width // 2 - w)), int(random.integers(0, height - h))
+                image[y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[kind] * 230
+                boxes.append([x, y, w, h])
+                classes.append(kind)
+            Image.fromarray(image).save(folder / split / f"{number}.png")
+            lines.append(json.dumps({"file_name": f"{number}.png", "objects": {"bbox": boxes, "category": classes}}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "labels.json").write_text(json.dumps({"id2label": NAMES}))
+    return folder
