@@ -94,9 +94,11 @@ def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[Detecti
         name = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")
     else:
         try:
-            architectures = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures") or [""]
+            architectures = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures")
         except OSError as error:
             raise InputError(f"{checkpoint}: expected a saved student, found none: {error}") from error
+        if not architectures:
+            raise InputError(f"{checkpoint}: expected a saved student, found no config.json that names its class")
         name = "detection" if architectures[0].endswith("ForObjectDetection") else "segmentation"
     if name == "detection":
         return DetectionTask

@@ -11,7 +11,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, DetrImageProcessor, PreTrainedModel, RTDetrImageProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrImageProcessor,
+    RTDetrImageProcessor,
+    pipeline,
+)
 
 from cankd_hf import evaluate, train
 from cankd_hf.data.config import DataConfig
@@ -116,19 +122,53 @@ def test_detections_are_those_of_the_image_processors(model_type: str, processor
         torch.testing.assert_close(ours["scores"][best[:count]], theirs["scores"][order])
 
 
-def test_a_native_detector_is_a_student_like_any_other(tmp_path: Path) -> None:
-    """Its task is found from the class, its image processor keeps the size it was evaluated at."""
-    values = {"model_type": "yolos", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    values |= {
-        "intermediate_size": 16,
-        "image_size": [64, 64],
-        "num_detection_tokens": 5,
-        "use_mid_position_embeddings": False,
-    }
+NATIVE = {
+    "rt_detr": {
+        "backbone_config": {**RESNET, "model_type": "rt_detr_resnet", "out_features": ["stage2", "stage3", "stage4"]},
+        "encoder_in_channels": [8, 16, 16],
+        "encoder_hidden_dim": 16,
+        "decoder_in_channels": [16, 16, 16],
+        "num_denoising": 4,
+    },
+    "detr": {"backbone_config": RESNET, "encoder_layers": 1},
+}
+TRANSFORMER = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2}
+TRANSFORMER |= {"decoder_attention_heads": 2, "decoder_layers": 1, "num_queries": 12}
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_a_native_detector_is_a_student_like_any_other(kind: str, tmp_path: Path) -> None:
+    settings = yaml.safe_load(Path(recipe(tmp_path)).read_text())
+    settings["student"] = {"config": {"model_type": kind, **NATIVE[kind], **TRANSFORMER}}
+    settings["baseline"] = False
+    settings["teacher"].pop("fit")
+    settings["distill"]["terms"][0]["pairs"] = "auto"
+    file, run = tmp_path / "native.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(settings))
+    assert train.main([str(file)]) == 0
+    assert 0 <= json.loads((run / "results.json").read_text())["arms"][-1]["scores"]["ap"] <= 1
+    model = AutoModelForObjectDetection.from_pretrained(run)
+    assert isinstance(task_for(model), DetectionTask) and model.config.id2label == {0: "red", 1: "green", 2: "blue"}
+    found = pipeline("object-detection", str(run))(Image.new("RGB", (120, 80)), threshold=0.0)
+    assert found and {one["label"] for one in found} <= {"red", "green", "blue"}
+
+
+def test_one_class_is_enough_and_the_image_processor_does_as_evaluation_does(tmp_path: Path) -> None:
     task = DetectionTask({0: "one"})
-    model = task.build_student(StudentConfig(config=values))
-    assert isinstance(model, PreTrainedModel) and model.config.num_labels == 1
-    assert isinstance(task_for(model), DetectionTask)
-    task.image_processor(DataConfig(path="x", image_size=[64, 64])).save_pretrained(tmp_path)
-    batch = AutoImageProcessor.from_pretrained(tmp_path)(Image.new("RGB", (90, 50)), return_tensors="pt")
-    assert batch["pixel_values"].shape == (1, 3, 64, 64)
+    assert task.build_student(StudentConfig(backbone=RESNET, fpn=FCOS)).config.num_labels == 1
+    for keep_aspect, expected in ((False, (64, 96)), (True, (53, 96))):
+        config = DataConfig(path="x", image_size=[64, 96], keep_aspect=keep_aspect)
+        task.image_processor(config).save_pretrained(tmp_path)
+        batch = AutoImageProcessor.from_pretrained(tmp_path)(Image.new("RGB", (90, 50)), return_tensors="pt")
+        assert batch["pixel_values"].shape[-2:] == expected
+        assert ("pixel_mask" in batch) == keep_aspect
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "saved student"), ("task: features\n", "'features'")])
+def test_evaluating_what_has_no_labelled_score_is_refused(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content:
+        (tmp_path / "recipe.yaml").write_text(content)
+    assert evaluate.main([str(tmp_path), "data.path=shapes"]) == 2
+    assert said in capsys.readouterr().err
