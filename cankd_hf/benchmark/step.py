@@ -119,14 +119,18 @@ class _Step:
             loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
         loss.backward()
 
+    def connected(self) -> dict[str, Any]:
+        """Both maps of every pair on one grid."""
+        return {
+            key: connector(self.student_maps[pair[0]], self.teacher_maps[pair[1]])
+            for key, connector, pair in self.trainer._distiller.placed_connectors()
+        }
+
     def distillation(self) -> None:
         distiller = self.trainer._distiller
         total: Tensor | float = 0.0
         with self.trainer.compute_loss_context_manager():
-            connected = {
-                key: connector(self.student_maps[pair[0]], self.teacher_maps[pair[1]])
-                for key, connector, pair in distiller.placed_connectors()
-            }
+            connected = self.connected()
             for _, _, pair, _, loss in distiller.placed_losses():
                 total = total + loss(*connected[pair_name(pair)])
         assert isinstance(total, Tensor)
@@ -135,10 +139,7 @@ class _Step:
     def similarity(self) -> None:
         distiller = self.trainer._distiller
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            connected = {
-                key: connector(self.student_maps[pair[0]], self.teacher_maps[pair[1]])
-                for key, connector, pair in distiller.placed_connectors()
-            }
+            connected = self.connected()
             distiller._measure(self.student_maps, self.teacher_maps, connected)
 
     def optimizer(self) -> None:
