@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, EpochSetter, SafeStop, read_student_weights
-from cankd_hf.config import CanKDConfig
+from cankd_hf.config import CanKDConfig, stepped_schedule
 from cankd_hf.data.config import DataConfig
 from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.distiller import Distiller
@@ -236,6 +236,14 @@ class CanKDTrainer(PushesStudent):
         if self.args.backbone_lr_scale != 1.0:
             self._scale_backbone(optimizer, self.model if model is None else model)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.args.lr_drops and self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = stepped_schedule(optimizer, num_training_steps, self.args.lr_drops, warmup)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Splits the backbone's parameters off into groups with their own learning rate."""

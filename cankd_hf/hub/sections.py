@@ -176,6 +176,8 @@ def _teacher(facts: Facts, licence: str | None) -> str:
 def _teacher_name(facts: Facts) -> str:
     if facts.teacher_id:
         return facts.teacher_id
+    if str(facts.teacher.get("model")).startswith("torchvision/"):
+        return f"`{facts.teacher['model']}`"
     fitted = bool((facts.recipe.get("teacher") or {}).get("fit"))
     kind = facts.teacher.get("class", "model")
     if facts.teacher.get("model") == "random weights":
