@@ -57,9 +57,8 @@ def _load_code(report: Report) -> str:
     pipeline = facts["pipeline_tag"]
     if pipeline != "image-feature-extraction":
         config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
-        text = (
-            ", candidate_labels=" + str(list(config["id2label"].values())) if pipeline.startswith("zero-shot") else ""
-        )
+        names = list(config["id2label"].values())
+        text = f", candidate_labels={names}" if pipeline.startswith("zero-shot") else ""
         ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
         return (
             (ours if config["model_type"] == "cankd_fpn" else "")

@@ -54,10 +54,8 @@ def text_input(model: nn.Module) -> TextInput | None:
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, TextInput)), None)
 
 
-def reads_text(model: nn.Module) -> bool:
+def reads_text(model: PreTrainedModel) -> bool:
     """Whether a model is a detector that needs a text with every image."""
-    if not isinstance(model, PreTrainedModel):
-        return False
     return model.config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 
@@ -82,7 +80,7 @@ def give_no_words(model: nn.Module) -> None:
 
     For teachers, whose maps are taken before images and text meet.
     """
-    if reads_text(model) and text_input(model) is None:
+    if isinstance(model, PreTrainedModel) and reads_text(model) and text_input(model) is None:
         if model.config.model_type in PROMPTED:  # reads the text first
             _give(model, TextInput({"input_ids": torch.tensor([NO_WORDS])}))
         elif model.config.model_type == "omdet-turbo":  # reads it last
