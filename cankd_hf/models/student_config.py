@@ -15,7 +15,8 @@ class StudentConfig:
     Args:
         model: a local folder or Hub id of a whole model (SegFormer, UperNet, one of ours, ...); a head of another
             class count starts anew.
-        config: a whole model with random weights, as its configuration's fields with `model_type`.
+        config: a whole model with random weights, as its configuration's fields with `model_type`; its
+            `backbone_config` may be `{pretrained: SOURCE, key: value}`, a backbone that starts with its weights.
         backbone: the backbone under a pyramid: whatever `load_backbone` takes.
         fpn: settings of the pyramid on that backbone, see `FPNConfig`.
         taps: where its feature maps are taken, `auto` or module paths.
