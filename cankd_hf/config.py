@@ -31,8 +31,8 @@ class CanKDConfig(TrainingArguments):
     lr_drops: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Shares of the run (0 to 1) after each of which the learning rate is a tenth, as in [0.667, 0.917] "
-            "for epochs 16 and 22 of 24; in place of lr_scheduler_type, after warmup_steps."
+            "help": "Shares of the run, 0 to 1: after each the learning rate is a tenth, as in [0.667, 0.917] for "
+            "epochs 16 and 22 of 24; in place of lr_scheduler_type, after warmup_steps."
         },
     )
     sync_batchnorm: bool = field(

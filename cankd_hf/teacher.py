@@ -253,7 +253,8 @@ def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: A
 
     Args:
         teacher: a local folder or Hub id (a backbone, a plain ViT, or a dense-prediction model of `transformers` or
-            ours), `timm/NAME`, `torchvision/NAME`, a model in memory (frozen and cast in place), a `TeacherConfig`, or a `Teacher`.
+            ours), `timm/NAME`, `torchvision/NAME`, a model in memory (frozen and cast in place), a `TeacherConfig`, or
+            a `Teacher`.
         **overrides: fields of `TeacherConfig`.
 
     Returns:

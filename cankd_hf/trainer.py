@@ -238,7 +238,8 @@ class CanKDTrainer(PushesStudent):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        if self.args.lr_drops and self.lr_scheduler is None:
+        scheduler: Any = self.lr_scheduler  # type: ignore[has-type]
+        if self.args.lr_drops and scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
             optimizer = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = stepped_schedule(optimizer, num_training_steps, self.args.lr_drops, warmup)

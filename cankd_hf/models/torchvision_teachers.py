@@ -32,8 +32,8 @@ class TorchvisionNet(nn.Module):
     """All modules of a torchvision net under its own names, run as far as its maps: nothing resizes the images.
 
     A detector's maps are those of its `backbone`, which is backbone and pyramid, fine to coarse; its
-    `GeneralizedRCNNTransform` (a resize to 800 pixels and a normalisation) is left out. A segmentation net's map is the
-    last of its backbone.
+    `GeneralizedRCNNTransform` (a resize to 800 pixels and a normalisation) is left out. A segmentation net's map is
+    the last of its backbone.
 
     Args:
         model: a net of `torchvision.models.detection` or `.segmentation`.
@@ -43,6 +43,8 @@ class TorchvisionNet(nn.Module):
         image_mean: of red, green, blue, for pixels in 0..1.
         image_std: likewise.
     """
+
+    backbone: nn.Module
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -99,7 +101,9 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
         return TorchvisionNet(_from_file(place, net, Path(weights))), Path(weights).name
     choices = get_model_weights(net)
     if revision is not None and revision not in choices.__members__:
-        raise InputError(f"teacher.revision: expected one of {', '.join(entry.name for entry in choices)}, got {revision!r}")
+        raise InputError(
+            f"teacher.revision: expected one of {', '.join(entry.name for entry in choices)}, got {revision!r}"
+        )
     chosen = choices.DEFAULT if revision is None else choices[revision]
     try:
         # Downloaded and read without unpickling code; torchvision then reads that very file once more, because its
