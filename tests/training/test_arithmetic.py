@@ -52,7 +52,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["fpn", *STUDENTS])
 def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp_path: Path) -> None:
-    """For FCOS where both have as many positive cells, as docs/recipes.md says; for the others always."""
+    """For FCOS where both have as many positive cells, as docs/detection.md says; for the others always."""
     if kind == "fpn":
         single = trainer(tmp_path, data=Images(16, noisy=True))
     else:
