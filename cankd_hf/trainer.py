@@ -248,7 +248,8 @@ class CanKDTrainer(PushesStudent):
 
     def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Splits the backbone's parameters off into groups with their own learning rate."""
-        backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in name}
+        # At the top of our own students, inside `model` in the native detectors.
+        backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
         if not backbone:
             raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
         for group in list(optimizer.param_groups):

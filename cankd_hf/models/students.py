@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForZeroShotObjectDetection, PretrainedConfig, PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.models import register
@@ -66,6 +66,8 @@ def build_student(
     """
     config.check()
     register()
+    if config.tokenizer is not None and auto_class is not AutoModelForZeroShotObjectDetection:
+        raise InputError("student.tokenizer: expected a student that reads its class names, got one that does not")
     # One class alone is a task for a detector, which has the background beside it, but not for a map of pixels.
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:

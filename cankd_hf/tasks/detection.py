@@ -32,6 +32,7 @@ from cankd_hf.features.inputs import InputRule, input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS, detection_scores, detection_statistics
 from cankd_hf.models import register
 from cankd_hf.models.backbones import first_line, load_config
+from cankd_hf.models.box_count import count_boxes_once
 from cankd_hf.models.prompts import (
     PROMPTED,
     give_prompt,
@@ -117,6 +118,7 @@ class DetectionTask(Task):
 
     def _serve(self, model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> DetectionTask:
         """Takes note of what this model needs of its batches, its image processor and its text."""
+        count_boxes_once()
         self.model_type = model.config.model_type
         self.rule = input_rule(model)
         self.pipeline_tag = "object-detection"

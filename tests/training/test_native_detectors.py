@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BertTokenizer, GroundingDinoProcessor, set_seed
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
+from cankd_hf.checkpoint import read_student_weights
 from cankd_hf.config import CanKDConfig
 from cankd_hf.data.config import DataConfig
 from cankd_hf.errors import InputError
@@ -31,7 +32,7 @@ from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
 from cankd_hf.trainer import CanKDTrainer
 
 from .boxes import write_boxes
-from .native import FAMILIES, RESNET, config, write_tokenizer
+from .native import FAMILIES, PYRAMID, RESNET, config, write_tokenizer
 
 # Families whose image processor no table of transformers names: their checkpoints do.
 NAMED_BY_CHECKPOINTS = {
@@ -134,6 +135,11 @@ def test_one_step_then_a_score(name: str, run: Callable[[str], Run]) -> None:
     assert [round(level.stride) for level in levels] == FAMILIES[name][1]
     batch = next(iter(made.trainer.get_train_dataloader()))
     assert "pixel_mask" in batch
+    # A checkpoint holds the names of published checkpoints; read back, they are the student's own.
+    read = read_student_weights(made.folder)
+    tied = set(made.trainer.student.all_tied_weights_keys or ())
+    assert read.keys() - tied == after.keys() - tied
+    assert all(torch.equal(value, after[key]) for key, value in read.items())
     rule = input_rule(made.trainer.student)
     assert not rule.strict or all(side % rule.multiple == 0 for side in batch["pixel_values"].shape[-2:])
 
@@ -251,6 +257,41 @@ def test_a_prompt_without_a_tokenizer_is_refused(data: Any, tmp_path: Path) -> N
     for given in (None, str(tmp_path)):
         with pytest.raises(InputError, match=r"student\.tokenizer"):
             task.build_student(StudentConfig(config=config("grounding-dino"), tokenizer=given))
+
+
+def test_a_tokenizer_for_a_student_that_reads_no_text_is_refused(data: Any, tokenizer: str) -> None:
+    with pytest.raises(InputError, match=r"student\.tokenizer"):
+        DetectionTask(data[0].id2label).build_student(StudentConfig(config=config("detr"), tokenizer=tokenizer))
+
+
+def test_a_prompted_student_goes_on_from_a_folder(run: Callable[[str], Run], data: Any) -> None:
+    made = run("grounding-dino")
+    task = DetectionTask(data[0].id2label)
+    model = task.build_student(StudentConfig(model=str(made.folder)))
+    assert torch.equal(text_input(model).text["input_ids"], made.outputs["input_ids"])
+    assert all(torch.equal(value, made.trainer.student.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_omdet_turbo_teaches_without_a_text() -> None:
+    text = {"model_type": "clip_text_model", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 16, "vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {"encoder_in_channels": [8, 16, 16], "vision_features_channels": [32] * 3, "decoder_num_layers": 1}
+    sizes |= {"encoder_hidden_dim": 32, "decoder_hidden_dim": 32, "apply_layernorm_after_vision_backbone": False}
+    sizes |= {"encoder_attention_heads": 2, "decoder_num_heads": 2, "encoder_dim_feedforward": 16, "num_queries": 5}
+    fields = {"model_type": "omdet-turbo", "backbone_config": PYRAMID, "text_config": text, **sizes}
+    teacher = load_teacher(TeacherConfig(config=fields))
+    assert [tuple(m.shape) for m in teacher(torch.randn(2, 3, 60, 90))] == [(2, 32, 8 >> i, 12 >> i) for i in range(3)]
+
+
+def test_the_backbone_of_a_native_student_learns_at_its_own_rate(run: Callable[[str], Run]) -> None:
+    trainer = run("rt_detr").trainer
+    trainer.optimizer, trainer.args.backbone_lr_scale = None, 0.1
+    try:
+        groups = trainer.create_optimizer().param_groups
+    finally:
+        trainer.args.backbone_lr_scale = 1.0
+    slow = {id(p) for group in groups for p in group["params"] if group["lr"] < trainer.args.learning_rate / 2}
+    assert slow == {id(p) for p in trainer.student.model.backbone.parameters() if p.requires_grad}
 
 
 def test_a_saved_prompted_student_finds_its_task(run: Callable[[str], Run], data: Any, tmp_path: Path) -> None:
