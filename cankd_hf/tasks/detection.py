@@ -82,7 +82,8 @@ class DetectionTask(Task):
         self.model_type = model.config.model_type
         return model
 
-    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    @classmethod
+    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         try:
             return AutoModelForObjectDetection.from_pretrained(
