@@ -40,8 +40,8 @@ class CanKDConfig(TrainingArguments):
     log_figures_steps: int = field(
         default=0,
         metadata={
-            "help": "Send figures of two validation images (maps, attention) to the trackers of report_to every so many "
-            "steps; 0: never."
+            "help": "Send figures of two validation images (maps, attention) to the trackers of report_to every so "
+            "many steps; 0: never."
         },
     )
 

@@ -53,7 +53,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
     figure = Figure(figsize=(10.5, 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False)
     for axis, (block, lines) in zip(axes.flat, drawn, strict=False):
-        _draw(axis, block[0], lines)
+        _draw(axis, block[0], lines, styled=block[3])
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     return figure
@@ -70,17 +70,18 @@ def _lines(
     return [(name, points) for name, points in found if points]
 
 
-def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]]]]) -> None:
-    """One panel; terms differ by line, their levels by colour, so that it reads without colour too."""
+def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]]]], styled: bool) -> None:
+    """One panel; terms differ by line, their levels by colour; arms by both (`styled`), as theirs often coincide."""
     groups = list(dict.fromkeys(name.rpartition("/")[0] for name, _ in lines))
     levels = list(dict.fromkeys(name.rpartition("/")[2] for name, _ in lines))
     colours = matplotlib.colormaps["viridis"]([0.8 * i / max(len(levels) - 1, 1) for i in range(len(levels))])
     for name, points in lines:
         group, _, level = name.rpartition("/")
+        style = levels.index(level) if styled else groups.index(group)
         axis.plot(
             *zip(*points, strict=True),
             color=colours[levels.index(level)],
-            linestyle=_STYLES[groups.index(group) % len(_STYLES)],
+            linestyle=_STYLES[style % len(_STYLES)],
             marker="o" if len(points) < 12 else None,
             markersize=3,
             linewidth=1.5,
@@ -91,7 +92,10 @@ def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]
     axis.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    handles = [Line2D([], [], color=colour, label=level) for colour, level in zip(colours, levels, strict=True)]
+    handles = [
+        Line2D([], [], color=colours[index], linestyle=_STYLES[index % len(_STYLES)] if styled else "-", label=level)
+        for index, level in enumerate(levels)
+    ]
     if len(groups) > 1:  # one entry a level and one a term, instead of one a line
         handles += [
             Line2D([], [], color="gray", linestyle=_STYLES[index % len(_STYLES)], label=group)

@@ -14,10 +14,11 @@ from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import activation, difference, pca_colours
 from cankd_hf.losses import CanKDLoss
 
-CELL = 2.3  # inches a panel is wide: at 110 dots an inch, a figure of five fits a screen at its own size
+CELL = 2.0  # inches a panel is wide: at 110 dots an inch, five of them fill the report's page at their own size
 DPI = 110
 FONT = 10
 HEAT = "magma"
+MOST_UNLIKE = 1.5  # end of the scale of differences, the same in every figure; unrelated maps have 1 on average
 THROUGH = "through the Can block"
 
 
@@ -135,7 +136,6 @@ def difference_maps(seen: Seen) -> Figure | None:
         for title, maps in columns
         if pair in maps
     }
-    highest = max(float(np.quantile(value.numpy(), 0.99)) for value in values.values())
     figure, axes = panels(len(seen.pairs), len(columns), seen.image, footer=0.6)
     shown: Any = None
     for pair, row in zip(seen.pairs, axes, strict=True):
@@ -143,7 +143,7 @@ def difference_maps(seen: Seen) -> Figure | None:
             if (pair, title) not in values:
                 continue
             value = values[pair, title]
-            shown = overlay(axis, seen.image, value, cmap="viridis", vmin=0, vmax=max(highest, 1e-6))
+            shown = overlay(axis, seen.image, value, 0.8, cmap="viridis", vmin=0, vmax=MOST_UNLIKE)
             axis.set_xlabel(f"mean {value.mean():.2f}", fontsize=FONT)
     label_rows(axes, [pair_text(seen, pair) for pair in seen.pairs])
     title_columns(axes, [title for title, _ in columns])

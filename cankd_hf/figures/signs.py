@@ -64,6 +64,11 @@ def _of_term(history: History, key: str) -> list[str]:
     if loss is None or pair is None:
         return []
     name = key.removeprefix("loss_")
+    if loss == (0.0, 0.0):
+        return [
+            f"{name}: the loss was 0 from the start, so this pair teaches nothing. A map of one cell is 0 after "
+            "instance normalisation: leave the pair out, or use larger images."
+        ]
     if loss[1] > 0.98 * loss[0]:
         return [
             f"{name}: the loss did not fall ({loss[0]:.3g} to {loss[1]:.3g}). The student may be too small for this "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,8 +29,8 @@ from cankd_hf.tasks import TASKS, Task
 from cankd_hf.teacher import Teacher, TeacherConfig
 
 STATE_FILE = "trainer_state.json"
-# What a student on the Hub is made of; nothing else is downloaded, and no code of it runs.
-_FROM_HUB = ["*.json", "*.yaml", "*.safetensors"]
+# What a student on the Hub is made of; its code is looked for, but never run.
+_FROM_HUB = ["*.json", "*.yaml", "*.safetensors", "*.py"]
 
 
 @dataclass
@@ -154,8 +153,8 @@ def _teacher(opened: Opened, recipe: Recipe, config: TeacherConfig) -> Teacher |
     then = read_json(weights.parent / MANIFEST_FILE).get("fingerprint")
     if then not in (None, teacher.fingerprint):
         opened.notes.append(
-            f"The teacher loaded from {config.model} is not the one of the training (other weights): distances to it "
-            "mean nothing."
+            f"The teacher here ({teacher.name}) is not the one of the training (other weights): distances to it mean "
+            "nothing."
         )
     return teacher
 
@@ -214,11 +213,15 @@ def _distiller(recipe: Recipe, model: PreTrainedModel, teacher: Teacher) -> Dist
 
 
 def _load(distiller: Distiller, weights: Path, opened: Opened) -> None:
-    state: dict[str, Any] = load_file(weights)
-    wanted = {name for name in distiller.state_dict() if not name.startswith("student.")}
-    if wanted != state.keys():
-        odd = sorted(wanted ^ state.keys())
-        raise InputError(f"{weights}: expected the connectors and losses of the recipe, got others: {odd[:3]}")
+    state = load_file(weights)
+    own_state = {name: value for name, value in distiller.state_dict().items() if not name.startswith("student.")}
+    expected, found = ({(name, *value.shape) for name, value in named.items()} for named in (own_state, state))
+    if expected != found:
+        odd = sorted({name for name, *_ in expected ^ found})
+        raise InputError(
+            f"{weights}: expected the connectors and losses of the recipe, got others (first {odd[0]}); leave out "
+            "changes to student, teacher and distill"
+        )
     distiller.load_state_dict(state, strict=False)
     step, own = weights.parent.name.removeprefix("checkpoint-"), opened.facts.run.get("step")
     if own is not None and step.isdecimal() and int(step) != own:

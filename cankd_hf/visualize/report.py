@@ -126,7 +126,7 @@ def write_report(
     compared = opened.teacher is not None
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
-        purpose=purpose(facts),
+        purpose=_plain(purpose(facts)),
         signs=signs,
         logged=any(opened.histories.values()),
         notes=opened.notes,
