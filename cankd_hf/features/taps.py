@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -56,6 +56,9 @@ class Taps:
     "module.path:KEY" the maps under that key of its output, "module.path:KEY.1" one of them; "." is the model itself
     (a backbone's feature maps). In a path `*` stands for every child and `-1` for the last. If a module runs several
     times in one forward, its first run counts.
+
+    A model that pads its images tells so by a method `frame(image_size)`, which returns height and width of the image
+    and of what its maps cover, in one unit; the cells on the padding are left out.
 
     Hooks only listen between the start and the end of the model's own forward, so the second forward of gradient
     checkpointing (during backward) is not mistaken for a new one.
@@ -177,9 +180,22 @@ class Taps:
         for spec in self._specs:
             if spec.path not in self._outputs:
                 raise RuntimeError(f"tap {spec} has nothing to give: its module did not run in the last forward")
-            found += _maps_of(self._outputs[spec.path], spec, image_size, self._patch_size).items()
+            maps = _maps_of(self._outputs[spec.path], spec, image_size, self._patch_size)
+            found += [(tap, self._on_image(feature_map, image_size)) for tap, feature_map in maps.items()]
         self.clear()
         return sorted(found, key=lambda item: -item[1].shape[-2] * item[1].shape[-1])
+
+    def _on_image(self, feature_map: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Cuts off the cells that lie on padding which the model added: maps of two models must show one picture."""
+        frame = getattr(self.model, "frame", None)
+        if frame is None:
+            return feature_map
+        extent, covered = frame(image_size)
+        rows, columns = (
+            ceil(cells * part / whole)
+            for cells, part, whole in zip(feature_map.shape[-2:], extent, covered, strict=True)
+        )
+        return feature_map[..., :rows, :columns]
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._outputs.clear()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cankd_hf.distiller import Distiller
+from cankd_hf.features import Taps
 from cankd_hf.losses.base import LossTerm
 from cankd_hf.teacher import load_teacher
 
@@ -39,6 +40,25 @@ def test_a_saved_detector_teaches_another(teacher_kind: str, student_kind: str, 
     with torch.no_grad():
         evaluated = distiller.eval()(images, labels=labels)
     assert evaluated["outputs"].pred_boxes.shape[0] == len(images)
+
+
+def test_maps_show_the_image_and_not_the_padding() -> None:
+    """72x80 images are padded to 96x96; a teacher that does not pad would compare its maps with black rows."""
+    model = detector("fcos_resnet").eval()
+    images = torch.randn(2, 3, 72, 80)
+    levels = Taps(model).levels((72, 80))
+    assert [level.size for level in levels] == [(9, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+    assert [level.stride for level in levels[:1]] == [8]
+    with torch.no_grad():
+        whole = model(images, output_hidden_states=True).hidden_states
+        cut = Taps(model).run(images)
+    for level, ours in zip(whole, cut, strict=True):
+        assert torch.equal(ours, level[..., : ours.shape[-2], : ours.shape[-1]])
+    # A plain ViT stretches its images: nothing of its maps is cut off.
+    vit = detector("fcos_dinov2").eval()
+    with torch.no_grad():
+        expected = [tuple(x.shape[-2:]) for x in vit(images, output_hidden_states=True).hidden_states]
+    assert [level.size for level in Taps(vit).levels((72, 80))] == expected
 
 
 def test_a_copy_is_a_model_of_its_own() -> None:

@@ -1,0 +1,46 @@
+"""Every notebook runs from its first cell to its last, at its smallest scale, and is committed without outputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = read(path)
+    switches = [cell for cell in notebook.cells if cell.source.startswith("SCALE = ")]
+    assert len(switches) == 1, "one variable switches between CPU and GPU"
+    switches[0].source, changed = re.subn('^SCALE = "cpu"', 'SCALE = "test"', switches[0].source)
+    assert changed == 1, "a notebook runs on any machine as it is"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert len(outputs) > 3 and not [output for output in outputs if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_prose_without_outputs(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [cell for cell in code if cell.outputs or cell.execution_count], "strip the outputs"
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert len(prose) >= len(code) / 2 and notebook.cells[0].source.startswith("# ")
+    assert '"gpu": ' in "".join(cell.source for cell in code), "SCALE has a size for a GPU"
+
+
+def test_the_notebooks_are_there() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= {"distil_in_five_minutes", "bring_your_own"}
