@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import integrations
 
 from cankd_hf import FeatureFiguresCallback
+from cankd_hf.features.taps import Taps
+from cankd_hf.figures import Subject, look
 from cankd_hf.figures import callback as module
 
 from . import tiny
@@ -109,3 +111,16 @@ def test_without_a_validation_set_it_says_so(tmp_path: Path, caplog: pytest.LogC
     trainer.add_callback(FeatureFiguresCallback(trainer))
     trainer.train()
     assert "no validation set" in caplog.text
+
+
+def test_looking_leaves_modes_and_gradients_as_they_were() -> None:
+    student = tiny.student(dropout=0.3).train()
+    student.backbone.eval()  # a frozen part stays as it was put
+    modes = [module.training for module in student.modules()]
+    assert len(set(modes)) == 2
+    taps = Taps(student)
+    pixels = tiny.Images(1)[0]["pixel_values"]
+    first, second = (look("x", pixels, np.zeros((64, 64, 3)), [Subject("s", taps)]) for _ in range(2))
+    assert [module.training for module in student.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(first.students["s"], second.students["s"], strict=True))
+    assert not any(found.requires_grad for found in first.students["s"])
