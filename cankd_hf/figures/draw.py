@@ -51,9 +51,14 @@ def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> t
 
 
 def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **style: Any) -> Any:
-    """Draws a map [h, w] in colour over its image in grey; each cell keeps its edges. Returns the coloured layer."""
+    """Draws a map [h, w] in colour over its image in grey; each cell keeps its edges. Returns the coloured layer.
+
+    The image is brought to middle greys, so that colours look alike over dark images and bright ones.
+    """
     height, width = image.shape[:2]
     grey = image @ np.array([0.299, 0.587, 0.114])
+    dark, bright = np.percentile(grey, [1, 99])
+    grey = 0.35 + 0.4 * np.clip((grey - dark) / max(bright - dark, 1e-6), 0, 1)
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), aspect="auto")
     settings = {"interpolation": "nearest", "extent": (0, width, height, 0), "aspect": "auto", "alpha": alpha, **style}
     return axis.imshow(values.numpy(), **settings)
