@@ -135,6 +135,21 @@ def test_before_and_after_are_the_weights_of_the_run(finished: Path) -> None:
             assert (before.state_dict()[f"student.{name}"] == value).all(), name
 
 
+def test_connectors_are_those_of_the_students_step(finished: Path, tmp_path: Path) -> None:
+    """As where the best model was loaded at the end; a checkpoint that is gone is said."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    facts = json.loads((folder / "distillation.json").read_text())
+    for step, taken, said in ((2, 2, False), (3, 4, True)):
+        (folder / "distillation.json").write_text(json.dumps({**facts, "step": step}))
+        opened = open_checkpoint(str(folder))
+        distiller = opened.subjects[-1].distiller
+        assert distiller is not None
+        saved = load_file(folder / f"checkpoint-{taken}" / "distiller.safetensors")
+        assert all((distiller.state_dict()[name] == value).all() for name, value in saved.items())
+        assert any("is of step 3 (the best), its connectors and losses of step 4" in n for n in opened.notes) is said
+
+
 def run_still(folder: Path) -> Path:
     folder.mkdir()
     settings = {"max_steps": 4, "save_steps": 4, "learning_rate": 0.0, "weight_decay": 0.0}

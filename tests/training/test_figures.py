@@ -14,10 +14,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import integrations
 
-from cankd_hf import FeatureFiguresCallback
+from cankd_hf import FeatureFiguresCallback, InputError, load_recipe
 from cankd_hf.features.taps import Taps
 from cankd_hf.figures import Subject, look
 from cankd_hf.figures import callback as module
+from cankd_hf.runner import build_trainer
+from cankd_hf.tasks import TASKS
 
 from . import tiny
 
@@ -111,6 +113,21 @@ def test_without_a_validation_set_it_says_so(tmp_path: Path, caplog: pytest.LogC
     trainer.add_callback(FeatureFiguresCallback(trainer))
     trainer.train()
     assert "no validation set" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_recipe_asks_for_them(steps: int, tmp_path: Path, repo_root: Path) -> None:
+    changes = [f"training.log_figures_steps={steps}", "training.use_cpu=true", "data.generated={train: 4, test: 1}"]
+    recipe = load_recipe(repo_root / "recipes" / "quickstart.yaml", changes)
+    task, data = TASKS[recipe.task].from_data(recipe.data)
+    trainer = build_trainer(recipe, task, data, tmp_path)
+    own = [c for c in trainer.callback_handler.callbacks if isinstance(c, FeatureFiguresCallback)]
+    assert [callback.steps for callback in own] == [5] * (steps > 0)
+
+
+def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training.log_figures_steps: expected a number of steps"):
+        tiny.trainer(tmp_path, log_figures_steps=-1)
 
 
 def test_looking_leaves_modes_and_gradients_as_they_were() -> None:
