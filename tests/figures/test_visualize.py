@@ -20,7 +20,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.visualize.checkpoint import open_checkpoint
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
-RESNET["layer_type"] = "basic"
+RESNET |= {"layer_type": "basic", "out_indices": [1, 2]}  # two levels: half the panels to draw
 KINDS = ["attention", "difference", "heat", "pca"]
 
 
@@ -207,7 +207,7 @@ def test_another_teacher_is_noticed(finished: Path) -> None:
     notes = open_checkpoint(str(finished), [f"teacher={json.dumps({'config': config})}"]).notes
     assert any("(random weights) is not the one of the training" in note for note in notes)
     with pytest.raises(InputError, match=r"expected the connectors and losses of the recipe.*leave out changes"):
-        open_checkpoint(str(finished), ["distill.terms.0.pairs=[[2, 2]]"])
+        open_checkpoint(str(finished), ["distill.terms.0.pairs=[[1, 1]]"])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_label_free_student(tmp_path: Path) -> None:
         tmp_path,
         task="features",
         data=data,
-        student={"backbone": {**RESNET, "out_indices": [1, 2, 3, 4]}},
+        student={"backbone": {**RESNET, "out_indices": [3, 4]}},
         teacher={"config": {"model_type": "dinov2", "mlp_ratio": 2, **vit}},
         distill={"task_weight": 0.0, "terms": [{"options": {"affinity": "gaussian"}}]},
         baseline=False,
@@ -258,6 +258,7 @@ def test_a_label_free_student(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_detector_on_real_images(shared_data: Path, tmp_path: Path) -> None:
     """Blood cells; the teacher has random weights, only the paths through the code are looked at."""
+    four = {**RESNET, "out_indices": [1, 2, 3, 4]}
     fcos = {"head": "fcos", "fpn_channels": 32, "head_channels": 32, "head_layers": 1}
     folder = run(
         tmp_path,
@@ -270,8 +271,8 @@ def test_a_detector_on_real_images(shared_data: Path, tmp_path: Path) -> None:
             "max_eval_samples": 4,
             "test_split": "test",
         },
-        student={"backbone": RESNET, "fpn": fcos},
-        teacher={"config": {"model_type": "cankd_fpn", "backbone_config": RESNET, **fcos}, "fit": {"max_steps": 1}},
+        student={"backbone": four, "fpn": fcos},
+        teacher={"config": {"model_type": "cankd_fpn", "backbone_config": four, **fcos}, "fit": {"max_steps": 1}},
         distill={"terms": [{}]},
     )
     out = tmp_path / "out"
