@@ -37,6 +37,11 @@ class Drawn:
         """The picture for an `img` element."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
+    @property
+    def width(self) -> int:
+        """Of the picture, in pixels: what a page may show at most without blurring it."""
+        return int.from_bytes(self.png[16:20], "big")
+
 
 class Text(NamedTuple):
     """What is said of a kind of figure: heading, what it shows, what is good, what is not."""
