@@ -12,9 +12,10 @@ from types import FrameType
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PretrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.data.seeded import SeededDataset
@@ -27,11 +28,28 @@ MANIFEST_FILE = "teacher_manifest.json"
 
 
 def read_student_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the student in a checkpoint folder, sharded or not.
+    """All tensors of the student in a checkpoint folder, under the names that they have in the student.
+
+    `save_pretrained` writes a native model under the names of its published checkpoints, which for many are others.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, or they cannot be read.
     """
+    saved = _tensors(folder)
+    names = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
+    native = getattr(transformers, names[0], None)
+    if native is None or names[0] == "TimmBackbone":  # ours, or one whose from_pretrained takes no folder
+        return saved
+    try:
+        model, info = native.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}: cannot be read as {names[0]}: {error}") from error
+    state = {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
+    return {**state, **{name: saved[name] for name in info["unexpected_keys"] if name in saved}}
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """What the files of weights hold, sharded or not."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return load_file(folder / SAFE_WEIGHTS_NAME)
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from cankd_hf.errors import InputError
@@ -26,6 +27,13 @@ class CanKDConfig(TrainingArguments):
     )
     backbone_lr_scale: float = field(
         default=1.0, metadata={"help": "Learning rate of the student's backbone as a multiple of learning_rate, > 0."}
+    )
+    lr_drops: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of the run, 0 to 1: after each the learning rate is a tenth, as in [0.667, 0.917] for "
+            "epochs 16 and 22 of 24; in place of lr_scheduler_type, after warmup_steps."
+        },
     )
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Turn BatchNorm of student and distillation modules into SyncBatchNorm."}
@@ -64,5 +72,26 @@ class CanKDConfig(TrainingArguments):
             problems.append(
                 f"training.log_figures_steps: expected a number of steps, or 0 for never, got {self.log_figures_steps}"
             )
+        if sorted(self.lr_drops) != self.lr_drops or not all(0 < share < 1 for share in self.lr_drops):
+            problems.append(f"training.lr_drops: expected rising shares between 0 and 1, got {self.lr_drops}")
         if problems:
             raise InputError(problems)
+
+
+def stepped_schedule(
+    optimizer: torch.optim.Optimizer, total_steps: int, drops: list[float], warmup_steps: int = 0
+) -> LambdaLR:
+    """The schedule of the published detectors: a linear warm-up, then a tenth of the rate after each drop.
+
+    Args:
+        optimizer: whose rates it sets.
+        total_steps: optimizer steps of the run.
+        drops: shares of the run.
+        warmup_steps: steps of the warm-up from 0.
+    """
+
+    def factor(step: int) -> float:
+        warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        return warm * 0.1 ** sum(step >= share * total_steps for share in drops)
+
+    return LambdaLR(optimizer, factor)

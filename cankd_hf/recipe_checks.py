@@ -114,7 +114,8 @@ def check_model_config(reader: Reader, config: Mapping[str, Any], path: str) -> 
     for key, value in nested.items():
         check_model_config(reader, value, f"{path}.{key}")
     if len(reader.problems) == found:
-        check_part(reader, lambda: config_from_dict(dict(config), path))
+        known = {key: value for key, value in config.items() if not (key in nested and "pretrained" in value)}
+        check_part(reader, lambda: config_from_dict(known, path))
 
 
 def check_task(reader: Reader, task: str, path: str = "task") -> None:

@@ -53,14 +53,17 @@ def _columns(report: Report) -> list[str]:
 
 
 def _load_code(report: Report) -> str:
-    pipeline = {"segmentation": "image-segmentation", "detection": "object-detection"}.get(report.task)
-    if pipeline is not None:
+    facts = json.loads((Path(report.output_dir) / "distillation.json").read_text(encoding="utf-8"))
+    pipeline = facts["pipeline_tag"]
+    if pipeline != "image-feature-extraction":
         config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
+        names = list(config["id2label"].values())
+        text = f", candidate_labels={names}" if pipeline.startswith("zero-shot") else ""
         ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
         return (
             (ours if config["model_type"] == "cankd_fpn" else "")
             + "  from transformers import pipeline\n"
-            + f'  pipeline("{pipeline}", "{report.output_dir}")("photo.jpg")'
+            + f'  pipeline("{pipeline}", "{report.output_dir}")("photo.jpg"{text})'
         )
     return (
         "  from cankd_hf.models.backbones import load_backbone\n"

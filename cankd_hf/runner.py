@@ -154,7 +154,18 @@ def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **ov
         stats = (list(recipe.data.image_mean), list(recipe.data.image_std))
         teacher = build_teacher(replace(recipe.teacher, fit=None), stats)
     model = build_student(recipe, task)
-    return make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
+    inherited = inherit_parts(recipe, model, teacher, "student")
+    trainer = make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
+    trainer.inherited = inherited
+    return trainer
+
+
+def inherit_parts(recipe: Recipe, model: PreTrainedModel, teacher: Teacher | None, name: str) -> list[str]:
+    """Copies what `student.inherit` names, says what fitted, and returns how tables and cards mark it."""
+    parts = [] if teacher is None else inherit(model, teacher.model, recipe.student.inherit)
+    for part in parts:
+        logger.warning("%s: %s", name, part)
+    return [part.mark for part in parts]
 
 
 def make_trainer(
@@ -311,12 +322,9 @@ class _Session:
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student)
-        inherited = [] if student is not None else self.recipe.student.inherit
-        if inherited and self.teacher is not None:
-            for part in inherit(model, self.teacher.model, inherited):
-                logger.warning("%s: %s", name, part)
+        inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teacher, name)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
-        trainer.inherited = list(inherited)
+        trainer.inherited = inherited
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()
@@ -328,7 +336,7 @@ class _Session:
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)
         steps = trainer.state.global_step
-        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), list(inherited))
+        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
             _write(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})

@@ -30,6 +30,7 @@ from cankd_hf.features.inputs import (
 )
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around, drop_unread_stages
+from cankd_hf.models.prompts import give_no_words
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STAGE = re.compile(r"stem|stage\d+")
@@ -41,12 +42,14 @@ class TeacherConfig:
     """How to get a teacher.
 
     Attributes:
-        model: local folder, Hub id, or `timm/NAME`.
+        model: local folder, Hub id, `timm/NAME`, or `torchvision/NAME`: a detector or segmentation net of torchvision,
+            such as `torchvision/retinanet_resnet50_fpn_v2`, read at the outputs of its backbone and pyramid.
         config: instead of `model`: fields of a configuration with `model_type`; random weights, for tests.
         taps: "auto"; stage names of a backbone ("stage6"); or taps as in `cankd_hf.features.Taps`.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16 on CUDA.
         scale: how much larger than the student's its images are (before rounding to its patch multiple).
-        revision: branch, tag or commit on the Hub.
+        revision: branch, tag or commit on the Hub; for `torchvision/NAME` the name of its weights, such as `COCO_V1`.
+        weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.
         trust_remote_code: whether code from the model's repository may run.
         compile: whether `torch.compile` is used.
         image_mean: of its images; by default what its image processor says.
@@ -60,6 +63,7 @@ class TeacherConfig:
     dtype: str = "auto"
     scale: float = 1.0
     revision: str | None = None
+    weights: str | None = None
     trust_remote_code: bool = False
     compile: bool = False
     image_mean: list[float] | None = None
@@ -85,8 +89,16 @@ class TeacherConfig:
         for name, value in (("image_mean", self.image_mean), ("image_std", self.image_std)):
             if value is not None and (len(value) != 3 or (name == "image_std" and min(value) <= 0)):
                 problems.append(f"teacher.{name}: expected three numbers (red, green, blue), got {value!r}")
+        if self.weights is not None and not self._torchvision:
+            problems.append(f"teacher.weights: expected `model: torchvision/NAME` beside it, got {self.model!r}")
+        if self.fit is not None and self._torchvision:
+            problems.append("teacher.fit: a torchvision net cannot be trained here; leave fit out")
         if problems:
             raise InputError(problems)
+
+    @property
+    def _torchvision(self) -> bool:
+        return str(self.model).startswith("torchvision/")
 
     def _which(self) -> str:
         return "neither" if self.model is None else "both"
@@ -116,6 +128,7 @@ class Teacher(nn.Module):
         self.config = config or TeacherConfig()
         self.name = name or type(model).__name__
         self.model = model.requires_grad_(False).eval()
+        give_no_words(model)
         self.stats = self._own_stats(stats or ImageStats())
         self.rule = input_rule(model)
         self.fingerprint = _fingerprint(model)
@@ -240,7 +253,8 @@ def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: A
 
     Args:
         teacher: a local folder or Hub id (a backbone, a plain ViT, or a dense-prediction model of `transformers` or
-            ours), `timm/NAME`, a model in memory (frozen and cast in place), a `TeacherConfig`, or a `Teacher`.
+            ours), `timm/NAME`, `torchvision/NAME`, a model in memory (frozen and cast in place), a `TeacherConfig`, or
+            a `Teacher`.
         **overrides: fields of `TeacherConfig`.
 
     Returns:
@@ -266,6 +280,8 @@ def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: A
     if isinstance(teacher, (str, Path)):
         config = replace(config, model=str(teacher))
     config.check()
+    if config._torchvision:
+        return _torchvision_teacher(config)
     model, stats = _build(config)
     if _stages(config.taps) is not None:
         config = replace(config, taps="auto")
@@ -274,6 +290,15 @@ def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: A
 
         config = replace(config, revision=hub_commit(config.model, config.revision) or config.revision)
     return Teacher(model, config, stats, name=config.model or "random weights")
+
+
+def _torchvision_teacher(config: TeacherConfig) -> Teacher:
+    from cankd_hf.models.torchvision_teachers import load_torchvision
+
+    model, weights = load_torchvision(config.model or "", config.weights, config.revision)
+    taps = model.taps if config.taps == "auto" else config.taps
+    stats = ImageStats(model.image_mean, model.image_std, "torchvision")
+    return Teacher(model, replace(config, taps=taps, revision=weights), stats, name=config.model or "")
 
 
 def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:

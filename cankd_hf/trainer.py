@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE, EpochSetter, SafeStop, read_student_weights
-from cankd_hf.config import CanKDConfig
+from cankd_hf.config import CanKDConfig, stepped_schedule
 from cankd_hf.data.config import DataConfig
 from cankd_hf.data.seeded import SeededDataset
 from cankd_hf.distiller import Distiller
@@ -237,9 +237,19 @@ class CanKDTrainer(PushesStudent):
             self._scale_backbone(optimizer, self.model if model is None else model)
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        scheduler: Any = self.lr_scheduler  # type: ignore[has-type]
+        if self.args.lr_drops and scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = stepped_schedule(optimizer, num_training_steps, self.args.lr_drops, warmup)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Splits the backbone's parameters off into groups with their own learning rate."""
-        backbone = {id(p) for name, p in model.named_parameters() if "student.backbone." in name}
+        # At the top of our own students, inside `model` in the native detectors.
+        backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
         if not backbone:
             raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
         for group in list(optimizer.param_groups):

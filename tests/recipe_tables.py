@@ -89,7 +89,7 @@ def own_training_table() -> str:
     own = CanKDConfig.__annotations__
     for field in dataclasses.fields(CanKDConfig):
         if field.name in own:
-            lines.append(f"| `training.{field.name}` | {shown(field.default)} | {field.metadata['help']} |")
+            lines.append(f"| `training.{field.name}` | {default_of(field)} | {field.metadata['help']} |")
     return "\n".join(lines)
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.recipe import load_recipe
 from cankd_hf.train import main
 
-from .training.boxes import write_boxes
+from .training.boxes import write_boxes, write_coco
+from .training.native import config, write_tokenizer
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 RESNET = {
@@ -23,6 +29,8 @@ RESNET = {
 }
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 DINOV2 = {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 2, **VIT}
+# Native detectors on the Hub, by the start of their names.
+NATIVE = {"PekingU/rtdetr_": "rt_detr", "IDEA-Research/grounding-dino": "grounding-dino"}
 
 
 def stand_in(source: Any) -> Any:
@@ -32,42 +40,95 @@ def stand_in(source: Any) -> Any:
     settings = dict(source) if isinstance(source, dict) else {"pretrained": source}
     name = settings.pop("pretrained")
     if name.startswith("timm/"):
-        backbone = name.removeprefix("timm/").replace("resnet101d", "resnet18d").partition(".")[0]
-        return {"model_type": "timm_backbone", "backbone": backbone, **settings}
+        backbone = "resnet10t" if ".tv_in1k" in name else name.removeprefix("timm/").partition(".")[0]
+        return {"model_type": "timm_backbone", "backbone": backbone.replace("resnet101d", "resnet18d"), **settings}
     return {**(DINOV2 if "dinov2" in name else RESNET), **settings}
+
+
+def stand_in_native(model_type: str, recipe_config: dict[str, Any]) -> dict[str, Any]:
+    """A tiny detector of that family, with the switches that its recipe sets."""
+    settings = {key: value for key, value in recipe_config.items() if isinstance(value, bool)}
+    tiny = {**config(model_type), **settings}
+    if settings.get("two_stage"):
+        tiny["two_stage_num_proposals"] = 12
+    if model_type == "deformable_detr":
+        tiny["backbone_config"] = stand_in(recipe_config["backbone_config"])
+    return tiny
+
+
+def native_type(name: str) -> str | None:
+    """The family of a native detector on the Hub."""
+    return next((kind for start, kind in NATIVE.items() if name.startswith(start)), None)
+
+
+def trained(name: str) -> StudentConfig:
+    """The student of the run that writes `runs/NAME`: of a recipe, or of a command in the header of one."""
+    for path in RECIPES:
+        text = path.read_text(encoding="utf-8")
+        commands = re.findall(rf"recipes/([\w]+\.yaml) (.*output_dir=runs/{name})$", text, re.MULTILINE)
+        if f"output_dir: runs/{name}\n" in text:
+            commands.append((path.name, ""))
+        for file, words in commands:
+            needed = ["data.path=/data"] if "path: ???" in text and "data.path" not in words else []
+            return load_recipe(path.with_name(file), shlex.split(words) + needed).student
+    raise AssertionError(f"no recipe and no command in a header trains runs/{name}")
 
 
 def stand_in_teacher(model: str) -> dict[str, Any]:
     """The same for a teacher: what the recipe it comes from would have trained, or the foundation model."""
+    native = native_type(model)
+    if native is not None:
+        return stand_in_native(native, {})
+    if model.startswith("torchvision/"):
+        return {"model_type": "cankd_fpn", "backbone_config": RESNET, "head": "faster_rcnn", "fpn_channels": 32}
     if not model.startswith("runs/"):
         return dict(DINOV2)
-    trained = yaml.safe_load(
-        next(path for path in RECIPES if path.stem == Path(model).name).read_text(encoding="utf-8")
-    )
-    student = trained["student"]
-    return {"model_type": "cankd_fpn", "backbone_config": stand_in(student["backbone"]), **student["fpn"]}
+    student = trained(model.removeprefix("runs/"))
+    if student.config is not None:
+        return stand_in_native(student.config["model_type"], student.config)
+    return {"model_type": "cankd_fpn", "backbone_config": stand_in(student.backbone), **narrow(student.fpn)}
+
+
+def narrow(fpn: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a pyramid, as wide as the smallest that has 32 groups in its norms."""
+    return {**fpn, "fpn_channels": min(fpn.get("fpn_channels", 128), 32)}
 
 
 def small(path: Path, folder: Path) -> list[str]:
     """Overrides that make a recipe small and independent of downloads."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    size = [64, 64] if "dinov2" not in path.stem else [56, 84]
+    student, detection = recipe["student"], recipe.get("task") == "detection"
+    size = [56, 84] if "dinov2" in path.stem and not detection else [64, 64]
+    if detection and "backbone" not in student:
+        size = [128, 128]  # a norm over groups of one cell, where strides go up to 64, cannot be
     changes: dict[str, Any] = {
         "output_dir": str(folder),
         "data.path": "shapes",
         "data.generated": {"train": 8, "validation": 2, "test": 2, "size": 64},
-        "data.crop_size": size,
+        "data.crop_size": None if recipe["data"].get("keep_aspect") else size,
         "data.image_size": size,
         "data.labels": None,
         "data.num_labels": None,
-        "student.backbone": stand_in(recipe["student"]["backbone"]),
         "training.per_device_train_batch_size": 2,
         "training.dataloader_num_workers": 0,
         "training.bf16": False,
         "training.use_cpu": True,
     }
-    if recipe.get("task") == "detection":
-        changes |= {"data.path": str(write_boxes(folder.with_name("boxes"))), "data.generated": {}}
+    if "backbone" in student:
+        changes |= {"student.backbone": stand_in(student["backbone"]), "student.fpn": narrow(student.get("fpn", {}))}
+    elif "config" in student:
+        changes["student.config"] = stand_in_native(student["config"]["model_type"], student["config"])
+    else:
+        native = native_type(student["model"])
+        changes |= {"student.model": None, "student.config": stand_in_native(native, {})}
+        if "grounding" in native:
+            changes["student.tokenizer"] = str(write_tokenizer(folder.with_name("tokenizer")))
+    if recipe.get("task") == "features":
+        del changes["student.fpn"]
+    if detection:
+        splits = {"train": recipe["data"].get("train_split", "train"), "val": recipe["data"]["eval_split"]}
+        write = write_boxes if splits["val"] == "validation" else partial(write_coco, splits=splits)
+        changes |= {"data.path": str(write(folder.with_name("boxes"))), "data.generated": {}}
     teacher = recipe.get("teacher")
     if teacher is not None and "model" in teacher:
         changes |= {"teacher.model": None, "teacher.config": stand_in_teacher(teacher["model"])}

@@ -40,11 +40,12 @@ class SegmentationCollator:
         return segmentation_collate(samples, self.ignore_index)
 
 
-def detection_collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[str, Any]:
     """Stack samples; pad images with zeros (their mean) at the right and the bottom to the largest of the batch.
 
     Args:
         samples: `pixel_values` [3, h, w] and, with labels, `labels` as of `detection_labels`.
+        multiple: of which H and W shall be, for models that take no other sizes.
 
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 where there is image, only if one is padded; and
@@ -52,10 +53,11 @@ def detection_collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         detectors of `transformers` expect; `size` is still that of the image inside.
     """
     images = [sample["pixel_values"] for sample in samples]
-    batch: dict[str, Any] = {"pixel_values": _stack(images, 0.0)}
+    batch: dict[str, Any] = {"pixel_values": _stack(images, 0.0, multiple)}
     height, width = batch["pixel_values"].shape[-2:]
     if any(image.shape[-2:] != (height, width) for image in images):
-        batch["pixel_mask"] = _stack([torch.ones(image.shape[-2:], dtype=torch.int64) for image in images], 0)
+        masks = [torch.ones(image.shape[-2:], dtype=torch.int64) for image in images]
+        batch["pixel_mask"] = _stack(masks, 0, multiple)
     if all("labels" in sample for sample in samples):
         batch["labels"] = [_on_canvas(sample["labels"], height, width) for sample in samples]
     return batch
@@ -107,10 +109,9 @@ def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> d
     return {**labels, "boxes": labels["boxes"] * torch.tensor([columns / width, rows / height] * 2)}
 
 
-def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:
-    """Stack [..., h, w] tensors, padded at the right and the bottom to the largest."""
-    height = max(tensor.shape[-2] for tensor in tensors)
-    width = max(tensor.shape[-1] for tensor in tensors)
+def _stack(tensors: list[torch.Tensor], fill: float, multiple: int = 1) -> torch.Tensor:
+    """Stack [..., h, w] tensors, padded at the right and the bottom to the largest, rounded up to a multiple."""
+    height, width = (-(-max(tensor.shape[side] for tensor in tensors) // multiple) * multiple for side in (-2, -1))
     return torch.stack(
         [
             tensor

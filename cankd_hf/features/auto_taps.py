@@ -46,9 +46,16 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
     "deimv2": ("model.encoder",),
     "deformable_detr": ("model.input_proj.*",),
     "detr": ("model.input_projection",),
+    "table-transformer": ("model.input_projection",),
     "conditional_detr": ("model.input_projection",),
+    "dab-detr": ("model.input_projection",),
+    "yolos": ("vit.layernorm",),
     "rf_detr": ("model.backbone.projector",),
     "lw_detr": ("model.backbone.projector",),
+    # detection by a text: the image's maps before they meet it
+    "grounding-dino": ("model.input_proj_vision.*",),
+    "mm-grounding-dino": ("model.input_proj_vision.*",),
+    "omdet-turbo": ("encoder:extracted_states",),
     # plain ViTs, which have no Backbone class: the normalised tokens of the last block
     "vit": ("layernorm",),
     "vit_msn": ("layernorm",),
@@ -195,6 +202,11 @@ def quiet_forward(
 def token_patch_size(model: nn.Module) -> int | None:
     """Pixels per token as the configuration states it, if it does (also inside a backbone's configuration)."""
     return _config_value(model, "patch_size")
+
+
+def trailing_tokens(model: nn.Module) -> int:
+    """How many tokens that stand for no patch come after the patches (YOLOS puts its queries there)."""
+    return _config_value(model, "num_detection_tokens") or 0
 
 
 def _config_value(model: nn.Module, key: str) -> int | None:

@@ -17,10 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCHED = {
     *("beit", "clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dpt"),
     *("lw_detr_vit", "pixio", "rf_detr_dinov2", "sapiens2", "siglip_vision_model", "tipsv2"),
-    *("tipsv2_vision_model", "vit", "vit_mae", "vit_msn", "vitdet"),
+    *("tipsv2_vision_model", "vit", "vit_mae", "vit_msn", "vitdet", "yolos"),
 }
 # Of these, those whose blocks attend in windows of patches, as many along a side as the configuration says.
 _WINDOWED = {"rf_detr_dinov2", "lw_detr_vit"}
+# Detectors whose neck adds maps of neighbouring strides, enlarged twofold: they fail where these do not fit.
+_ADDING_NECKS = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "omdet-turbo"}
 # Models that take images of one size only.
 FIXED_SIZE = {"data2vec-vision", "eomt", "eomt_dinov3", "hiera", "vitpose_backbone"}
 
@@ -33,11 +35,13 @@ class InputRule:
         multiple: height and width must be multiples of this.
         fixed: the only size it takes, if there is one.
         square: whether it takes square images alone (others are stretched to the square of equal area).
+        strict: whether sizes that are no multiples end in an error, rather than in edges that are cut off.
     """
 
     multiple: int = 1
     fixed: tuple[int, int] | None = None
     square: bool = False
+    strict: bool = False
 
     def size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """The size to bring an image to: the nearest multiple, at least one, on each side.
@@ -79,7 +83,9 @@ def input_rule(model: nn.Module) -> InputRule:
             if kind == "dpt" and part.get("backbone_config"):
                 continue  # the backbone inside cuts the patches
             windows = _windows_a_side(kind, part["num_windows"]) if kind in _WINDOWED else 1
-            return InputRule(patch * windows, square=kind == "dpt")
+            return InputRule(patch * windows, square=kind == "dpt", strict=kind in _WINDOWED)
+        if kind in _ADDING_NECKS:
+            return InputRule(max(part.get("feat_strides") or [32]), strict=True)
     return InputRule()
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
-from cankd_hf.features.auto_taps import auto_taps, quiet_forward, resolve_path, token_patch_size
+from cankd_hf.features.auto_taps import auto_taps, quiet_forward, resolve_path, token_patch_size, trailing_tokens
 from cankd_hf.features.grids import to_maps
+from cankd_hf.features.inputs import input_rule
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Taps:
         interpolates = "interpolate_pos_encoding" in parameters
         self.forward_kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolates else {}
         self._patch_size = token_patch_size(model)
+        self._trailing = trailing_tokens(model)
         self.modules = {spec.path for spec in self._specs}
         self._stop_early = stop_early and "" not in self.modules
         self._stopping = False
@@ -140,12 +142,14 @@ class Taps:
         """Measures the maps for an image size by a forward that leaves no trace in the model.
 
         Args:
-            image_size: height and width.
+            image_size: height and width; of a model that fails at this size, the nearest one that it takes is used.
             **kwargs: passed to the model's forward.
 
         Returns:
             One level per map, in the order of `collect`.
         """
+        rule = input_rule(self.model)
+        image_size = rule.size(image_size) if rule.strict else image_size
         quiet_forward(self.model, image_size, runner=self._run, **self.forward_kwargs, **kwargs)
         levels = []
         for tap, feature_map in self._collect(image_size):
@@ -180,7 +184,10 @@ class Taps:
         for spec in self._specs:
             if spec.path not in self._outputs:
                 raise RuntimeError(f"tap {spec} has nothing to give: its module did not run in the last forward")
-            maps = _maps_of(self._outputs[spec.path], spec, image_size, self._patch_size)
+            output = self._outputs[spec.path]
+            if self._trailing and isinstance(output, Tensor) and output.ndim == 3:
+                output = output[:, : -self._trailing]
+            maps = _maps_of(output, spec, image_size, self._patch_size)
             found += [(tap, self._on_image(feature_map, image_size)) for tap, feature_map in maps.items()]
         self.clear()
         return sorted(found, key=lambda item: -item[1].shape[-2] * item[1].shape[-1])

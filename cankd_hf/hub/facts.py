@@ -109,7 +109,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
     """
     args, state, task, student = trainer.args, trainer.state, trainer.task, trainer.student
     teacher = None if trainer.teacher is None else trainer.teacher.manifest()
-    if teacher is not None and hub_id(teacher["model"]) is None:
+    if teacher is not None and hub_id(teacher["model"]) is None and not teacher["model"].startswith("torchvision/"):
         teacher["model"] = Path(teacher["model"]).name  # a path of this machine tells nobody anything
     best = args.load_best_model_at_end and not checkpoint and state.best_global_step
     step = state.best_global_step if best else state.global_step
@@ -140,6 +140,8 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
 def hub_id(name: object) -> str | None:
     """`name` if it can be a repository on the Hub and is no folder here."""
     text = str(name or "")
+    if text.startswith("torchvision/"):
+        return None
     if text.startswith("timm/") and "." not in text:  # an architecture; weights on the Hub have a tag: timm/x.y
         return None
     return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None

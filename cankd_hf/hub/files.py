@@ -21,7 +21,10 @@ RECIPE_FILE = "recipe.yaml"
 RESULTS_FILE = "results.json"
 # Beside configuration, weights and code. Everything that is not named here stays: optimizer, connectors, teacher,
 # random states, pictures of the data.
-_BESIDE = (IMAGE_PROCESSOR_NAME, "processor_config.json", RECIPE_FILE, FACTS_FILE, RESULTS_FILE)
+_BESIDE = (
+    *(IMAGE_PROCESSOR_NAME, "processor_config.json", RECIPE_FILE, FACTS_FILE, RESULTS_FILE),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),  # of those that read a text
+)
 # First part of a tensor's name that marks a whole training module rather than a student.
 _NOT_A_STUDENT = {"student", "teacher", "connectors", "losses"}
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
@@ -56,7 +59,8 @@ def student_files(folder: Path) -> list[Path]:
         folder: of a run or of a checkpoint.
 
     Returns:
-        Configuration, weights, model code, image processor, recipe, facts and results, as far as they are there.
+        Configuration, weights, model code, image processor, tokenizer, recipe, facts and results, as far as they are
+        there.
 
     Raises:
         InputError: if there is no student, or the weights are not a student's alone.

@@ -22,7 +22,11 @@ METRICS = {
     "correlation": ("correlation", "Correlation with the teacher"),
 }
 # What a pipeline finds, beside its label.
-_FOUND = {"image-segmentation": 'found["mask"].size', "object-detection": 'found["score"], found["box"]'}
+_FOUND = {
+    "image-segmentation": 'found["mask"].size',
+    "object-detection": 'found["score"], found["box"]',
+    "zero-shot-object-detection": 'found["score"], found["box"]',
+}
 # Rows of the result table, in the order they are read.
 _ROWS = ("student alone", "student", "student distilled", "teacher")
 
@@ -35,7 +39,7 @@ def purpose(facts: Facts) -> str:
     if facts.pipeline_tag == "image-segmentation":
         which = f" one of {classes} classes" if classes else " a class"
         return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
-    if facts.pipeline_tag == "object-detection":
+    if facts.pipeline_tag.endswith("object-detection"):
         return f"An object detector{size} that finds and boxes {classes or ''} kinds of things, {source}."
     return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
 
@@ -48,11 +52,14 @@ def load_code(facts: Facts, name: str) -> tuple[str, str]:
         ours = bool(facts.config.get("auto_map"))
         trust = ", trust_remote_code=True" if ours else ""
         local = not ours and str(facts.config.get("model_type")).startswith("cankd_")
+        text = ""
+        if facts.pipeline_tag.startswith("zero-shot"):  # its text names the classes it was trained on
+            text = f", candidate_labels={list((facts.config.get('id2label') or {}).values())}"
         code = (
             f"{'import cankd_hf  # knows the model' if local else ''}\n"
             "from transformers import pipeline\n\n"
             f'predict = pipeline("{facts.pipeline_tag}", {quoted}{trust})\n'
-            'for found in predict("photo.jpg"):\n'
+            f'for found in predict("photo.jpg"{text}):\n'
             f'    print(found["label"], {_FOUND[facts.pipeline_tag]})'
         )
         note = (
@@ -176,6 +183,8 @@ def _teacher(facts: Facts, licence: str | None) -> str:
 def _teacher_name(facts: Facts) -> str:
     if facts.teacher_id:
         return facts.teacher_id
+    if str(facts.teacher.get("model")).startswith("torchvision/"):
+        return f"`{facts.teacher['model']}`"
     fitted = bool((facts.recipe.get("teacher") or {}).get("fit"))
     kind = facts.teacher.get("class", "model")
     if facts.teacher.get("model") == "random weights":

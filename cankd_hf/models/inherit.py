@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.torchvision_teachers import TorchvisionNet
 
 
 @dataclass
@@ -25,6 +26,11 @@ class Inherited:
     copied: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
+    @property
+    def mark(self) -> str:
+        """The part as tables and cards name it; where only some of it was copied, how much: `neck (14 of 16 tensors)`."""
+        return self.part + (f" ({len(self.copied)} of {len(self.copied) + len(self.left)} tensors)" if self.left else "")
+
     def __str__(self) -> str:
         text = (
             f"{self.part}: {len(self.copied)} of {len(self.copied) + len(self.left)} tensors copied from the teacher"
@@ -40,8 +46,8 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> lis
 
     Args:
         student: changed in place; a part that does not fit keeps its own start.
-        teacher: of the same architecture in these parts.
-        parts: module paths such as `neck` and `head`.
+        teacher: of the same architecture in these parts; for torchvision's nets our names are found.
+        parts: module or parameter paths such as `neck`, `head` and `model.decoder`.
 
     Returns:
         What was copied and what was not, for each part.
@@ -49,10 +55,11 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> lis
     Raises:
         InputError: for a part that the student has not, or of which nothing fits.
     """
-    own, given = student.state_dict(), teacher.state_dict()
+    own = student.state_dict()
+    given = teacher.state_as_ours() if isinstance(teacher, TorchvisionNet) else teacher.state_dict()
     report, problems = [], []
     for part in parts:
-        names = [name for name in own if name.startswith(f"{part}.")]
+        names = [name for name in own if f"{name}.".startswith(f"{part}.")]
         if not names:
             top = sorted({name.split(".")[0] for name in own})
             problems.append(f"student.inherit: the student has no part {part!r}; it has {', '.join(top)}")

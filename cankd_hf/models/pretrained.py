@@ -25,6 +25,8 @@ _DENSE = {
     "ForObjectDetection": "AutoModelForObjectDetection",
     "ForDepthEstimation": "AutoModelForDepthEstimation",
 }
+# Detectors that read a text have class names that end like those of others.
+_ZERO_SHOT = "AutoModelForZeroShotObjectDetection"
 # Two-tower models: the tower that sees.
 _VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 # Weights of a plain ViT that may be missing because no map depends on them.
@@ -38,6 +40,8 @@ def dense_or_plain_class(config: PretrainedConfig) -> str | None:
     the model with the head that makes it a dense-prediction model, else (a plain ViT) `AutoModel`.
     """
     architecture = (config.architectures or [""])[0]
+    if type(config) in getattr(transformers, _ZERO_SHOT)._model_mapping:
+        return _ZERO_SHOT if not architecture or architecture.endswith("ForObjectDetection") else "AutoModel"
     for ending, auto_class in _DENSE.items():
         if architecture.endswith(ending):
             return auto_class

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForZeroShotObjectDetection, PretrainedConfig, PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.models import register
@@ -66,6 +66,8 @@ def build_student(
     """
     config.check()
     register()
+    if config.tokenizer is not None and auto_class is not AutoModelForZeroShotObjectDetection:
+        raise InputError("student.tokenizer: expected a student that reads its class names, got one that does not")
     # One class alone is a task for a detector, which has the background beside it, but not for a map of pixels.
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
@@ -130,13 +132,44 @@ def _fpn_student(
 def _random_student(
     values: dict[str, Any], auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None
 ) -> PreTrainedModel:
+    inner = values.get("backbone_config")
+    inner = inner if isinstance(inner, dict) and "pretrained" in inner else None
+    if inner is not None:
+        inner_config = backbone_config(inner)
+        values = {**values, "backbone_config": {"model_type": inner_config.model_type, **inner_config.to_diff_dict()}}
     config = config_from_dict({**values, **_classes(id2label)}, "student.config")
     _check_task(config, auto_class, "student.config")
     _set_ignore_index(config, ignore_index)
     try:
-        return auto_class.from_config(config)
+        model = auto_class.from_config(config)
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
         raise InputError(f"student.config: {config.model_type} cannot be built so: {first_line(error)}") from error
+    if inner is not None:
+        _fill_backbone(model, load_backbone(inner, out_indices=inner_config.out_indices))
+    return model
+
+
+def _fill_backbone(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
+    """Copies a backbone's weights to where a native model keeps its own, which may have frozen norms instead."""
+    # Native detectors take timm's module out of its wrapper.
+    for source in (loaded, getattr(loaded, "_backbone", loaded)):
+        state = {
+            name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")
+        }
+        for name, module in model.named_modules():
+            own = module.state_dict() if "backbone" in name else {}
+            if state.keys() == {key for key in own if not key.endswith("num_batches_tracked")}:
+                module.load_state_dict(state, strict=False)
+                return
+    raise InputError(
+        f"student.config.backbone_config: {model.config.model_type} keeps no backbone like {type(loaded).__name__}; "
+        "give it one without `pretrained`"
+    )
+
+
+def _uncounted(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's tensors without the batches that its norms counted, which frozen norms do not."""
+    return {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 def _loaded_student(

@@ -35,7 +35,8 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     """Name of the score that picks the best checkpoint and fills the result table; higher is better, in 0..1."""
-    pipeline_tag: ClassVar[str]
+    pipeline_tag: str
+    """The Hub's name of what the student does; one task's students may do it in several ways."""
     evaluates_features: ClassVar[bool] = False
     """Whether evaluation compares the student's maps with the teacher's, so that the teacher runs in it."""
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cankd_hf.data.collate import original_objects
+from cankd_hf.data.collate import detection_collate, original_objects
+from cankd_hf.features.inputs import input_rule
 from cankd_hf.tasks.pictures import class_colours, shown, spread
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def draw_detections(
         image = shown(sample["pixel_values"], mean, std)
         size = torch.tensor(image.shape[:2])
         found = [original_objects(sample["labels"], size)]
-        found += [_found(model, sample["pixel_values"], size, threshold) for model in models.values()]
+        found += [_found(model, sample, threshold) for model in models.values()]
         for axis, objects in zip(row, found, strict=True):
             axis.imshow(image, interpolation="nearest", aspect="auto")
             axis.set_axis_off()
@@ -86,10 +87,13 @@ def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[in
 
 
 @torch.no_grad()
-def _found(model: PreTrainedModel, pixel_values: Tensor, size: Tensor, threshold: float) -> dict[str, Tensor]:
+def _found(model: PreTrainedModel, sample: Mapping[str, Any], threshold: float) -> dict[str, Tensor]:
     from cankd_hf.tasks.detection import detections
 
     model.eval()
-    outputs = model(pixel_values=pixel_values[None].to(model.device, model.dtype))
-    found = detections(outputs, size[None], model.config.model_type)[0]
+    rule = input_rule(model)
+    batch = detection_collate([{"pixel_values": sample["pixel_values"]}], rule.multiple if rule.strict else 1)
+    padded = torch.tensor(batch["pixel_values"].shape[-2:])
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    found = detections(model(**inputs), padded[None], model.config.model_type)[0]
     return {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.processes import ROOT, environment
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,6 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tens
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], only: str = "", **tolerance: float) -> None:

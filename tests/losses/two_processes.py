@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cankd_hf.losses import CanKDLoss
+from tests.processes import leave_together
 
 
 class Adapted(nn.Module):
@@ -69,18 +68,7 @@ def run(rank: int, rendezvous: str, folder: str) -> None:
     part = slice(0, 3) if rank == 0 else slice(3, 4)
     module(image[part], teacher[part])
     torch.save(module.state_dict(), f"{folder}/unequal{rank}.pt")
-    leave_together(folder, rank)
-
-
-def leave_together(folder: str, rank: int) -> None:
-    """Ends the process once both are done, without gloo's teardown: the first to leave can abort the other in it."""
-    Path(folder, f"done{rank}").touch()
-    end = time.monotonic() + 60
-    while not Path(folder, f"done{1 - rank}").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave_together(Path(folder), rank)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet_resnet": {"backbone_config": RESNET, "head": "retinanet"},
     "fcos_resnet": {"backbone_config": RESNET, "head": "fcos"},
     "faster_rcnn_resnet": {"backbone_config": RESNET, "head": "faster_rcnn", "head_channels": 16},
+    "reppoints_resnet": {"backbone_config": RESNET, "head": "reppoints"},
     "retinanet_group_convnext": {"backbone_config": CONVNEXT, "head": "retinanet", "norm": "group"},
     "fcos_dinov2": {"backbone_config": DINOV2, "head": "fcos", "neck": "simple_pyramid"},
     "faster_rcnn_dinov2": {
@@ -26,6 +27,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         "head_channels": 16,
         "neck": "simple_pyramid",
     },
+    "reppoints_dinov2": {"backbone_config": DINOV2, "head": "reppoints", "neck": "simple_pyramid"},
     "retinanet_timm": {"backbone_config": {**TIMM, "backbone": "mobilenetv3_small_050"}, "head": "retinanet"},
 }
 COLOURS = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from cankd_hf.features.taps import Taps
+from cankd_hf.hub.files import student_files
 from cankd_hf.models import register
 from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
@@ -159,6 +160,21 @@ def test_any_size_and_what_padding_is(head: str) -> None:
     assert torch.isfinite(model(images[..., :33, :47]).logits).all()
 
 
+@every_head
+def test_detections_do_not_hang_on_the_rest_of_the_batch(head: str) -> None:
+    model = busy(detector(f"{head}_resnet", max_detections=20)).eval()
+    with torch.no_grad():
+        for parameter in model.head.parameters():  # else all scores are nearly equal
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+        images = torch.cat([pictures(2)[0], torch.full((1, 3, 64, 96), 5.0)])
+        together = model(images)
+        for i, image in enumerate(images):
+            alone = model(image[None])
+            torch.testing.assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(alone.pred_boxes[0], together.pred_boxes[i], rtol=1e-4, atol=1e-4)
+            assert (alone.logits[0] > -100).any()
+
+
 @pytest.mark.parametrize("kind", ["retinanet_resnet", "fcos_dinov2"])
 def test_labels_and_predictions_speak_of_the_same_boxes(kind: str) -> None:
     """Also where images are stretched to fit a plain ViT."""
@@ -230,13 +246,15 @@ def test_saves_and_loads_the_same_and_carries_its_code(kind: str, tmp_path: Path
         "detection_heads_cankd_fpn.py",
         "modeling_cankd_fpn.py",
         "modeling_cankd_fpn_detection.py",
+        "reppoints_cankd_fpn.py",
     ]
+    assert {path.name for path in student_files(tmp_path)} >= {path.name for path in tmp_path.glob("*.py")}
     with pytest.raises(ValueError, match="is a head for FPNForObjectDetection"):
         AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
 
 
 @every_head
-def test_a_head_starts_as_torchvision_starts_it(head: str, tmp_path: Path) -> None:
+def test_a_head_starts_as_published(head: str, tmp_path: Path) -> None:
     """`post_init` of transformers would draw every layer anew and set every bias to 0."""
     model = detector(f"{head}_resnet")
     model.save_pretrained(tmp_path)
@@ -248,7 +266,8 @@ def test_a_head_starts_as_torchvision_starts_it(head: str, tmp_path: Path) -> No
             assert predictor.weight.abs().max() <= predictor.in_features**-0.5
             assert 0.008 < made.head.rpn.head.cls_logits.weight.std() < 0.012
             continue
-        classifier = made.head.head.classification_head.cls_logits
+        part = made.head.head if head == "reppoints" else made.head.head.classification_head
+        classifier = part.cls_logits
         assert len(classifier.bias) == classes * (9 if head == "retinanet" else 1)
         torch.testing.assert_close(classifier.bias, torch.full_like(classifier.bias, math.log(0.01 / 0.99)))
         assert 0.008 < classifier.weight.std() < 0.012
@@ -293,6 +312,7 @@ def test_labels_are_what_the_processors_of_transformers_make() -> None:
     [
         ({"head": "yolo"}, "FPNConfig.head: expected one of"),
         ({"head": "fcos", "norm": "batch"}, "FPNConfig.norm: expected one of group"),
+        ({"head": "reppoints", "norm": "none"}, "FPNConfig.norm: expected one of group"),
         ({"head": "retinanet", "neck": "none"}, "needs a neck"),
         ({"head": "retinanet", "head_layers": 5}, "at most 4"),
         ({"head": "faster_rcnn", "head_layers": 0}, "at least 1"),

@@ -20,7 +20,12 @@ SIZE = (64, 96)
 
 @pytest.mark.parametrize(
     ("teacher_kind", "student_kind"),
-    [("retinanet_resnet", "retinanet_resnet"), ("fcos_dinov2", "retinanet_resnet"), ("fcos_resnet", "fcos_resnet")],
+    [
+        ("retinanet_resnet", "retinanet_resnet"),
+        ("fcos_dinov2", "retinanet_resnet"),
+        ("fcos_resnet", "fcos_resnet"),
+        ("fcos_resnet", "reppoints_resnet"),
+    ],
 )
 def test_a_saved_detector_teaches_another(teacher_kind: str, student_kind: str, tmp_path: Path) -> None:
     detector(teacher_kind, fpn_channels=12).save_pretrained(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
@@ -45,3 +46,35 @@ def test_what_cannot_be_inherited_is_told_at_once_and_changes_nothing() -> None:
     assert "nothing of 'neck' fits" in told.value.problems[0]
     assert "no part 'decode_head'; it has backbone, head, neck" in told.value.problems[1]
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_native_decoder_is_inherited_as_far_as_it_goes() -> None:
+    """RT-DETR from RT-DETR of more layers: those that both have, and parameters named by themselves."""
+    tiny = {"encoder_layers": 1, "encoder_ffn_dim": 16, "num_queries": 6, "d_model": 32, "encoder_hidden_dim": 32}
+    tiny |= {"encoder_in_channels": [8, 16, 16], "decoder_in_channels": [32] * 3, "decoder_ffn_dim": 16}
+    tiny |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    backbone = {**RESNET, "model_type": "rt_detr_resnet", "hidden_sizes": [8, 8, 16, 16], "out_indices": [2, 3, 4]}
+
+    def detector(layers: int) -> RTDetrForObjectDetection:
+        inner = RTDetrResNetConfig(**{key: value for key, value in backbone.items() if key != "model_type"})
+        return RTDetrForObjectDetection(RTDetrConfig(**tiny, decoder_layers=layers, backbone_config=inner))
+
+    student, teacher = detector(1), detector(2)
+    before = student.model.backbone.state_dict()["model.encoder.stages.0.layers.0.layer.0.convolution.weight"].clone()
+    decoder, head = inherit(student, teacher, ["model.decoder", "model.enc_score_head"])
+    assert not decoder.left and not head.left
+    assert decoder.mark == "model.decoder" and len(head.copied) == 2
+    now, given = student.state_dict(), teacher.state_dict()
+    assert all(torch.equal(now[name], given[name]) for name in decoder.copied + head.copied)
+    assert torch.equal(
+        now["model.backbone.model.encoder.stages.0.layers.0.layer.0.convolution.weight"], before
+    )
+    (other_way,) = inherit(teacher, student, ["model.decoder"])
+    assert other_way.left and other_way.mark == f"model.decoder ({len(other_way.copied)} of {total(teacher)} tensors)"
+    assert "model.decoder.layers.1." in other_way.left[0] and "(the teacher has none)" in str(other_way)
+    (one,) = inherit(student, teacher, ["model.enc_score_head.bias"])
+    assert one.copied == ["model.enc_score_head.bias"]
+
+
+def total(model: RTDetrForObjectDetection) -> int:
+    return sum(name.startswith("model.decoder.") for name in model.state_dict())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,4 +33,27 @@ def write_boxes(folder: Path, train: int = 8, others: int = 3, size: tuple[int, 
             lines.append(json.dumps({"file_name": f"{number}.png", "objects": {"bbox": boxes, "category": classes}}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "labels.json").write_text(json.dumps({"id2label": NAMES}))
+    return folder
+
+
+def write_coco(folder: Path, splits: Mapping[str, str]) -> Path:
+    """The same pictures as COCO has them: `splits` names those of `write_boxes` anew; category ids have gaps."""
+    write_boxes(folder)
+    (folder / "labels.json").unlink()
+    shutil.rmtree(folder / "test")
+    (folder / "annotations").mkdir()
+    categories = [{"id": 1 + 40 * int(number), "name": name} for number, name in NAMES.items()]
+    for given, split in splits.items():
+        images, annotations = [], []
+        for number, line in enumerate((folder / given / "metadata.jsonl").read_text().splitlines()):
+            entry = json.loads(line)
+            width, height = Image.open(folder / given / entry["file_name"]).size
+            images.append({"id": number, "file_name": entry["file_name"], "width": width, "height": height})
+            for box, kind in zip(entry["objects"]["bbox"], entry["objects"]["category"], strict=True):
+                place = {"id": len(annotations), "image_id": number, "category_id": 1 + 40 * kind}
+                annotations.append({**place, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        (folder / given / "metadata.jsonl").unlink()
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (folder / given).rename(folder / split)
     return folder

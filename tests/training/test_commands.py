@@ -118,6 +118,8 @@ def test_inherited_parts_are_copied_said_and_marked(
         if name.startswith(("neck.", "head.")) and "running_" not in name and "num_batches" not in name:
             assert (value == teacher[name]).all(), name
     assert "† starts with parts of the teacher" in (tmp_path / "run" / "README.md").read_text()
+    arm = json.loads((tmp_path / "run" / "arm.json").read_text())
+    assert arm["inherited"] == ["neck", "head"]
 
 
 def test_a_native_student_loads_with_stock_transformers(tmp_path: Path) -> None:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    DetrImageProcessor,
-    RTDetrImageProcessor,
-    pipeline,
-)
+from transformers import AutoImageProcessor, pipeline
 
 from cankd_hf import evaluate, train
 from cankd_hf.data.config import DataConfig
+from cankd_hf.hub.files import student_files
 from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.tasks import DetectionTask, task_for
-from cankd_hf.tasks.detection import detections
 
 from .boxes import write_boxes
+from .native import config as native_config
+from .native import write_tokenizer
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
@@ -100,57 +95,45 @@ def test_a_run_ends_in_a_table_a_picture_and_a_student_that_loads(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "processor"), [("detr", DetrImageProcessor), ("rt_detr", RTDetrImageProcessor)]
+    ("kind", "hub_task", "options"),
+    [
+        ("rt_detr", "object-detection", {}),
+        ("grounding-dino", "zero-shot-object-detection", {"candidate_labels": ["red", "green", "blue"]}),
+    ],
 )
-def test_detections_are_those_of_the_image_processors(model_type: str, processor: type) -> None:
-    torch.manual_seed(0)
-    outputs = SimpleNamespace(logits=torch.randn(2, 12, 4), pred_boxes=torch.rand(2, 12, 4) / 2 + 0.1)
-    sizes = torch.tensor([[60, 80], [90, 40]])
-    expected = processor().post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
-    for ours, theirs in zip(detections(vars(outputs), sizes, model_type), expected, strict=True):
-        best = ours["scores"].argsort(descending=True)
-        # DETR's processor keeps the best class of each query alone; ours keeps every pair, as COCO scores them.
-        if model_type == "detr":
-            for score, label, box in zip(theirs["scores"], theirs["labels"], theirs["boxes"], strict=True):
-                row = (ours["scores"] - score).abs().argmin()
-                torch.testing.assert_close((ours["scores"][row], ours["boxes"][row]), (score, box))
-                assert ours["labels"][row] == label
-            continue
-        count = len(theirs["scores"])
-        order = theirs["scores"].argsort(descending=True)
-        torch.testing.assert_close(ours["boxes"][best[:count]], theirs["boxes"][order])
-        torch.testing.assert_close(ours["scores"][best[:count]], theirs["scores"][order])
-
-
-NATIVE = {
-    "rt_detr": {
-        "backbone_config": {**RESNET, "model_type": "rt_detr_resnet", "out_features": ["stage2", "stage3", "stage4"]},
-        "encoder_in_channels": [8, 16, 16],
-        "encoder_hidden_dim": 16,
-        "decoder_in_channels": [16, 16, 16],
-        "num_denoising": 4,
-    },
-    "detr": {"backbone_config": RESNET, "encoder_layers": 1},
-}
-TRANSFORMER = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2}
-TRANSFORMER |= {"decoder_attention_heads": 2, "decoder_layers": 1, "num_queries": 12}
-
-
-@pytest.mark.parametrize("kind", NATIVE)
-def test_a_native_detector_is_a_student_like_any_other(kind: str, tmp_path: Path) -> None:
+def test_a_native_detector_is_a_student_like_any_other(
+    kind: str, hub_task: str, options: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = yaml.safe_load(Path(recipe(tmp_path)).read_text())
-    settings["student"] = {"config": {"model_type": kind, **NATIVE[kind], **TRANSFORMER}}
+    settings["student"] = {"config": native_config(kind)}
     settings["baseline"] = False
     settings["teacher"].pop("fit")
     settings["distill"]["terms"][0]["pairs"] = "auto"
+    if hub_task.startswith("zero-shot"):
+        settings["student"] |= {"tokenizer": str(write_tokenizer(tmp_path / "tokenizer"))}
+        settings["student"] |= {"inherit": ["model.input_proj_vision", "model.encoder"]}
+        settings["teacher"]["config"] = native_config(kind)
     file, run = tmp_path / "native.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(settings))
     assert train.main([str(file)]) == 0
-    assert 0 <= json.loads((run / "results.json").read_text())["arms"][-1]["scores"]["ap"] <= 1
-    model = AutoModelForObjectDetection.from_pretrained(run)
-    assert isinstance(task_for(model), DetectionTask) and model.config.id2label == {0: "red", 1: "green", 2: "blue"}
-    found = pipeline("object-detection", str(run))(Image.new("RGB", (120, 80)), threshold=0.0)
+    shown = capsys.readouterr().out
+    assert f'pipeline("{hub_task}", "{run}")' in shown
+    arm = json.loads((run / "results.json").read_text())["arms"][-1]
+    assert 0 <= arm["scores"]["ap"] <= 1 and (run / "predictions.png").stat().st_size > 10_000
+    assert arm["inherited"] == settings["student"].get("inherit", [])
+    predict = pipeline(hub_task, str(run))
+    assert isinstance(task_for(predict.model), DetectionTask)
+    assert predict.model.config.id2label == {0: "red", 1: "green", 2: "blue"}
+    found = predict(Image.new("RGB", (120, 80)), threshold=0.0, **options)
     assert found and {one["label"] for one in found} <= {"red", "green", "blue"}
+    # Without its recipe the folder still says what it does, and scores the same.
+    (run / "recipe.yaml").unlink()
+    data = [f"data.path={tmp_path}/boxes", "data.test_split=test", "data.image_size=[64,96]"]
+    assert evaluate.main([str(run), *data, "--json", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["ap"] == pytest.approx(arm["scores"]["ap"], abs=1e-6)
+    uploads = {path.name for path in student_files(run)}
+    assert {"config.json", "model.safetensors", "results.json"} <= uploads
+    assert hub_task == "object-detection" or {"processor_config.json", "tokenizer.json"} <= uploads
 
 
 def test_one_class_is_enough_and_the_image_processor_does_as_evaluation_does(tmp_path: Path) -> None:

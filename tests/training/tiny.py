@@ -79,7 +79,17 @@ def terms(**overrides: Any) -> list[LossTerm]:
 
 def trainer(folder: Path, data: Any = None, **overrides: Any) -> CanKDTrainer:
     """A trainer for two SGD steps of eight images; keyword arguments of the trainer or of its arguments change it."""
-    own = ("model", "teacher", "terms", "task_weight", "eval_dataset", "processing_class", "recipe", "callbacks")
+    own = (
+        "model",
+        "teacher",
+        "terms",
+        "task_weight",
+        "eval_dataset",
+        "processing_class",
+        "recipe",
+        "callbacks",
+        "task",
+    )
     kwargs = {key: overrides.pop(key) for key in own if key in overrides}
     settings: dict[str, Any] = {
         "max_steps": 2,

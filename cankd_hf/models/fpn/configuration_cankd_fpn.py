@@ -13,19 +13,23 @@ from transformers import AutoConfig, PretrainedConfig
 
 NECKS = ("fpn", "simple_pyramid", "none")
 SEGMENTATION_HEADS = ("fpn", "psp", "aspp")
-DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn")
+DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn", "reppoints")
 HEADS = SEGMENTATION_HEADS + DETECTION_HEADS
 NORMS = dict.fromkeys(SEGMENTATION_HEADS, ("batch", "group")) | {
     "retinanet": ("none", "group"),
     "fcos": ("group",),
     "faster_rcnn": ("none",),
+    "reppoints": ("group",),
 }
-# What torchvision's detectors have; the first level of Faster R-CNN is finer than that of the dense heads.
+# What torchvision's detectors and the published RepPoints have; the first level of Faster R-CNN is finer than that of
+# the dense heads.
 DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
     "retinanet": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
     "fcos": {"strides": [8, 16, 32], "anchor_scale": 1.0, "score_threshold": 0.2, "nms_threshold": 0.6},
     "faster_rcnn": {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "score_threshold": 0.05, "nms_threshold": 0.5},
+    "reppoints": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
 }
+DETECTION_LAYERS = {"retinanet": 4, "fcos": 4, "reppoints": 3}  # in each tower
 MAX_RETINANET_LAYERS = 4  # torchvision's head has four
 MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
 
@@ -48,14 +52,15 @@ class FPNConfig(PretrainedConfig):
             `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
             are made for an output stride of 8, which timm backbones offer (`output_stride: 8`). For detection:
             `"retinanet"` (Lin et al. 2017), `"fcos"` (Tian et al. 2019), `"faster_rcnn"` (Ren et al. 2015), all
-            torchvision's.
+            torchvision's, and `"reppoints"` (Yang et al. 2019).
         head_channels: width of a segmentation head (128), and of the two linear layers of `"faster_rcnn"` (1024);
             the dense detection heads are as wide as the neck.
         head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation, 4 in each tower of
-            `"retinanet"` (at most 4) and `"fcos"`, 1 before the proposals of `"faster_rcnn"`.
-        norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own). For detection as
-            torchvision has it: `"none"` (or `"group"`) for `"retinanet"`, `"group"` for `"fcos"`, `"none"` for
+            `"retinanet"` (at most 4) and `"fcos"`, 3 in those of `"reppoints"`, 1 before the proposals of
             `"faster_rcnn"`.
+        norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own). For detection as
+            published: `"none"` (or `"group"`) for `"retinanet"`, `"group"` for `"fcos"` and `"reppoints"`, `"none"`
+            for `"faster_rcnn"`.
         dropout: share of channels dropped before the classifier, 0 to below 1.
         pool_bins: grid sizes of the `"psp"` head.
         atrous_rates: dilations of the `"aspp"` head.
@@ -64,7 +69,7 @@ class FPNConfig(PretrainedConfig):
         semantic_loss_ignore_index: label that is left out of the loss.
         anchor_scale: side of the smallest square anchor of a level over its stride: 4 for `"retinanet"`, 8 for
             `"faster_rcnn"`; of `"fcos"` the radius of what counts as an object's centre and the range of sizes of a
-            level grow with it (1).
+            level grow with it (1); of `"reppoints"` the sizes of a level's objects, and the unit of its losses (4).
         score_threshold: detections below it are dropped, 0 to 1.
         nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
         topk_candidates: detections of a level that enter the suppression (dense heads).
@@ -111,7 +116,7 @@ class FPNConfig(PretrainedConfig):
         self.strides = None if strides is None else list(strides)
         self.head = head
         self.head_channels = head_channels if head_channels is not None else {"faster_rcnn": 1024}.get(head, 128)
-        self.head_layers = head_layers if head_layers is not None else {"retinanet": 4, "fcos": 4}.get(head, 1)
+        self.head_layers = head_layers if head_layers is not None else DETECTION_LAYERS.get(head, 1)
         self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
         self.pool_bins = list(pool_bins)

@@ -1,7 +1,8 @@
-"""torchvision's detection heads on the maps of a neck: RetinaNet, FCOS and Faster R-CNN.
+"""Detection heads on the maps of a neck: torchvision's RetinaNet, FCOS and Faster R-CNN, and RepPoints.
 
-Their weights, losses and selection of detections are torchvision's own methods. What its detectors do around them is
-left out: the hidden resize of `GeneralizedRCNNTransform`, losses in training only, and labels that count from 1.
+Weights, losses and selection of detections of the first three are torchvision's own methods. What its detectors do
+around them is left out: the hidden resize of `GeneralizedRCNNTransform`, losses in training only, and labels that
+count from 1.
 
 This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchors of all levels, n boxes of an image.
@@ -29,10 +30,11 @@ from torchvision.models.detection.retinanet import (
 )
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import FPNConfig
 from .modeling_cankd_fpn import make_norm
+from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
 PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
 RATIOS = (0.5, 1.0, 2.0)
@@ -75,10 +77,10 @@ def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
 
 
 class DenseDetector(nn.Module):
-    """What RetinaNet and FCOS share: every cell of every map predicts."""
+    """What RetinaNet, FCOS and RepPoints share: every cell of every map predicts."""
 
     head: nn.Module
-    anchor_generator: Anchors
+    anchor_generator: Callable[[ImageList, list[Tensor]], list[Tensor]]
     compute_loss: Callable[..., dict[str, Tensor]]
     postprocess_detections: Callable[..., list[Boxes]]
 
@@ -178,6 +180,33 @@ class FCOSDetector(DenseDetector, FCOS):
         return self.compute_loss(targets, outputs, anchors, counts)
 
 
+class RepPointsDetector(DenseDetector):
+    """RepPoints (Yang et al. 2019): nine points a cell, from which a box is made, refined once; focal loss."""
+
+    postprocess_detections = RetinaNet.postprocess_detections
+
+    def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
+        super().__init__()
+        self.strides, self.scale = list(strides), config.anchor_scale
+        self.head = RepPointsHead(config.fpn_channels, config.num_labels, config.head_layers)
+        self.box_coder = MomentTransform()
+        for name, value in _selection(config).items():
+            setattr(self, name, value)
+
+    def anchor_generator(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
+        """For each image the same: centre and stride of every cell, `[A, 3]`."""
+        return [cell_centres(maps, self.strides)] * len(images.image_sizes)
+
+    def dense_loss(
+        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
+    ) -> dict[str, Tensor]:
+        cells = anchors[0]
+        initial, refined = (
+            self.box_coder.decode_single(outputs[name], cells) for name in ("initial_points", "bbox_regression")
+        )
+        return reppoints_losses(targets, outputs["cls_logits"], initial, refined, cells, self.scale)
+
+
 class FasterRCNNDetector(FasterRCNN):
     """Faster R-CNN (Ren et al. 2015) on a pyramid: proposals, then a classifier of what lies in each.
 
@@ -261,10 +290,11 @@ class FasterRCNNDetector(FasterRCNN):
         return {"loss_classifier": class_loss, "loss_box_reg": box_loss}
 
 
-DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector]] = {
+DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector | RepPointsDetector]] = {
     "retinanet": RetinaNetDetector,
     "fcos": FCOSDetector,
     "faster_rcnn": FasterRCNNDetector,
+    "reppoints": RepPointsDetector,
 }
 CONVOLUTIONAL = (
     RetinaNetClassificationHead,
@@ -272,19 +302,20 @@ CONVOLUTIONAL = (
     FCOSClassificationHead,
     FCOSRegressionHead,
     RPNHead,
+    RepPointsHead,
 )
-FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead)
+FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead, RepPointsHead)
 
 
 def starting_biases(head: nn.Module) -> dict[nn.Module, float]:
-    """The bias from which torchvision starts each convolution of its heads; all weights start at a deviation of 0.01.
+    """The bias from which each convolution of a head starts; all their weights start at a deviation of 0.01.
 
     It goes by layers, because `transformers` never shows `_init_weights` a module that has no parameters of its own.
     """
     biases: dict[nn.Module, float] = {}
     for part in head.modules():
         if isinstance(part, CONVOLUTIONAL):
-            biases.update((layer, 0.0) for layer in part.modules() if isinstance(layer, nn.Conv2d))
+            biases.update((layer, 0.0) for layer in part.modules() if isinstance(layer, (nn.Conv2d, DeformConv2d)))
         if isinstance(part, FOCAL):
             biases[part.cls_logits] = -math.log((1 - PRIOR) / PRIOR)
     return biases

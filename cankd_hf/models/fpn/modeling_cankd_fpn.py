@@ -69,7 +69,7 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
 
 def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
     """The levels that a detection head needs beyond the backbone's, and how much coarser than its last they are."""
-    if config.head in ("retinanet", "fcos"):
+    if config.head in ("retinanet", "fcos", "reppoints"):
         return LastLevelP6P7(config.fpn_channels, config.fpn_channels), [2, 4]
     if config.head == "faster_rcnn":
         return LastLevelMaxPool(), [2]

@@ -1,4 +1,4 @@
-"""Pyramid detectors: backbone -> neck -> one of torchvision's detection heads.
+"""Pyramid detectors: backbone -> neck -> one of torchvision's detection heads, or that of RepPoints.
 
 Boxes are those of the native detectors of `transformers`: centre x, centre y, width and height, divided by the width
 and height of `pixel_values` (with its padding). Classes count from 0, in labels and in predictions, for every head.
@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 from .configuration_cankd_fpn import FPNConfig
 from .detection_heads_cankd_fpn import DETECTORS, Boxes, starting_biases
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
+from .reppoints_cankd_fpn import MomentTransform
 
 MULTIPLE = 32  # of the images' size, as in torchvision, which reads the strides of the maps off their sizes
 ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also in half precision
@@ -36,7 +37,7 @@ class FPNObjectDetectionOutput(ModelOutput):
 
     Args:
         loss: [], float32, the sum of `loss_dict`; if labels are given.
-        loss_dict: the losses of the head under torchvision's names, unweighted; if labels are given.
+        loss_dict: the losses of the head, named as in torchvision and weighted as in its paper; if labels are given.
         logits: `[B, N, K]` float32 in eval mode. Each row is a detection, best first: the sigmoid of its class is its
             score, that of every other class 0. Rows after the last detection are 0 in every class.
         pred_boxes: `[B, N, 4]` float32 in eval mode: their boxes, as in labels; 0 after the last one.
@@ -51,7 +52,7 @@ class FPNObjectDetectionOutput(ModelOutput):
 
 
 class FPNForObjectDetection(FPNPreTrainedModel):
-    """Object detection: backbone, neck and one of three heads (see `FPNConfig`).
+    """Object detection: backbone, neck and one of four heads (see `FPNConfig`).
 
     The image processor to save beside it is `DeformableDetrImageProcessor` (keeps the aspect ratio, pads, gives
     `pixel_mask`) or `RTDetrImageProcessor` (one fixed size): their `post_process_object_detection` reads scores and
@@ -69,7 +70,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torchvision's initialisation of its heads, in the functions of `transformers` that spare loaded weights."""
+        """The published initialisation of the heads, in the functions of `transformers` that spare loaded weights."""
         if module in self.starts:
             init.normal_(module.weight, std=0.01)
             if module.bias is not None:
@@ -78,6 +79,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, MomentTransform):
+            init.zeros_(module.log_factor)
         else:
             super()._init_weights(module)
 

@@ -1,0 +1,169 @@
+"""Detectors that read a text: Grounding DINO as a detector of fixed classes, all named in one prompt.
+
+"red blood cell. platelets." reads as two phrases; the model rates every box against every token of the prompt. Its
+loss in `transformers` takes class k to be phrase k, so the prompt names the classes in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
+
+from cankd_hf.errors import InputError
+from cankd_hf.models.backbones import first_line
+
+# Model types that can be trained on a prompt of fixed classes.
+PROMPTED = ("grounding-dino", "mm-grounding-dino")
+# [CLS] . [SEP] in BERT's vocabulary, whose numbers are written into the code of both.
+NO_WORDS = (101, 1012, 102)
+
+
+class TextInput:
+    """A forward pre-hook that gives a model its text wherever the caller gives only images.
+
+    Args:
+        text: inputs by name, each `[1, T]` or None; repeated for every image of a batch.
+        tokenizer: what made the text, to be saved beside the model.
+    """
+
+    def __init__(self, text: Mapping[str, Tensor | None], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.text = dict(text)
+        self.tokenizer = tokenizer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > 1 or any(name in kwargs for name in self.text):
+            return None
+        if args:
+            kwargs = {"pixel_values": args[0], **kwargs}
+        pixels = kwargs["pixel_values"]
+        text = {
+            name: None if value is None else value.to(pixels.device).expand(len(pixels), -1)
+            for name, value in self.text.items()
+        }
+        return (), {**kwargs, **text}
+
+
+def text_input(model: nn.Module) -> TextInput | None:
+    """The text that a model was given by `give_prompt`, if it was."""
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, TextInput)), None)
+
+
+def reads_text(model: PreTrainedModel) -> bool:
+    """Whether a model is a detector that needs a text with every image."""
+    return model.config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
+
+
+def give_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+    """Makes a detector that reads text one of fixed classes: from now on it takes images alone.
+
+    What is saved of it is as before; a caller that gives `input_ids` is still obeyed.
+
+    Args:
+        model: of a type in `PROMPTED`.
+        tokenizer: the model's.
+        names: of the classes 0, 1, ...
+
+    Raises:
+        InputError: see `read_prompt`.
+    """
+    _give(model, TextInput(read_prompt(tokenizer, names, model.config.max_text_len), tokenizer))
+
+
+def give_no_words(model: nn.Module) -> None:
+    """Lets a detector that reads text run on images alone as far as it looks at nothing but them.
+
+    For teachers, whose maps are taken before images and text meet.
+    """
+    if isinstance(model, PreTrainedModel) and reads_text(model) and text_input(model) is None:
+        if model.config.model_type in PROMPTED:  # reads the text first
+            _give(model, TextInput({"input_ids": torch.tensor([NO_WORDS])}))
+        elif model.config.model_type == "omdet-turbo":  # reads it last
+            tokens = ("classes_input_ids", "classes_attention_mask", "tasks_input_ids", "tasks_attention_mask")
+            _give(model, TextInput(dict.fromkeys((*tokens, "classes_structure"))))
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model.
+
+    Args:
+        source: local folder or Hub id.
+        revision: on the Hub.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"{source}: expected the tokenizer that a detector of this kind reads its class names with, found none "
+            f"({first_line(error)}); name a folder or Hub id that holds it as student.tokenizer"
+        ) from error
+
+
+def read_prompt(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], longest: int) -> dict[str, Tensor]:
+    """Class names -> one prompt, in which phrase k is class k.
+
+    Args:
+        tokenizer: BERT's.
+        names: of the classes; read in lower case, with spaces for `_`, `.` and `?`.
+        longest: how many tokens the model reads.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids`, int64 `[1, T]`.
+
+    Raises:
+        InputError: if the prompt is too long, or its phrases are not one a class, all different.
+    """
+    words = [" ".join(re.sub(r"[._?]", " ", name).lower().split()) for name in names]
+    text = ". ".join(words) + "."
+    read = tokenizer(text, return_tensors="pt", return_token_type_ids=True)
+    ids = read["input_ids"]
+    if ids.shape[1] > longest:
+        raise InputError(
+            f"student: the prompt of {len(names)} class names has {ids.shape[1]} tokens, the model reads {longest}; "
+            "give the classes shorter names in data.labels, or train on fewer"
+        )
+    phrases = [tuple(ids[0, row.bool()].tolist()) for row in _phrases(ids, ids.shape[1])[0]]
+    if len(phrases) != len(names) or len(set(phrases)) != len(phrases):
+        raise InputError(
+            f"student: expected {len(names)} different phrases in the prompt {text[:200]!r}, one a class; its "
+            f"tokenizer makes {len(set(phrases))} of {ids[0, :50].tolist()}; give the classes other names in "
+            "data.labels, or the student the tokenizer of its pretraining (student.tokenizer)"
+        )
+    return {name: read[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def phrase_probabilities(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Ratings of tokens -> ratings of classes: the mean over the tokens of each phrase, as Grounding DINO is scored.
+
+    Args:
+        logits: `[B, N, L]` of every box against every token; -inf where the prompt has ended.
+        input_ids: `[B, T]`, T <= L, with the same number of phrases in every prompt.
+
+    Returns:
+        `[B, N, K]` in 0..1, float32.
+    """
+    phrases = torch.stack(_phrases(input_ids, logits.shape[-1])).to(logits.device, torch.float32)
+    return logits.float().sigmoid() @ (phrases / phrases.sum(dim=-1, keepdim=True)).transpose(1, 2)
+
+
+def _give(model: nn.Module, text: TextInput) -> None:
+    for number, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, TextInput):
+            model._forward_pre_hooks[number] = text
+            return
+    model.register_forward_pre_hook(text, prepend=True, with_kwargs=True)
+
+
+def _phrases(input_ids: Tensor, length: int) -> list[Tensor]:
+    """Which tokens make up each phrase, [K, length] of each prompt: what the loss goes by."""
+    from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps
+
+    return list(build_label_maps(input_ids.new_empty(1, 1, length), input_ids))
