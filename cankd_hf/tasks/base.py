@@ -70,9 +70,8 @@ class Task(ABC):
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         """The student with a head that fits the data."""
 
-    @classmethod
     @abstractmethod
-    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         """A saved student of this task, from a folder or the Hub, in float32."""
 
     @abstractmethod

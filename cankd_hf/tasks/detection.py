@@ -104,8 +104,7 @@ class DetectionTask(Task):
         self._serve(model, config.tokenizer or config.model, config.revision)
         return model
 
-    @classmethod
-    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         auto_class = _auto_class(load_config(str(folder), {"revision": revision or "main"}).model_type)
         try:

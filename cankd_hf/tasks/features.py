@@ -57,8 +57,7 @@ class FeaturesTask(Task):
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, None, {})
 
-    @classmethod
-    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         return load_backbone(folder, revision=revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:

@@ -69,8 +69,7 @@ class SegmentationTask(Task):
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
 
-    @classmethod
-    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         try:
             return AutoModelForSemanticSegmentation.from_pretrained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,10 +23,12 @@ from cankd_hf.figures import Subject
 from cankd_hf.figures.curves import History
 from cankd_hf.hub.facts import Facts, read_facts
 from cankd_hf.hub.files import RECIPE_FILE, read_json, student_files
+from cankd_hf.models import register
+from cankd_hf.models.backbones import load_config
 from cankd_hf.models.inherit import inherit
 from cankd_hf.recipe import Recipe, load_recipe
 from cankd_hf.runner import build_student, build_teacher
-from cankd_hf.tasks import TASKS, Task
+from cankd_hf.tasks import TASKS, FeaturesTask, Task
 from cankd_hf.teacher import Teacher, TeacherConfig
 
 STATE_FILE = "trainer_state.json"
@@ -73,12 +76,15 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> Opened:
         InputError: if there is no student, or the overrides do not fit.
     """
     disable_progress_bar()
+    register()
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else _from_hub(checkpoint)
     student_files(folder)
     facts = read_facts(folder)
     recipe = _recipe(folder, overrides)
     kind = TASKS[_task_name(facts, recipe)]
-    model = kind.load(folder)
+    # The class names alone are enough to load with; the rest of a task is read off the loaded student.
+    blank: Any = kind
+    model = (blank() if kind is FeaturesTask else blank(load_config(str(folder), {}).id2label)).load(folder)
     task = kind.from_model(model)
     in_run = folder.name.startswith("checkpoint-") and (folder.parent / RECIPE_FILE).is_file()
     root = folder.parent if in_run else folder
@@ -191,7 +197,7 @@ def _add_students(opened: Opened, model: PreTrainedModel) -> None:
                 opened.notes.append("The initial student inherits parts of a teacher that is not here: left out.")
     alone = opened.root / "alone"
     if (alone / "config.json").is_file() and (alone / "arm.json").is_file():
-        opened.subjects.append(Subject("student alone", Taps(type(opened.task).load(alone), taps)))
+        opened.subjects.append(Subject("student alone", Taps(opened.task.load(alone), taps)))
     weights = None if opened.teacher is None else _distiller_file(opened)
     if recipe is None or opened.teacher is None or weights is None:
         opened.subjects.append(Subject("student", Taps(model, taps)))
