@@ -16,7 +16,7 @@ from cankd_hf.data.detection_transforms import DetectionEvalTransform
 from cankd_hf.data.transforms import EvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.recipe import Recipe
-from cankd_hf.tasks import TASKS
+from cankd_hf.tasks import TASKS, Task
 from cankd_hf.tasks.pictures import shown, spread
 
 
@@ -81,6 +81,16 @@ def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
         name = "/".join(Path(dataset.source.name(dataset.indices[index])).parts[-2:])
         found.append(_picture(name, dataset[index]["pixel_values"], dataset.raw(index).image, recipe.data))
     return found
+
+
+def padded(picture: Picture, task: Task, data: DataConfig) -> Picture:
+    """The picture as the task's batches hold it: padded at the right and the bottom for models that want multiples."""
+    pixel_values = task.collate([{"pixel_values": picture.pixel_values}])["pixel_values"][0]
+    if pixel_values.shape == picture.pixel_values.shape:
+        return picture
+    before, now = picture.pixel_values.shape[1:], pixel_values.shape[1:]
+    height, width = (round(own * new / old) for own, new, old in zip(picture.size, now, before, strict=True))
+    return Picture(picture.name, pixel_values, (height, width), shown(pixel_values, data.image_mean, data.image_std))
 
 
 def _picture(name: str, pixel_values: Tensor, image: Tensor, data: DataConfig) -> Picture:

@@ -21,7 +21,7 @@ from cankd_hf.figures import (
     warning_signs,
 )
 from cankd_hf.visualize.checkpoint import Opened, open_checkpoint
-from cankd_hf.visualize.images import Picture, pictures_of_files, pictures_of_recipe
+from cankd_hf.visualize.images import Picture, padded, pictures_of_files, pictures_of_recipe
 from cankd_hf.visualize.report import Drawn, write_report
 
 Pixel = tuple[int, int]
@@ -98,6 +98,7 @@ def _check_pixel(pixel: Pixel | None, pictures: Sequence[Picture]) -> None:
 
 
 def _draw(opened: Opened, picture: Picture, number: int, pixel: Pixel | None, output: Path) -> list[Drawn]:
+    picture = padded(picture, opened.task, opened.data)
     seen = look(picture.name, picture.pixel_values, picture.image, opened.subjects, opened.teacher, picture.size)
     figures = {
         "heat": heat_maps(seen),

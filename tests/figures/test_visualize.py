@@ -10,14 +10,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from cankd_hf import train, visualize
+from cankd_hf.data.config import DataConfig
 from cankd_hf.errors import InputError
+from cankd_hf.features.inputs import InputRule
+from cankd_hf.tasks import DetectionTask
 from cankd_hf.visualize.checkpoint import open_checkpoint
+from cankd_hf.visualize.images import Picture, padded
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET |= {"layer_type": "basic", "out_indices": [1, 2]}  # two levels: half the panels to draw
@@ -253,6 +259,18 @@ def test_a_label_free_student(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert visualize.main([str(folder), "--count", "1", "--output", str(out)]) == 0
     assert set(kinds(out)) >= set(KINDS)
+
+
+def test_models_that_want_multiples_get_padded_images() -> None:
+    data = DataConfig(path="x", image_size=[60, 90])
+    image = torch.zeros(3, 60, 90)
+    picture = Picture("x", image, (120, 180), np.zeros((60, 90, 3)))
+    task = DetectionTask({0: "cell"})
+    assert padded(picture, task, data) is picture
+    task.rule = InputRule(multiple=32, strict=True)
+    found = padded(picture, task, data)
+    assert found.pixel_values.shape == (3, 64, 96) and found.image.shape == (64, 96, 3)
+    assert found.size == (128, 192)  # so that row 119 of the file is still where it was
 
 
 @pytest.mark.slow
