@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
+from cankd_hf.figures.callback import FeatureFiguresCallback
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.student_config import StudentConfig
@@ -194,6 +195,8 @@ def make_trainer(
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TrainingProgress(task.metric))
+    if args.log_figures_steps > 0 and teacher is not None:
+        trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
 
 
