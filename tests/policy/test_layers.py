@@ -38,6 +38,7 @@ LEVELS = {
     "visualize": 5,
     "inspect": 5,
     "benchmark": 5,
+    "export": 5,
     "": 6,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.
@@ -52,6 +53,7 @@ EXCEPTIONS = {
         for helper in ("runner", "report")
     ),
     ("train", "inspect"),  # --dry-run
+    ("export", "benchmark"),  # clocks: forms that take turns
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
 
