@@ -44,6 +44,7 @@ _HARMLESS = {
     "training.hub_private_repo",
     "training.hub_revision",
     "training.hub_strategy",
+    "training.log_figures_steps",
     "training.push_to_hub",
     "training.report_to",
     "training.run_name",

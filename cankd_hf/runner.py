@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
+from cankd_hf.figures.callback import FeatureFiguresCallback
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.student_config import StudentConfig
@@ -180,7 +181,7 @@ def make_trainer(
             f"training.eval_strategy: {args.eval_strategy.value} needs a validation split, and data.eval_split names "
             'none; name one, or set training.eval_strategy: "no"'
         )
-    return CanKDTrainer(
+    trainer = CanKDTrainer(
         model,
         teacher,
         args,
@@ -194,6 +195,9 @@ def make_trainer(
         eval_dataset=data.eval,
         processing_class=task.image_processor(recipe.data),
     )
+    if args.log_figures_steps > 0 and teacher is not None:
+        trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
+    return trainer
 
 
 def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:

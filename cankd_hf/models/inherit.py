@@ -28,8 +28,9 @@ class Inherited:
 
     @property
     def mark(self) -> str:
-        """The part as tables and cards name it; where only some of it was copied, how much: `neck (14 of 16 tensors)`."""
-        return self.part + (f" ({len(self.copied)} of {len(self.copied) + len(self.left)} tensors)" if self.left else "")
+        """The part as tables and cards name it; where only some was copied, how much: `neck (14 of 16 tensors)`."""
+        share = f" ({len(self.copied)} of {len(self.copied) + len(self.left)} tensors)"
+        return self.part + (share if self.left else "")
 
     def __str__(self) -> str:
         text = (

@@ -26,6 +26,7 @@ LEVELS = {
     "checkpoint": 2,
     "monitoring": 2,
     "hub": 2,  # below the trainer, which pushes through it; it knows losses (their citations) and files
+    "figures": 3,
     "trainer": 3,
     "recipe_checks": 3,
     "recipe": 4,
@@ -53,6 +54,7 @@ EXCEPTIONS = {
         for helper in ("runner", "report")
     ),
     ("train", "inspect"),  # --dry-run
+    ("visualize", "runner"),  # builds the student's initial weights and the teacher as a run does
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
 

@@ -1,4 +1,4 @@
-"""What trackers are sent: TensorBoard's file is read back; W&B and Trackio are fakes with the calls transformers makes."""
+"""What trackers are sent: TensorBoard's file is read back; W&B and Trackio are fakes with the calls they get."""
 
 from __future__ import annotations
 
