@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 if TYPE_CHECKING:
@@ -125,10 +127,13 @@ class BatchClock:
         if self._slow < PATIENCE or self._warned:
             return
         self._warned = True
-        if self.args.process_index == 0:
+        if self.args.process_index != 0:
+            return
+        with tqdm.external_write_mode(sys.stderr):  # on a line of its own, not behind the bar
             logger.warning(
                 "data: the training waits %.0f%% of the time for images; raise training.dataloader_num_workers "
-                "(now %d, this machine has %d cores), or set data.cache: true where the images fit into memory",
+                "(now %d, this machine has %d cores); where images are decoded anew each time and fit into memory, "
+                "set data.cache: true",
                 100 * share,
                 self.args.dataloader_num_workers,
                 os.cpu_count() or 1,
