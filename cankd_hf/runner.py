@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import PreTrainedModel, ProgressCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,7 +24,6 @@ from cankd_hf.figures.callback import FeatureFiguresCallback
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.student_config import StudentConfig
-from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
@@ -122,7 +121,11 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     Raises:
         InputError: for settings that transformers refuses.
     """
-    settings = {"report_to": "none", **recipe.training, **overrides}
+    # Trackers show each arm as a run of its own.
+    out = Path(recipe.output_dir)
+    name = recipe.training.get("run_name") or out.resolve().name
+    name = name if folder == out else f"{name}-{folder.name}"
+    settings = {"report_to": "none", **recipe.training, "run_name": name, **overrides}
     try:
         return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
     except InputError:
@@ -192,9 +195,6 @@ def make_trainer(
         eval_dataset=data.eval,
         processing_class=task.image_processor(recipe.data),
     )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(TrainingProgress(task.metric))
     if args.log_figures_steps > 0 and teacher is not None:
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer

@@ -113,6 +113,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
         teacher["model"] = Path(teacher["model"]).name  # a path of this machine tells nobody anything
     best = args.load_best_model_at_end and not checkpoint and state.best_global_step
     step = state.best_global_step if best else state.global_step
+    energy = trainer.energy.facts(state)
     return {
         "task": task.name,
         "metric": task.metric,
@@ -132,6 +133,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
         "hardware": hardware(args.device),
         "processes": args.world_size,
         **_wall_clock(state),
+        **({} if energy is None else {"energy": energy}),
         "scores": _scores(state.log_history, step),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

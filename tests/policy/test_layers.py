@@ -24,7 +24,7 @@ LEVELS = {
     "tasks": 2,
     "config": 2,
     "checkpoint": 2,
-    "progress": 2,
+    "monitoring": 2,
     "hub": 2,  # below the trainer, which pushes through it; it knows losses (their citations) and files
     "figures": 3,
     "trainer": 3,
@@ -47,6 +47,7 @@ EXCEPTIONS = {
     ("", "_autoregister"),
     ("_autoregister", "models"),  # the one thing it does, when transformers asks for it
     ("tasks", "distiller"),  # statistics of a batch read the distiller's measurements (types only)
+    ("monitoring", "distiller"),  # names of what the distiller measures (types only)
     ("report", "runner"),  # prints what the runner returns
     *(
         (command, helper)
