@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from cankd_hf.errors import InputError
+from cankd_hf.hub_config import NO_TOKEN
 
 
 @dataclass
@@ -62,10 +63,7 @@ class CanKDConfig(TrainingArguments):
         super().__post_init__()
         problems = []
         if self.hub_token:
-            problems.append(
-                "training.hub_token: tokens are not taken as settings, they would end up in files and logs; set the "
-                "environment variable HF_TOKEN or run `hf auth login`"
-            )
+            problems.append(f"training.hub_token: {NO_TOKEN}")
         if not self.backbone_lr_scale > 0:
             problems.append(f"training.backbone_lr_scale: expected a number > 0, got {self.backbone_lr_scale}")
         if self.log_figures_steps < 0:

@@ -71,6 +71,11 @@ class Facts:
         return self.recipe.get("data") or {}
 
     @property
+    def hub(self) -> dict[str, Any]:
+        """The recipe's hub section: licence and tags."""
+        return self.recipe.get("hub") or {}
+
+    @property
     def pipeline_tag(self) -> str:
         """The Hub's name of the task."""
         architecture = (self.config.get("architectures") or [""])[0]

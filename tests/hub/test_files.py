@@ -18,6 +18,7 @@ from cankd_hf.hub.files import student_files
 from cankd_hf.hub.publish import open_target
 from cankd_hf.hub.upload import check_target, open_repo, plan, push_in_background
 from cankd_hf.recipe import load_recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.runner import training_args
 
 LEFT = (
     "optimizer.pt",
@@ -159,3 +160,21 @@ def test_pushing_or_not_makes_no_other_run(repo_root: Path) -> None:
     saved = recipe_to_yaml(load_recipe(recipe))
     pushing = load_recipe(recipe, ["training.push_to_hub=true", "training.hub_model_id=me/x"])
     assert recipe_differences(saved, pushing) == []
+    pushing = load_recipe(recipe, ["hub={id: me/x, license: mit}"])
+    assert recipe_differences(saved, pushing) == [] == recipe_differences(recipe_to_yaml(pushing), load_recipe(recipe))
+
+
+def test_the_hub_section_fills_the_settings_of_the_trainer(repo_root: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(repo_root / "recipes" / "quickstart.yaml", ["hub={id: me/x, strategy: checkpoint}"])
+    args = training_args(recipe, tmp_path)
+    assert args.push_to_hub and args.hub_model_id == "me/x" and args.hub_private_repo is True
+    assert args.hub_strategy == "checkpoint" and args.hub_revision is None
+    kept = load_recipe(repo_root / "recipes" / "quickstart.yaml", ["hub={push: false, license: mit}"])
+    assert not training_args(kept, tmp_path).push_to_hub
+    with pytest.raises(InputError) as caught:
+        load_recipe(
+            repo_root / "recipes" / "quickstart.yaml",
+            ["hub.id=me/x", "training.hub_model_id=me/y", "training.push_to_hub=false"],
+        )
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["hub.push", "hub.id"]
+    assert "training.hub_model_id says 'me/y'" in str(caught.value)

@@ -12,6 +12,8 @@ from .sources import PACKAGE, ROOT, imports, module_name, package_files
 LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
     "errors": 0,
+    "hub_config": 1,  # knows nothing
+    "launch": 1,  # knows only errors
     "schema": 1,  # knows only errors
     "losses": 1,
     "features": 1,
