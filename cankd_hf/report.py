@@ -59,7 +59,9 @@ def end_line(report: Report) -> str:
     student, folder = report.arms[-1], Path(report.output_dir)
     metric = METRICS.get(report.metric, report.metric)
     score = student.scores.get(report.metric)
-    reached = "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
+    reached = (
+        "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
+    )
     files = {"card": "README.md", "results": "results.json", "recipe": "recipe.yaml"}
     *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
     beside = f"{', '.join(first)} and {last}" if first else last
