@@ -39,6 +39,7 @@ LEVELS = {
     "visualize": 5,
     "inspect": 5,
     "benchmark": 5,
+    "export": 5,
     "": 6,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.
@@ -55,6 +56,7 @@ EXCEPTIONS = {
     ),
     ("train", "inspect"),  # --dry-run
     ("visualize", "runner"),  # builds the student's initial weights and the teacher as a run does
+    ("export", "benchmark"),  # clocks: forms that take turns
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
 
