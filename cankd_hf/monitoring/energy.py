@@ -48,7 +48,8 @@ def find_counter(args: TrainingArguments) -> Counter | None:
     if args.device.type != "cuda" or torch.cuda.device_count() < local:
         return None
     devices = [args.device.index or 0] if local == 1 else range(local)
-    return gpu_counter([f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in devices])
+    uuids = [str(torch.cuda.get_device_properties(index).uuid).removeprefix("GPU-") for index in devices]
+    return gpu_counter([f"GPU-{uuid}" for uuid in uuids])
 
 
 def gpu_counter(uuids: Sequence[str]) -> Counter | None:

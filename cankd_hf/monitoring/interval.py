@@ -131,7 +131,7 @@ class BatchClock:
             return
         with tqdm.external_write_mode(sys.stderr):  # on a line of its own, not behind the bar
             logger.warning(
-                "data: the training waits %.0f%% of the time for images; raise training.dataloader_num_workers "
+                "data: the training waits %.0f%% of the time for images; try more training.dataloader_num_workers "
                 "(now %d, this machine has %d cores); where images are decoded anew each time and fit into memory, "
                 "set data.cache: true",
                 100 * share,

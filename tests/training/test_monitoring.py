@@ -18,8 +18,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import tqdm
 from transformers.utils.notebook import NotebookProgressCallback
 
-from cankd_hf.monitoring import interval
-from cankd_hf.monitoring.energy import Counter, EnergyMeter, gpu_counter, rapl_counter
+from cankd_hf.monitoring import energy, interval
+from cankd_hf.monitoring.energy import Counter, EnergyMeter, find_counter, gpu_counter, rapl_counter
 from cankd_hf.monitoring.interval import BatchClock
 from cankd_hf.monitoring.progress import TrainingProgress, show_progress
 from cankd_hf.report import end_line
@@ -199,16 +199,30 @@ def test_gpu_counters_are_found_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None
     nvml.nvmlInit = lambda: None
     nvml.nvmlDeviceGetHandleByUUID = {"GPU-a": "first", "GPU-b": "second", "GPU-old": "old"}.__getitem__
 
-    def energy(handle: str) -> int:
+    def consumed(handle: str) -> int:
         if handle == "old":
             raise nvml.NVMLError("Not Supported")
         return {"first": 2500, "second": 1000}[handle]
 
-    nvml.nvmlDeviceGetTotalEnergyConsumption = energy
+    nvml.nvmlDeviceGetTotalEnergyConsumption = consumed
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     both = gpu_counter(["GPU-a", "GPU-b"])
     assert both is not None and both.read() == [2.5, 1.0] and both.label == "GPU energy counter of 2 devices"
     assert gpu_counter(["GPU-old"]) is None
+
+
+def test_the_counter_is_of_what_the_run_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "rapl_counter", lambda: "cpu")
+    monkeypatch.setattr(energy, "gpu_counter", list)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"id{index}"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert find_counter(arguments()) == "cpu"
+    assert find_counter(arguments(world_size=4)) is None, "another machine has a part in it"
+    assert find_counter(arguments(device=torch.device("cuda", 0))) == ["GPU-id0", "GPU-id1"]
+    assert find_counter(arguments(device=torch.device("mps"))) is None
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert find_counter(arguments(world_size=1, device=torch.device("cuda", 1))) == ["GPU-id1"]
 
 
 class Fake:
