@@ -260,8 +260,8 @@ def limits(facts: Facts) -> list[str]:
         if "nms_threshold" in facts.config:
             score, overlap = facts.config["score_threshold"], facts.config["nms_threshold"]
             said.append(
-                f"Detections below a score of {score:g} are dropped, and so is the weaker of two boxes of a class that "
-                f"overlap by more than {overlap:g}."
+                f"Detections below a score of {score:g} are dropped, and so is the weaker of two boxes of a class "
+                f"that overlap by more than {overlap:g}."
             )
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
