@@ -86,7 +86,7 @@ class CanKDTrainer(PushesStudent):
         if kwargs.get("processing_class") is None:
             # Saved beside the student: no pipeline knows otherwise how its images are normalised.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        image_size = _image_size(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        image_size = _image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         teacher_levels = []
         if self.teacher is not None:
             self.teacher.set_input_stats(mean, std)
@@ -332,14 +332,19 @@ def _check_arguments(
     return list(terms)
 
 
-def _image_size(*datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it."""
+def _image_size(seed: int, *datasets: Any) -> tuple[int, int]:
+    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
+
+    Augmentation is drawn from the seed, so that a run that goes on measures, and pairs, as it did at first.
+    """
     for dataset in datasets:
         if dataset is None or isinstance(dataset, dict):
             continue
         # Iterable data sets have a `__getitem__` too; it only raises.
         streamed = not isinstance(dataset, Sized)
-        sample = next(iter(dataset), None) if streamed else dataset[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sample = next(iter(dataset), None) if streamed else dataset[0]
         if sample is not None and "pixel_values" in sample:
             height, width = sample["pixel_values"].shape[-2:]
             return int(height), int(width)

@@ -106,7 +106,7 @@ class DetectorForm(nn.Module):
         """See the class."""
         config = self.model.config
         maps = self.model.pyramid(pixel_values)
-        size, covered = self.model.frame((pixel_values.shape[-2], pixel_values.shape[-1]))
+        size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
         boxes, scores, labels = self.candidates(maps, size, covered)
         scores = torch.where(scores > config.score_threshold, scores, ABSENT)
         kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
