@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ RECIPE = yaml.safe_dump({"task": "segmentation", "data": {"path": "me/pictures",
 
 def command(*words: str) -> tuple[int, str, str]:
     """The exit code of a push, and what it said."""
+    return spoken(lambda: push.main(list(words)))
+
+
+def spoken(call: Callable[[], int]) -> tuple[int, str, str]:
+    """The exit code of a command, and what it said."""
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        code = push.main(list(words))
+        code = call()
     return code, out.getvalue(), errors.getvalue()
 
 
@@ -167,6 +173,10 @@ def main(root: Path) -> None:
     folder = str(root / "segformer")
     said["foreign"] = command(folder, "somebody/new")
     said["taken"] = command(folder, "somebody/model", "--public")
+    for case, repo in (("foreign run", "somebody/new"), ("taken run", "somebody/model")):
+        words = [str(root / "whole.yaml"), f"output_dir={root / 'refused'}", f"hub.id={repo}"]
+        said[case] = spoken(lambda words=words: train.main(words))
+        assert not list((root / "refused").glob("**/*.safetensors")), "trained before it was refused"
     said["name"] = command(folder, "me/a name")
     token = os.environ.pop("HF_TOKEN")
     said["no token"] = command(folder, "me/other")

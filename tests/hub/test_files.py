@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd
 from safetensors.torch import save_file
 from transformers import ResNetBackbone, ResNetConfig
 
-from cankd_hf import push
+from cankd_hf import push, runner, train
 from cankd_hf.errors import InputError
 from cankd_hf.hub import upload
 from cankd_hf.hub.files import student_files
@@ -127,6 +127,17 @@ def test_ctrl_c_says_that_nothing_changed(
     assert push.main([str(folder), "me/x"]) == 130
     assert "The same command pushes again" in capsys.readouterr().err
     assert (folder / "model.safetensors").is_file()
+
+
+def test_ctrl_c_while_a_run_pushes_says_what_to_do(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert train.main([str(repo_root / "recipes" / "quickstart.yaml")]) == 130
+    assert capsys.readouterr().err == "Interrupted; what was finished is kept, and the same command goes on from it.\n"
 
 
 def test_a_push_in_the_background_fails_without_noise_and_from_a_copy(

@@ -99,6 +99,8 @@ def test_a_broken_push_is_told_and_can_be_repeated(hub: Hub, said: dict[str, Any
     [
         ("foreign", "does not let you write"),
         ("taken", "does not let you write"),
+        ("foreign run", "does not let you write"),
+        ("taken run", "does not let you write"),
         ("name", "expected a repository name"),
         ("no token", "HF_TOKEN"),
         ("wrong token", "does not accept the token"),
