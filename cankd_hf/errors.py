@@ -20,13 +20,27 @@ class InputError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command; bad input ends in one line a problem on stderr and the exit code 2, not in a traceback."""
+def exit_code(command: Callable[[], int], interrupted: str = "nothing was changed") -> int:
+    """Runs a command and gives its exit code; what goes wrong is one line a problem on stderr, not a traceback.
+
+    Args:
+        command: gives the exit code where all goes well.
+        interrupted: what to say of Ctrl-C.
+
+    Returns:
+        The command's own code; 2 after bad input; 130 after Ctrl-C.
+    """
     try:
         return command()
     except InputError as error:
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")  # a progress bar may stand on this line
-        for problem in error.problems:
-            sys.stderr.write(f"error: {problem}\n")
+        _say(*(f"error: {problem}" for problem in error.problems))
         return 2
+    except KeyboardInterrupt:
+        _say(f"Interrupted; {interrupted}.")
+        return 130
+
+
+def _say(*lines: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")  # a progress bar may stand on this line
+    sys.stderr.writelines(f"{line}\n" for line in lines)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cankd_hf.errors import InputError, exit_code
+from cankd_hf.errors import exit_code
 
 EXAMPLES = """examples:
   python -m cankd_hf.push runs/quickstart me/shapes-student --dry-run
@@ -40,11 +40,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_args(argv)
-    try:
-        return exit_code(lambda: _run(options))
-    except KeyboardInterrupt:
-        print(f"Interrupted; nothing in {options.checkpoint} changed. The same command pushes again.", file=sys.stderr)
-        return 130
+    unchanged = f"nothing in {options.checkpoint} changed, and the same command pushes again"
+    return exit_code(lambda: _run(options), unchanged)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -66,10 +63,6 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     check_target(options.repo)
     name, private = open_repo(options.repo, private=not options.public, revision=options.revision)
-    if not private and not options.public:
-        raise InputError(
-            f"{name}: expected a private repository, this one exists and is public; if it is yours, add --public"
-        )
     if name != options.repo:  # given without its owner; the card needs the whole name
         uploads = plan(options.checkpoint, name)
     commit = push(uploads, name, options.message, options.revision)

@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   python -m cankd_hf.train recipes/dinov2_seg.yaml --dry-run
   accelerate launch -m cankd_hf.train recipes/dinov2_seg.yaml
 
-exit codes: 0 done, 2 bad input (nothing was trained), 130 stopped with a checkpoint (the same command goes on)"""
+exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (the same command goes on)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,11 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     # intermixed: options may stand between the overrides.
     options = parser().parse_intermixed_args(argv)
-    try:
-        return exit_code(lambda: _run(options))
-    except KeyboardInterrupt:  # outside of the steps, which end in a checkpoint: loading, scoring, pushing
-        print("Interrupted; what was finished is kept, and the same command goes on from it.", file=sys.stderr)
-        return 130
+    # Ctrl-C outside of the steps, which end in a checkpoint: loading, scoring, pushing.
+    return exit_code(lambda: _run(options), "what was finished is kept, and the same command goes on from it")
 
 
 def _run(options: argparse.Namespace) -> int:

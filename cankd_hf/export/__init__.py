@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from cankd_hf.errors import exit_code
@@ -47,11 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_args(argv)
-    try:
-        return exit_code(lambda: _run(options))
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; nothing was written.\n")
-        return 130
+    return exit_code(lambda: _run(options), "nothing was written")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -101,14 +101,20 @@ def open_repo(
         The full name, and whether the repository is private.
 
     Raises:
-        InputError: if the Hub refuses.
+        InputError: if the Hub refuses, or the repository is there and public although a private one is asked for.
     """
     check_target(repo, token)
     with hub_problems(repo):
         name = _api.create_repo(repo, private=private, exist_ok=True, token=token).repo_id
         _api.auth_check(name, write=True, token=token)  # creating passes over what is there, even where it is not ours
         is_private = bool(_api.model_info(name, token=token).private)
-        if revision is not None:
+    if private and not is_private:
+        raise InputError(
+            f"{name}: expected a private repository, this one exists and is public; if all may see the student, add "
+            "--public, or set hub.private: false in the recipe"
+        )
+    if revision is not None:
+        with hub_problems(repo):
             _api.create_branch(name, branch=revision, exist_ok=True, token=token)
     return name, is_private
 

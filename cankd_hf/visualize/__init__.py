@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,11 +52,7 @@ def _pixel(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_intermixed_args(argv)
-    try:
-        return exit_code(lambda: _run(options))
-    except KeyboardInterrupt:
-        print("Interrupted; figures that were finished are kept.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(options), "figures that were finished are kept")
 
 
 def _run(options: argparse.Namespace) -> int:
