@@ -66,9 +66,7 @@ def test_a_native_decoder_is_inherited_as_far_as_it_goes() -> None:
     assert decoder.mark == "model.decoder" and len(head.copied) == 2
     now, given = student.state_dict(), teacher.state_dict()
     assert all(torch.equal(now[name], given[name]) for name in decoder.copied + head.copied)
-    assert torch.equal(
-        now["model.backbone.model.encoder.stages.0.layers.0.layer.0.convolution.weight"], before
-    )
+    assert torch.equal(now["model.backbone.model.encoder.stages.0.layers.0.layer.0.convolution.weight"], before)
     (other_way,) = inherit(teacher, student, ["model.decoder"])
     assert other_way.left and other_way.mark == f"model.decoder ({len(other_way.copied)} of {total(teacher)} tensors)"
     assert "model.decoder.layers.1." in other_way.left[0] and "(the teacher has none)" in str(other_way)

@@ -190,7 +190,8 @@ def test_a_students_neck_and_head_start_from_torchvisions(head: str) -> None:
     student = FPNForObjectDetection(FPNConfig(backbone_config=resnet, head=head, fpn_channels=256, num_labels=classes))
     neck, own = inherit(student, torchvision_teachers.TorchvisionNet(theirs), ["neck", "head"])
     assert all("inner_blocks" in name for name in neck.left), "the lateral convolutions read another backbone"
-    assert not own.left and own.mark == "head" and neck.mark == f"neck ({len(neck.copied)} of {count(student)} tensors)"
+    assert not own.left and own.mark == "head"
+    assert neck.mark == f"neck ({len(neck.copied)} of {count(student)} tensors)"
     student.eval(), theirs.eval()
     maps = [torch.randn(1, 256, 64 // s, 64 // s) for s in ((4, 8, 16, 32, 64) if "rcnn" in head else (8, 16, 32, 64))]
     with torch.no_grad():
