@@ -21,6 +21,7 @@ _PUBLIC = {
     "FPNConfig": "cankd_hf.models.fpn.configuration_cankd_fpn",
     "FPNForObjectDetection": "cankd_hf.models.fpn.modeling_cankd_fpn_detection",
     "FPNForSemanticSegmentation": "cankd_hf.models.fpn.modeling_cankd_fpn",
+    "FeatureFiguresCallback": "cankd_hf.figures.callback",
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.losses",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cankd_hf.config import CanKDConfig
     from cankd_hf.distiller import Distiller
     from cankd_hf.errors import InputError
+    from cankd_hf.figures.callback import FeatureFiguresCallback
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss, LossTerm
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
@@ -48,6 +50,7 @@ __all__ = [
     "FPNConfig",
     "FPNForObjectDetection",
     "FPNForSemanticSegmentation",
+    "FeatureFiguresCallback",
     "InputError",
     "InstanceMSELoss",
     "LossTerm",

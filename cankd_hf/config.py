@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from cankd_hf.errors import InputError
+from cankd_hf.hub_config import NO_TOKEN
 
 
 @dataclass
@@ -45,6 +46,13 @@ class CanKDConfig(TrainingArguments):
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
     )
+    log_figures_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Send figures of two validation images (maps, attention) to the trackers of report_to every so "
+            "many steps; 0: never."
+        },
+    )
 
     def __post_init__(self) -> None:
         # CPUs compute in bf16 too, but transformers wants to be told that no accelerator is missing by mistake.
@@ -55,12 +63,13 @@ class CanKDConfig(TrainingArguments):
         super().__post_init__()
         problems = []
         if self.hub_token:
-            problems.append(
-                "training.hub_token: tokens are not taken as settings, they would end up in files and logs; set the "
-                "environment variable HF_TOKEN or run `hf auth login`"
-            )
+            problems.append(f"training.hub_token: {NO_TOKEN}")
         if not self.backbone_lr_scale > 0:
             problems.append(f"training.backbone_lr_scale: expected a number > 0, got {self.backbone_lr_scale}")
+        if self.log_figures_steps < 0:
+            problems.append(
+                f"training.log_figures_steps: expected a number of steps, or 0 for never, got {self.log_figures_steps}"
+            )
         if sorted(self.lr_drops) != self.lr_drops or not all(0 < share < 1 for share in self.lr_drops):
             problems.append(f"training.lr_drops: expected rising shares between 0 and 1, got {self.lr_drops}")
         if problems:

@@ -96,7 +96,8 @@ def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[Detecti
         try:
             architectures = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures")
         except OSError as error:
-            raise InputError(f"{checkpoint}: expected a saved student, found none: {error}") from error
+            said = " ".join(str(error).split())
+            raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
         if not architectures:
             raise InputError(f"{checkpoint}: expected a saved student, found no config.json that names its class")
         name = "detection" if architectures[0].endswith("ForObjectDetection") else "segmentation"

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cankd_hf.distiller import Distiller, pair_name
 from cankd_hf.features.taps import Level
+from cankd_hf.launch import check_launch
 from cankd_hf.recipe import Recipe, recipe_to_yaml
-from cankd_hf.runner import SCORE_ONLY, build_trainer, check_launch, training_args
+from cankd_hf.runner import SCORE_ONLY, build_trainer, training_args
 from cankd_hf.tasks import TASKS
 from cankd_hf.trainer import CanKDTrainer
 

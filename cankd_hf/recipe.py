@@ -17,6 +17,7 @@ import yaml
 
 from cankd_hf.data.config import DataConfig
 from cankd_hf.errors import InputError
+from cankd_hf.hub_config import NO_TOKEN, HubConfig
 from cankd_hf.losses.base import LossTerm
 from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.recipe_checks import (
@@ -44,6 +45,7 @@ _HARMLESS = {
     "training.hub_private_repo",
     "training.hub_revision",
     "training.hub_strategy",
+    "training.log_figures_steps",
     "training.push_to_hub",
     "training.report_to",
     "training.run_name",
@@ -80,6 +82,7 @@ class Recipe:
         distill: what is compared, and how much it counts.
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
+        hub: where the student is pushed; null pushes nothing, unless `training.push_to_hub` asks for it.
     """
 
     task: str = "segmentation"
@@ -91,6 +94,7 @@ class Recipe:
     distill: DistillConfig = field(default_factory=DistillConfig)
     baseline: bool = False
     training: dict[str, Any] = field(default_factory=dict)
+    hub: HubConfig | None = None
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -162,7 +166,7 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in keys
-        if before.get(key) != now.get(key) and key not in _HARMLESS
+        if before.get(key) != now.get(key) and key not in _HARMLESS and key.split(".")[0] != "hub"
     ]
 
 
@@ -178,6 +182,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _check(reader: Reader, data: dict[str, Any]) -> Recipe:
+    data = _without_tokens(reader, data)
     recipe = reader.section(Recipe, data, "")
     # Sections are looked at one by one, so that a mistake in one does not hide those in another.
     hints = get_type_hints(Recipe)
@@ -192,12 +197,25 @@ def _check(reader: Reader, data: dict[str, Any]) -> Recipe:
     _check_student(reader, parts.get("student"))
     _check_teacher(reader, parts.get("teacher"))
     _check_distill(reader, data.get("distill"), parts.get("distill"))
+    if parts.get("hub") is not None:
+        for place, problem in parts["hub"].problems(training or {}):
+            reader.say(place, problem)
     if recipe is not None:
         recipe.training = training or {}
         _check_together(reader, recipe)
     reader.raise_problems()
     assert recipe is not None
     return recipe
+
+
+def _without_tokens(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without anything that looks like a token of the Hub in its `hub:` section."""
+    hub = data.get("hub")
+    if not isinstance(hub, dict):
+        return data
+    for key in [key for key in hub if "token" in str(key)]:
+        reader.say(f"hub.{key}", NO_TOKEN)
+    return {**data, "hub": {key: value for key, value in hub.items() if "token" not in str(key)}}
 
 
 def _check_student(reader: Reader, student: StudentConfig | None) -> None:
@@ -279,7 +297,7 @@ def _elsewhere(key: str) -> str | None:
         "data": hints["data"],
         "student": hints["student"],
     }
-    for section, cls in {**sections, "teacher": TeacherConfig}.items():
+    for section, cls in {**sections, "teacher": TeacherConfig, "hub": HubConfig}.items():
         if any(f.name == key for f in dataclasses.fields(cls)):
             return f"{section}.{key}".lstrip(".")
     if key in {f.name for f in dataclasses.fields(LossTerm)}:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from cankd_hf.errors import InputError
+from cankd_hf.hub_config import NO_TOKEN
 from cankd_hf.schema import Reader, nearest
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 # Settings of a run that stand elsewhere, or that people know from older releases of transformers.
 _MOVED = {
-    "hub_token": "tokens are not taken as settings, they would end up in files and logs; set the environment variable "
-    "HF_TOKEN or run `hf auth login`",
+    "hub_token": NO_TOKEN,
     "output_dir": "stands at the top of the recipe; write `output_dir:` there",
     "seed": "stands at the top of the recipe; write `seed:` there",
     "warmup_ratio": "is gone from transformers 5; write warmup_steps, where a number below 1 is a share of the run",

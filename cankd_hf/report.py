@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,15 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cankd_hf.runner import Report
 
+# Metrics as people write them.
+METRICS = {"miou": "mIoU", "ap": "AP", "cka": "CKA"}
+
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Prints the result table, the share of the gap closed, and how to load the student; on one process only."""
+    """Prints the result table, the share of the gap closed, how to load the student, and last what was reached.
+
+    On one process only.
+    """
     if int(os.environ.get("RANK", "0")) != 0:
         return
     console = console or Console(width=None if os.isatty(1) else 110)
@@ -42,8 +49,33 @@ def print_report(report: Report, console: Console | None = None) -> None:
     picture = Path(report.output_dir) / "predictions.png"
     if picture.is_file():
         console.print(f"Look first: {picture}", soft_wrap=True)
-    console.print(f"The student lies in {report.output_dir}; load it with:", soft_wrap=True)
+    console.print("Load the student with:")
     console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
+    console.print(end_line(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def end_line(report: Report) -> str:
+    """What was reached, in how much training, and where it lies; only what is known."""
+    student, folder = report.arms[-1], Path(report.output_dir)
+    metric = METRICS.get(report.metric, report.metric)
+    score = student.scores.get(report.metric)
+    reached = (
+        "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
+    )
+    files = {"card": "README.md", "results": "results.json", "recipe": "recipe.yaml"}
+    *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
+    beside = f"{', '.join(first)} and {last}" if first else last
+    steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
+    return f"{reached} {steps} in {_duration(student.seconds)}; student: {folder}; {beside} beside it."
+
+
+def _duration(seconds: float) -> str:
+    """`48 s`, `1 min 52 s`, `3 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _columns(report: Report) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,18 +11,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psutil
-from transformers import PreTrainedModel, ProgressCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
+from cankd_hf.figures.callback import FeatureFiguresCallback
 from cankd_hf.hub.publish import open_target, publish
+from cankd_hf.launch import check_launch
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.student_config import StudentConfig
-from cankd_hf.progress import TrainingProgress
 from cankd_hf.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
@@ -84,44 +83,18 @@ class Report:
         return (distilled - alone) / (teacher - alone)
 
 
-def check_launch(world_size: int) -> None:
-    """Refuses launches that train on fewer processes than asked, or on several that do not know of each other.
-
-    Raises:
-        InputError: naming the launcher call that works.
-    """
-    fix = (
-        "on CPU use `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m cankd_hf.train ...` "
-        "or `torchrun --nproc_per_node N -m cankd_hf.train ... training.use_cpu=true`"
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and world_size == 1:
-        raise InputError(f"launch: {started} processes were started, but each would train alone (no GPU); {fix}")
-    if started == 1 and (asked := _asked_processes()) > 1:
-        raise InputError(f"launch: {asked} processes were asked for, but accelerate started 1; {fix}")
-
-
-def _asked_processes() -> int:
-    """The `--num_processes` of the `accelerate launch` that started this process, 1 where there is none."""
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent is not None else []
-    if not any("accelerate" in word for word in words[:3]):
-        return 1
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes"):
-            value = value or following
-            return int(value) if value.isdigit() else 1
-    return 1
-
-
 def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig:
     """The Trainer's arguments for one arm of a recipe.
 
     Raises:
         InputError: for settings that transformers refuses.
     """
-    settings = {"report_to": "none", **recipe.training, **overrides}
+    # Trackers show each arm as a run of its own.
+    out = Path(recipe.output_dir)
+    name = recipe.training.get("run_name") or out.resolve().name
+    name = name if folder == out else f"{name}-{folder.name}"
+    hub = recipe.hub.settings() if recipe.hub is not None else {}
+    settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
     try:
         return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
     except InputError:
@@ -191,9 +164,8 @@ def make_trainer(
         eval_dataset=data.eval,
         processing_class=task.image_processor(recipe.data),
     )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(TrainingProgress(task.metric))
+    if args.log_figures_steps > 0 and teacher is not None:
+        trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
 
 

@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     # intermixed: options may stand between the overrides.
     options = parser().parse_intermixed_args(argv)
-    return exit_code(lambda: _run(options))
+    try:
+        return exit_code(lambda: _run(options))
+    except KeyboardInterrupt:  # outside of the steps, which end in a checkpoint: loading, scoring, pushing
+        print("Interrupted; what was finished is kept, and the same command goes on from it.", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace) -> int:

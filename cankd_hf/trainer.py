@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from cankd_hf.distiller import Distiller
 from cankd_hf.errors import InputError
 from cankd_hf.hub.mixin import PushesStudent
 from cankd_hf.losses.base import LossTerm
+from cankd_hf.monitoring.energy import EnergyMeter
+from cankd_hf.monitoring.interval import BatchClock, PartMeans
+from cankd_hf.monitoring.progress import show_progress
+from cankd_hf.monitoring.trackers import group_names
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teacher import Teacher, load_teacher
 
@@ -82,7 +86,7 @@ class CanKDTrainer(PushesStudent):
         if kwargs.get("processing_class") is None:
             # Saved beside the student: no pipeline knows otherwise how its images are normalised.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        image_size = _image_size(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        image_size = _image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         teacher_levels = []
         if self.teacher is not None:
             self.teacher.set_input_stats(mean, std)
@@ -106,12 +110,16 @@ class CanKDTrainer(PushesStudent):
             self.teacher.to(args.device)
             if args.channels_last:
                 self.teacher.to(memory_format=torch.channels_last)
+        group_names(self.callback_handler.callbacks)
+        show_progress(self.callback_handler.callbacks, self.task.metric)
+        self.energy = EnergyMeter()
+        self.add_callback(self.energy)
         self.add_callback(SafeStop())
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._means = PartMeans()
+        self._clock = BatchClock(args)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -123,6 +131,12 @@ class CanKDTrainer(PushesStudent):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # Steps
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        self._clock.ask()
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._clock.got(batches)
+        return batches, count
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -152,7 +166,7 @@ class CanKDTrainer(PushesStudent):
         if outputs["loss"] is None:
             # All factors are 0 and there is no task loss: nothing to learn in this step, but backward needs a graph.
             outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
-        self._accumulate(outputs)
+        self._means.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _factors(self) -> list[float]:
@@ -198,36 +212,11 @@ class CanKDTrainer(PushesStudent):
 
     # Logging
 
-    def _accumulate(self, outputs: dict[str, Any]) -> None:
-        """Adds the parts up on the device: no synchronisation in a step."""
-        for key in ("parts", "similarity", "branch_share"):
-            if key not in outputs:
-                continue
-            value = outputs[key].mean(dim=0) if key == "similarity" else outputs[key]
-            group = f"{key}{len(value)}"
-            self._sums[group] = value if group not in self._sums else self._sums[group] + value
-            self._counts[group] = self._counts.get(group, 0) + 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update(self._drain())
+            logs.update(self._means.drain(self._distiller, self.accelerator))
+            logs.update(self._clock.drain(self.accelerator))
         super().log(logs, start_time)
-
-    def _drain(self) -> dict[str, float]:
-        """Means of the parts over the interval, the accumulated batches and all processes."""
-        distiller = self._distiller
-        logs: dict[str, float] = {}
-        for group, total in self._sums.items():
-            mean = self.accelerator.reduce(total / self._counts[group], "mean").tolist()
-            if group.startswith("parts"):
-                logs.update(_part_logs(distiller, mean))
-            else:
-                names = distiller.similarity_names if group.startswith("similarity") else distiller.branch_names
-                prefix = "raw_" if group.startswith("similarity") else "branch_share/"
-                logs.update({prefix + name: value for name, value in zip(names, mean, strict=True)})
-        self._sums.clear()
-        self._counts.clear()
-        return logs
 
     # Optimizer
 
@@ -343,29 +332,19 @@ def _check_arguments(
     return list(terms)
 
 
-def _part_logs(distiller: Distiller, values: Sequence[float]) -> dict[str, float]:
-    """`parts` under their names: the task loss, each term summed over its levels, and its levels where several."""
-    logs: dict[str, float] = {}
-    for name, value in zip(distiller.part_names, values, strict=False):
-        term = name.split("/")[0]
-        if term == "task":
-            if distiller.task_weight > 0:
-                logs["loss_task"] = value
-            continue
-        logs[f"loss_{term}"] = logs.get(f"loss_{term}", 0.0) + value
-        if len(distiller.pairs[term]) > 1:
-            logs[f"loss_{name}"] = value
-    return logs
+def _image_size(seed: int, *datasets: Any) -> tuple[int, int]:
+    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
 
-
-def _image_size(*datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it."""
+    Augmentation is drawn from the seed, so that a run that goes on measures, and pairs, as it did at first.
+    """
     for dataset in datasets:
         if dataset is None or isinstance(dataset, dict):
             continue
         # Iterable data sets have a `__getitem__` too; it only raises.
         streamed = not isinstance(dataset, Sized)
-        sample = next(iter(dataset), None) if streamed else dataset[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sample = next(iter(dataset), None) if streamed else dataset[0]
         if sample is not None and "pixel_values" in sample:
             height, width = sample["pixel_values"].shape[-2:]
             return int(height), int(width)

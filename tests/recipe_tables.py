@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cankd_hf.config import CanKDConfig
+from cankd_hf.hub_config import HubConfig
 from cankd_hf.losses import LOSSES, LossTerm
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.recipe import DistillConfig, Recipe
@@ -106,6 +107,7 @@ def tables() -> dict[str, str]:
         "distill": table(DistillConfig, "distill."),
         "term": table(LossTerm, "distill.terms.N."),
         "training": own_training_table(),
+        "hub": table(HubConfig, "hub."),
     }
     for name, loss in LOSSES.items():
         made[f"loss {name}"] = signature_table(loss.__init__, loss, {"channels"})

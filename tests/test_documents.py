@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cankd_hf import benchmark, evaluate, push, train
+from cankd_hf import benchmark, evaluate, export, push, train, visualize
 from cankd_hf.recipe import load_data_config, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,10 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
         load_data_config(None, options.overrides or ["data.path=shapes"])
     elif module == "push":
         push.parser().parse_args(argv)
+    elif module == "visualize":
+        visualize.parser().parse_intermixed_args(argv)
+    elif module == "export":
+        export.parser().parse_args(argv)
     elif module == "benchmark":
         options = benchmark._parser().parse_args(argv)
         if options.command != "loss":

@@ -58,8 +58,8 @@ class Taps:
     (a backbone's feature maps). In a path `*` stands for every child and `-1` for the last. If a module runs several
     times in one forward, its first run counts.
 
-    A model that pads its images tells so by a method `frame(image_size)`, which returns height and width of the image
-    and of what its maps cover, in one unit; the cells on the padding are left out.
+    A model that pads its images tells so by a method `map_frame(image_size)`, which returns height and width of the
+    image and of what its maps cover, in one unit; the cells on the padding are left out.
 
     Hooks only listen between the start and the end of the model's own forward, so the second forward of gradient
     checkpointing (during backward) is not mistaken for a new one.
@@ -194,7 +194,7 @@ class Taps:
 
     def _on_image(self, feature_map: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Cuts off the cells that lie on padding which the model added: maps of two models must show one picture."""
-        frame = getattr(self.model, "frame", None)
+        frame = getattr(self.model, "map_frame", None)
         if frame is None:
             return feature_map
         extent, covered = frame(image_size)

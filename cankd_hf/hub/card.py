@@ -41,8 +41,9 @@ def write_card(
 
     Args:
         folder: of a run or of a checkpoint.
-        licence: the student's licence, a Hub identifier such as `apache-2.0`; `unknown` where not given.
-        tags: further tags.
+        licence: the student's licence, a Hub identifier such as `apache-2.0`; where not given what the recipe says
+            under `hub:`, else `unknown`.
+        tags: further tags, beside the recipe's.
         title: heading; the folder's name where not given.
 
     Returns:
@@ -127,10 +128,10 @@ def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequen
         more.update(model_name=title, eval_results=_eval_results(facts, scores, split))
     own = ["cankd"] + (["knowledge-distillation"] if facts.teacher else [])
     return ModelCardData(
-        license=licence or UNKNOWN,
+        license=licence or facts.hub.get("license") or UNKNOWN,
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
-        tags=list(dict.fromkeys([*own, *tags])),
+        tags=list(dict.fromkeys([*own, *(facts.hub.get("tags") or ()), *tags])),
         **more,
     )
 

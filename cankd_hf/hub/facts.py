@@ -71,6 +71,11 @@ class Facts:
         return self.recipe.get("data") or {}
 
     @property
+    def hub(self) -> dict[str, Any]:
+        """The recipe's hub section: licence and tags."""
+        return self.recipe.get("hub") or {}
+
+    @property
     def pipeline_tag(self) -> str:
         """The Hub's name of the task."""
         architecture = (self.config.get("architectures") or [""])[0]
@@ -113,6 +118,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
         teacher["model"] = Path(teacher["model"]).name  # a path of this machine tells nobody anything
     best = args.load_best_model_at_end and not checkpoint and state.best_global_step
     step = state.best_global_step if best else state.global_step
+    energy = trainer.energy.facts(state)
     return {
         "task": task.name,
         "metric": task.metric,
@@ -132,6 +138,7 @@ def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
         "hardware": hardware(args.device),
         "processes": args.world_size,
         **_wall_clock(state),
+        **({} if energy is None else {"energy": energy}),
         "scores": _scores(state.log_history, step),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -114,11 +114,18 @@ def results_table(facts: Facts) -> tuple[str, str]:
     note = f"Scores of the {split} split, from one run{_seed(facts)}."
     if any(arm.get("inherited") for arm in arms):
         note += " † starts with parts of the teacher's weights."
+    return _markdown(rows), note + _gap(facts)
+
+
+def _gap(facts: Facts) -> str:
+    """What distillation brought, in one sentence; nothing where it was not measured."""
     gap = facts.results.get("gap_closed")
-    if gap is not None:
-        metric = METRICS[facts.results["metric"]][1]
-        note += f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
-    return _markdown(rows), note
+    if gap is None:
+        return ""
+    metric = METRICS[facts.results["metric"]][1]
+    if gap < 0:
+        return f" Distillation did not help here: the distilled student is below the student alone in {metric}."
+    return f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
 
 
 def _size(facts: Facts) -> dict[str, int]:
@@ -159,6 +166,9 @@ def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
         several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
         time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
         lines.append(("Machine", f"{several}{run['hardware']}{time}"))
+    if "energy" in run:
+        watt_hours = run["energy"]["joules"] / 3600
+        lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {run['energy']['measured']}"))
     if "versions" in run:
         lines.append(("Software", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
     if facts.recipe:
@@ -208,6 +218,9 @@ def _data(facts: Facts) -> str | None:
     parts += [f"{count:,} {names.get(role, role)} images" for role, count in splits.items() if count]
     if facts.data.get("crop_size"):
         parts.append("crops of {} x {}".format(*facts.data["crop_size"]))
+    if facts.data.get("image_size"):
+        fit = "within" if facts.data.get("keep_aspect") else "at"
+        parts.append(f"scored {fit} {{}} x {{}}".format(*facts.data["image_size"]))
     return ", ".join(parts)
 
 
@@ -230,7 +243,7 @@ def terms_table(facts: Facts) -> str:
         for pair in term["pairs"]:
             # The authors' loss has the factor 0.5 outside of mu, ours inside of the loss.
             mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
-            strides = [f"{pair[f'{side}_stride']:g}" for side in ("student", "teacher")]
+            strides = [f"{pair[f'{side}_stride']:.3g}" for side in ("student", "teacher")]
             rows.append([term["name"], *strides, f"{pair['weight']:g}", mu])
     return _markdown(rows)
 
@@ -239,9 +252,17 @@ def limits(facts: Facts) -> list[str]:
     """What a user should not expect, as far as the facts tell."""
     said = []
     labels = list((facts.config.get("id2label") or {}).values())
+    shown = ", ".join(str(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
     if facts.pipeline_tag == "image-segmentation" and labels:
-        shown = ", ".join(str(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
         said.append(f"It knows {len(labels)} classes and gives every pixel one of them: {shown}.")
+    elif facts.pipeline_tag.endswith("object-detection") and labels:
+        said.append(f"It finds {len(labels)} classes and nothing else: {shown}.")
+        if "nms_threshold" in facts.config:
+            score, overlap = facts.config["score_threshold"], facts.config["nms_threshold"]
+            said.append(
+                f"Detections below a score of {score:g} are dropped, and so is the weaker of two boxes of a class "
+                f"that overlap by more than {overlap:g}."
+            )
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
     elif facts.data.get("path"):

@@ -89,7 +89,7 @@ def check_target(repo: str, token: str | None = None) -> None:
 def open_repo(
     repo: str, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> tuple[str, bool]:
-    """Creates the repository, and the branch, where they are not there yet.
+    """Creates the repository, and the branch, where they are not there yet; makes sure that we may write there.
 
     Args:
         repo: `me/name`, or a name under the token's own account.
@@ -106,6 +106,7 @@ def open_repo(
     check_target(repo, token)
     with hub_problems(repo):
         name = _api.create_repo(repo, private=private, exist_ok=True, token=token).repo_id
+        _api.auth_check(name, write=True, token=token)  # creating passes over what is there, even where it is not ours
         is_private = bool(_api.model_info(name, token=token).private)
         if revision is not None:
             _api.create_branch(name, branch=revision, exist_ok=True, token=token)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cankd_hf.losses.attention import attention_map
 from cankd_hf.losses.base import FeatureLoss, LossTerm
 from cankd_hf.losses.cankd import CanKDLoss
 from cankd_hf.losses.instance_mse import InstanceMSELoss
 
 LOSSES: dict[str, type[FeatureLoss]] = {"cankd": CanKDLoss, "instance_mse": InstanceMSELoss}
 
-__all__ = ["LOSSES", "CanKDLoss", "FeatureLoss", "InstanceMSELoss", "LossTerm"]
+__all__ = ["LOSSES", "CanKDLoss", "FeatureLoss", "InstanceMSELoss", "LossTerm", "attention_map"]

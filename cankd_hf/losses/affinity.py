@@ -43,8 +43,8 @@ def can_pool(x: Tensor) -> bool:
 def dot_product(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
     """`f_ij = <q_i, k_j> / M`, re-associated: the whole block is one [C, C] channel mix for each image."""
     dtype = compute_dtype(student)
-    theta, theta_bias = _weights(loss.theta, dtype)
-    w, w_bias = _weights(loss.w, dtype)
+    theta, theta_bias = conv_weights(loss.theta, dtype)
+    w, w_bias = conv_weights(loss.w, dtype)
     read = w @ _value_times_key(loss, teacher, dtype, pool)  # [B, C, D]
     return read @ theta, read @ theta_bias + w_bias, None
 
@@ -56,7 +56,7 @@ def _value_times_key(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool:
         return value @ key.mT / key.shape[2]
     # without the pool both are linear in the teacher map, so that its covariance says it all
     mean, cov = covariance(teacher, dtype)
-    (phi, phi_bias), (g, g_bias) = _weights(loss.phi, dtype), _weights(loss.g, dtype)
+    (phi, phi_bias), (g, g_bias) = conv_weights(loss.phi, dtype), conv_weights(loss.g, dtype)
     mean_key, mean_value = F.linear(mean, phi, phi_bias), F.linear(mean, g, g_bias)
     return g @ cov @ phi.T + mean_value[:, :, None] * mean_key[:, None, :]
 
@@ -64,7 +64,7 @@ def _value_times_key(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool:
 def embedded_gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> Block:
     """`softmax_j <q_i, k_j>`, unscaled."""
     dtype = compute_dtype(student)
-    theta, theta_bias = _weights(loss.theta, dtype)
+    theta, theta_bias = conv_weights(loss.theta, dtype)
     key, value = _keys_and_values(loss, teacher, dtype, pool)
     query = _times(theta, student.to(dtype), theta_bias)
     return _read_out(loss, _softmax_read(query.mT, key.mT, value.mT), dtype)
@@ -74,7 +74,7 @@ def gaussian(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool) -> B
     """`softmax_j <s_i, t_j>` on the raw channels; the keys are the pooled teacher map."""
     dtype = compute_dtype(student)
     key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
-    value = project(teacher, *_weights(loss.g, dtype), pool)
+    value = project(teacher, *conv_weights(loss.g, dtype), pool)
     return _read_out(loss, _softmax_read(student.mT.to(dtype), key.mT, value.mT), dtype)
 
 
@@ -82,7 +82,7 @@ def concatenation(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool)
     """`relu(a . q_i + b . k_j) / M`: one number a query and one a key."""
     assert loss.concat is not None
     dtype = compute_dtype(student)
-    theta, theta_bias = _weights(loss.theta, dtype)
+    theta, theta_bias = conv_weights(loss.theta, dtype)
     for_query, for_key = loss.concat.weight.flatten().to(dtype).chunk(2)
     key, value = _keys_and_values(loss, teacher, dtype, pool)
     a = _times((for_query @ theta)[None], student.to(dtype), (for_query @ theta_bias)[None])
@@ -90,7 +90,7 @@ def concatenation(loss: CanKDLoss, student: Tensor, teacher: Tensor, pool: bool)
     return _read_out(loss, relu_read(a[:, 0], b[:, 0], value.mT), dtype)
 
 
-def _weights(conv: nn.Conv2d | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def conv_weights(conv: nn.Conv2d | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight as a matrix and bias of a 1x1 convolution, in the type to compute in."""
     assert conv is not None and conv.bias is not None
     return conv.weight.flatten(1).to(dtype), conv.bias.to(dtype)
@@ -103,7 +103,7 @@ def _times(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
 
 def _keys_and_values(loss: CanKDLoss, teacher: Tensor, dtype: torch.dtype, pool: bool) -> tuple[Tensor, Tensor]:
     """Both projections [B, D, M] in one pass over the teacher map."""
-    (phi, phi_bias), (g, g_bias) = _weights(loss.phi, dtype), _weights(loss.g, dtype)
+    (phi, phi_bias), (g, g_bias) = conv_weights(loss.phi, dtype), conv_weights(loss.g, dtype)
     both = project(teacher, torch.cat([phi, g]), torch.cat([phi_bias, g_bias]), pool)
     key, value = both.chunk(2, dim=1)
     return key, value
@@ -122,7 +122,7 @@ def _softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _read_out(loss: CanKDLoss, read: Tensor, dtype: torch.dtype) -> Block:
-    w, w_bias = _weights(loss.w, dtype)
+    w, w_bias = conv_weights(loss.w, dtype)
     return w.expand(read.shape[0], -1, -1), w_bias.expand(read.shape[0], -1), read.mT
 
 

@@ -58,7 +58,7 @@ class TorchvisionNet(nn.Module):
             if name != "transform":
                 self.add_module(name, module)
 
-    def frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def map_frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the images, and of what the maps cover."""
         multiple = MULTIPLE if self.pads else 1
         return size, (size[0] + -size[0] % multiple, size[1] + -size[1] % multiple)
@@ -66,7 +66,7 @@ class TorchvisionNet(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Images `[B, 3, H, W]`, normalised -> maps `[B, C, h, w]` by torchvision's names."""
         height, width = pixel_values.shape[-2:]
-        _, covered = self.frame((height, width))
+        _, covered = self.map_frame((height, width))
         return self.backbone(F.pad(pixel_values, (0, covered[1] - width, 0, covered[0] - height)))
 
     def state_as_ours(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,38 @@ import yaml
 from transformers import BitImageProcessor, ResNetBackbone, ResNetConfig, SegformerConfig, SegformerImageProcessor
 from transformers import SegformerForSemanticSegmentation as Segformer
 
-from cankd_hf import push, train
+from cankd_hf import CanKDConfig, CanKDTrainer, push, train
 from cankd_hf.hub import upload
+from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.tasks import DetectionTask
 from tests.training.tiny import CLASSES, Images, terms, trainer
 
 SIZE = {"height": 64, "width": 64}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+RESNET["layer_type"] = "basic"
+DETECTORS: dict[str, dict[str, Any]] = {
+    "detector": {"backbone": RESNET, "fpn": {"head": "reppoints", "fpn_channels": 8, "score_threshold": 0.0}},
+    "detr": {
+        "config": {
+            **{"model_type": "detr", "backbone_config": RESNET, "encoder_layers": 1, "decoder_layers": 1},
+            **{"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2},
+            **{"decoder_attention_heads": 2, "num_queries": 7},
+        }
+    },
+}
 RECIPE = yaml.safe_dump({"task": "segmentation", "data": {"path": "me/pictures", "crop_size": [64, 64]}})
 
 
 def command(*words: str) -> tuple[int, str, str]:
     """The exit code of a push, and what it said."""
+    return spoken(lambda: push.main(list(words)))
+
+
+def spoken(call: Callable[[], int]) -> tuple[int, str, str]:
+    """The exit code of a command, and what it said."""
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        code = push.main(list(words))
+        code = call()
     return code, out.getvalue(), errors.getvalue()
 
 
@@ -85,13 +105,21 @@ def backbone(folder: Path) -> Any:
     return made
 
 
+def detector(folder: Path, source: dict[str, Any]) -> Any:
+    """A detector as its trainer saves it, without training."""
+    task = DetectionTask({0: "red", 1: "blue"})
+    student = task.build_student(StudentConfig(**source))
+    made = CanKDTrainer(student, None, CanKDConfig(str(folder), use_cpu=True), task=task)
+    made.save_model()
+    return made
+
+
 def whole_run(folder: Path) -> int:
     """A run of three arms from a recipe that asks for a push."""
-    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
-    resnet["layer_type"] = "basic"
+    resnet = {**RESNET, "hidden_sizes": [8, 8], "depths": [1, 1]}
     generated = {"train": 8, "validation": 2, "test": 2, "size": 64}
     arguments = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
-    pushing = {"push_to_hub": True, "hub_model_id": "me/run", "hub_private_repo": True, "hub_strategy": "end"}
+    pushing = {"id": "me/run", "license": "apache-2.0", "tags": ["shapes"]}
     recipe = {
         "output_dir": str(folder / "run"),
         "baseline": True,
@@ -107,7 +135,8 @@ def whole_run(folder: Path) -> int:
             },
             "fit": {"max_steps": 1},
         },
-        "training": {**arguments, **pushing},
+        "training": arguments,
+        "hub": pushing,
     }
     file = folder / "whole.yaml"
     file.write_text(yaml.safe_dump(recipe))
@@ -131,14 +160,23 @@ def main(root: Path) -> None:
     said["private"] = command(str(root / "backbone"), "backbone")  # under one's own name
     made = fpn(root / "fpn", "me/fpn", "all_checkpoints", steps=2)
     made.push_to_hub(license="apache-2.0")
+    detectors = {}
+    for kind, source in DETECTORS.items():
+        detectors[kind] = detector(root / kind, source)
+        said[kind] = command(str(root / kind), f"me/{kind}")
     for strategy in ("end", "every_save", "checkpoint"):
         fpn(root / strategy, f"me/{strategy}", strategy)
     said["run"] = (whole_run(root), "", "")
     cases = {"fpn": made.student, "segformer": native.student, "backbone": bare.student}
+    cases |= {kind: one.student for kind, one in detectors.items()}
     torch.save({k: (images, output(v.cpu(), images)) for k, v in cases.items()}, root / "cases.pt")
     folder = str(root / "segformer")
     said["foreign"] = command(folder, "somebody/new")
     said["taken"] = command(folder, "somebody/model", "--public")
+    for case, repo in (("foreign run", "somebody/new"), ("taken run", "somebody/model")):
+        words = [str(root / "whole.yaml"), f"output_dir={root / 'refused'}", f"hub.id={repo}"]
+        said[case] = spoken(lambda words=words: train.main(words))
+        assert not list((root / "refused").glob("**/*.safetensors")), "trained before it was refused"
     said["name"] = command(folder, "me/a name")
     token = os.environ.pop("HF_TOKEN")
     said["no token"] = command(folder, "me/other")

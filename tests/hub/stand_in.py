@@ -127,6 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             (r"/api/models/([^/]+/[^/]+)/preupload/(.+)", self._preupload),
             (r"/api/models/([^/]+/[^/]+)/commit/(.+)", self._commit),
             (r"/api/models/([^/]+/[^/]+)/branch/(.+)", self._branch),
+            (r"/api/models/([^/]+/[^/]+)/auth-check/write", self._auth_check),
             (r"/api/models/([^/]+/[^/]+)/tree/([^/]+).*", self._tree),
             (r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
@@ -212,6 +213,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"name": USER, "type": "user", "orgs": []})
         else:
             self._refuse(401, "Invalid credentials in Authorization header")
+
+    def _auth_check(self, body: bytes, repo: str) -> None:
+        if self._writable(repo):
+            self._send(200, {})
 
     def _preupload(self, body: bytes, repo: str, revision: str) -> None:
         if self._writable(repo):

@@ -113,6 +113,38 @@ def test_a_card_holds_every_recorded_fact(tmp_path: Path) -> None:
         assert words in card, words
 
 
+def test_a_detector_says_what_it_finds_what_it_drops_and_that_it_did_not_gain(tmp_path: Path) -> None:
+    run = {**RUN, "pipeline_tag": "object-detection", "energy": {"joules": 7200.0, "measured": "GPU energy counter"}}
+    run["terms"] = [{"name": "cankd", "loss": "cankd", "pairs": [{**RUN["terms"][0]["pairs"][0], "weight": 2.5}]}]
+    run["terms"][0]["pairs"][0]["student_stride"] = 61.967733539318674
+    arms = [
+        {"name": name, "parameters": 1, "steps": 1, "scores": {"ap": score, "ap50": 0.9}}
+        for name, score in (("teacher", 0.57), ("student alone", 0.52), ("student distilled", 0.51))
+    ]
+    results = {**RESULTS, "metric": "ap", "gap_closed": -0.2, "arms": arms}
+    recipe = {"data": {"path": "me/cells", "image_size": [240, 320]}, "hub": {"license": "mit", "tags": ["cells"]}}
+    folder = folder_with(tmp_path, run, results, recipe)
+    config = json.loads((folder / "config.json").read_text())
+    thresholds = {"score_threshold": 0.2, "nms_threshold": 0.6}
+    (folder / "config.json").write_text(json.dumps({**config, **thresholds}))
+    file = write_card(folder)
+    card, data = file.read_text(), ModelCard.load(file).data
+    for words in (
+        "An object detector of 62,894 parameters that finds and boxes 2 kinds of things",
+        "| student distilled | 1 | 1 | 0.5100 | 0.9000 |",
+        "Distillation did not help here: the distilled student is below the student alone in AP.",
+        "- **Energy**: 2.0 Wh, measured by: GPU energy counter",
+        "scored at 240 x 320",
+        "| cankd | 62 | 14 | 2.5 | 1.25 |",
+        "It finds 2 classes and nothing else: road, car.",
+        "Detections below a score of 0.2 are dropped",
+    ):
+        assert words in card, words
+    assert "closed" not in card
+    assert data.license == "mit" and "cells" in data.tags and problems(card) == []
+    assert {result.metric_type for result in data.eval_results} == {"map", "map_50"}
+
+
 def test_metadata_is_complete_and_valid(tmp_path: Path) -> None:
     file = write_card(folder_with(tmp_path, RUN, RESULTS, RECIPE), licence="apache-2.0", tags=["streets"])
     assert problems(file.read_text()) == []

@@ -11,13 +11,14 @@ from huggingface_hub import CommitOperationAdd
 from safetensors.torch import save_file
 from transformers import ResNetBackbone, ResNetConfig
 
-from cankd_hf import push
+from cankd_hf import push, runner, train
 from cankd_hf.errors import InputError
 from cankd_hf.hub import upload
 from cankd_hf.hub.files import student_files
 from cankd_hf.hub.publish import open_target
 from cankd_hf.hub.upload import check_target, open_repo, plan, push_in_background
 from cankd_hf.recipe import load_recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.runner import training_args
 
 LEFT = (
     "optimizer.pt",
@@ -128,6 +129,17 @@ def test_ctrl_c_says_that_nothing_changed(
     assert (folder / "model.safetensors").is_file()
 
 
+def test_ctrl_c_while_a_run_pushes_says_what_to_do(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert train.main([str(repo_root / "recipes" / "quickstart.yaml")]) == 130
+    assert capsys.readouterr().err == "Interrupted; what was finished is kept, and the same command goes on from it.\n"
+
+
 def test_a_push_in_the_background_fails_without_noise_and_from_a_copy(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -159,3 +171,21 @@ def test_pushing_or_not_makes_no_other_run(repo_root: Path) -> None:
     saved = recipe_to_yaml(load_recipe(recipe))
     pushing = load_recipe(recipe, ["training.push_to_hub=true", "training.hub_model_id=me/x"])
     assert recipe_differences(saved, pushing) == []
+    pushing = load_recipe(recipe, ["hub={id: me/x, license: mit}"])
+    assert recipe_differences(saved, pushing) == [] == recipe_differences(recipe_to_yaml(pushing), load_recipe(recipe))
+
+
+def test_the_hub_section_fills_the_settings_of_the_trainer(repo_root: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(repo_root / "recipes" / "quickstart.yaml", ["hub={id: me/x, strategy: checkpoint}"])
+    args = training_args(recipe, tmp_path)
+    assert args.push_to_hub and args.hub_model_id == "me/x" and args.hub_private_repo is True
+    assert args.hub_strategy == "checkpoint" and args.hub_revision is None
+    kept = load_recipe(repo_root / "recipes" / "quickstart.yaml", ["hub={push: false, license: mit}"])
+    assert not training_args(kept, tmp_path).push_to_hub
+    with pytest.raises(InputError) as caught:
+        load_recipe(
+            repo_root / "recipes" / "quickstart.yaml",
+            ["hub.id=me/x", "training.hub_model_id=me/y", "training.push_to_hub=false"],
+        )
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["hub.push", "hub.id"]
+    assert "training.hub_model_id says 'me/y'" in str(caught.value)

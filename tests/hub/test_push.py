@@ -17,6 +17,8 @@ from .stand_in import TOKEN, Hub, problems
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "distillation.json", "README.md"}
 CODE = {"configuration_cankd_fpn.py", "modeling_cankd_fpn.py"}
+DETECTOR_CODE = {f"{name}_cankd_fpn.py" for name in ("detection_heads", "reppoints")}
+DETECTOR_CODE.add("modeling_cankd_fpn_detection.py")
 FORBIDDEN = re.compile(r"optimizer|scheduler|scaler|rng_state|trainer_state|training_args|distiller|teacher_manifest")
 
 
@@ -39,7 +41,8 @@ def test_the_student_alone_is_pushed_with_its_code_and_card(hub: Hub, pushed: Pa
     files = {repo: set(held.branches["main"][-1]) for repo, held in hub.repos.items()}
     recipe = {"recipe.yaml"}
     assert files["me/segformer"] == STUDENT
-    assert files["me/backbone"] == STUDENT
+    assert files["me/backbone"] == STUDENT == files["me/detr"]
+    assert files["me/detector"] == STUDENT | CODE | DETECTOR_CODE
     fpn = STUDENT | CODE | recipe
     assert files["me/every_save"] == fpn
     assert files["me/checkpoint"] == fpn | {f"last-checkpoint/{name}" for name in fpn}
@@ -66,6 +69,7 @@ def test_a_run_pushes_its_student_alone_at_its_end_with_all_scores(
     assert set(files) == STUDENT | CODE | {"recipe.yaml", "results.json"}
     assert files["model.safetensors"] == (pushed / "run" / "model.safetensors").read_bytes()
     card = files["README.md"].decode()
+    assert "license: apache-2.0" in card and "- shapes" in card
     assert all(f"| {arm} |" in card for arm in ("student alone", "student distilled", "teacher"))
     assert "trained in the same run" in card and not problems(card)
     assert (pushed / "run" / "README.md").is_file() and "me/alone" not in hub.repos
@@ -95,6 +99,8 @@ def test_a_broken_push_is_told_and_can_be_repeated(hub: Hub, said: dict[str, Any
     [
         ("foreign", "does not let you write"),
         ("taken", "does not let you write"),
+        ("foreign run", "does not let you write"),
+        ("taken run", "does not let you write"),
         ("name", "expected a repository name"),
         ("no token", "HF_TOKEN"),
         ("wrong token", "does not accept the token"),
@@ -108,7 +114,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(said: dict[str, Any], case: str, 
 
 
 def test_cards_name_the_repository_and_are_valid(hub: Hub, pushed: Path) -> None:
-    for repo in ("me/fpn", "me/segformer", "me/backbone", "me/every_save"):
+    for repo in ("me/fpn", "me/segformer", "me/backbone", "me/every_save", "me/detector", "me/detr"):
         card = hub.repos[repo].branches["main"][-1]["README.md"].decode()
         assert not problems(card), repo
         assert f'"{repo}"' in card and str(pushed) not in card, card
@@ -122,19 +128,23 @@ import sys, torch
 {preamble}
 from huggingface_hub import hf_hub_download
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ResNetBackbone, pipeline
+from transformers import AutoModelForObjectDetection
 cases = torch.load("cases.pt")
 trust = {trust}
 models = {{
     "fpn": AutoModelForSemanticSegmentation.from_pretrained("me/fpn", **trust),
     "segformer": AutoModelForSemanticSegmentation.from_pretrained("me/segformer", revision={revision!r}),
     "backbone": ResNetBackbone.from_pretrained("me/backbone"),
+    "detector": AutoModelForObjectDetection.from_pretrained("me/detector", **trust),
+    "detr": AutoModelForObjectDetection.from_pretrained("me/detr"),
 }}
 for kind, (images, expected) in cases.items():
     with torch.no_grad():
         found = models[kind](pixel_values=images)
     torch.testing.assert_close(found.feature_maps[-1] if kind == "backbone" else found.logits, expected)
     AutoImageProcessor.from_pretrained("me/" + kind)
-assert type(models["fpn"]).__module__.split(".")[0] == {home!r}
+for kind in ("fpn", "detector"):
+    assert type(models[kind]).__module__.split(".")[0] == {home!r}
 AutoModelForSemanticSegmentation.from_pretrained("me/checkpoint", subfolder="last-checkpoint", **trust)
 {rest}
 """

@@ -180,7 +180,7 @@ def test_labels_and_predictions_speak_of_the_same_boxes(kind: str) -> None:
     """Also where images are stretched to fit a plain ViT."""
     model = detector(kind).eval()
     _, labels = pictures()
-    extent, covered = model.frame((75, 110))
+    extent, covered = model.map_frame((75, 110))
     assert (extent, covered) == (((75, 110), (96, 128)) if kind == "retinanet_resnet" else ((64, 96), (64, 96)))
     targets = [{**one, "scores": torch.tensor([0.9, 0.8])} for one in model.targets(labels, 2, extent)]
     logits, boxes = model.encode(targets, extent)

@@ -14,6 +14,7 @@ PUBLIC = {
     "FPNConfig",
     "FPNForObjectDetection",
     "FPNForSemanticSegmentation",
+    "FeatureFiguresCallback",
     "InputError",
     "LossTerm",
     "load_recipe",

@@ -12,6 +12,8 @@ from .sources import PACKAGE, ROOT, imports, module_name, package_files
 LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
     "errors": 0,
+    "hub_config": 1,  # knows nothing
+    "launch": 1,  # knows only errors
     "schema": 1,  # knows only errors
     "losses": 1,
     "features": 1,
@@ -24,8 +26,9 @@ LEVELS = {
     "tasks": 2,
     "config": 2,
     "checkpoint": 2,
-    "progress": 2,
+    "monitoring": 2,
     "hub": 2,  # below the trainer, which pushes through it; it knows losses (their citations) and files
+    "figures": 3,
     "trainer": 3,
     "recipe_checks": 3,
     "recipe": 4,
@@ -38,6 +41,7 @@ LEVELS = {
     "visualize": 5,
     "inspect": 5,
     "benchmark": 5,
+    "export": 5,
     "": 6,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.
@@ -45,6 +49,7 @@ EXCEPTIONS = {
     ("", "_autoregister"),
     ("_autoregister", "models"),  # the one thing it does, when transformers asks for it
     ("tasks", "distiller"),  # statistics of a batch read the distiller's measurements (types only)
+    ("monitoring", "distiller"),  # names of what the distiller measures (types only)
     ("report", "runner"),  # prints what the runner returns
     *(
         (command, helper)
@@ -52,6 +57,8 @@ EXCEPTIONS = {
         for helper in ("runner", "report")
     ),
     ("train", "inspect"),  # --dry-run
+    ("visualize", "runner"),  # builds the student's initial weights and the teacher as a run does
+    ("export", "benchmark"),  # clocks: forms that take turns
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
 

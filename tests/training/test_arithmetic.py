@@ -66,6 +66,7 @@ def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp
     if kind == "fpn":
         found = json.loads((two / "scores.json").read_text())
         assert found["miou"] == pytest.approx(single.evaluate(Images(13))["eval_miou"], abs=1e-6)
+        assert len(found["data_wait"]) == 2 and all(0 <= share <= 1 for share in found["data_wait"])
 
 
 def test_two_processes_score_detections_as_one(two: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,9 +76,15 @@ def test_a_run_ends_in_a_table_a_picture_and_students_that_load(
     file = recipe(tmp_path)
     assert train.main([file]) == 0
     shown = capsys.readouterr().out
-    for words in ("teacher", "student alone", "student distilled", "miou", "load it with", "predictions.png"):
+    for words in ("teacher", "student alone", "student distilled", "miou", "Load the student with", "predictions.png"):
         assert words in shown, shown
     run = tmp_path / "run"
+    last = shown.splitlines()[-1]
+    assert re.fullmatch(
+        rf"Reached mIoU 0\.\d{{3}} \(test\) after 3 steps in [\d.]+ s; student: {run}; "
+        r"card, results and recipe beside it\.",
+        last,
+    ), last
     results = json.loads((run / "results.json").read_text())
     assert [arm["steps"] for arm in results["arms"]] == [2, 3, 3]
     assert (run / "predictions.png").stat().st_size > 10_000

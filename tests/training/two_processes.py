@@ -30,7 +30,8 @@ def train(made: CanKDTrainer, name: str) -> int:
 folder = Path(sys.argv[1])
 made = trainer(folder, Images(16, noisy=True), model=student(), per_device_train_batch_size=4)
 train(made, "fpn")
-found = {"miou": made.evaluate(Images(13))["eval_miou"]}
+waits = [entry["data_wait"] for entry in made.state.log_history if "data_wait" in entry]
+found = {"miou": made.evaluate(Images(13))["eval_miou"], "data_wait": waits}
 for kind in STUDENTS:
     rank = train(detector_trainer(folder, kind, per_device_train_batch_size=4), kind)
 found |= scores(folder, batch_size=2)

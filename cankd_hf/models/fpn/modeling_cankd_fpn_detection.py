@@ -63,7 +63,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         super().__init__(config)
         if config.head not in DETECTORS:
             raise ValueError(f"FPNForObjectDetection: {config.head!r} is a head for FPNForSemanticSegmentation")
-        # In the pixels in which the heads count every stride is a power of two: see `frame`.
+        # In the pixels in which the heads count every stride is a power of two: see `map_frame`.
         self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
         self.head = DETECTORS[config.head](config, [stride for _, stride in self.levels])
         self.starts = starting_biases(self.head)
@@ -84,7 +84,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def map_frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the images, and of what the maps cover, in the pixels in which the heads count.
 
         Both come in multiples of 32 for a plain ViT, whose images are stretched to them. Others are padded.
@@ -101,7 +101,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         is 14 (torchvision's heads know no others), and that a teacher's maps lie on the image and nothing else.
         """
         height, width = pixel_values.shape[-2:]
-        _, covered = self.frame((height, width))
+        _, covered = self.map_frame((height, width))
         if isinstance(self.neck, SimplePyramid):
             patch = self.neck.patch
             stride = 2 ** round(math.log2(patch))
@@ -140,7 +140,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         maps = self.pyramid(pixel_values)
         output = FPNObjectDetectionOutput()
         if labels is not None or not self.training:
-            extent, covered = self.frame(size)
+            extent, covered = self.map_frame(size)
             targets = None if labels is None else self.targets(labels, len(pixel_values), extent)
             sizes: list[tuple[float, float]] = [extent] * len(pixel_values)
             if pixel_mask is not None:

@@ -1,0 +1,220 @@
+"""Our detectors with fixed shapes: torchvision's selection of detections, without its loops over images.
+
+Candidates of all images and classes go through one suppression: each pair of image and class is moved to a place of
+its own, so that boxes of two pairs never overlap. Letters: B batch, K classes, M candidates and N detections of an
+image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import nms, roi_align
+
+from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDetector
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+
+ABSENT = -1.0  # score of a candidate that is out
+
+
+def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+    """Anchors `[A, 4]` of each level: torchvision's, without tensors made from numbers that are only known later."""
+    levels = []
+    for x, cell in zip(maps, generator.cell_anchors, strict=True):
+        rows, columns = x.shape[-2:]
+        y, x = torch.meshgrid(
+            torch.arange(rows) * (size[0] // rows), torch.arange(columns) * (size[1] // columns), indexing="ij"
+        )
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
+        levels.append((shifts + cell.float()).reshape(-1, 4))
+    return levels
+
+
+def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners `[..., 4]` brought into the image."""
+    x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of `[B, n]` and their places; where n is smaller the rest has the score `ABSENT`, place 0."""
+    padded = F.pad(scores, (0, count), value=ABSENT)
+    values, places = padded.topk(count, dim=1)
+    return values, torch.where(values == ABSENT, torch.zeros_like(places), places)
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, count: int, limit: int
+) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression within each group of each image, at once.
+
+    Args:
+        boxes: `[B, M, 4]` corners in pixels.
+        scores: `[B, M]`, `ABSENT` for what does not take part.
+        groups: `[B, M]` int64, 0 to `count` - 1.
+        overlap: from which the weaker box goes.
+        count: of groups.
+        limit: N.
+
+    Returns:
+        `[B, N]` scores, best first, `ABSENT` after the last, and places among the M.
+    """
+    side = math.ceil(math.sqrt(count))  # a square keeps coordinates small, and float32 exact enough
+    images = torch.arange(boxes.shape[0]).unsqueeze(1)
+    reach = boxes.max() + 1
+    column, row = groups % side, torch.div(groups, side, rounding_mode="floor") + images * side
+    moved = boxes + (torch.stack([column, row, column, row], dim=-1) * reach)
+    flat = scores.flatten()
+    (present,) = torch.where(flat > ABSENT)
+    # Two boxes beside all others, so that there is something to select from where nothing was found.
+    spare = moved.new_tensor([[-4, -4, -3, -3], [-2, -2, -1, -1]])
+    places = torch.cat([present, torch.arange(2) + flat.shape[0]])
+    kept = nms(
+        torch.cat([moved.flatten(0, 1)[present], spare]), torch.cat([flat[present], flat.new_zeros(2)]), overlap
+    )
+    mask = F.pad(torch.zeros_like(flat), (0, 2)).scatter(0, places[kept], 1.0)[:-2].reshape(scores.shape)
+    return best(torch.where(mask > 0, scores, ABSENT), limit)
+
+
+def rows_of(values: Tensor, places: Tensor) -> Tensor:
+    """`[B, n, ...]` and `[B, N]` places -> `[B, N, ...]`."""
+    return values[torch.arange(values.shape[0]).unsqueeze(1), places]
+
+
+class DetectorForm(nn.Module):
+    """`pixel_values [B, 3, H, W]` -> `scores [B, N]`, `labels [B, N]` and `boxes [B, N, 4]` (corners in 0..1).
+
+    Best first; after the last detection the score is 0, the label -1 and the box 0.
+    """
+
+    def __init__(self, model: FPNForObjectDetection) -> None:
+        super().__init__()
+        self.model = model
+
+    def candidates(
+        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes `[B, M, 4]` in pixels, scores `[B, M]` and labels `[B, M]`."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See the class."""
+        config = self.model.config
+        maps = self.model.pyramid(pixel_values)
+        size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
+        boxes, scores, labels = self.candidates(maps, size, covered)
+        scores = torch.where(scores > config.score_threshold, scores, ABSENT)
+        kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
+        found = kept > ABSENT
+        boxes, labels = rows_of(boxes, places), rows_of(labels, places)
+        x, y = boxes[..., 0::2] / size[1], boxes[..., 1::2] / size[0]
+        boxes = torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+        return kept.clamp(min=0), torch.where(found, labels, -1), boxes * found.unsqueeze(-1)
+
+
+class DenseForm(DetectorForm):
+    """RetinaNet, FCOS and RepPoints."""
+
+    def candidates(
+        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best of each level, as torchvision takes them."""
+        config = self.model.config
+        head: Any = self.model.head
+        decode = head.box_coder.decode if config.head == "fcos" else head.box_coder.decode_single
+        per_level = self._anchors(maps, covered)
+        boxes, scores, labels = [], [], []
+        for x, anchors in zip(maps, per_level, strict=True):
+            predicted = {name: value.float() for name, value in head.head([x]).items()}
+            rated = predicted["cls_logits"].sigmoid()
+            if "bbox_ctrness" in predicted:
+                rated = torch.sqrt(rated * predicted["bbox_ctrness"].sigmoid())
+            values, places = best(rated.flatten(1), config.topk_candidates)
+            cells = torch.div(places, config.num_labels, rounding_mode="floor")
+            shifts = rows_of(predicted["bbox_regression"], cells)
+            decoded = decode(shifts.flatten(0, 1), anchors[cells.flatten()])
+            boxes.append(clip(decoded.unflatten(0, (-1, config.topk_candidates)), size))
+            scores.append(values)
+            labels.append(places % config.num_labels)
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1)
+
+    def _anchors(self, maps: list[Tensor], covered: tuple[int, int]) -> list[Tensor]:
+        generator: Any = self.model.head.anchor_generator
+        if isinstance(generator, Anchors):
+            return anchors_of(generator, maps, covered)
+        images = ImageList(maps[0].new_empty(0, 3, *covered), [covered])
+        cells = [x.shape[-2] * x.shape[-1] for x in maps]
+        return list(generator(images, maps)[0].split(cells))
+
+
+class FasterRCNNForm(DetectorForm):
+    """Faster R-CNN: always as many proposals an image, of which those that are none are empty boxes."""
+
+    def candidates(
+        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Every class of every proposal."""
+        head = self.model.head
+        assert isinstance(head, FasterRCNNDetector)
+        proposals, present = self._propose(head, maps, size, covered)
+        batch, count = proposals.shape[:2]
+        images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
+        pooled = self._pool(head, maps, torch.cat([images.float(), proposals.flatten(0, 1)], dim=1))
+        roi = head.roi_heads
+        logits, shifts = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
+        rated = logits.float().softmax(-1)[:, 1:]
+        boxes = roi.box_coder.decode_single(shifts.float(), proposals.flatten(0, 1)).unflatten(1, (-1, 4))[:, 1:]
+        boxes = clip(boxes, size)
+        big = (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(dim=-1) & present.flatten().unsqueeze(1)
+        rated = torch.where(big, rated, ABSENT)
+        labels = torch.arange(self.model.config.num_labels).expand_as(rated)
+        return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
+
+    def _propose(
+        self, head: FasterRCNNDetector, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Proposals `[B, n, 4]` in pixels and which of them are some `[B, n]`."""
+        rpn = head.rpn
+        boxes, scores, levels = [], [], []
+        for level, (x, anchors) in enumerate(zip(maps, anchors_of(rpn.anchor_generator, maps, covered), strict=True)):
+            (objectness,), (deltas,) = rpn.head([x])
+            objectness = objectness.float().permute(0, 2, 3, 1).flatten(1)
+            deltas = deltas.float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+            count = rpn.pre_nms_top_n()
+            values, places = best(objectness.sigmoid(), count)
+            decoded = rpn.box_coder.decode_single(rows_of(deltas, places).flatten(0, 1), anchors[places.flatten()])
+            decoded = clip(decoded.reshape(-1, count, 4), size)
+            big = (decoded[..., 2:] - decoded[..., :2] >= rpn.min_size).all(dim=-1)
+            boxes.append(decoded)
+            scores.append(torch.where(big, values, ABSENT))
+            levels.append(torch.full_like(places, level))
+        together = torch.cat(boxes, dim=1)
+        kept, places = suppress(
+            together,
+            torch.cat(scores, dim=1),
+            torch.cat(levels, dim=1),
+            rpn.nms_thresh,
+            len(maps),
+            rpn.post_nms_top_n(),
+        )
+        return rows_of(together, places), kept > ABSENT
+
+    def _pool(self, head: FasterRCNNDetector, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """What lies in each region `[n, 5]` of the level of its size -> `[n, C, 7, 7]`."""
+        pool = head.roi_heads.box_roi_pool
+        strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
+        area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
+        finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
+        wanted = torch.floor(pool.canonical_level + torch.log2(area.sqrt() / pool.canonical_scale) + 1e-6)
+        levels = wanted.clamp(finest, coarsest) - finest
+        result = 0.0
+        for level, (x, stride) in enumerate(zip(maps, strides, strict=False)):
+            read = roi_align(x.float(), regions, pool.output_size, 1 / stride, pool.sampling_ratio)
+            result = result + read * (levels == level).float().reshape(-1, 1, 1, 1)
+        assert isinstance(result, Tensor)
+        return result

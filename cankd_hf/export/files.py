@@ -1,0 +1,155 @@
+"""The files of an export: model, metadata, preprocessor and the lines that run it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from cankd_hf.errors import InputError
+from cankd_hf.export.graph import Form, Traced
+from cankd_hf.export.source import Source
+
+OPSET = 20
+Runner = Callable[[Tensor], list[Tensor]]
+CONVENTIONS = {
+    "pixel_values": "[B, 3, H, W] float32, RGB, rescaled to 0..1, then (x - image_mean) / image_std",
+    "logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax",
+    "scores": "[B, N] float32, best first, 0 after the last detection",
+    "labels": "[B, N] int64, -1 after the last detection",
+    "boxes": "[B, N, 4] float32, left, top, right, bottom in 0..1 of the width and height of pixel_values",
+    "pred_boxes": "[B, N, 4] float32, centre x, centre y, width, height in 0..1 of the input",
+}
+
+
+def metadata(source: Source, form: Form, dtype: str, size: tuple[int, int], fixed: str | None) -> dict[str, str]:
+    """What the file says of itself, every value a string."""
+    made = {
+        "checkpoint": Path(source.name).name,
+        "task": source.task,
+        "architecture": type(source.model).__name__,
+        "classes": json.dumps(source.classes),
+        "dtype": dtype,
+        "size": f"fixed to {size[0]} x {size[1]}: {fixed}" if fixed else "any",
+        "pixel_values": CONVENTIONS["pixel_values"],
+    }
+    for name in form.outputs:
+        made[name] = CONVENTIONS.get(name, "[B, C, h, w] float32")
+    if "pred_boxes" in form.outputs:
+        made["logits"] = "[B, N, K] float32, as the image processor of transformers reads them"
+    for name in ("image_mean", "image_std"):
+        if name in source.preprocessor:
+            made[name] = json.dumps(source.preprocessor[name])
+    return made
+
+
+def write_onnx(traced: Traced, form: Form, file: Path, facts: dict[str, str]) -> None:
+    """Converts to ONNX, checks the file's form and writes it; weights beyond 2 GB go beside it.
+
+    Raises:
+        InputError: if the exporter cannot.
+    """
+    import onnx
+
+    quiet = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=form.outputs,
+                verbose=False,
+                custom_translation_table=_translations(),
+            )
+            assert made is not None
+            made.model.metadata_props.update(facts)
+            made.save(file)
+        onnx.checker.check_model(str(file))
+    except Exception as error:  # ConversionError, and whatever the checker raises
+        lines = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+        reason = " ".join(lines[0].split())[:250]
+        raise InputError(
+            f"ONNX: the exporter of torch {torch.__version__} cannot convert this model ({reason}); "
+            "--format torch-export may still do"
+        ) from error
+
+
+def _translations() -> dict[Any, Any]:
+    """Python's `round` of a size, which the exporter does not know: halves to even, as in ONNX."""
+    from onnxscript import opset18 as op
+
+    def rounded(value: Any, digits: Any = None) -> Any:
+        return op.Cast(op.Round(value), to=7)  # int64
+
+    return {round: rounded}
+
+
+def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -> None:
+    """Writes a `.pt2` file, the facts in it under `cankd.json`."""
+    torch.export.save(program, file, extra_files={"cankd.json": json.dumps(facts)})
+
+
+def onnx_runner(file: Path, threads: int) -> Runner:
+    """A session of ONNX Runtime on the CPU, taking and giving tensors."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InputError(
+            f"{file.name}: ONNX Runtime does not load it: {' '.join(str(error).split())[:250]}"
+        ) from error
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {"pixel_values": images.numpy()})]
+
+    return run
+
+
+def program_runner(file: Path) -> Runner:
+    """A saved program, loaded again."""
+    module = torch.export.load(file).module()
+    return lambda images: list(module(images))
+
+
+def snippet(file: Path, source: Source, form: Form, size: tuple[int, int]) -> str:
+    """Lines that run the model on one image of noise; for ONNX they need numpy and onnxruntime alone."""
+    mean = source.preprocessor.get("image_mean", [0.0] * 3)
+    std = source.preprocessor.get("image_std", [1.0] * 3)
+    onnx = file.suffix == ".onnx"
+    names = ", ".join(form.outputs) + ("," if len(form.outputs) == 1 else "")
+    lines = ["import numpy as np", "import onnxruntime" if onnx else "import torch"]
+    if source.task == "detection" and not onnx:
+        lines.append("import torchvision")
+    lines += [
+        f"mean, std = np.array({list(mean)}), np.array({list(std)})",
+        f"image = np.random.default_rng(0).integers(0, 256, ({size[0]}, {size[1]}, 3))  # yours: RGB, 0 to 255",
+        "pixel_values = ((image / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)",
+    ]
+    if onnx:
+        lines += [
+            f"session = onnxruntime.InferenceSession({str(file)!r}, providers=['CPUExecutionProvider'])",
+            f"{names} = session.run(None, {{'pixel_values': pixel_values}})",
+        ]
+    else:
+        lines += [
+            f"model = torch.export.load({str(file)!r}).module()",
+            f"{names} = model(torch.from_numpy(pixel_values))",
+        ]
+    lines.append(f"print({', '.join(f'{name}.shape' for name in form.outputs)})")
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""What is exported: a module with plain inputs and outputs for every kind of student."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedModel
+
+from cankd_hf.errors import InputError
+from cankd_hf.export.detectors import DenseForm, FasterRCNNForm
+from cankd_hf.export.source import Source
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+
+# Model types whose windows are laid out for one size: traced for several they take minutes, and serve none but one.
+ONE_SIZE = {"swin", "swinv2", "maskformer-swin", "donut-swin", "swin2sr"}
+
+
+class Maps(nn.Module):
+    """A backbone: `pixel_values` -> its feature maps, fine to coarse."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """`[B, 3, H, W]` -> maps `[B, C, h, w]`."""
+        return tuple(self.model(pixel_values=pixel_values).feature_maps)
+
+
+class Named(nn.Module):
+    """A model of `transformers`: `pixel_values` -> the named fields of its output."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """`[B, 3, H, W]` -> the fields."""
+        output = self.model(pixel_values=pixel_values)
+        return tuple(output[name] for name in self.names)
+
+
+class Cast(nn.Module):
+    """Half precision inside, float32 outside."""
+
+    def __init__(self, form: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.form, self.dtype = form.to(dtype), dtype
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """As the form inside."""
+        outputs = self.form(pixel_values.to(self.dtype))
+        return tuple(x.float() if x.is_floating_point() else x for x in outputs)
+
+
+@dataclass
+class Form:
+    """A module to export, and the names of its outputs."""
+
+    module: nn.Module
+    outputs: list[str]
+
+    def detects(self) -> bool:
+        """Whether its outputs are sets of detections, in no order that matters."""
+        return self.outputs[0] == "scores"
+
+
+def form_of(source: Source) -> Form:
+    """The exportable form of a student."""
+    model: Any = source.model
+    if source.task == "features":
+        count = len(Maps(model)(torch.zeros(1, 3, *source.size())))
+        return Form(Maps(model), [f"feature_map_{i}" for i in range(count)])
+    if source.task == "segmentation":
+        return Form(Named(model, ["logits"]), ["logits"])
+    if isinstance(model, FPNForObjectDetection):
+        made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
+        return Form(made(model), ["scores", "labels", "boxes"])
+    return Form(Named(model, ["logits", "pred_boxes"]), ["logits", "pred_boxes"])
+
+
+def model_types(config: Any) -> set[str]:
+    """The model types of a configuration and of the backbone in it."""
+    backbone = getattr(config, "backbone_config", None)
+    return {config.model_type} | (set() if backbone is None else model_types(backbone))
+
+
+@dataclass
+class Traced:
+    """An exported program; `fixed` says why it takes one size only, and is None where it takes any."""
+
+    program: ExportedProgram
+    fixed: str | None
+    smallest: list[int] | None
+
+
+def trace(
+    form: nn.Module, source: Source, size: tuple[int, int], others: list[tuple[int, int]], fixed: str | None = None
+) -> Traced:
+    """Traces with any batch and any size, where the model can be; else with any batch at one size.
+
+    Args:
+        form: the module.
+        source: its student.
+        size: height and width to trace at.
+        others: sizes that the program must take as well to count as dynamic.
+        fixed: why one size is enough, if it is known.
+
+    Raises:
+        InputError: if it cannot be traced at all.
+    """
+    reason = fixed
+    windows = model_types(source.model.config) & ONE_SIZE
+    if reason is None and windows:
+        reason = f"the windows of {windows.pop()} are laid out for one size"
+    if reason is None:
+        try:
+            program = _export(form, size, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
+            for other in others:
+                with torch.no_grad():
+                    program.module()(torch.zeros(1, 3, *other))
+            return Traced(program, None, _smallest(program))
+        except Exception as error:  # whatever torch.export raises: it has no class of its own
+            reason = f"torch.export cannot make the size dynamic ({_line(error)})"
+    try:
+        return Traced(_export(form, size, {0: Dim.DYNAMIC}), reason, None)
+    except Exception as error:
+        raise InputError(
+            f"{source.name}: torch.export cannot trace {type(source.model).__name__} at {size[0]} x {size[1]}: "
+            f"{_line(error)}; try another --size, or another torch"
+        ) from error
+
+
+def _export(form: nn.Module, size: tuple[int, int], dynamic: dict[int, Any]) -> ExportedProgram:
+    with torch.no_grad(), contextlib.redirect_stderr(None):
+        return torch.export.export(form, (torch.randn(2, 3, *size),), dynamic_shapes=(dynamic,))
+
+
+def _smallest(program: ExportedProgram) -> list[int]:
+    shape = next(node for node in program.graph.nodes if node.name == "pixel_values").meta["val"].shape
+    lower = [program.range_constraints[side.node.expr].lower for side in shape[-2:]]
+    return [int(value) for value in lower]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,183 @@
+"""Figures of maps over their image: levels down, models across."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cankd_hf.distiller import Pair
+from cankd_hf.figures.look import Seen
+from cankd_hf.figures.maps import activation, difference, pca_colours
+from cankd_hf.losses import CanKDLoss
+
+CELL = 2.0  # inches a panel is wide: at 110 dots an inch, five of them fill the report's page at their own size
+DPI = 110
+FONT = 10
+HEAT = "magma"
+MOST_UNLIKE = 1.5  # end of the scale of differences, the same in every figure; unrelated maps have 1 on average
+THROUGH = "through the Can block"
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> tuple[Figure, Any]:
+    """A figure of rows x columns panels with the image's proportions, without ticks and frames; axes [rows, columns].
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        image: [H, W, 3]; panels are at most twice as high as wide, or wide as high.
+        footer: inches to add below.
+    """
+    share = min(max(image.shape[0] / image.shape[1], 0.5), 2.0)
+    size = (CELL * columns + 1.0, (CELL * share + 0.15) * rows + 0.5 + footer)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for side in axis.spines.values():
+            side.set_visible(False)
+    return figure, axes
+
+
+def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **style: Any) -> Any:
+    """Draws a map [h, w] in colour over its image in grey; each cell keeps its edges. Returns the coloured layer.
+
+    The image is brought to middle greys, so that colours look alike over dark images and bright ones.
+    """
+    height, width = image.shape[:2]
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    dark, bright = np.percentile(grey, [1, 99])
+    grey = 0.35 + 0.4 * np.clip((grey - dark) / max(bright - dark, 1e-6), 0, 1)
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), aspect="auto")
+    settings = {"interpolation": "nearest", "extent": (0, width, height, 0), "aspect": "auto", "alpha": alpha, **style}
+    return axis.imshow(values.numpy(), **settings)
+
+
+def label_rows(axes: Any, texts: list[str]) -> None:
+    """Writes at the left of each row which level it is."""
+    for axis, text in zip(axes[:, 0], texts, strict=True):
+        axis.set_ylabel(text, fontsize=FONT)
+
+
+def title_columns(axes: Any, titles: list[str]) -> None:
+    """Writes above each column whose maps stand there."""
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=FONT + 1)
+
+
+def pair_text(seen: Seen, pair: Pair) -> str:
+    """`level 2, stride 16` of the student and, where it is another, of the teacher."""
+    ours = level_text(seen, pair[0], next(iter(seen.students.values()))[pair[0]])
+    theirs = level_text(seen, pair[1], seen.teacher[pair[1]])
+    return ours if ours == theirs else f"{ours}\nteacher: {theirs}"
+
+
+def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
+    """`level 2, stride 16`."""
+    return f"level {index}, stride {seen.stride(feature_map):.3g}"
+
+
+def heat_maps(seen: Seen) -> Figure:
+    """Where each level of each student, and of the teacher, is active (the paper's figure 6)."""
+    partners: dict[int, int] = {}
+    for ours, theirs in seen.pairs:
+        partners.setdefault(ours, theirs)
+    titles = ["image", *seen.students, *(["teacher"] if seen.teacher else [])]
+    levels = next(iter(seen.students.values()))
+    figure, axes = panels(len(levels), len(titles), seen.image, footer=0.5)
+    shown: Any = None
+    for index, row in enumerate(axes):
+        maps: list[Tensor | None] = [found[index] for found in seen.students.values()]
+        if seen.teacher:
+            maps.append(seen.teacher[partners[index]] if index in partners else None)
+        row[0].imshow(seen.image, interpolation="nearest", aspect="auto")
+        for axis, found in zip(row[1:], maps, strict=True):
+            if found is None:
+                axis.text(0.5, 0.5, "no teacher level\nis paired with it", ha="center", va="center", fontsize=FONT)
+                continue
+            shown = overlay(axis, seen.image, activation(found), cmap=HEAT, vmin=0, vmax=1)
+    texts = [level_text(seen, index, found) for index, found in enumerate(levels)]
+    for ours, theirs in partners.items():
+        texts[ours] = pair_text(seen, (ours, theirs))
+    label_rows(axes, texts)
+    title_columns(axes, titles)
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, ticks=[0, 1])
+    bar.ax.set_xticklabels(["low", "high"])
+    bar.set_label("mean absolute activation over channels, scaled for each map", fontsize=FONT)
+    return figure
+
+
+def difference_maps(seen: Seen) -> Figure | None:
+    """Where a student, after its connector, differs from the teacher, on one scale; None where nothing is connected.
+
+    The last column is the same for the student map as the first Can block of that pair makes it: what its loss sees.
+    """
+    columns = [(name, {pair: maps[0] for pair, maps in found.items()}) for name, found in seen.connected.items()]
+    if not columns:
+        return None
+    last, found = next(reversed(seen.connected.items()))
+    through: dict[Pair, Tensor] = {}
+    for placed in seen.losses:
+        if isinstance(placed.loss, CanKDLoss) and placed.pair not in through:
+            maps = (m[None] for m in found[placed.pair])
+            through[placed.pair] = placed.loss.transform(*maps)[0].detach()
+    if through:
+        columns.append((f"{last},\n{THROUGH}", through))
+    teachers = {pair: maps[1] for pair, maps in found.items()}
+    values = {
+        (pair, title): difference(maps[pair], teachers[pair])
+        for pair in seen.pairs
+        for title, maps in columns
+        if pair in maps
+    }
+    figure, axes = panels(len(seen.pairs), len(columns), seen.image, footer=0.6)
+    shown: Any = None
+    for pair, row in zip(seen.pairs, axes, strict=True):
+        for (title, _), axis in zip(columns, row, strict=True):
+            if (pair, title) not in values:
+                continue
+            value = values[pair, title]
+            shown = overlay(axis, seen.image, value, 0.8, cmap="viridis", vmin=0, vmax=MOST_UNLIKE)
+            axis.set_xlabel(f"mean {value.mean():.2f}", fontsize=FONT)
+    label_rows(axes, [pair_text(seen, pair) for pair in seen.pairs])
+    title_columns(axes, [title for title, _ in columns])
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, extend="max")
+    bar.set_label("difference to the teacher: 0 equal, 1 as unlike as unrelated maps", fontsize=FONT)
+    return figure
+
+
+def pca_maps(seen: Seen) -> Figure:
+    """The teacher's first three principal components as colours, and the students in the same basis.
+
+    Without a teacher: the last student's own components.
+    """
+    if seen.connected:
+        titles = ["image", "teacher", *seen.connected]
+        rows = []
+        for pair in seen.pairs:
+            found = [maps[pair] for maps in seen.connected.values()]
+            rows.append(pca_colours(found[0][1], *(student for student, _ in found)))
+        texts = [pair_text(seen, pair) for pair in seen.pairs]
+    else:
+        name, own = next(reversed(seen.students.items()))
+        titles = ["image", name]
+        rows = [pca_colours(feature_map) for feature_map in own]
+        texts = [level_text(seen, index, feature_map) for index, feature_map in enumerate(own)]
+    figure, axes = panels(len(rows), len(titles), seen.image)
+    for colours, row in zip(rows, axes, strict=True):
+        for axis, picture in zip(row, [seen.image, *(found.numpy() for found in colours)], strict=True):
+            axis.imshow(picture, interpolation="nearest", aspect="auto")
+    label_rows(axes, texts)
+    title_columns(axes, titles)
+    return figure

@@ -1,0 +1,139 @@
+"""One image through several students and their teacher: the maps that the figures are drawn from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cankd_hf.distiller import Distiller, Pair
+from cankd_hf.features.taps import Taps
+from cankd_hf.losses import FeatureLoss
+from cankd_hf.teacher import Teacher
+
+
+@dataclass
+class Subject:
+    """One student to look at.
+
+    Attributes:
+        name: what figures call it: `student before`.
+        taps: on the student, where its maps are read.
+        distiller: connectors and losses that belong to these very weights; None: its maps are shown as they are and
+            compared with nothing.
+    """
+
+    name: str
+    taps: Taps
+    distiller: Distiller | None = None
+
+
+class Placed(NamedTuple):
+    """One feature loss at one pair of levels."""
+
+    term: str
+    pair: Pair
+    loss: FeatureLoss
+
+
+@dataclass
+class Seen:
+    """What everybody made of one image. All maps are float32 on the CPU.
+
+    Attributes:
+        name: of the image.
+        image: [H, W, 3] in 0..1, as the student got it.
+        size: height and width of the image before it was resized; pixels are named in it.
+        students: name -> maps [C, h, w], fine to coarse.
+        teacher: maps [C, h, w]; empty without a teacher.
+        connected: name -> pair -> student and teacher map of one shape [C, h, w], after the student's connector.
+        losses: of the last subject that has any.
+    """
+
+    name: str
+    image: np.ndarray
+    size: tuple[int, int]
+    students: dict[str, list[Tensor]] = field(default_factory=dict)
+    teacher: list[Tensor] = field(default_factory=list)
+    connected: dict[str, dict[Pair, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    losses: list[Placed] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs of levels that were connected, by student level."""
+        return sorted({pair for found in self.connected.values() for pair in found})
+
+    def stride(self, feature_map: Tensor) -> float:
+        """Image pixels per cell of a map, geometric mean of both sides."""
+        height, width = self.image.shape[:2]
+        return sqrt(height * width / (feature_map.shape[-2] * feature_map.shape[-1]))
+
+
+@torch.no_grad()
+def look(
+    name: str,
+    pixel_values: Tensor,
+    image: np.ndarray,
+    subjects: Sequence[Subject],
+    teacher: Teacher | None = None,
+    size: tuple[int, int] | None = None,
+) -> Seen:
+    """Runs one image through all models, in eval mode; their modes, gradients and random state stay as they were.
+
+    Args:
+        name: of the image.
+        pixel_values: [3, H, W], normalised with the student's statistics.
+        image: the same image for the eye, [H, W, 3] in 0..1.
+        subjects: the students.
+        teacher: told the student's statistics; None: nothing is compared.
+        size: height and width of the image before it was resized; None: it was not.
+    """
+    seen = Seen(name, image, size or (image.shape[0], image.shape[1]))
+    batch = pixel_values[None].float()
+    if teacher is not None:
+        images = batch.to(teacher.input_scale.device)
+        seen.teacher = [found[0].float().cpu() for found in teacher(images)]
+    for subject in subjects:
+        with _EvalMode(subject.taps.model):
+            device = next(subject.taps.model.parameters()).device
+            maps = subject.taps.run(batch.to(device), **subject.taps.forward_kwargs)
+        seen.students[subject.name] = [found[0].float().cpu() for found in maps]
+        if subject.distiller is not None and seen.teacher:
+            _connect(seen, subject.name, subject.distiller)
+    return seen
+
+
+def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
+    """Adds the maps after the connectors, and copies of the losses: figures compute on copies, on the CPU."""
+    ours = seen.students[name]
+    found: dict[Pair, tuple[Tensor, Tensor]] = {}
+    for _, connector, pair in distiller.placed_connectors():
+        connector = copy.deepcopy(connector).cpu().float().eval()
+        student, teacher = connector(ours[pair[0]][None], seen.teacher[pair[1]][None])
+        found[pair] = student[0], teacher[0]
+    seen.connected[name] = found
+    seen.losses = [
+        Placed(term, pair, copy.deepcopy(loss).cpu().float().eval())
+        for _, term, pair, _, loss in distiller.placed_losses()
+    ]
+
+
+class _EvalMode:
+    """A model in eval mode; afterwards each of its modules is in the mode it had, frozen BatchNorms too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.eval()
+
+    def __exit__(self, *problem: object) -> None:
+        for module, training in self._modes:
+            module.training = training

@@ -1,0 +1,68 @@
+"""What a recipe says about the Hub; light, so that a recipe is checked without importing transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
+# Key of the section -> the setting of `training:` that it stands for.
+SETTINGS = {
+    "push": "push_to_hub",
+    "id": "hub_model_id",
+    "private": "hub_private_repo",
+    "strategy": "hub_strategy",
+    "revision": "hub_revision",
+}
+NO_TOKEN = (
+    "tokens are not taken as settings, they would end up in files and logs; set the environment variable HF_TOKEN or "
+    "run `hf auth login`"
+)
+
+
+@dataclass
+class HubConfig:
+    """The `hub:` section: whether and where the student of a run is pushed, and what its card says of its use.
+
+    Attributes:
+        push: whether the student is pushed; false only sets what the card says.
+        id: repository, such as `me/my-student`; by default the name of `output_dir`, under your own account.
+        private: whether a repository that does not exist yet is made private.
+        strategy: when: at the `end`, at `every_save` too, or each checkpoint also in a folder of its own
+            (`checkpoint`: the newest one, `all_checkpoints`: each).
+        revision: branch to push to; by default `main`.
+        license: the student's licence in the Hub's words, such as `apache-2.0`; by default `unknown`.
+        tags: further tags of the card.
+    """
+
+    push: bool = True
+    id: str | None = None
+    private: bool = True
+    strategy: str = "end"
+    revision: str | None = None
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        """The same as settings of `TrainingArguments`."""
+        if not self.push:
+            return {}
+        given = {setting: getattr(self, key) for key, setting in SETTINGS.items()}
+        return {setting: value for setting, value in given.items() if value is not None}
+
+    def problems(self, training: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What is wrong with the section, also beside `training:`: dotted path and message of each."""
+        found = []
+        if self.strategy not in STRATEGIES:
+            found.append(("hub.strategy", f"expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}"))
+        for key, setting in SETTINGS.items():
+            ours = self.settings().get(setting, False if key == "push" else None)
+            if setting in training and training[setting] != ours:
+                found.append(
+                    (
+                        f"hub.{key}",
+                        f"says {ours!r}, but training.{setting} says {training[setting]!r}; keep one of them",
+                    )
+                )
+        return found

@@ -1,0 +1,98 @@
+"""The images to look at: files, or some of the recipe's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from cankd_hf.data.config import DataConfig
+from cankd_hf.data.dataset import ImageDataset, Transform
+from cankd_hf.data.decode import Decoder, Unusable
+from cankd_hf.data.detection_transforms import DetectionEvalTransform
+from cankd_hf.data.transforms import EvalTransform
+from cankd_hf.errors import InputError
+from cankd_hf.recipe import Recipe
+from cankd_hf.tasks import TASKS, Task
+from cankd_hf.tasks.pictures import shown, spread
+
+
+@dataclass
+class Picture:
+    """One image, resized and normalised as in evaluation.
+
+    Attributes:
+        name: for headings.
+        pixel_values: [3, H, W].
+        size: height and width before it was resized.
+        image: [H, W, 3] in 0..1.
+    """
+
+    name: str
+    pixel_values: Tensor
+    size: tuple[int, int]
+    image: np.ndarray
+
+
+def pictures_of_files(files: Sequence[str], task: str, data: DataConfig, say: Callable[[str], None]) -> list[Picture]:
+    """Reads image files; one that does not open is said and left out.
+
+    Raises:
+        InputError: if none can be used.
+    """
+    transform: Transform = DetectionEvalTransform(data) if task == "detection" else EvalTransform(data)
+    found, problems = [], []
+    for file in files:
+        try:
+            image = Decoder(data.max_pixels).image(Path(file), file)
+        except Unusable as problem:
+            problems.append(str(problem))
+            continue
+        found.append(_picture(Path(file).name, transform(image, None)["pixel_values"], image, data))
+    if not found:
+        raise InputError([*problems, "--images: expected at least one image that opens, got none"])
+    for text in problems:
+        say(f"left out: {text}")
+    return found
+
+
+def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
+    """Some images from all over the recipe's test split, or its validation split where it names no test split.
+
+    Raises:
+        InputError: if the data cannot be had.
+    """
+    role = "test" if recipe.data.test_split is not None else "eval"
+    config = replace(recipe.data, check="none", cache=False, on_error="skip")
+    try:
+        data = TASKS[recipe.task].from_data(config, labelled=recipe.distill.task_weight > 0, splits=(role,))[1]
+    except InputError as error:
+        hint = "no --images were given and the recipe's own data cannot be read; give --images, or data.path=..."
+        raise InputError([*error.problems, hint]) from error
+    dataset = data.test if role == "test" else data.eval
+    if not isinstance(dataset, ImageDataset):  # a stream has neither names nor a length
+        values = [sample["pixel_values"] for sample in spread(dataset, count)]
+        return [_picture(f"image {n}", value, value, recipe.data) for n, value in enumerate(values, start=1)]
+    found = []
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
+        name = "/".join(Path(dataset.source.name(dataset.indices[index])).parts[-2:])
+        found.append(_picture(name, dataset[index]["pixel_values"], dataset.raw(index).image, recipe.data))
+    return found
+
+
+def padded(picture: Picture, task: Task, data: DataConfig) -> Picture:
+    """The picture as the task's batches hold it: padded at the right and the bottom for models that want multiples."""
+    pixel_values = task.collate([{"pixel_values": picture.pixel_values}])["pixel_values"][0]
+    if pixel_values.shape == picture.pixel_values.shape:
+        return picture
+    before, now = picture.pixel_values.shape[1:], pixel_values.shape[1:]
+    height, width = (round(own * new / old) for own, new, old in zip(picture.size, now, before, strict=True))
+    return Picture(picture.name, pixel_values, (height, width), shown(pixel_values, data.image_mean, data.image_std))
+
+
+def _picture(name: str, pixel_values: Tensor, image: Tensor, data: DataConfig) -> Picture:
+    size = (image.shape[-2], image.shape[-1])
+    return Picture(name, pixel_values, size, shown(pixel_values, data.image_mean, data.image_std))
