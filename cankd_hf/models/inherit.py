@@ -27,15 +27,17 @@ class Inherited:
     left: list[str] = field(default_factory=list)
 
     @property
+    def count(self) -> str:
+        """How much of it was copied: `14 of 16 tensors`."""
+        return f"{len(self.copied)} of {len(self.copied) + len(self.left)} tensors"
+
+    @property
     def mark(self) -> str:
-        """The part as tables and cards name it; where only some was copied, how much: `neck (14 of 16 tensors)`."""
-        share = f" ({len(self.copied)} of {len(self.copied) + len(self.left)} tensors)"
-        return self.part + (share if self.left else "")
+        """The part as tables and cards name it: `neck`, or `neck (14 of 16 tensors)` where some were left."""
+        return f"{self.part} ({self.count})" if self.left else self.part
 
     def __str__(self) -> str:
-        text = (
-            f"{self.part}: {len(self.copied)} of {len(self.copied) + len(self.left)} tensors copied from the teacher"
-        )
+        text = f"{self.part}: {self.count} copied from the teacher"
         return text + (
             f", not {', '.join(self.left[:5])}" + (" ..." if len(self.left) > 5 else "") if self.left else ""
         )

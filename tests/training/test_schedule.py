@@ -1,4 +1,4 @@
-"""Learning rates: drops at shares of the run, and a slower backbone wherever a native model keeps it."""
+"""Learning rates that drop at shares of the run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import torch
 
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
-from cankd_hf.models.students import StudentConfig
-from cankd_hf.tasks.detection import DetectionTask
 
-from .native import config
-from .tiny import Images, trainer
+from .tiny import trainer
 
 
 def test_the_rate_is_a_tenth_after_each_drop(tmp_path: Path) -> None:
@@ -43,15 +40,3 @@ def test_drops_survive_a_restart(tmp_path: Path) -> None:
 def test_drops_out_of_order_or_range_are_refused(drops: list[float], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training\.lr_drops: expected rising shares between 0 and 1"):
         CanKDConfig(str(tmp_path), use_cpu=True, lr_drops=drops)
-
-
-@pytest.mark.parametrize("kind", ["rt_detr", "deformable_detr"])
-def test_the_backbone_of_a_native_detector_learns_slower(kind: str, tmp_path: Path) -> None:
-    task = DetectionTask({0: "red", 1: "green"})
-    student = task.build_student(StudentConfig(config=config(kind)))
-    made = trainer(tmp_path, Images(2, size=128), model=student, backbone_lr_scale=0.1)
-    optimizer = made.create_optimizer()
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in made.model.named_parameters():
-        if parameter.requires_grad:
-            assert rates[id(parameter)] == pytest.approx(0.005 if ".backbone." in name else 0.05), name
