@@ -40,7 +40,8 @@ def purpose(facts: Facts) -> str:
         which = f" one of {classes} classes" if classes else " a class"
         return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
     if facts.pipeline_tag.endswith("object-detection"):
-        return f"An object detector{size} that finds and boxes {classes or ''} kinds of things, {source}."
+        kinds = f"{classes} kinds of things" if classes else "things"
+        return f"An object detector{size} that finds and boxes {kinds}, {source}."
     return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
 
 
@@ -125,6 +126,8 @@ def _gap(facts: Facts) -> str:
     metric = METRICS[facts.results["metric"]][1]
     if gap < 0:
         return f" Distillation did not help here: the distilled student is below the student alone in {metric}."
+    if gap < 0.005:
+        return f" Distillation brought nothing in {metric} here: student alone and distilled student are level."
     return f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
 
 

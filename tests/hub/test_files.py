@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,19 +126,32 @@ def test_ctrl_c_says_that_nothing_changed(
     monkeypatch.setenv("HF_TOKEN", "not-used")
     monkeypatch.setattr(upload._api, "create_repo", interrupted)
     assert push.main([str(folder), "me/x"]) == 130
-    assert "The same command pushes again" in capsys.readouterr().err
+    assert "the same command pushes again" in capsys.readouterr().err
     assert (folder / "model.safetensors").is_file()
 
 
-def test_ctrl_c_while_a_run_pushes_says_what_to_do(
-    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_while_a_run_pushes_keeps_the_run(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pushed: list[object] = []
+
     def interrupted(*_: object, **__: object) -> None:
+        pushed.append(_)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", interrupted)
-    assert train.main([str(repo_root / "recipes" / "quickstart.yaml")]) == 130
-    assert capsys.readouterr().err == "Interrupted; what was finished is kept, and the same command goes on from it.\n"
+    monkeypatch.setattr(runner, "open_target", lambda *_: None)
+    monkeypatch.setattr(runner, "publish", interrupted)
+    sizes = ["data.generated={train: 4, validation: 2, test: 2, size: 64}", "training.max_steps=2"]
+    run = [f"output_dir={tmp_path}", "teacher=null", "training.use_cpu=true", "training.disable_tqdm=true"]
+    command = [str(repo_root / "recipes" / "quickstart.yaml"), *sizes, *run]
+    assert train.main(command) == 130
+    assert "Interrupted; what was finished is kept, and the same command goes on from it." in capsys.readouterr().err
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "results.json").read_text())["arms"][0]["steps"] == 2
+    # The same command trains nothing again, and comes to the push.
+    monkeypatch.setattr(runner, "publish", lambda *_: pushed.append("again"))
+    assert train.main(command) == 0
+    assert pushed[-1] == "again" and (tmp_path / "model.safetensors").read_bytes() == weights
 
 
 def test_a_push_in_the_background_fails_without_noise_and_from_a_copy(
