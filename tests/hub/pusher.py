@@ -16,7 +16,7 @@ import yaml
 from transformers import BitImageProcessor, ResNetBackbone, ResNetConfig, SegformerConfig, SegformerImageProcessor
 from transformers import SegformerForSemanticSegmentation as Segformer
 
-from cankd_hf import CanKDConfig, CanKDTrainer, push, train
+from cankd_hf import CanKDConfig, CanKDTrainer, evaluate, push, train
 from cankd_hf.hub import upload
 from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.tasks import DetectionTask
@@ -180,6 +180,8 @@ def main(root: Path) -> None:
     said["name"] = command(folder, "me/a name")
     token = os.environ.pop("HF_TOKEN")
     said["no token"] = command(folder, "me/other")
+    for case, repo in (("scored nothing", "me/nothing"), ("scored private", "me/fpn"), ("scored name", "me/a b")):
+        said[case] = spoken(lambda repo=repo: evaluate.main([repo, "data.path=shapes"]))
     os.environ["HF_TOKEN"] = "hf_" + "wrong" * 7
     said["wrong token"] = command(folder, "me/other")
     os.environ["HF_TOKEN"] = token

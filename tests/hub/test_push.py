@@ -106,6 +106,9 @@ def test_a_broken_push_is_told_and_can_be_repeated(hub: Hub, said: dict[str, Any
         ("wrong token", "does not accept the token"),
         ("no network", "cannot be reached"),
         ("public", "--public"),
+        ("scored nothing", "me/nothing: expected a saved student"),
+        ("scored private", "me/fpn: expected a saved student"),
+        ("scored name", "me/a b"),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(said: dict[str, Any], case: str, words: str) -> None:
@@ -126,7 +129,7 @@ def test_cards_name_the_repository_and_are_valid(hub: Hub, pushed: Path) -> None
 LOADER = """
 import sys, torch
 {preamble}
-from huggingface_hub import hf_hub_download
+from huggingface_hub import ModelCard, hf_hub_download
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ResNetBackbone, pipeline
 from transformers import AutoModelForObjectDetection
 cases = torch.load("cases.pt")
@@ -151,6 +154,7 @@ AutoModelForSemanticSegmentation.from_pretrained("me/checkpoint", subfolder="las
 CARDS = """
 for kind in cases:
     card = open(hf_hub_download("me/" + kind, "README.md")).read()
+    ModelCard(card).validate()  # asks the Hub
     code = card.split("```python\\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line]) <= 5
     exec(code, {})
