@@ -95,7 +95,8 @@ def _write_checked(
             results, wrong = [], error.problems
         if not wrong:
             return traced, results, facts
-        if traced.fixed is not None or (results and not results[0].passed):
+        here = [result for result in results if tuple(result.shape[-2:]) == size and not result.passed]
+        if traced.fixed is not None or here:  # at the traced size itself: the size is not what is wrong
             raise InputError([f"{source.name}: the exported file does not give what PyTorch gives", *wrong])
         reason = f"{options.format} of this model does not serve every size ({wrong[0]})"
         traced = trace(module, source, size, [], fixed=reason)

@@ -97,8 +97,16 @@ def _translations() -> dict[Any, Any]:
 
 
 def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -> None:
-    """Writes a `.pt2` file, the facts in it under `cankd.json`."""
-    torch.export.save(program, file, extra_files={"cankd.json": json.dumps(facts)})
+    """Writes a `.pt2` file, the facts in it under `cankd.json`.
+
+    Raises:
+        InputError: if the program holds what cannot be written, such as a size made by Python's `round`.
+    """
+    try:
+        torch.export.save(program, file, extra_files={"cankd.json": json.dumps(facts)})
+    except Exception as error:  # whatever the serialiser raises: it has no class of its own
+        last = " ".join(str(error).strip().splitlines()[-1].split())[:200]
+        raise InputError(f"torch.export: this program cannot be written to a file ({last})") from error
 
 
 def onnx_runner(file: Path, threads: int) -> Runner:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES,
+)
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
-from cankd_hf.tasks import TASKS, Task
+from cankd_hf.tasks import DetectionTask, FeaturesTask, SegmentationTask, Task
 
+NAMED_TASKS: dict[str, Any] = {"segmentation": SegmentationTask, "detection": DetectionTask}
 DEFAULT_SIZE = (512, 512)
 
 
@@ -56,10 +60,13 @@ def task_of(checkpoint: str) -> str:
     if place.is_dir() and not (place / "config.json").is_file():
         raise InputError(f"{checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N")
     try:
-        names = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures") or [""]
+        config = PretrainedConfig.get_config_dict(checkpoint)[0]
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint}: expected a folder of a saved student or a Hub id: {reason}") from error
+    names = config.get("architectures") or [""]
+    if config.get("model_type") in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
+        raise InputError(f"{checkpoint}: {names[0]} reads a text with each image, which this export cannot give it")
     if names[0].endswith("ForObjectDetection"):
         return "detection"
     if "SemanticSegmentation" in names[0]:
@@ -78,10 +85,10 @@ def load(checkpoint: str) -> Source:
         InputError: if there is none.
     """
     kind = task_of(checkpoint)
-    task: type[Task] = TASKS[kind]
+    task: Task = FeaturesTask() if kind == "features" else NAMED_TASKS[kind]({})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = task.load(cast(Task, None), checkpoint)  # by its class: none of them reads its data
+        model = task.load(checkpoint)
     return Source(checkpoint, kind, model.eval().requires_grad_(False), _preprocessor(checkpoint))
 
 

@@ -51,6 +51,14 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+def test_detectors_are_loaded_as_their_task_does(tmp_path: Path) -> None:
+    source = load(str(saved(talkative("fcos_resnet"), tmp_path / "s")))
+    assert source.task == "detection" and source.classes == ["red", "green", "blue"]
+    (tmp_path / "s" / "config.json").write_text(json.dumps({"model_type": "grounding-dino", "architectures": ["X"]}))
+    with pytest.raises(InputError, match="reads a text with each image"):
+        load(str(tmp_path / "s"))
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """A segmentation student, its ONNX folder, and what the command printed."""
