@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from cankd_hf.export.source import Source
 # Largest difference in float32: absolute, and of the output's largest value on top, since sums taken in another order
 # differ by some units in the sixth digit whatever their size.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
+NOISE = 4.0  # times the student's own rounding, where that is more
 # In half precision: of the output's largest absolute value; and of detections, the share that must be found again.
 LOOSE, LOOSE_SHARE = 0.05, 0.9
 LOOSE_SCORE, LOOSE_BOX = 0.05, 0.02
@@ -108,19 +110,36 @@ def compare(
             reason = " ".join(str(error).split())[:250]
             found.append(Compared(listed, float("inf"), TOLERANCE, error=reason, passed=False))
             continue
-        found.append(_sets(wanted, got, listed, exact) if form.detects() else _tensors(wanted, got, listed, exact))
+        result = _sets(wanted, got, listed, exact) if form.detects() else _tensors(wanted, got, listed, exact)
+        if exact and not result.passed and result.error is None and not form.detects():
+            result.allowed = max(result.allowed, NOISE * rounding(source, form, images, wanted))
+            result.passed = result.difference <= result.allowed
+        found.append(result)
     return found
 
 
+def rounding(source: Source, form: Form, images: Tensor, wanted: list[Tensor]) -> float:
+    """How far the student in float32 is from itself in float64: no file can be expected to come nearer to it.
+
+    Norms of small values enlarge rounding: a DINOv2 pyramid of random weights is 1e-4 off at outputs of 3.
+    """
+    double = Source(source.name, source.task, copy.deepcopy(source.model).double())
+    exact = expected(double, form, images.double())
+    return max(float((a.double() - b).abs().max()) for a, b in zip(wanted, exact, strict=True))
+
+
 def _tensors(wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-    largest = max(float(x.abs().max()) for x in wanted)
-    allowed = TOLERANCE + RELATIVE * largest if exact else LOOSE * largest
+    """Every output by its own measure: what is reported is the one that comes nearest to its limit, or exceeds it."""
+    results = []
     for a, b in zip(wanted, got, strict=True):
+        largest = float(a.abs().max())
+        allowed = TOLERANCE + RELATIVE * largest if exact else LOOSE * largest
         if a.shape != b.shape:
             reason = f"shape {list(b.shape)} instead of {list(a.shape)}"
             return Compared(shape, float("inf"), allowed, error=reason, passed=False)
-    difference = max(float((a.float() - b.float()).abs().max()) for a, b in zip(wanted, got, strict=True))
-    return Compared(shape, difference, allowed, passed=difference <= allowed)
+        difference = float((a.float() - b.float()).abs().max())
+        results.append(Compared(shape, difference, allowed, passed=difference <= allowed))
+    return max(results, key=lambda result: result.difference / max(result.allowed, 1e-12))
 
 
 def _sets(wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:

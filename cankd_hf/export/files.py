@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +70,6 @@ def write_onnx(traced: Traced, form: Form, file: Path, facts: dict[str, str]) ->
                 input_names=["pixel_values"],
                 output_names=form.outputs,
                 verbose=False,
-                custom_translation_table=_translations(),
             )
             assert made is not None
             made.model.metadata_props.update(facts)
@@ -84,16 +82,6 @@ def write_onnx(traced: Traced, form: Form, file: Path, facts: dict[str, str]) ->
             f"ONNX: the exporter of torch {torch.__version__} cannot convert this model ({reason}); "
             "--format torch-export may still do"
         ) from error
-
-
-def _translations() -> dict[Any, Any]:
-    """Python's `round` of a size, which the exporter does not know: halves to even, as in ONNX."""
-    from onnxscript import opset18 as op
-
-    def rounded(value: Any, digits: Any = None) -> Any:
-        return op.Cast(op.Round(value), to=7)  # int64
-
-    return {round: rounded}
 
 
 def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -> None:

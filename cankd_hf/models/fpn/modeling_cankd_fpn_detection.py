@@ -90,8 +90,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         Both come in multiples of 32 for a plain ViT, whose images are stretched to them. Others are padded.
         """
         if isinstance(self.neck, SimplePyramid):
-            stretched = (max(round(size[0] / MULTIPLE), 1) * MULTIPLE, max(round(size[1] / MULTIPLE), 1) * MULTIPLE)
-            return stretched, stretched
+            height, width = (max(1, (n + MULTIPLE // 2) // MULTIPLE) * MULTIPLE for n in size)
+            return (height, width), (height, width)
         return size, (size[0] + -size[0] % MULTIPLE, size[1] + -size[1] % MULTIPLE)
 
     def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
