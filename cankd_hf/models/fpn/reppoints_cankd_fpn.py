@@ -91,9 +91,8 @@ class PointConv2d(DeformConv2d):
         # grid_sample counts from -1 at the map's left edge to 1 at its right one
         grid = torch.stack([(2 * (x + columns) + 1) / width - 1, (2 * (y + rows[:, None]) + 1) / height - 1], dim=-1)
         read = F.grid_sample(input, grid.flatten(1, 2), align_corners=False)
-        read = read.reshape(
-            input.shape[0], -1, height * width
-        )  # `len` would make the batch a constant for torch.export
+        # `len(input)` would make the batch a constant for torch.export
+        read = read.reshape(input.shape[0], -1, height * width)
         return (self.weight.float().flatten(1) @ read).unflatten(-1, (height, width))
 
 
