@@ -168,9 +168,9 @@ class Teacher(nn.Module):
         Returns:
             Levels in the order of `forward`; strides count pixels of those images, not of the resized ones.
         """
-        area = image_size[0] * image_size[1]
-        levels = self.taps.levels(self.rule.size(image_size, self.config.scale))
-        return [replace(level, stride=sqrt(area / (level.size[0] * level.size[1]))) for level in levels]
+        seen = self.rule.size(image_size, self.config.scale)
+        enlarged = sqrt(seen[0] * seen[1] / (image_size[0] * image_size[1]))
+        return [replace(level, stride=level.stride / enlarged) for level in self.taps.levels(seen)]
 
     def set_input_stats(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Says how the images given to `forward` are normalised.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +139,26 @@ def trace(
         ) from error
 
 
+@contextlib.contextmanager
+def _sizes_by_shape(form: nn.Module) -> Iterator[None]:
+    """While it traces, `len(tensor)` in the code of transformers is `tensor.shape[0]`.
+
+    Python's own must return a plain number, which makes the batch a constant (RT-DETR asks that way).
+    """
+    names = {type(part).__module__ for part in form.modules()}
+    modules = [sys.modules[name] for name in names if name.startswith("transformers.")]
+    patched = [module for module in modules if not hasattr(module, "len")]
+    for module in patched:
+        vars(module)["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) else builtins.len(value)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del vars(module)["len"]
+
+
 def _export(form: nn.Module, size: tuple[int, int], dynamic: dict[int, Any]) -> ExportedProgram:
-    with torch.no_grad(), contextlib.redirect_stderr(None):
+    with torch.no_grad(), contextlib.redirect_stderr(None), _sizes_by_shape(form):
         return torch.export.export(form, (torch.randn(2, 3, *size),), dynamic_shapes=(dynamic,))
 
 

@@ -123,7 +123,7 @@ class Taps:
             RuntimeError: if no forward ran since the last call, or a tapped module did not run in it.
             InputError: if a tap holds no map.
         """
-        return [feature_map for _, feature_map in self._collect(image_size)]
+        return [feature_map for _, feature_map, _ in self._collect(image_size)]
 
     def run(self, pixel_values: Tensor, **kwargs: Any) -> list[Tensor]:
         """Runs the model and returns its maps; with `stop_early` only as far as the last tap.
@@ -152,9 +152,8 @@ class Taps:
         image_size = rule.size(image_size) if rule.strict else image_size
         quiet_forward(self.model, image_size, runner=self._run, **self.forward_kwargs, **kwargs)
         levels = []
-        for tap, feature_map in self._collect(image_size):
+        for tap, feature_map, stride in self._collect(image_size):
             channels, height, width = feature_map.shape[1:]
-            stride = sqrt(image_size[0] * image_size[1] / (height * width))
             levels.append(Level(tap, channels, stride, (height, width)))
         return levels
 
@@ -179,8 +178,9 @@ class Taps:
             self._stopping = False
             self._listening = False
 
-    def _collect(self, image_size: tuple[int, int]) -> list[tuple[str, Tensor]]:
-        found: list[tuple[str, Tensor]] = []
+    def _collect(self, image_size: tuple[int, int]) -> list[tuple[str, Tensor, float]]:
+        """Each map under its tap, with its stride in pixels of the image."""
+        found: list[tuple[str, Tensor, float]] = []
         for spec in self._specs:
             if spec.path not in self._outputs:
                 raise RuntimeError(f"tap {spec} has nothing to give: its module did not run in the last forward")
@@ -188,21 +188,20 @@ class Taps:
             if self._trailing and isinstance(output, Tensor) and output.ndim == 3:
                 output = output[:, : -self._trailing]
             maps = _maps_of(output, spec, image_size, self._patch_size)
-            found += [(tap, self._on_image(feature_map, image_size)) for tap, feature_map in maps.items()]
+            found += [(tap, *self._on_image(feature_map, image_size)) for tap, feature_map in maps.items()]
         self.clear()
         return sorted(found, key=lambda item: -item[1].shape[-2] * item[1].shape[-1])
 
-    def _on_image(self, feature_map: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def _on_image(self, feature_map: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, float]:
         """Cuts off the cells that lie on padding which the model added: maps of two models must show one picture."""
         frame = getattr(self.model, "map_frame", None)
-        if frame is None:
-            return feature_map
-        extent, covered = frame(image_size)
-        rows, columns = (
-            ceil(cells * part / whole)
-            for cells, part, whole in zip(feature_map.shape[-2:], extent, covered, strict=True)
-        )
-        return feature_map[..., :rows, :columns]
+        extent, covered = (image_size, image_size) if frame is None else frame(image_size)
+        cells = (feature_map.shape[-2], feature_map.shape[-1])
+        # Of the whole map: a cell that lies on the image with one half is as large as the others.
+        shares = [part / whole for part, whole in zip(extent, covered, strict=True)]
+        stride = sqrt(image_size[0] * image_size[1] / (shares[0] * shares[1] * cells[0] * cells[1]))
+        rows, columns = (ceil(count * part / whole) for count, part, whole in zip(cells, extent, covered, strict=True))
+        return feature_map[..., :rows, :columns], stride
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._outputs.clear()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.export import checks, main
-from cankd_hf.export.compare import compare
+from cankd_hf.export.compare import _in_order, compare
 from cankd_hf.export.detectors import suppress
 from cankd_hf.export.graph import form_of
 from cankd_hf.export.source import Source, load
@@ -30,7 +30,7 @@ from ..models.kinds import KINDS, NAMES, RESNET, student
 onnxruntime = pytest.importorskip("onnxruntime")
 SIZE = ["--size", "160", "192", "--no-latency"]  # no level of a pyramid has but one cell
 # Kinds whose file takes one size in either format, and in one of them.
-ONE_SIZE = {"swin_fpn", "mobilenet_v2", "timm_psp"}
+ONE_SIZE = {"swin_fpn", "mobilenet_v2", "timm_psp", "rt_detr"}
 ONE_SIZE_IN = {"onnx": {"upernet"}, "torch-export": {"timm_aspp"}}
 
 
@@ -148,6 +148,16 @@ def test_dense_detectors_select_as_torchvision_does() -> None:
             assert result.passed and result.detections > 10 * result.shape[0], (kind, result)
 
 
+def test_queries_may_change_places_but_not_their_values() -> None:
+    logits, boxes = torch.randn(2, 6, 3), torch.rand(2, 6, 4)
+    turned = [x[:, [2, 0, 1, 5, 4, 3]] for x in (logits, boxes)]
+    for ours, theirs in zip(_in_order([logits, boxes], turned), (logits, boxes), strict=True):
+        assert torch.equal(ours, theirs)
+    # A box that belongs to other logits is no permutation.
+    mixed = _in_order([logits, boxes], [turned[0], boxes])
+    assert not (torch.equal(mixed[0], logits) and torch.equal(mixed[1], boxes))
+
+
 def test_suppression_keeps_images_and_groups_apart() -> None:
     box = torch.tensor([10.0, 10.0, 50.0, 50.0])
     boxes = box.expand(2, 4, 4) + torch.tensor([0.0, 1.0, 0.0, 30.0]).reshape(1, 4, 1)
@@ -208,7 +218,8 @@ def native_detector(kind: str) -> PreTrainedModel:
     settings: dict[str, Any] = {"num_labels": 3, "d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     if kind == "rt_detr":
         settings |= {"encoder_hidden_dim": 32, "encoder_in_channels": [8, 16, 16], "decoder_in_channels": [32] * 3}
-        settings |= {"num_queries": 20, "num_denoising": 0, "decoder_layers": 2, "num_feature_levels": 3}
+        # All 630 cells are queries: which of many equal ones of a random model come first is chance.
+        settings |= {"num_queries": 630, "num_denoising": 0, "decoder_layers": 2, "num_feature_levels": 3}
         settings |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     else:
         settings |= {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 20, "use_timm_backbone": False}
