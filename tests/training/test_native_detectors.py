@@ -314,3 +314,31 @@ def test_a_saved_prompted_student_finds_its_task(run: Callable[[str], Run], data
     # Without class names it is no detector of fixed classes, and without a text it sees images alone.
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     assert not DetectionTask.accepts(model)
+
+
+@pytest.mark.slow
+def test_grounding_dino_learns_images_by_heart(data: Any, tokenizer: str, tmp_path: Path) -> None:
+    """Its classes are words of a prompt: only learning shows that the right word is asked for."""
+    fields = config("grounding-dino")
+    fields |= {"d_model": 64, "num_queries": 20, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+    fields |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "fusion_dropout"), 0.0)
+    fields["backbone_config"] = {**PYRAMID, "embedding_size": 16, "hidden_sizes": [16, 32, 64, 64]}
+    fields["text_config"] = {**fields["text_config"], "hidden_size": 32, "hidden_dropout_prob": 0.0}
+    task = DetectionTask(data[0].id2label)
+    set_seed(0)
+    student = task.build_student(StudentConfig(config={**fields, "fusion_droppath": 0.0}, tokenizer=tokenizer))
+    images = data[1].eval
+    args = CanKDConfig(
+        str(tmp_path),
+        max_steps=800,
+        learning_rate=1.5e-3,
+        warmup_steps=0.2,
+        per_device_train_batch_size=len(images),
+        max_grad_norm=1.0,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = CanKDTrainer(student, None, args, task=task, train_dataset=images, eval_dataset=images)
+    trainer.train()
+    assert trainer.evaluate()["eval_ap50"] >= 0.9
