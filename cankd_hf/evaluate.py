@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cankd_hf.errors import InputError, exit_code
 
@@ -86,29 +86,19 @@ def _run(options: argparse.Namespace) -> int:
 def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[DetectionTask]:
     """What the student does: as its recipe says, else as its architecture is called."""
     import yaml
-    from transformers import PretrainedConfig
 
-    from cankd_hf.tasks import DetectionTask, SegmentationTask
+    from cankd_hf.tasks import TASKS, saved_task
 
     if saved.is_file():
-        name = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")
+        task: Any = TASKS[yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")]
     else:
-        try:
-            architectures = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures")
-        except OSError as error:
-            said = " ".join(str(error).split())
-            raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
-        if not architectures:
-            raise InputError(f"{checkpoint}: expected a saved student, found no config.json that names its class")
-        name = "detection" if architectures[0].endswith("ForObjectDetection") else "segmentation"
-    if name == "detection":
-        return DetectionTask
-    if name != "segmentation":
+        task = saved_task(checkpoint)
+    if task.evaluates_features:
         raise InputError(
-            f"{saved}: expected a student that is scored by labels, got one of the task {name!r}; its scores compare "
-            "it with its teacher, and stand in the results.json of its run"
+            f"{checkpoint}: expected a student that is scored by labels, got one of the task {task.name!r}; its "
+            "scores compare it with its teacher, and stand in the results.json of its run"
         )
-    return SegmentationTask
+    return task
 
 
 if __name__ == "__main__":

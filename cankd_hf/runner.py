@@ -18,7 +18,6 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.checkpoint import SafeStop, Stopwatch
 from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
-from cankd_hf.figures.callback import FeatureFiguresCallback
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.launch import check_launch
 from cankd_hf.models.inherit import inherit
@@ -165,6 +164,8 @@ def make_trainer(
         processing_class=task.image_processor(recipe.data),
     )
     if args.log_figures_steps > 0 and teacher is not None:
+        from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
+
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
 

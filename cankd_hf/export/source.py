@@ -9,15 +9,13 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_BACKBONE_MAPPING_NAMES,
-    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as PROMPTED_TYPES,
 )
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
-from cankd_hf.tasks import DetectionTask, FeaturesTask, SegmentationTask, Task
+from cankd_hf.tasks import FeaturesTask, Task, saved_task
 
-NAMED_TASKS: dict[str, Any] = {"segmentation": SegmentationTask, "detection": DetectionTask}
 DEFAULT_SIZE = (512, 512)
 
 
@@ -50,46 +48,20 @@ class Source:
         return (int(height), int(width)) if height and width else DEFAULT_SIZE
 
 
-def task_of(checkpoint: str) -> str:
-    """Which task a saved student does, by the class that its config.json names.
-
-    Raises:
-        InputError: if there is no student, or one that cannot be exported.
-    """
-    place = Path(checkpoint)
-    if place.is_dir() and not (place / "config.json").is_file():
-        raise InputError(f"{checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N")
-    try:
-        config = PretrainedConfig.get_config_dict(checkpoint)[0]
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{checkpoint}: expected a folder of a saved student or a Hub id: {reason}") from error
-    names = config.get("architectures") or [""]
-    if config.get("model_type") in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
-        raise InputError(f"{checkpoint}: {names[0]} reads a text with each image, which this export cannot give it")
-    if names[0].endswith("ForObjectDetection"):
-        return "detection"
-    if "SemanticSegmentation" in names[0]:
-        return "segmentation"
-    if names[0] in MODEL_FOR_BACKBONE_MAPPING_NAMES.values():
-        return "features"
-    raise InputError(
-        f"{checkpoint}: expected a segmentation or detection student or a backbone, got {names[0] or 'no class'!r}"
-    )
-
-
 def load(checkpoint: str) -> Source:
     """Loads a student with everything that says how to feed it.
 
     Raises:
         InputError: if there is none.
     """
-    kind = task_of(checkpoint)
-    task: Task = FeaturesTask() if kind == "features" else NAMED_TASKS[kind]({})
+    kind: Any = saved_task(checkpoint)
+    if PretrainedConfig.get_config_dict(checkpoint)[0].get("model_type") in PROMPTED_TYPES:
+        raise InputError(f"{checkpoint}: it reads a text with each image, which this export cannot give it")
+    task: Task = kind() if kind is FeaturesTask else kind({})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = task.load(checkpoint)
-    return Source(checkpoint, kind, model.eval().requires_grad_(False), _preprocessor(checkpoint))
+    return Source(checkpoint, task.name, model.eval().requires_grad_(False), _preprocessor(checkpoint))
 
 
 def _preprocessor(checkpoint: str) -> dict[str, Any]:

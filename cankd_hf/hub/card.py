@@ -20,6 +20,7 @@ from cankd_hf.hub.sections import (
     limits,
     load_code,
     made,
+    markdown,
     purpose,
     reached,
     results_table,
@@ -91,17 +92,17 @@ def render_card(
     title = title or Path(name).name
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     code, code_note = load_code(facts, name)
-    table, table_note = results_table(facts)
+    rows, table_note = results_table(facts)
     text = template.render(
         metadata=card_data(facts, title, licence, tags).to_yaml().strip(),
         title=title,
         purpose=purpose(facts),
         code=code,
         code_note=code_note,
-        table=table,
+        table=markdown(rows),
         table_note=table_note,
         made=made(facts, licence_of(facts.teacher_id, facts.teacher.get("revision"))),
-        terms=terms_table(facts),
+        terms=markdown(terms_table(facts)),
         limits=limits(facts),
         citation=citation(facts),
     )

@@ -98,15 +98,15 @@ def _known(scores: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def results_table(facts: Facts) -> tuple[str, str]:
+def results_table(facts: Facts) -> tuple[list[list[str]], str]:
     """The table of student alone, student and teacher, as far as they were measured, and a line on it."""
     scores, split = reached(facts)
     if not scores:
-        return "", ""
+        return [], ""
     arms = facts.results.get("arms") or [{"name": "student", "scores": facts.run["scores"], **_size(facts)}]
     arms = sorted(arms, key=lambda arm: _ROWS.index(arm["name"]) if arm["name"] in _ROWS else len(_ROWS))
     header = ["model", "parameters", "steps", *(METRICS[name][1] for name in scores)]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows = [header]
     for arm in arms:
         known = _known(arm.get("scores") or {})
         sizes = [f"{arm[key]:,}" if arm.get(key) else "" for key in ("parameters", "steps")]
@@ -115,7 +115,7 @@ def results_table(facts: Facts) -> tuple[str, str]:
     note = f"Scores of the {split} split, from one run{_seed(facts)}."
     if any(arm.get("inherited") for arm in arms):
         note += " † starts with parts of the teacher's weights."
-    return _markdown(rows), note + _gap(facts)
+    return rows, note + _gap(facts)
 
 
 def _gap(facts: Facts) -> str:
@@ -139,8 +139,12 @@ def _seed(facts: Facts) -> str:
     return f" with seed {facts.run['seed']}" if "seed" in facts.run else ""
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def markdown(rows: list[list[str]]) -> str:
+    """A table, its head first, numbers to the right; nothing of no rows."""
+    if not rows:
+        return ""
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
@@ -236,19 +240,19 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def terms_table(facts: Facts) -> str:
+def terms_table(facts: Facts) -> list[list[str]]:
     """Each feature loss at each pair of levels, with its weight; for CanKD also the paper's mu."""
     terms = facts.run.get("terms") or []
     if not terms:
-        return ""
-    rows = [["feature loss", "student stride", "teacher stride", "weight", "mu"], ["---", *["---:"] * 4]]
+        return []
+    rows = [["feature loss", "student stride", "teacher stride", "weight", "mu"]]
     for term in terms:
         for pair in term["pairs"]:
             # The authors' loss has the factor 0.5 outside of mu, ours inside of the loss.
             mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
             strides = [f"{pair[f'{side}_stride']:.3g}" for side in ("student", "teacher")]
             rows.append([term["name"], *strides, f"{pair['weight']:g}", mu])
-    return _markdown(rows)
+    return rows
 
 
 def limits(facts: Facts) -> list[str]:

@@ -153,12 +153,9 @@ def _fill_backbone(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
     """Copies a backbone's weights to where a native model keeps its own, which may have frozen norms instead."""
     # Native detectors take timm's module out of its wrapper.
     for source in (loaded, getattr(loaded, "_backbone", loaded)):
-        state = {
-            name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")
-        }
+        state = _uncounted(source)
         for name, module in model.named_modules():
-            own = module.state_dict() if "backbone" in name else {}
-            if state.keys() == {key for key in own if not key.endswith("num_batches_tracked")}:
+            if "backbone" in name and state.keys() == _uncounted(module).keys():
                 module.load_state_dict(state, strict=False)
                 return
     raise InputError(

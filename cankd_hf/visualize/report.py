@@ -135,23 +135,17 @@ def write_report(
         signs=signs,
         logged=any(opened.histories.values()),
         notes=opened.notes,
-        results=_cells(table),
+        results=table,
         results_note=note,
         images=[(image, [d for d in drawn if d.image == image]) for image in dict.fromkeys(d.image for d in drawn)],
         figures={**FIGURES, "pca": FIGURES["pca" if compared else "own"]},
         curves=curves,
         made=[(heading, _plain(said)) for heading, said in made(facts, None)],
-        terms=_cells(terms_table(facts)),
+        terms=terms_table(facts),
         recipe=recipe_to_yaml(opened.recipe) if opened.recipe is not None else "",
     )
     file.write_text(text, encoding="utf-8")
     return file
-
-
-def _cells(table: str) -> list[list[str]]:
-    """The rows of one of the card's Markdown tables, without the rule below its head."""
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()]
-    return [row for row in rows if not set("".join(row)) <= set("-: ")]
 
 
 def _plain(text: str) -> str:

@@ -56,7 +56,9 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
 def test_detectors_are_loaded_as_their_task_does(tmp_path: Path) -> None:
     source = load(str(saved(talkative("fcos_resnet"), tmp_path / "s")))
     assert source.task == "detection" and source.classes == list(NAMES.values())
-    (tmp_path / "s" / "config.json").write_text(json.dumps({"model_type": "grounding-dino", "architectures": ["X"]}))
+    (tmp_path / "s" / "config.json").write_text(
+        json.dumps({"model_type": "grounding-dino", "architectures": ["GroundingDinoForObjectDetection"]})
+    )
     with pytest.raises(InputError, match="reads a text with each image"):
         load(str(tmp_path / "s"))
 
