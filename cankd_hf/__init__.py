@@ -8,39 +8,40 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cankd_hf import _autoregister
+from cankd_hf import _autoregister, _moved
 
 __version__ = "0.1.0"
 
 # Public name -> module that holds it, imported when first asked for.
 _PUBLIC = {
-    "CanKDConfig": "cankd_hf.config",
+    "CanKDConfig": "cankd_hf.training.arguments",
     "CanKDLoss": "cankd_hf.losses",
-    "CanKDTrainer": "cankd_hf.trainer",
-    "Distiller": "cankd_hf.distiller",
+    "CanKDTrainer": "cankd_hf.training.trainer",
+    "Distiller": "cankd_hf.training.distiller",
     "FPNConfig": "cankd_hf.models.fpn.configuration_cankd_fpn",
     "FPNForObjectDetection": "cankd_hf.models.fpn.modeling_cankd_fpn_detection",
     "FPNForSemanticSegmentation": "cankd_hf.models.fpn.modeling_cankd_fpn",
     "FeatureFiguresCallback": "cankd_hf.figures.callback",
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
-    "LossTerm": "cankd_hf.losses",
-    "load_recipe": "cankd_hf.recipe",
-    "load_teacher": "cankd_hf.teacher",
+    "LossTerm": "cankd_hf.config.distill",
+    "load_recipe": "cankd_hf.config.recipe",
+    "load_teacher": "cankd_hf.teachers.load",
 }
 
 if TYPE_CHECKING:
-    from cankd_hf.config import CanKDConfig
-    from cankd_hf.distiller import Distiller
+    from cankd_hf.config.distill import LossTerm
+    from cankd_hf.config.recipe import load_recipe
     from cankd_hf.errors import InputError
     from cankd_hf.figures.callback import FeatureFiguresCallback
-    from cankd_hf.losses import CanKDLoss, InstanceMSELoss, LossTerm
+    from cankd_hf.losses import CanKDLoss, InstanceMSELoss
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-    from cankd_hf.recipe import load_recipe
-    from cankd_hf.teacher import load_teacher
-    from cankd_hf.trainer import CanKDTrainer
+    from cankd_hf.teachers.load import load_teacher
+    from cankd_hf.training.arguments import CanKDConfig
+    from cankd_hf.training.distiller import Distiller
+    from cankd_hf.training.trainer import CanKDTrainer
 
 __all__ = [
     "CanKDConfig",
@@ -66,3 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 _autoregister.install()
+_moved.install()

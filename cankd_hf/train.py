@@ -1,70 +1,8 @@
-"""`python -m cankd_hf.train RECIPE [section.key=value ...]`: from a recipe to a distilled student."""
+"""`python -m cankd_hf.train`."""
 
-from __future__ import annotations
+from cankd_hf.cli.train import main, parser
 
-import argparse
-import sys
-from collections.abc import Sequence
-
-from cankd_hf.errors import exit_code
-
-EXAMPLES = """examples:
-  python -m cankd_hf.train recipes/quickstart.yaml
-  python -m cankd_hf.train recipes/camvid_seg.yaml data.path=/data/camvid training.max_steps=300
-  python -m cankd_hf.train recipes/dinov2_seg.yaml --dry-run
-  accelerate launch -m cankd_hf.train recipes/dinov2_seg.yaml
-
-exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (the same command goes on)"""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line, without importing anything heavy: --help must answer at once."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.train",
-        description="Train a small vision model with a big one's help, as a recipe says.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("recipe", help="YAML file; every key is explained in docs/recipes.md")
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    made.add_argument("--dry-run", action="store_true", help="show what would happen, run one step, train nothing")
-    made.add_argument(
-        "--restart",
-        action="store_true",
-        help="start over where the output folder holds a run (the old one is moved aside)",
-    )
-    made.add_argument("--resume", metavar="CHECKPOINT", help="go on from this checkpoint (default: the newest one)")
-    return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns the exit code."""
-    # intermixed: options may stand between the overrides.
-    options = parser().parse_intermixed_args(argv)
-    # Ctrl-C outside of the steps, which end in a checkpoint: loading, scoring, pushing.
-    return exit_code(lambda: _run(options), "what was finished is kept, and the same command goes on from it")
-
-
-def _run(options: argparse.Namespace) -> int:
-    from cankd_hf.recipe import load_recipe
-
-    recipe = load_recipe(options.recipe, options.overrides)
-    # After the checks: these imports take seconds.
-    from cankd_hf.report import print_report
-    from cankd_hf.runner import Stopped, run
-
-    if options.dry_run:
-        from cankd_hf.inspect import dry_run
-
-        return dry_run(recipe)
-    try:
-        report = run(recipe, restart=options.restart, resume=options.resume)
-    except Stopped as stopped:
-        print(f"Stopped; a checkpoint is in {stopped.folder}. The same command goes on from it.", file=sys.stderr)
-        return 130
-    print_report(report)
-    return 0
-
+__all__ = ["main", "parser"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cankd_hf.config import CanKDConfig
-from cankd_hf.hub_config import HubConfig
-from cankd_hf.losses import LOSSES, LossTerm
+from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.schema import describe
+from cankd_hf.losses import LOSSES
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
-from cankd_hf.recipe import DistillConfig, Recipe
-from cankd_hf.schema import describe
+from cankd_hf.training.arguments import CanKDConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 

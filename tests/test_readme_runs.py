@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cankd_hf.data.shapes import SHAPE_CLASSES, ShapesSource
+from cankd_hf.data.generated import SHAPE_CLASSES, ShapesSource
 
 from .test_recipes_run import small
 

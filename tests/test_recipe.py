@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cankd_hf.errors import InputError
-from cankd_hf.recipe import (
+from cankd_hf.config.recipe import (
     Recipe,
     load_data_config,
     load_recipe,
@@ -17,6 +16,7 @@ from cankd_hf.recipe import (
     recipe_differences,
     recipe_to_yaml,
 )
+from cankd_hf.errors import InputError
 
 from .recipe_tables import PAGE, rendered
 

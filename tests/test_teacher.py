@@ -15,10 +15,12 @@ import torch
 import transformers as tr
 from torch import Tensor, nn
 
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features import Connector, pair_levels
 from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageStats
-from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.teacher import Teacher
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 DINOV2 = {
@@ -366,7 +368,7 @@ def test_offline_from_the_cache(folders: dict[str, Path], tmp_path: Path) -> Non
     for file in folders["vit"].iterdir():
         (snapshot / file.name).write_bytes(file.read_bytes())
     script = (
-        "from cankd_hf.teacher import load_teacher; t = load_teacher('team/tiny'); m = t.manifest();"
+        "from cankd_hf.teachers.teacher import load_teacher; t = load_teacher('team/tiny'); m = t.manifest();"
         "print(m['revision'], m['image_mean'], t.levels((64, 96)))"
     )
     root = str(Path(__file__).resolve().parents[1])

@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 from transformers import set_seed
 
-from cankd_hf.distiller import pair_name
+from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.features.taps import Taps
-from cankd_hf.recipe import Recipe
-from cankd_hf.runner import SCORE_ONLY, build_trainer
+from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
-from cankd_hf.teacher import load_teacher
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.training.distiller import pair_name
+from cankd_hf.training.trainer import CanKDTrainer
 
 
 def _clock() -> float:

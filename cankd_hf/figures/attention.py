@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cankd_hf.distiller import Pair
 from cankd_hf.figures.draw import FONT, HEAT, label_rows, overlay, pair_text, panels, title_columns
 from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import effective_keys
 from cankd_hf.losses import CanKDLoss, attention_map
+from cankd_hf.training.distiller import Pair
 
 SOFTMAX = ("embedded_gaussian", "gaussian")
 

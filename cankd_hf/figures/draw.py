@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cankd_hf.distiller import Pair
 from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import activation, difference, pca_colours
 from cankd_hf.losses import CanKDLoss
+from cankd_hf.training.distiller import Pair
 
 CELL = 2.0  # inches a panel is wide: at 110 dots an inch, five of them fill the report's page at their own size
 DPI = 110

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cankd_hf.distiller import Distiller, Pair
 from cankd_hf.features.taps import Taps
 from cankd_hf.losses import FeatureLoss
-from cankd_hf.teacher import Teacher
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.distiller import Distiller, Pair
 
 
 @dataclass

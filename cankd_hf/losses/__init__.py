@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from cankd_hf.config.distill import LossTerm
 from cankd_hf.losses.attention import attention_map
-from cankd_hf.losses.base import FeatureLoss, LossTerm
+from cankd_hf.losses.base import FeatureLoss
 from cankd_hf.losses.cankd import CanKDLoss
 from cankd_hf.losses.instance_mse import InstanceMSELoss
 

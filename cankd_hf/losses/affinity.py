@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.base import compute_dtype
-from cankd_hf.losses.prefix_sums import relu_read
-from cankd_hf.losses.projection import covariance, max_pool, project
+from cankd_hf.losses.kernels.prefix_sums import relu_read
+from cankd_hf.losses.kernels.projection import covariance, max_pool, project
 
 if TYPE_CHECKING:
     from cankd_hf.losses.cankd import CanKDLoss

@@ -11,7 +11,7 @@ from torch import Tensor
 from cankd_hf.losses.affinity import can_pool, conv_weights
 from cankd_hf.losses.base import compute_dtype
 from cankd_hf.losses.cankd import CanKDLoss
-from cankd_hf.losses.projection import max_pool, project
+from cankd_hf.losses.kernels.projection import max_pool, project
 
 
 @torch.no_grad()

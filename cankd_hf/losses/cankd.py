@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cankd_hf.errors import InputError
 from cankd_hf.losses import affinity as affinities
 from cankd_hf.losses.base import FeatureLoss
-from cankd_hf.losses.moments import MixMoments, instance_distance, mix_moments, plain_distance
-from cankd_hf.losses.output_norm import batch_affine
+from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
+from cankd_hf.losses.kernels.output_norm import batch_affine
 
 # The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).
 REFERENCE_NAMES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cankd_hf.losses.base import FeatureLoss
-from cankd_hf.losses.moments import instance_distance, pair_moments
+from cankd_hf.losses.kernels.moments import instance_distance, pair_moments
 
 
 class InstanceMSELoss(FeatureLoss):

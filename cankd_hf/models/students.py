@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForZeroShotObjectDetection, PretrainedConfig, PreTrainedModel
 
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import InputError
 from cankd_hf.models import register
 from cankd_hf.models.backbones import (
@@ -25,7 +26,6 @@ from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-from cankd_hf.models.student_config import StudentConfig
 
 __all__ = ["StudentConfig", "build_student"]
 

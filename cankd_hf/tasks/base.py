@@ -12,11 +12,12 @@ import numpy as np
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from cankd_hf.data.sources import ROLES, DataConfig
-from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.sources import ROLES
 
 if TYPE_CHECKING:
-    from cankd_hf.distiller import Distiller
+    from cankd_hf.training.distiller import Distiller
 
 
 @dataclass

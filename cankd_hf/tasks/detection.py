@@ -24,9 +24,11 @@ from transformers import (
     RTDetrImageProcessor,
 )
 
-from cankd_hf.data.collate import detection_collate, original_objects, original_sizes, without_crowds
-from cankd_hf.data.detection import load_detection
-from cankd_hf.data.sources import ROLES, DataConfig
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
+from cankd_hf.data.detection.load import load_detection
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS, detection_scores, detection_statistics
@@ -41,12 +43,11 @@ from cankd_hf.models.prompts import (
     reads_text,
     text_input,
 )
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
-    from cankd_hf.distiller import Distiller
+    from cankd_hf.training.distiller import Distiller
 
 logger = logging.getLogger(__name__)
 

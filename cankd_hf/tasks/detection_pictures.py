@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cankd_hf.data.collate import detection_collate, original_objects
+from cankd_hf.data.detection.collate import detection_collate, original_objects
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.tasks.pictures import class_colours, shown, spread
 

@@ -11,16 +11,18 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-from cankd_hf.data.collate import segmentation_collate
-from cankd_hf.data.sources import ROLES, DataConfig, load_images
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import load_backbone
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
-    from cankd_hf.distiller import Distiller
+    from cankd_hf.training.distiller import Distiller
 
 
 class FeaturesTask(Task):

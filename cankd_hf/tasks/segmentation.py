@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
 
-from cankd_hf.data.collate import segmentation_collate
-from cankd_hf.data.sources import ROLES, DataConfig, load_segmentation
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models import register
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
-    from cankd_hf.distiller import Distiller
+    from cankd_hf.training.distiller import Distiller
 
 
 class SegmentationTask(Task):

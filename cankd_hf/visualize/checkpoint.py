@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.checkpoint import DISTILLER_FILE, MANIFEST_FILE
-from cankd_hf.data.config import DataConfig
-from cankd_hf.distiller import Distiller
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.recipe import Recipe, load_recipe
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import image_stats
 from cankd_hf.features.taps import Taps
@@ -26,10 +26,11 @@ from cankd_hf.hub.files import RECIPE_FILE, read_json, student_files
 from cankd_hf.models import register
 from cankd_hf.models.backbones import load_config
 from cankd_hf.models.inherit import inherit
-from cankd_hf.recipe import Recipe, load_recipe
-from cankd_hf.runner import build_student, build_teacher
+from cankd_hf.runs.build import build_student, build_teacher
 from cankd_hf.tasks import TASKS, FeaturesTask, Task
-from cankd_hf.teacher import Teacher, TeacherConfig
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE
+from cankd_hf.training.distiller import Distiller
 
 STATE_FILE = "trainer_state.json"
 # What a student on the Hub is made of; its code is looked for, but never run.

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.dataset import ImageDataset, Transform
-from cankd_hf.data.decode import Decoder, Unusable
-from cankd_hf.data.detection_transforms import DetectionEvalTransform
-from cankd_hf.data.transforms import EvalTransform
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.data.common.dataset import ImageDataset, Transform
+from cankd_hf.data.common.decode import Decoder, Unusable
+from cankd_hf.data.detection.transforms import DetectionEvalTransform
+from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
-from cankd_hf.recipe import Recipe
 from cankd_hf.tasks import TASKS, Task
 from cankd_hf.tasks.pictures import shown, spread
 

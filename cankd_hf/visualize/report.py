@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import jinja2
 
+from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.hub.sections import made, purpose, results_table, terms_table
-from cankd_hf.recipe import recipe_to_yaml
 from cankd_hf.visualize.checkpoint import Opened
 
 TEMPLATE = Path(__file__).with_name("report.html")

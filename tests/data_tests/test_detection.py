@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.detection import load_detection
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.detection.load import load_detection
 from cankd_hf.errors import InputError
 
 COCO = "annotations/instances_{split}.json"

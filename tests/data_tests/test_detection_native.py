@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cankd_hf.data.collate import detection_collate, original_objects, original_sizes
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.detection_transforms import DetectionEvalTransform
-from cankd_hf.data.objects import Objects
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes
+from cankd_hf.data.detection.objects import Objects
+from cankd_hf.data.detection.transforms import DetectionEvalTransform
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.detection import DetectionData, load_detection
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.detection.load import DetectionData, load_detection
 from cankd_hf.errors import InputError
 
 SHARED = Path(os.environ.get("CANKD_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))

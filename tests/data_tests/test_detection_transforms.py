@@ -7,15 +7,15 @@ import pickle
 import pytest
 import torch
 
-from cankd_hf.data.collate import detection_collate, original_objects, original_sizes, without_crowds
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.detection_transforms import (
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
+from cankd_hf.data.detection.objects import Objects
+from cankd_hf.data.detection.transforms import (
     DetectionEvalTransform,
     DetectionTrainTransform,
     RandomScaleCropBoxes,
     size_of_scale_one,
 )
-from cankd_hf.data.objects import Objects
 
 
 def marked(boxes: list[list[int]], height: int = 60, width: int = 80) -> tuple[torch.Tensor, Objects]:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.folders import slice_of
-from cankd_hf.data.sources import load_images, load_segmentation
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.folders import slice_of
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
 Make = Callable[..., Path]

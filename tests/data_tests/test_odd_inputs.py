@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.sources import ImageData, SegmentationData, load_images, load_segmentation
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.features.load import ImageData, load_images
+from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
 from cankd_hf.errors import InputError
 
 SHARED = Path(os.environ.get("CANKD_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))

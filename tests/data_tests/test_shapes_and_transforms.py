@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cankd_hf.data.collate import segmentation_collate
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.seeded import SeededDataset
-from cankd_hf.data.shapes import SHAPE_CLASSES, ShapesSource
-from cankd_hf.data.sources import load_images, load_segmentation
-from cankd_hf.data.transforms import EvalTransform, RandomScaleCrop, TrainTransform
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.transforms import RandomScaleCrop
+from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.generated import SHAPE_CLASSES, ShapesSource
+from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.load import load_segmentation
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 SIZES = {"train": 6, "validation": 3, "test": 2, "size": 32}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.sources import load_images, load_segmentation
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
 datasets = pytest.importorskip("datasets")

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.features import Taps
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
-from cankd_hf.teacher import TeacherConfig, load_teacher
+from cankd_hf.teachers.load import load_teacher
 
 PYRAMID = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
 VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}

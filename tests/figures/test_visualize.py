@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cankd_hf import train, visualize
-from cankd_hf.data.config import DataConfig
+from cankd_hf.config.data import DataConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule
 from cankd_hf.tasks import DetectionTask

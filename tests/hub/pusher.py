@@ -17,8 +17,8 @@ from transformers import BitImageProcessor, ResNetBackbone, ResNetConfig, Segfor
 from transformers import SegformerForSemanticSegmentation as Segformer
 
 from cankd_hf import CanKDConfig, CanKDTrainer, evaluate, push, train
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub import upload
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.tasks import DetectionTask
 from tests.training.tiny import CLASSES, Images, terms, trainer
 

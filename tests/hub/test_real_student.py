@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import cankd_hf  # noqa: F401  (knows the models)
-from cankd_hf.config import CanKDConfig
-from cankd_hf.data.sources import DataConfig
+from cankd_hf.config.data import DataConfig
 from cankd_hf.tasks import DetectionTask, SegmentationTask
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.trainer import CanKDTrainer
 
 from .stand_in import problems
 

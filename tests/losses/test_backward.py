@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from cankd_hf.losses import blocks
-from cankd_hf.losses.moments import mix_moments, pair_moments
-from cankd_hf.losses.prefix_sums import relu_read
-from cankd_hf.losses.projection import covariance, max_pool, project
+from cankd_hf.losses.kernels import blocks
+from cankd_hf.losses.kernels.moments import mix_moments, pair_moments
+from cankd_hf.losses.kernels.prefix_sums import relu_read
+from cankd_hf.losses.kernels.projection import covariance, max_pool, project
 
 
 @pytest.fixture(autouse=True, params=[1 << 18, 20], ids=["whole", "blocks"])

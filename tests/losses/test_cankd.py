@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cankd_hf.benchmark.reference import naive_loss, naive_transform
 from cankd_hf.errors import InputError
-from cankd_hf.losses import CanKDLoss, affinity, blocks
+from cankd_hf.losses import CanKDLoss, affinity
+from cankd_hf.losses.kernels import blocks
 
 AFFINITIES = list(affinity.AFFINITIES)
 

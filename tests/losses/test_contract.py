@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
-from cankd_hf.losses import LOSSES, FeatureLoss, LossTerm
+from cankd_hf.losses import LOSSES, FeatureLoss
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def test_maps_of_two_sizes_are_an_error() -> None:
 
 def test_the_evaluate_metric_gives_the_same(batch: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
     pytest.importorskip("evaluate")
-    from cankd_hf.metrics.evaluate_adapter import SegmentationMetric
+    from cankd_hf.metrics.evaluate_segmentation import SegmentationMetric
 
     logits, labels = batch
     names = {index: f"c{index}" for index in range(5)}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cankd_hf.distiller import Distiller
+from cankd_hf.config.distill import LossTerm
 from cankd_hf.features import Taps
-from cankd_hf.losses.base import LossTerm
-from cankd_hf.teacher import load_teacher
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.training.distiller import Distiller
 
 from .detectors import detector, pictures
 

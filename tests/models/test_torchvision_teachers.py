@@ -14,12 +14,13 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import RetinaNet
 
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.models import torchvision_teachers
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.inherit import inherit
-from cankd_hf.teacher import TeacherConfig, load_teacher
+from cankd_hf.teachers.load import load_teacher
 
 NET = "retinanet_resnet50_fpn"
 

@@ -11,53 +11,38 @@ from .sources import PACKAGE, ROOT, imports, module_name, package_files
 # Lower numbers know nothing of higher ones; rooms of level 1 know nothing of each other.
 LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
+    "_moved": 0,  # old module names, as text
     "errors": 0,
-    "hub_config": 1,  # knows nothing
-    "launch": 1,  # knows only errors
-    "schema": 1,  # knows only errors
-    "losses": 1,
-    "features": 1,
-    "models": 1,
-    "data": 1,
-    "metrics": 1,
-    "yaml_source": 2,  # knows schema and errors
-    "teacher": 2,
-    "distiller": 2,
-    "tasks": 2,
-    "config": 2,
-    "checkpoint": 2,
-    "monitoring": 2,
-    "hub": 2,  # below the trainer, which pushes through it; it knows losses (their citations) and files
-    "figures": 3,
-    "trainer": 3,
-    "recipe_checks": 3,
-    "recipe": 4,
-    "runner": 5,
-    "report": 5,
-    "train": 5,
-    "evaluate": 5,
-    "push": 5,
-    "compare": 5,
-    "visualize": 5,
-    "inspect": 5,
-    "benchmark": 5,
-    "export": 5,
-    "": 6,  # cankd_hf/__init__.py
+    "config": 1,
+    "losses": 2,
+    "features": 2,
+    "models": 2,
+    "data": 2,
+    "metrics": 2,
+    "teachers": 3,
+    "tasks": 3,
+    "hub": 3,  # below the trainer, which pushes through it; it knows losses (their citations) and files
+    "training": 4,
+    "figures": 5,
+    "runs": 6,
+    "visualize": 7,
+    "benchmark": 7,
+    "export": 7,
+    "cli": 8,
+    "train": 9,
+    "evaluate": 9,
+    "push": 9,
+    "": 10,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.
 EXCEPTIONS = {
     ("", "_autoregister"),
     ("_autoregister", "models"),  # the one thing it does, when transformers asks for it
-    ("tasks", "distiller"),  # statistics of a batch read the distiller's measurements (types only)
-    ("monitoring", "distiller"),  # names of what the distiller measures (types only)
-    ("report", "runner"),  # prints what the runner returns
-    *(
-        (command, helper)
-        for command in ("train", "evaluate", "inspect", "compare", "benchmark")
-        for helper in ("runner", "report")
-    ),
-    ("train", "inspect"),  # --dry-run
-    ("visualize", "runner"),  # builds the student's initial weights and the teacher as a run does
+    ("config", "training"),  # the training arguments, where they were in 0.1
+    ("tasks", "training"),  # statistics of a batch read the distiller's measurements (types only)
+    ("config", "losses"),
+    ("config", "tasks"),
+    ("config", "models"),
     ("export", "benchmark"),  # clocks: forms that take turns
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import ModelOutput
 
-from cankd_hf.config import CanKDConfig
-from cankd_hf.data.config import DataConfig
-from cankd_hf.data.detection_transforms import DetectionEvalTransform
-from cankd_hf.data.objects import Objects
-from cankd_hf.models.student_config import StudentConfig
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.detection.objects import Objects
+from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.tasks import DetectionTask
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.trainer import CanKDTrainer
 
 from .native import config
 from .tiny import trainer

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, pipeline
 
 from cankd_hf import evaluate, train
-from cankd_hf.data.config import DataConfig
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub.files import student_files
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.tasks import DetectionTask, task_for
 
 from .boxes import write_boxes

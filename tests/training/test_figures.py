@@ -18,7 +18,7 @@ from cankd_hf import FeatureFiguresCallback, InputError, load_recipe
 from cankd_hf.features.taps import Taps
 from cankd_hf.figures import Subject, look
 from cankd_hf.figures import callback as module
-from cankd_hf.runner import build_trainer
+from cankd_hf.runs.build import build_trainer
 from cankd_hf.tasks import TASKS
 
 from . import tiny

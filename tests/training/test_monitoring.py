@@ -18,12 +18,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import tqdm
 from transformers.utils.notebook import NotebookProgressCallback
 
-from cankd_hf.monitoring import energy, interval
-from cankd_hf.monitoring.energy import Counter, EnergyMeter, find_counter, gpu_counter, rapl_counter
-from cankd_hf.monitoring.interval import BatchClock
-from cankd_hf.monitoring.progress import TrainingProgress, show_progress
-from cankd_hf.report import end_line
-from cankd_hf.runner import Arm, Report
+from cankd_hf.cli.report import end_line
+from cankd_hf.runs.record import Arm, Report
+from cankd_hf.training.monitoring import energy, interval
+from cankd_hf.training.monitoring.energy import Counter, EnergyMeter, find_counter, gpu_counter, rapl_counter
+from cankd_hf.training.monitoring.interval import BatchClock
+from cankd_hf.training.monitoring.progress import TrainingProgress, show_progress
 
 from .tiny import Images, trainer
 

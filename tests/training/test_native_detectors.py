@@ -19,17 +19,19 @@ from torch import Tensor
 from transformers import BertTokenizer, GroundingDinoProcessor, set_seed
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from cankd_hf.checkpoint import read_student_weights
-from cankd_hf.config import CanKDConfig
-from cankd_hf.data.config import DataConfig
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.models.prompts import PROMPTED, phrase_probabilities, read_prompt, text_input
-from cankd_hf.models.student_config import StudentConfig
 from cankd_hf.tasks import DetectionTask, TaskData, task_for
 from cankd_hf.tasks.detection import SOFTMAX, detections
-from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.checkpoint import read_student_weights
+from cankd_hf.training.trainer import CanKDTrainer
 
 from .boxes import write_boxes
 from .native import FAMILIES, PYRAMID, RESNET, config, write_tokenizer

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation, set_seed
 
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.models import register
 from cankd_hf.models.students import StudentConfig, build_student
-from cankd_hf.teacher import TeacherConfig, load_teacher
+from cankd_hf.teachers.load import load_teacher
 
 from .tiny import CLASSES, Images, terms, trainer, weights
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cankd_hf.config import CanKDConfig
 from cankd_hf.errors import InputError
+from cankd_hf.training.arguments import CanKDConfig
 
 from .tiny import trainer
 

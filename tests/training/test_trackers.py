@@ -12,9 +12,9 @@ import transformers.integrations.integration_utils as integrations
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from cankd_hf.losses.base import LossTerm
-from cankd_hf.monitoring.trackers import GroupedWandb, group_names, grouped
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.config.distill import LossTerm
+from cankd_hf.training.monitoring.trackers import GroupedWandb, group_names, grouped
+from cankd_hf.training.trainer import CanKDTrainer
 
 from .tiny import Images, trainer
 

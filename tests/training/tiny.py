@@ -9,12 +9,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import ConvNextConfig, Dinov2Config, set_seed
 
-from cankd_hf.config import CanKDConfig
-from cankd_hf.losses.base import LossTerm
+from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
-from cankd_hf.teacher import Teacher, TeacherConfig, load_teacher
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.trainer import CanKDTrainer
 
 CLASSES = 4
 

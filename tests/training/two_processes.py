@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cankd_hf.trainer import CanKDTrainer
+from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import leave_together
 from tests.training.boxed import STUDENTS, detector_trainer, scores
 from tests.training.tiny import Images, student, trainer, weights

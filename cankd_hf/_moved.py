@@ -1,0 +1,90 @@
+"""Modules of cankd_hf 0.1 under their old names: they import with a `DeprecationWarning`, until 0.3."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old module -> the modules that hold its names now.
+MOVED: dict[str, tuple[str, ...]] = {
+    "checkpoint": ("training.checkpoint", "training.callbacks"),
+    "data.checks": ("data.common.checks",),
+    "data.coco": ("data.detection.coco",),
+    "data.collate": ("data.segmentation.collate", "data.detection.collate"),
+    "data.config": ("config.data",),
+    "data.dataset": ("data.common.dataset",),
+    "data.decode": ("data.common.decode",),
+    "data.detection_transforms": ("data.detection.transforms",),
+    "data.folders": ("data.common.folders",),
+    "data.labels": ("data.common.labels",),
+    "data.objects": ("data.detection.objects",),
+    "data.seeded": ("data.common.views",),
+    "data.shapes": ("data.generated",),
+    "data.sources": ("data.common.sources", "data.segmentation.load", "data.features.load", "config.data"),
+    "data.streams": ("data.common.streams",),
+    "data.tables": ("data.common.tables",),
+    "data.transforms": ("data.segmentation.transforms", "data.common.transforms"),
+    "distiller": ("training.distiller",),
+    "hub.mixin": ("training.hub_mixin",),
+    "hub_config": ("config.hub",),
+    "inspect": ("cli.dry_run",),
+    "launch": ("runs.launch",),
+    "losses.affinity": ("losses.affinities",),
+    "losses.blocks": ("losses.kernels.blocks",),
+    "losses.moments": ("losses.kernels.moments",),
+    "losses.output_norm": ("losses.kernels.output_norm",),
+    "losses.prefix_sums": ("losses.kernels.prefix_sums",),
+    "losses.projection": ("losses.kernels.projection",),
+    "metrics.evaluate_adapter": ("metrics.evaluate_segmentation",),
+    "models.student_config": ("config.student",),
+    "monitoring": ("training.monitoring",),
+    "monitoring.energy": ("training.monitoring.energy",),
+    "monitoring.interval": ("training.monitoring.interval",),
+    "monitoring.progress": ("training.monitoring.progress",),
+    "monitoring.trackers": ("training.monitoring.trackers",),
+    "recipe": ("config.recipe", "config.distill"),
+    "recipe_checks": ("config.recipe_checks",),
+    "report": ("cli.report",),
+    "runner": ("runs.run", "runs.build", "runs.folder", "runs.record"),
+    "schema": ("config.schema",),
+    "teacher": ("teachers.teacher", "teachers.load", "config.teacher"),
+    "trainer": ("training.trainer",),
+    "yaml_source": ("config.yaml_source",),
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Stands behind the finders of files, so that it is asked for names that no file has."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        old = fullname.removeprefix("cankd_hf.")
+        if old == fullname or old not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        places = [f"cankd_hf.{place}" for place in MOVED[old.removeprefix("cankd_hf.")]]
+        warnings.warn(f"{old} has moved to {' and '.join(places)}", DeprecationWarning, stacklevel=2)
+
+        def find(name: str) -> Any:
+            for place in places:
+                found = import_module(place)
+                if hasattr(found, name):
+                    return getattr(found, name)
+            raise AttributeError(f"module {old!r} has no attribute {name!r}; its names are in {' and '.join(places)}")
+
+        vars(module)["__getattr__"] = find
+
+
+def install() -> None:
+    """Makes the old names importable."""
+    sys.meta_path.append(_Finder())

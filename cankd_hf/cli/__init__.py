@@ -1,0 +1,1 @@
+"""Parsers, tables and the dry run of the commands."""

@@ -1,0 +1,164 @@
+"""What `--dry-run` shows: everything a run would do, and one step of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cankd_hf.config.recipe import Recipe, recipe_to_yaml
+from cankd_hf.features.taps import Level
+from cankd_hf.runs.build import SCORE_ONLY, build_trainer, training_args
+from cankd_hf.runs.launch import check_launch
+from cankd_hf.tasks import TASKS
+from cankd_hf.training.distiller import Distiller, pair_name
+from cankd_hf.training.trainer import CanKDTrainer
+
+
+def size_text(size: float) -> str:
+    """Bytes as a person reads them: `12.3 MiB`, `4.56 GiB`."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+@dataclass
+class StepCost:
+    """What one training step of one process costs, measured on one real batch."""
+
+    flops: int
+    teacher_flops: int
+    activations: int
+    loss: float
+    seconds: float
+    batch: list[int]
+
+
+def dry_run(recipe: Recipe) -> int:
+    """Prints the resolved recipe, models, taps, pairs, sizes and the cost of one step, which it runs. Trains nothing.
+
+    Raises:
+        InputError: for whatever would stop the real run before its first step.
+    """
+    console = Console(width=None if os.isatty(1) else 120)
+    args = training_args(recipe, Path(recipe.output_dir), report_to="none", push_to_hub=False)
+    check_launch(args.world_size)
+    console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
+    data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
+    task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
+        trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
+    distiller = trainer._distiller
+    for title, levels in (("student", distiller.levels), ("teacher", distiller.teacher_levels)):
+        if levels:
+            console.print(levels_table(title, levels))
+    if distiller.terms:
+        console.print(pairs_table(distiller))
+    console.print(_sizes_table(trainer))
+    cost = measure_step(trainer)
+    console.print(_cost_table(trainer, cost))
+    return 0
+
+
+def levels_table(title: str, levels: Sequence[Level]) -> Table:
+    """The maps of one model, one a row."""
+    table = Table(title=f"{title} maps", title_justify="left")
+    for name in ("level", "tap", "stride", "channels", "height x width"):
+        table.add_column(name, justify="left" if name == "tap" else "right")
+    for index, level in enumerate(levels):
+        size = f"{level.size[0]} x {level.size[1]}"
+        table.add_row(str(index), level.tap, f"{level.stride:g}", str(level.channels), size)
+    return table
+
+
+def pairs_table(distiller: Distiller) -> Table:
+    """Which student level learns from which teacher level, in which term and with which weight."""
+    table = Table(title="pairs", title_justify="left")
+    for name in ("term", "student level", "teacher level", "weight", "connector"):
+        table.add_column(name)
+    for name, pairs in distiller.pairs.items():
+        for pair, weight in zip(pairs, distiller.weights[name], strict=True):
+            connector = str(distiller.connectors[pair_name(pair)].projection).partition(",")[0]
+            shown = "none, channels agree" if connector.startswith("Identity") else "1x1 convolution"
+            table.add_row(name, str(pair[0]), str(pair[1]), f"{weight:g}", shown)
+    return table
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _sizes_table(trainer: CanKDTrainer) -> Table:
+    distiller = trainer._distiller
+    table = Table(title="parameters", title_justify="left")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_row("student", f"{count(distiller.student):,}")
+    extra = count(distiller) - count(distiller.student)
+    table.add_row("distillation modules (thrown away afterwards)", f"{extra:,}")
+    if trainer.teacher is not None:
+        table.add_row("teacher (frozen)", f"{trainer.teacher.num_parameters():,}")
+    return table
+
+
+def measure_step(trainer: CanKDTrainer) -> StepCost:
+    """Runs forward and backward of one batch and counts FLOPs, matrix products of attention and losses included, and
+    the bytes autograd keeps between the two."""
+    inputs: Any = next(iter(trainer.get_train_dataloader()))
+    inputs = trainer._prepare_inputs(inputs)
+    model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
+    model.train()
+    # The schedule's factor is 0 at step 0 of a warm-up: look at a step in the middle of the run.
+    trainer.state.max_steps, trainer.state.global_step = 1000, 500
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    teacher_flops = 0
+    if trainer.teacher is not None:
+        with FlopCounterMode(display=False) as counter:
+            trainer.teacher(inputs["pixel_values"])
+        teacher_flops = counter.get_total_flops()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    start = time.perf_counter()
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter:
+        with saving, trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, inputs)
+        loss.backward()
+    seconds = time.perf_counter() - start
+    model.zero_grad()
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    batch = list(inputs["pixel_values"].shape)
+    return StepCost(counter.get_total_flops(), teacher_flops, activations, loss.item(), seconds, batch)
+
+
+def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
+    distiller = trainer._distiller
+    # Weight, gradient and AdamW's two moments in float32; the frozen teacher has its weights only.
+    state = 16 * count(distiller)
+    teacher = 0 if trainer.teacher is None else sum(p.numel() * p.element_size() for p in trainer.teacher.parameters())
+    table = Table(title=f"one step of one process, batch {cost.batch}", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("FLOPs, forward and backward", f"{cost.flops / 1e9:,.1f} G")
+    table.add_row("  of them the teacher's forward", f"{cost.teacher_flops / 1e9:,.1f} G")
+    table.add_row("memory: weights, gradients, AdamW state", size_text(state))
+    table.add_row("memory: teacher weights", size_text(teacher))
+    table.add_row("memory: activations kept for backward", size_text(cost.activations))
+    table.add_row("memory: estimate in all", size_text(state + teacher + cost.activations))
+    table.add_row("loss", f"{cost.loss:.4f}")
+    table.add_row("seconds (first step, with warm-up and counting)", f"{cost.seconds:.2f}")
+    return table

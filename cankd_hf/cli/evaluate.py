@@ -1,0 +1,100 @@
+"""`python -m cankd_hf.evaluate CHECKPOINT [data.key=value ...]`: scores a saved student."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cankd_hf.errors import InputError, exit_code
+
+if TYPE_CHECKING:
+    from cankd_hf.tasks import DetectionTask, SegmentationTask
+
+EXAMPLES = """examples:
+  python -m cankd_hf.evaluate runs/quickstart
+  python -m cankd_hf.evaluate runs/camvid_seg data.path=/data/camvid --split test
+  python -m cankd_hf.evaluate me/my-student data.path=me/my-data --json scores.json
+
+The recipe saved beside the checkpoint says how its data are read; overrides change that."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, without importing anything heavy."""
+    made = argparse.ArgumentParser(
+        prog="python -m cankd_hf.evaluate",
+        description="Score a saved student on a data set.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("checkpoint", help="folder of a student or of a checkpoint, or a Hub id")
+    made.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the data are and how to read them")
+    made.add_argument("--split", choices=("test", "validation"), help="which split (default: test where there is one)")
+    made.add_argument("--batch-size", type=int, default=8, help="images at a time on each device (default: 8)")
+    made.add_argument("--json", metavar="FILE", help="also write the scores to this file")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit code."""
+    options = parser().parse_intermixed_args(argv)
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cankd_hf.config.recipe import load_data_config
+
+    saved = Path(options.checkpoint) / "recipe.yaml"
+    config = load_data_config(saved if saved.is_file() else None, options.overrides)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from cankd_hf.training.arguments import CanKDConfig
+    from cankd_hf.training.trainer import CanKDTrainer
+
+    splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
+    task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)
+    dataset = data.test if data.test is not None else data.eval
+    if dataset is None:
+        raise InputError("data: expected a split to score on, found none; name it with data.test_split")
+    model = task.load(options.checkpoint)
+    if model.config.num_labels != len(task.id2label):
+        raise InputError(
+            f"{options.checkpoint}: the student knows {model.config.num_labels} classes, the data have "
+            f"{len(task.id2label)}; name the data set it was trained for"
+        )
+    args = CanKDConfig(
+        "evaluation", per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
+    )
+    scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
+    scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
+    table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+    if options.json:
+        Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
+    return 0
+
+
+def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[DetectionTask]:
+    """What the student does: as its recipe says, else as its architecture is called."""
+    import yaml
+
+    from cankd_hf.tasks import TASKS, saved_task
+
+    if saved.is_file():
+        task: Any = TASKS[yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")]
+    else:
+        task = saved_task(checkpoint)
+    if task.evaluates_features:
+        raise InputError(
+            f"{checkpoint}: expected a student that is scored by labels, got one of the task {task.name!r}; its "
+            "scores compare it with its teacher, and stand in the results.json of its run"
+        )
+    return task

@@ -1,0 +1,103 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from cankd_hf.runs.record import Report
+
+# Metrics as people write them.
+METRICS = {"miou": "mIoU", "ap": "AP", "cka": "CKA"}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Prints the result table, the share of the gap closed, how to load the student, and last what was reached.
+
+    On one process only.
+    """
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    console = console or Console(width=None if os.isatty(1) else 110)
+    table = Table(title=f"{report.task}, {report.split} split", title_justify="left")
+    shown = _columns(report)
+    table.add_column("model")
+    for name in ("parameters", "steps", "seconds", *shown):
+        table.add_column(name.replace("_", " "), justify="right")
+    for arm in report.arms:
+        scores = [f"{arm.scores[name]:.4f}" if name in arm.scores else "-" for name in shown]
+        steps, seconds = (str(arm.steps), f"{arm.seconds:.0f}") if arm.steps else ("-", "-")
+        table.add_row(arm.name + (" †" if arm.inherited else ""), f"{arm.parameters:,}", steps, seconds, *scores)
+    console.print(table)
+    inherited = sorted({part for arm in report.arms for part in arm.inherited})
+    if inherited:
+        console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
+    gap = report.gap_closed()
+    if gap is not None and gap < 0:
+        console.print("The distilled student is worse than the student alone here: distillation did not help.")
+    elif gap is not None:
+        console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
+    elif {"teacher", "student alone"} <= {arm.name for arm in report.arms}:
+        console.print("The teacher is not better than the student alone here: there is no gap to close.")
+    picture = Path(report.output_dir) / "predictions.png"
+    if picture.is_file():
+        console.print(f"Look first: {picture}", soft_wrap=True)
+    console.print("Load the student with:")
+    console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
+    console.print(end_line(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def end_line(report: Report) -> str:
+    """What was reached, in how much training, and where it lies; only what is known."""
+    student, folder = report.arms[-1], Path(report.output_dir)
+    metric = METRICS.get(report.metric, report.metric)
+    score = student.scores.get(report.metric)
+    reached = (
+        "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
+    )
+    files = {"card": "README.md", "results": "results.json", "recipe": "recipe.yaml"}
+    *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
+    beside = f"{', '.join(first)} and {last}" if first else last
+    steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
+    return f"{reached} {steps} in {_duration(student.seconds)}; student: {folder}; {beside} beside it."
+
+
+def _duration(seconds: float) -> str:
+    """`48 s`, `1 min 52 s`, `3 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _columns(report: Report) -> list[str]:
+    first = report.arms[-1].scores
+    wanted = [report.metric, "ap50", "ap75", "pixel_accuracy", "mean_accuracy", "correlation"]
+    return [name for name in wanted if name in first and isinstance(first[name], float)]
+
+
+def _load_code(report: Report) -> str:
+    facts = json.loads((Path(report.output_dir) / "distillation.json").read_text(encoding="utf-8"))
+    pipeline = facts["pipeline_tag"]
+    if pipeline != "image-feature-extraction":
+        config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
+        names = list(config["id2label"].values())
+        text = f", candidate_labels={names}" if pipeline.startswith("zero-shot") else ""
+        ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
+        return (
+            (ours if config["model_type"] == "cankd_fpn" else "")
+            + "  from transformers import pipeline\n"
+            + f'  pipeline("{pipeline}", "{report.output_dir}")("photo.jpg"{text})'
+        )
+    return (
+        "  from cankd_hf.models.backbones import load_backbone\n"
+        f'  load_backbone("{report.output_dir}")  # or the class named in its config.json, with from_pretrained'
+    )

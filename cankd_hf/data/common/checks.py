@@ -1,0 +1,215 @@
+"""A look at every image before training, so that nothing breaks hours into a run."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.dataset import Source
+from cankd_hf.data.common.decode import Unusable, WrongLabels
+from cankd_hf.data.detection.objects import Objects
+from cankd_hf.data.generated import ShapesSource
+from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+SHOWN = 20  # problems told one by one; the rest is counted
+LONG = 200  # from so many images on, progress is shown
+
+
+@dataclass
+class Report:
+    """What the look found.
+
+    Attributes:
+        usable: role -> indices of its source to use.
+        skipped: file -> reason.
+        warnings: what does not stop a run but should be known.
+        checked: number of images looked at.
+        dropped: file -> its boxes that are left out, and why.
+    """
+
+    usable: dict[str, list[int]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    checked: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class _Finding:
+    """What one image is like: its name, a digest of its pixels, its labels and objects, and what is wrong with it."""
+
+    role: str
+    index: int
+    name: str
+    digest: bytes = b""
+    labels: frozenset[int] = frozenset()
+    objects: Objects | None = None
+    problem: str = ""
+    fatal: bool = False
+
+
+def preflight(
+    config: DataConfig,
+    sources: dict[str, tuple[Source, Sequence[int]]],
+    class_names: dict[int, str] | None,
+    ignore_index: int,
+) -> Report:
+    """Decode images and masks as training will, and tell all that is wrong at once.
+
+    How many are decoded is `config.check`; with a number, they are spread evenly over each split.
+
+    Args:
+        config: the `data:` section.
+        sources: role -> source and the indices that will be used.
+        class_names: names of the classes; None: images alone are wanted.
+        ignore_index: label of void.
+
+    Raises:
+        InputError: naming the files that cannot be used; with `on_error: skip` only if a whole split is unusable.
+            Labels out of range stop in any case: they are a fault of the set, and training on the rest would hide it.
+    """
+    report = Report()
+    findings = list(_look_at_all(config, sources))
+    report.checked = len(findings)
+    bad = [finding for finding in findings if finding.problem]
+    fatal = bad if config.on_error == "stop" else [finding for finding in bad if finding.fatal]
+    if fatal:
+        hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
+        raise InputError(_shortened([finding.problem for finding in fatal]) + hint)
+    lost = {(finding.role, finding.index) for finding in bad}
+    report.skipped = {finding.name: finding.problem for finding in bad}
+    for role, (_, indices) in sources.items():
+        report.usable[role] = [index for index in indices if (role, index) not in lost]
+        if not report.usable[role]:
+            raise InputError(
+                [f"data: no image of the {role} split can be used", *_shortened(list(report.skipped.values()))]
+            )
+    report.warnings = _same_pictures(findings)
+    _report_boxes(findings, report)
+    if class_names is not None:
+        report.warnings += _odd_labels(findings, class_names, ignore_index)
+    left_out = [*report.skipped.values(), *itertools.chain.from_iterable(report.dropped.values())]
+    for problem in _shortened(left_out):
+        logger.warning("skipped: %s", problem)
+    for warning in report.warnings:
+        logger.warning("data: %s", warning)
+    return report
+
+
+def _look_at_all(config: DataConfig, sources: dict[str, tuple[Source, Sequence[int]]]) -> Iterator[_Finding]:
+    """Findings in order, decoded by a few threads (Pillow lets them run side by side)."""
+    todo: list[tuple[str, Source, int]] = []
+    for role, (source, indices) in sources.items():
+        if isinstance(source, ShapesSource):  # drawn here, nothing can be wrong
+            continue
+        count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
+        places = np.linspace(0, len(indices) - 1, min(int(count), len(indices))).astype(int)
+        todo += [(role, source, indices[place]) for place in dict.fromkeys(places.tolist())]
+    if not todo:
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from _with_progress(pool.map(lambda item: _look(*item), todo), len(todo))
+
+
+def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Finding]:
+    """Pass findings on, with a bar and the time left where there is a terminal and it takes a while."""
+    if total < LONG:
+        yield from findings
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    logger.info("checking %d images; data.check=N looks at N of each split, data.check=none at none", total)
+    console = Console(stderr=True)
+    yield from track(
+        findings,
+        f"checking {total} images",
+        total=total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _look(role: str, source: Source, index: int) -> _Finding:
+    """Decode one sample and describe it."""
+    finding = _Finding(role, index, source.name(index))
+    try:
+        sample = source.load(index)
+    except (Unusable, WrongLabels) as problem:
+        finding.problem = str(problem)
+        finding.fatal = isinstance(problem, WrongLabels)
+        return finding
+    finding.name = sample.name
+    finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
+    if sample.mask is not None:
+        finding.labels = frozenset(np.unique(sample.mask.numpy()).tolist())
+    if sample.objects is not None:
+        finding.objects = sample.objects
+        finding.labels = frozenset(sample.objects.classes[sample.objects.iscrowd == 0].tolist())
+    return finding
+
+
+def _report_boxes(findings: list[_Finding], report: Report) -> None:
+    """Boxes that were left out or are odd; a set whose boxes are corners throughout stops here."""
+    with_boxes = [finding for finding in findings if finding.objects is not None and len(finding.objects.boxes)]
+    for finding in findings:
+        if finding.objects is not None and finding.objects.dropped:
+            report.dropped[finding.name] = list(finding.objects.dropped)
+    warnings = [text for finding in findings if finding.objects is not None for text in finding.objects.warnings]
+    corners = [finding for finding in with_boxes if finding.objects is not None and finding.objects.looks_xyxy]
+    if len(with_boxes) >= 4 and 2 * len(corners) > len(with_boxes):
+        raise InputError(
+            f"data: expected boxes [x, y, width, height], got boxes that look like [x0, y0, x1, y1] in {len(corners)} "
+            f"of {len(with_boxes)} images that were checked, first {corners[0].name}; set data.box_format=xyxy"
+        )
+    report.warnings += _shortened(warnings)
+
+
+def _same_pictures(findings: list[_Finding]) -> list[str]:
+    """Pictures that lie in two splits: what is learnt by heart there counts as known here."""
+    first: dict[bytes, _Finding] = {}
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if not finding.digest:
+            continue
+        other = first.setdefault(finding.digest, finding)
+        if other.role != finding.role:
+            pairs.setdefault((other.role, finding.role), []).append(f"{finding.name} = {other.name}")
+    return [
+        f"{len(names)} pictures of the {second} split are also in the {one} split, first {names[0]}"
+        for (one, second), names in pairs.items()
+    ]
+
+
+def _odd_labels(findings: list[_Finding], class_names: dict[int, str], ignore_index: int) -> list[str]:
+    """Masks that look like black-and-white foreground masks, and classes that training never sees."""
+    warnings = []
+    binary = [finding.name for finding in findings if finding.labels == {0, ignore_index}]
+    if binary and len(class_names) > 1:
+        warnings.append(
+            f"{len(binary)} masks hold only the labels 0 and {ignore_index} (void), first that of {binary[0]}; "
+            f"if {ignore_index} means foreground there, they teach nothing: write class ids"
+        )
+    seen = frozenset().union(*(finding.labels for finding in findings if finding.role == "train"))
+    missing = [name for label, name in class_names.items() if label not in seen]
+    if seen and missing:
+        kind = "mask" if all(finding.objects is None for finding in findings) else "image"
+        warnings.append(f"no training {kind} that was checked holds {', '.join(missing)}")
+    return warnings
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    """The first ones, and the number of the others."""
+    if len(problems) <= SHOWN:
+        return problems
+    return [*problems[:SHOWN], f"... and {len(problems) - SHOWN} more of {len(problems)}"]

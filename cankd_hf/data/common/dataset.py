@@ -1,0 +1,87 @@
+"""The map-style data set the trainer sees: a source of samples, a transform, and a rule for bad images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from cankd_hf.data.common.decode import Sample, Unusable
+
+logger = logging.getLogger(__name__)
+Transform = Callable[[torch.Tensor, Any], dict[str, Any]]
+
+
+class Source(Protocol):
+    """Where samples come from: a folder, a table, a generator."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """File name or place of a sample, without decoding it."""
+
+    def load(self, index: int) -> Sample:
+        """Decode one sample; raises `Unusable` naming the file."""
+
+
+class ImageDataset(Dataset):
+    """Samples of a source, transformed when asked for.
+
+    Args:
+        source: where samples come from.
+        transform: (image [3, H, W] uint8, mask [H, W], `Objects` or None) -> the tensors of a batch.
+        indices: samples to use, in order; None: all.
+        cache: keep decoded samples in memory.
+        on_error: `stop` raises for an image that does not decode; `skip` puts its neighbour in its place
+            (with every label void, or marked not to count, so that nothing is scored twice).
+        ignore_index: label of void.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        indices: Sequence[int] | None = None,
+        cache: bool = False,
+        on_error: str = "stop",
+        ignore_index: int = 255,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.indices = list(range(len(source))) if indices is None else list(indices)
+        self.on_error = on_error
+        self.ignore_index = ignore_index
+        self._cached: dict[int, Sample] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            sample = self.raw(index)
+        except Unusable as problem:
+            if self.on_error != "skip":
+                raise
+            sample = self._stand_in(index, problem)
+        return self.transform(sample.image, sample.target)
+
+    def raw(self, index: int) -> Sample:
+        """The decoded sample before any transform, for pictures and checks."""
+        if self._cached is None:
+            return self.source.load(self.indices[index])
+        if index not in self._cached:
+            self._cached[index] = self.source.load(self.indices[index])
+        return self._cached[index]
+
+    def _stand_in(self, index: int, problem: Unusable) -> Sample:
+        """The next image that decodes, all void, for one that was found broken only now."""
+        logger.warning("skipped: %s", problem)
+        for step in range(1, len(self)):
+            try:
+                return self.raw((index + step) % len(self)).standing_in(self.ignore_index)
+            except Unusable:
+                continue
+        raise Unusable(f"no image of the split can be used; the last one: {problem}")

@@ -1,0 +1,228 @@
+"""From the bytes of an image or a mask to a tensor, the same way in checks, training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from cankd_hf.config.data import PILLOW_LIMIT
+from cankd_hf.data.detection.objects import Objects
+from cankd_hf.errors import InputError
+
+Data = Path | bytes
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+class Sample(NamedTuple):
+    """One decoded image.
+
+    Attributes:
+        image: [3, H, W], uint8, upright.
+        mask: [H, W], uint8 or int32, labels after reduction; None without labels.
+        name: file name or place, for messages.
+        objects: boxes and classes, in a detection set.
+    """
+
+    image: torch.Tensor
+    mask: torch.Tensor | None
+    name: str
+    objects: Objects | None = None
+
+    @property
+    def target(self) -> torch.Tensor | Objects | None:
+        """What a transform gets beside the image."""
+        return self.mask if self.objects is None else self.objects
+
+    def standing_in(self, ignore_index: int) -> Sample:
+        """This sample in the place of a broken one: it counts in no score, and a mask in no loss either."""
+        mask = None if self.mask is None else torch.full_like(self.mask.int(), ignore_index)
+        return self._replace(mask=mask, objects=None if self.objects is None else self.objects.standing_in())
+
+
+class Unusable(InputError):
+    """One image or mask that cannot be used; with `data.on_error: skip` it is left out."""
+
+
+class WrongLabels(InputError):
+    """A mask or a box whose labels make no sense: a fault of the whole set, never skipped."""
+
+
+@dataclass
+class Decoder:
+    """Decodes images and masks, and says by name what is wrong with one that it cannot use.
+
+    Attributes:
+        max_pixels: larger images are refused from their header, before any memory is taken.
+        ignore_index: label of void.
+        reduce_labels: label 0 is void, the others go down by one.
+        palette: colours of the classes, for masks that are RGB pictures: label -> (r, g, b).
+        num_labels: number of classes; None: labels are not checked.
+    """
+
+    max_pixels: int = PILLOW_LIMIT
+    ignore_index: int = 255
+    reduce_labels: bool = False
+    palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    num_labels: int | None = None
+
+    def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
+        """Decode an image and its mask, each given with its name.
+
+        Raises:
+            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not fit together.
+            WrongLabels: as `mask` does.
+        """
+        pixels = self.image(*image)
+        if mask is None:
+            return Sample(pixels, None, image[1])
+        labels = self.mask(*mask)
+        if labels.shape != pixels.shape[-2:]:
+            (height, width), (rows, columns) = pixels.shape[-2:], labels.shape
+            raise Unusable(
+                f"{mask[1]}: expected the size of its image {image[1]}, {width} x {height} (upright), "
+                f"got {columns} x {rows}; make the mask anew at the image's size"
+            )
+        return Sample(pixels, labels, image[1])
+
+    def image(self, data: Data, name: str) -> torch.Tensor:
+        """Decode an image of any mode to RGB, upright.
+
+        16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken.
+
+        Returns:
+            [3, H, W], uint8.
+
+        Raises:
+            Unusable: naming the file, if it is missing, broken, empty or too large.
+        """
+        array = _rgb_array(self._open(data, name, upright=True), name)
+        return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+    def mask(self, data: Data, name: str) -> torch.Tensor:
+        """Decode a mask to labels.
+
+        Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`.
+
+        Returns:
+            [H, W], uint8 where every label and `ignore_index` fit, else int32.
+
+        Raises:
+            Unusable: naming the file, if it is missing, broken or too large.
+            WrongLabels: if it holds a label that is no class, or colours that the palette does not explain.
+        """
+        picture = self._open(data, name)
+        if picture.mode in ("L", "P"):
+            labels = np.array(picture)
+        elif picture.mode == "1" or picture.mode in SIXTEEN_BIT:
+            labels = np.array(picture).astype(np.int32)
+        elif picture.mode in ("RGB", "RGBA"):
+            labels = self._from_colours(np.array(picture)[..., :3], name)
+        else:
+            raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
+        return self._finish(labels, name)
+
+    def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
+        """Open and decode, after a look at the size in the header; turned as EXIF says if `upright`."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture = Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+            with picture:  # closes the file; what was loaded stays
+                width, height = picture.size
+                if width * height > self.max_pixels:
+                    raise Unusable(
+                        f"{name}: {width} x {height} pixels are more than data.max_pixels = {self.max_pixels}; "
+                        "shrink the image, or raise data.max_pixels if it is meant"
+                    )
+                picture.load()
+            return ImageOps.exif_transpose(picture) if upright else picture
+        except FileNotFoundError:
+            raise Unusable(f"{name}: the file does not exist") from None
+        except Image.DecompressionBombError as error:
+            raise Unusable(f"{name}: {error}") from None
+        except InputError:
+            raise
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error ... on bad bytes
+        except Exception as error:
+            raise Unusable(f"{name}: expected an image that decodes, got {_why_broken(data, error)}") from None
+
+    def _from_colours(self, colours: np.ndarray, name: str) -> np.ndarray:
+        """Map an RGB picture [H, W, 3] to labels by exact colours; black without a class of its own is void."""
+        if not self.palette:
+            if (colours == colours[..., :1]).all():  # a grey picture saved as RGB: its values are the labels
+                return colours[..., 0].copy()
+            raise WrongLabels(
+                f"{name}: expected a mask with one label a pixel, got an RGB mask; "
+                "save indices, or give the colour of each class as `palette` in the labels file"
+            )
+        codes = (colours.astype(np.int32) * np.array([65536, 256, 1])).sum(-1)
+        known = {red * 65536 + green * 256 + blue: label for label, (red, green, blue) in self.palette.items()}
+        known.setdefault(0, -1)
+        found, positions = np.unique(codes, return_inverse=True)
+        strange = [code for code in found.tolist() if code not in known]
+        if strange:
+            shown = ", ".join(f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in strange[:5])
+            raise WrongLabels(
+                f"{name}: RGB mask with {len(strange)} colours outside the palette of the labels file: {shown}; "
+                "save masks without smoothing (PNG), or complete the palette"
+            )
+        # classes in a palette are final ids: undo the reduction that _finish will do
+        shift = 1 if self.reduce_labels else 0
+        table = np.array([self.ignore_index if known[code] == -1 else known[code] + shift for code in found.tolist()])
+        return table[positions].reshape(codes.shape).astype(np.int32)
+
+    def _finish(self, labels: np.ndarray, name: str) -> torch.Tensor:
+        """Apply the reduction, check the range and choose the smallest dtype that holds all labels."""
+        if self.reduce_labels:
+            wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
+            labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
+        if self.num_labels is not None:
+            strange = labels[(labels >= self.num_labels) | (labels < 0)]
+            strange = strange[strange != self.ignore_index]
+            if len(strange):
+                after = " after data.reduce_labels" if self.reduce_labels else ""
+                raise WrongLabels(
+                    f"{name}: expected labels 0..{self.num_labels - 1} or {self.ignore_index} (void){after}, "
+                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; mend the mask, "
+                    "the labels file, data.ignore_index or data.reduce_labels"
+                )
+        fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
+        return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
+
+
+def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:
+    """[H, W, 3], uint8, from a decoded picture of any mode."""
+    if picture.mode in SIXTEEN_BIT:
+        values = np.array(picture).astype(np.float32)
+        if picture.mode != "I" or values.max(initial=0) > 255:  # convert("RGB") would clip all of it to white
+            values /= 257
+        grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode == "F":
+        raise Unusable(f"{name}: expected 8 or 16 bits a channel, got floating point values; save it as PNG or JPEG")
+    if "transparency" in picture.info and picture.mode in ("P", "L", "RGB"):
+        picture = picture.convert("RGBA")  # straight to RGB warns for each image
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _why_broken(data: Data, error: Exception) -> str:
+    """The reason in words: empty, a Git LFS pointer, a web page, or what the decoder said."""
+    head = data[:200] if isinstance(data, bytes) else data.read_bytes()[:200] if data.is_file() else None
+    if head is None:
+        return "no file"
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; run `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page; download the file again"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "no image that Pillow knows"
+    return f"a broken file ({error})"

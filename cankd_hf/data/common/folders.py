@@ -1,0 +1,277 @@
+"""Local image folders: split folders, `metadata.jsonl` or `.csv`, and no path out of the folder.
+
+The layout is that of `datasets`' imagefolder. The metadata is read here and not by `datasets`, which fills the image
+columns in the order of the keys (5.2.0): with the mask named first it hands out the photographs as masks, in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cankd_hf.data.common.decode import Decoder, Sample
+from cankd_hf.errors import InputError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation"}
+MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"]
+EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a folder: an image, its mask if it has one, its name in the data folder, and other values."""
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    mask_name: str = ""
+    values: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+class FolderSource:
+    """Samples of a local folder.
+
+    Args:
+        rows: what to read.
+        decoder: how to read it.
+    """
+
+    def __init__(self, rows: list[Row], decoder: Decoder) -> None:
+        self.rows = rows
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """File name relative to the data folder."""
+        return self.rows[index].name
+
+    def load(self, index: int) -> Sample:
+        """Decode image and mask."""
+        row = self.rows[index]
+        return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Canonical split name -> folder; a folder without split folders is one `train` split.
+
+    Raises:
+        InputError: if two folders mean the same split.
+    """
+    found: dict[str, Path] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None:
+            continue
+        if split in found:
+            raise InputError(f"{root}: expected one folder for {split}, got {found[split].name} and {folder.name}")
+        found[split] = folder
+    return found or {"train": root}
+
+
+def read_split(
+    root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
+    """Read the rows of one split.
+
+    Args:
+        root: the data folder; no path may leave it.
+        folder: the folder of the split.
+        image_column: `auto` or `image`: the key `file_name`; another name X: the key `X_file_name`.
+        mask_column: the same for the mask; None: no masks are wanted.
+        keep: other keys whose values the rows shall hold, where a line has them.
+
+    Returns:
+        The rows, and warnings about what was noticed.
+
+    Raises:
+        InputError: with every line that cannot be used as it is written.
+    """
+    metadata, base = _metadata_file(root, folder)
+    if metadata is None:
+        if mask_column is not None and _image_files(folder):
+            raise InputError(
+                f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
+                "without it there is no telling which mask belongs to which image"
+            )
+        rows = [Row(relative_to(path, root), path) for path in _image_files(folder)]
+        return rows, []
+    lines = list(_read_lines(metadata))
+    if base == root and folder != root:
+        lines = [line for line in lines if str(line[1].get("file_name", "")).split("/")[0] == folder.name]
+    problems = _type_changes(metadata, lines)
+    image_key, mask_key = "file_name", None
+    if image_column not in ("auto", "image", "file_name"):
+        image_key = _key_of(image_column, lines)
+    if mask_column is not None and lines:
+        mask_key = _mask_key(metadata, mask_column, lines)
+    rows = []
+    for number, line in lines:
+        place = f"{relative_to(metadata, root)} line {number}"
+        keys = [image_key] if mask_key is None else [image_key, mask_key]
+        wrong = [path_problem(place, key, line) for key in keys]
+        if any(wrong):
+            problems += [problem for problem in wrong if problem]
+            continue
+        image = base / line[image_key]
+        mask = None if mask_key is None else base / line[mask_key]
+        kept = {key: line[key] for key in keep if key in line}
+        rows.append(Row(relative_to(image, root), image, mask, "" if mask is None else relative_to(mask, root), kept))
+    if problems:
+        raise InputError(problems)
+    return rows, _notices(root, folder, metadata, rows)
+
+
+def slice_of(text: str, size: int) -> tuple[str, range]:
+    """Split `train[:90%]` into the name of the split and the samples it means.
+
+    Raises:
+        InputError: for a slice that cannot be read.
+    """
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*)(%?):(\d*)(%?)\])?", text.strip())
+    if match is None:
+        raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {text!r}")
+    name, first, first_percent, last, last_percent = match.groups()
+
+    def place(value: str | None, percent: str | None, default: int) -> int:
+        if not value:
+            return default
+        return min(size, round(int(value) * size / 100) if percent else int(value))
+
+    return name, range(place(first, first_percent, 0), place(last, last_percent, size))
+
+
+def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
+    """The metadata of a split and the folder its paths begin at."""
+    for base in dict.fromkeys([folder, root]):
+        for name in ("metadata.jsonl", "metadata.csv"):
+            if (base / name).is_file():
+                return base / name, base
+    return None, folder
+
+
+def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and content of each entry."""
+    try:
+        text = metadata.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{metadata}: expected UTF-8 text, got {error}") from None
+    if metadata.suffix == ".csv":
+        yield from enumerate(csv.DictReader(text.splitlines()), start=2)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{metadata} line {number}: not valid json: {error}") from None
+        if not isinstance(entry, dict):
+            raise InputError(f"{metadata} line {number}: expected an object like {EXAMPLE}, got {line.strip()[:60]}")
+        yield number, entry
+
+
+def _type_changes(metadata: Path, lines: list[tuple[int, dict[str, Any]]]) -> list[str]:
+    """Columns that hold numbers in one line and text in another: a sign of a broken export."""
+    first: dict[str, tuple[int, str]] = {}
+    problems: dict[str, str] = {}
+    for number, line in lines:
+        for key, value in line.items():
+            kind = "number" if isinstance(value, (int, float)) else type(value).__name__.replace("str", "text")
+            if value is None or first.setdefault(key, (number, kind))[1] == kind:
+                continue
+            problems.setdefault(
+                key,
+                f"{metadata} line {number}: expected column {key!r} to hold a {first[key][1]} as in line "
+                f"{first[key][0]}, got a {kind}: {value!r}; write one type, or drop the column",
+            )
+    return list(problems.values())
+
+
+def _key_of(column: str, lines: list[tuple[int, dict[str, Any]]]) -> str:
+    """The metadata key of a column: itself, or with `_file_name` behind it."""
+    keys = {key for _, line in lines for key in line}
+    return column if column in keys else f"{column}_file_name"
+
+
+def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]]]) -> str:
+    """The metadata key of the mask."""
+    keys = list(dict.fromkeys(key for _, line in lines for key in line))
+    if column != "auto":
+        key = _key_of(column, lines)
+        if key in keys:
+            return key
+    else:
+        named = [f"{name}_file_name" for name in MASK_COLUMNS if f"{name}_file_name" in keys]
+        others = [key for key in keys if key.endswith("_file_name")]
+        if named or len(others) == 1:
+            return (named or others)[0]
+    wanted = "a key `mask_file_name`" if column == "auto" else f"a key `{_key_of(column, lines)}`"
+    raise InputError(f"{metadata}: expected {wanted} with the mask of each image, got the keys {keys}; see {EXAMPLE}")
+
+
+def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
+    """What is wrong with the path under a key, if anything."""
+    value = line.get(key)
+    if not isinstance(value, str) or not value:
+        return f"{place}: expected the key {key!r} with a file name, got the keys {list(line)}"
+    windows, posix = PureWindowsPath(value), PurePosixPath(value)
+    if posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return f"{place}: expected a relative path without `..` inside the data folder, got {key} = {value!r}"
+    return None
+
+
+def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[str]:
+    """Warnings about files listed twice and files not listed."""
+    warnings = []
+    masks: dict[str, list[str]] = {}
+    for row in rows:
+        masks.setdefault(row.name, []).append(row.mask_name)
+    for name, listed in masks.items():
+        if len(listed) > 1:
+            others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
+            warnings.append(f"{relative_to(metadata, root)}: {name} is listed {len(listed)} times{others}")
+    known = {path for row in rows for path in (row.image, row.mask)}
+    masked = any(row.mask is not None for row in rows)  # without labels, masks are nobody's business
+    unlisted = [path for path in _image_files(folder, masks=masked) if path not in known]
+    if unlisted:
+        warnings.append(
+            f"{relative_to(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "
+            f"first {relative_to(unlisted[0], root)}"
+        )
+    return warnings
+
+
+def _image_files(folder: Path, masks: bool = False) -> list[Path]:
+    """Image files below a folder, sorted; hidden ones never, mask folders beside an image folder only if asked."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in inner) or path.suffix.lower() not in IMAGE_ENDINGS:
+            continue
+        if not masks and any(part.lower() in MASK_FOLDERS for part in inner[:-1]):
+            continue
+        files.append(path)
+    return files
+
+
+def relative_to(path: Path, root: Path) -> str:
+    """Name of a file in the data folder; the whole path of one outside."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

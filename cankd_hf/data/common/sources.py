@@ -1,0 +1,218 @@
+"""From a `data:` section to data sets: folder, parquet, Hub, stream or generated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.checks import Report, preflight
+from cankd_hf.data.common.dataset import ImageDataset, Source, Transform
+from cankd_hf.data.common.decode import Decoder
+from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
+from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.streams import StreamDataset, StreamSource, stream_of
+from cankd_hf.data.common.tables import is_table_path, open_table
+from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
+from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+ROLES = ("train", "eval", "test")
+AnyDataset = ImageDataset | StreamDataset
+
+
+class Opened(Protocol):
+    """A data set whose splits can be asked for by name."""
+
+    labels: Labels
+    warnings: list[str]
+
+    def names(self) -> list[str]:
+        """Splits that exist."""
+
+    def source(self, name: str) -> Source | StreamSource:
+        """One of them."""
+
+
+class Folder:
+    """A local folder of images, with masks if they are wanted."""
+
+    def __init__(self, config: DataConfig, root: Path, need_masks: bool) -> None:
+        self.root = root
+        self.config = config
+        self.folders = split_folders(root)
+        self.mask_column = config.mask_column if need_masks else None
+        file = Path(config.labels) if config.labels else root / "labels.json"
+        if config.labels and not file.is_file() and (root / config.labels).is_file():
+            file = root / config.labels
+        wanted = need_masks and (config.labels is not None or file.is_file())
+        self.labels = read_labels(config, file if wanted else None)
+        self.warnings: list[str] = []
+
+    def names(self) -> list[str]:
+        """Splits that exist."""
+        return list(self.folders)
+
+    def source(self, name: str) -> Source | StreamSource:
+        """One of them."""
+        rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
+        self.warnings += warnings
+        source = FolderSource(rows, make_decoder(self.config, self.labels))
+        return stream_of(source) if self.config.streaming and rows else source
+
+
+class _Shapes:
+    """The generated set."""
+
+    def __init__(self, config: DataConfig, need_masks: bool) -> None:
+        self.splits = generated_splits(config.generated, need_masks)
+        self.labels = Labels(id2label=dict(SHAPE_CLASSES), palette=dict(SHAPE_PALETTE))
+        self.warnings: list[str] = []
+
+    def names(self) -> list[str]:
+        return list(self.splits)
+
+    def source(self, name: str) -> Source:
+        return self.splits[name]
+
+
+def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
+    """The decoder a set needs."""
+    num_labels = len(labels.id2label) or None
+    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
+
+
+def open_set(config: DataConfig, need_masks: bool) -> Opened:
+    """Find out what `data.path` is."""
+    path = str(config.path)
+    if path == "shapes":
+        return _Shapes(config, need_masks)
+    if is_table_path(path) or not Path(path).exists():
+        return open_table(config, need_masks, make_decoder)
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
+    return Folder(config, root, need_masks)
+
+
+def find_split(wanted: str, names: Sequence[str]) -> str | None:
+    """The split that is meant by a name: itself, or one that means the same."""
+    name = slice_of(wanted, 0)[0]
+    if name in names:
+        return name
+    meaning = SPLIT_NAMES.get(name.lower(), name)
+    return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
+
+
+def by_role(
+    config: DataConfig, opened: Opened, roles: Sequence[str]
+) -> dict[str, tuple[Source | StreamSource, Sequence[int]]]:
+    """Source and indices of each role that the recipe names; all missing splits in one error."""
+    names = opened.names()
+    result: dict[str, tuple[Source | StreamSource, Sequence[int]]] = {}
+    problems = []
+    for role in roles:
+        wanted = {"train": config.train_split, "eval": config.eval_split, "test": config.test_split}[role]
+        if wanted is None:
+            if len(roles) == 1:
+                problems.append(f"data.{role}_split: expected a split of {config.path}, which has {names}; got none")
+            continue
+        name = find_split(wanted, names)
+        if name is None:
+            hint = "; set it to null to go without" if role != "train" else ""
+            listed = ", ".join(names)
+            problems.append(f"data.{role}_split: expected a split of {config.path} ({listed}), got {wanted!r}{hint}")
+            continue
+        source = opened.source(name)
+        if isinstance(source, StreamSource):
+            result[role] = (source, range(0))
+            continue
+        limit = config.max_train_samples if role == "train" else config.max_eval_samples
+        indices = slice_of(wanted, len(source))[1][:limit]
+        if not len(indices):
+            problems.append(f"data.{role}_split: expected at least 1 image in {wanted!r} of {config.path}, got none")
+        result[role] = (source, indices)
+    if problems:
+        raise InputError(problems)
+    return result
+
+
+def wrap(
+    config: DataConfig,
+    opened: Opened,
+    sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
+    labelled: bool,
+    seed: int,
+    transforms: Callable[[str], Transform] | None = None,
+) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
+    """Check the sources and put transforms on them.
+
+    Args:
+        config: the `data:` section.
+        opened: the data set.
+        sources: as `by_role` gives them.
+        labelled: whether labels are wanted.
+        seed: of the shuffle of a stream.
+        transforms: role -> transform; default: those of images and masks.
+
+    Returns:
+        role -> data set, and facts for reports and cards.
+
+    Raises:
+        InputError: as `preflight` does.
+    """
+    ignore_index = opened.labels.ignore_index
+    report = preflight(
+        config,
+        {
+            role: (source, indices)
+            for role, (source, indices) in sources.items()
+            if not isinstance(source, StreamSource)
+        },
+        opened.labels.id2label if labelled else None,
+        ignore_index,
+    )
+    noticed = list(dict.fromkeys(opened.warnings))  # two slices of one split notice the same
+    for warning in noticed:
+        logger.warning("data: %s", warning)
+    loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
+    for role, (source, _) in sources.items():
+        transform: Transform
+        if transforms is not None:
+            transform = transforms(role)
+        else:
+            transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
+        if isinstance(source, StreamSource):
+            limit = config.max_train_samples if role == "train" else config.max_eval_samples
+            shuffle = config.shuffle_buffer if role == "train" else 0
+            loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
+            continue
+        indices = report.usable[role]
+        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error, ignore_index)
+    return loaded, _facts(config, opened, loaded, report, noticed)
+
+
+def _facts(
+    config: DataConfig, opened: Opened, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
+) -> dict[str, Any]:
+    """Plain data for reports and cards."""
+    facts = {
+        "source": config.path,
+        "revision": config.revision,
+        "streaming": config.streaming,
+        "classes": list(opened.labels.id2label.values()),
+        "splits": {
+            role: len(dataset) if isinstance(dataset, ImageDataset) else None
+            for role, dataset in loaded.items()
+            if dataset is not None
+        },
+        "checked": report.checked,
+        "skipped": {"count": len(report.skipped), "files": report.skipped},
+        "warnings": noticed + report.warnings,
+    }
+    if report.dropped:
+        facts["dropped_boxes"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
+    return facts

@@ -1,0 +1,97 @@
+"""Data read while training: an iterable set with a shuffle buffer."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from cankd_hf.data.common.dataset import Source, Transform
+from cankd_hf.data.common.decode import Sample, Unusable
+from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class StreamSource:
+    """A stream of rows and the way to decode one.
+
+    Args:
+        rows: a `datasets.IterableDataset` of undecoded rows.
+        decode: (row, running number) -> sample.
+    """
+
+    def __init__(self, rows: Any, decode: Callable[[dict[str, Any], int], Sample]) -> None:
+        self.rows = rows
+        self.decode = decode
+
+
+def stream_of(source: Source, shards: int = 8) -> StreamSource:
+    """A stream over a source that is not one: its numbers go through the shuffle buffer, decoding comes after it."""
+    from datasets import Dataset
+
+    numbers = Dataset.from_dict({"index": list(range(len(source)))})
+    rows = numbers.to_iterable_dataset(num_shards=min(shards, len(source)))
+    return StreamSource(rows, lambda row, _: source.load(row["index"]))
+
+
+class StreamDataset(IterableDataset):
+    """Samples of a stream, transformed on the way.
+
+    A stream has no length: training needs `training.max_steps`. Rows are shared out among loading processes by shard,
+    as `datasets` does it.
+
+    Args:
+        source: rows and how to decode them.
+        transform: (image, mask or objects) -> the tensors of a batch.
+        shuffle_buffer: number of rows among which one is drawn; 0: in order.
+        limit: end after so many rows.
+        on_error: `stop`, or `skip` a row that cannot be used, saying so.
+        seed: of the shuffle.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        transform: Transform,
+        shuffle_buffer: int = 0,
+        limit: int | None = None,
+        on_error: str = "stop",
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.on_error = on_error
+        rows = source.rows if limit is None else source.rows.take(limit)
+        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for sample in self._samples():
+            yield self.transform(sample.image, sample.target)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle in another way in each epoch; the Trainer calls it."""
+        self.rows.set_epoch(epoch)
+
+    def preview(self, count: int) -> list[Sample]:
+        """The first samples before any transform, for pictures and checks."""
+        return list(itertools.islice(self._samples(), count))
+
+    def _samples(self) -> Iterator[Sample]:
+        good = skipped = 0
+        for number, row in enumerate(self.rows):
+            try:
+                sample = self.source.decode(row, number)
+            except Unusable as problem:
+                if self.on_error != "skip":
+                    raise
+                skipped += 1
+                logger.warning("skipped: %s", problem)
+                continue
+            good += 1
+            yield sample
+        if skipped and not good:
+            raise InputError(f"data: the stream ended without one usable image, {skipped} were skipped")

@@ -1,0 +1,232 @@
+"""Tables of images: parquet files, Hub data sets and what `save_to_disk` wrote, loaded or streamed."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable
+from cankd_hf.data.common.folders import MASK_COLUMNS
+from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.streams import StreamSource
+from cankd_hf.errors import InputError
+
+IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
+
+
+def is_table_path(path: str) -> bool:
+    """Whether a local path means parquet files or a saved data set."""
+    folder = Path(path)
+    if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
+        return True
+    if not folder.is_dir():
+        return False
+    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    return saved or next(folder.rglob("*.parquet"), None) is not None
+
+
+class TableSource:
+    """Samples of a `datasets.Dataset` whose image columns are not decoded.
+
+    Args:
+        table: the data set, image columns cast to `Image(decode=False)`.
+        image_column: column of the image.
+        mask_column: column of the mask; None: none.
+        decoder: how to decode.
+        name: of the split, for messages.
+    """
+
+    def __init__(self, table: Any, image_column: str, mask_column: str | None, decoder: Decoder, name: str) -> None:
+        self.table = table
+        self.columns = (image_column, mask_column)
+        self.decoder = decoder
+        self.split = name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name(self, index: int) -> str:
+        """Split and row; the file's name is known only after reading."""
+        return f"{self.split}[{index}]"
+
+    def load(self, index: int) -> Sample:
+        """Decode one row."""
+        return self.decode(self.table[index], index)
+
+    def decode(self, row: dict[str, Any], index: int) -> Sample:
+        """Decode image and mask of a row."""
+        image_column, mask_column = self.columns
+        image = bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
+        if mask_column is None:
+            return self.decoder.pair(image, None)
+        return self.decoder.pair(image, bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}"))
+
+
+class _Table:
+    """An opened table with all its splits."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tables: dict[str, Any],
+        need_masks: bool,
+        make_decoder: Callable[[DataConfig, Labels], Decoder],
+    ) -> None:
+        self.tables = tables
+        self.config = config
+        self.warnings: list[str] = []
+        self.need_masks = need_masks
+        features = next(iter(tables.values())).features
+        self.labels = read_labels(config, labels_file(config) if need_masks else None, class_names(features))
+        self.decoder = make_decoder(config, self.labels)
+
+    def names(self) -> list[str]:
+        """Splits that exist."""
+        return list(self.tables)
+
+    def source(self, name: str) -> TableSource | StreamSource:
+        """One split, its image columns undecoded."""
+        from datasets import Image
+
+        table = self.tables[name]
+        image_column, mask_column = image_columns(self.config, table.features, self.need_masks)
+        wanted = [column for column in (image_column, mask_column) if column is not None]
+        table = table.select_columns(wanted)
+        for column in wanted:
+            table = table.cast_column(column, Image(decode=False))
+        source = TableSource(table, image_column, mask_column, self.decoder, f"{self.config.path}:{name}")
+        return StreamSource(table, source.decode) if self.config.streaming else source
+
+
+def open_table(config: DataConfig, need_masks: bool, make_decoder: Callable[[DataConfig, Labels], Decoder]) -> _Table:
+    """Open parquet files, a saved data set or a Hub data set.
+
+    Raises:
+        InputError: if there is no such set here or on the Hub, or it has no image column.
+    """
+    import datasets
+
+    path = str(config.path)
+    streaming = config.streaming
+    folder = Path(path)
+    try:
+        if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
+            loaded = datasets.load_from_disk(path)
+            tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+            if streaming:
+                tables = {name: table.to_iterable_dataset() for name, table in tables.items()}
+        elif folder.is_dir():
+            tables = dict(datasets.load_dataset("parquet", data_dir=path, streaming=streaming))
+        elif is_table_path(path):
+            if not glob.glob(path, recursive=True):
+                raise InputError(f"data.path: expected parquet files, found none at {path}")
+            tables = dict(datasets.load_dataset("parquet", data_files=path, streaming=streaming))
+        else:
+            tables = dict(datasets.load_dataset(path, config.name, revision=config.revision, streaming=streaming))
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which is none that opens: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _Table(config, tables, need_masks, make_decoder)
+
+
+def image_columns(config: DataConfig, features: Any, need_masks: bool) -> tuple[str, str | None]:
+    """Names of the image and the mask column."""
+    images = [name for name, feature in (features or {}).items() if _holds_images(feature)]
+    if not images:
+        raise InputError(f"data.path: expected a column of images in {config.path}, got {dict(features or {})}")
+    image = _pick("image_column", config.image_column, images, IMAGE_COLUMNS, images[0])
+    if not need_masks:
+        return image, None
+    others = [name for name in images if name != image]
+    mask = _pick("mask_column", config.mask_column, others, MASK_COLUMNS, others[0] if len(others) == 1 else None)
+    return image, mask
+
+
+def _pick(key: str, wanted: str, columns: list[str], usual: list[str], default: str | None) -> str:
+    """A column by name, by its usual names, or the only one."""
+    if wanted != "auto":
+        default = wanted if wanted in columns else None
+    else:
+        default = next((name for name in usual if name in columns), default)
+    if default is None:
+        raise InputError(f"data.{key}: expected one of the image columns {columns}, got {wanted!r}")
+    return default
+
+
+def _holds_images(feature: Any) -> bool:
+    """An `Image` feature, or the {bytes, path} that is left of it in a plain parquet file."""
+    from datasets import Image
+
+    return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature))
+
+
+def class_names(features: Any) -> list[str] | None:
+    """Class names that the features of a segmentation set name, if any: a sequence of ClassLabel, as ADE20K has."""
+    from datasets import ClassLabel
+
+    for feature in (features or {}).values():
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, ClassLabel):
+            return list(inner.names)
+    return None
+
+
+def labels_file(config: DataConfig) -> Path | None:
+    """The labels file: local, beside the table, or in the repository of a Hub set."""
+    path = Path(str(config.path))
+    base = path if path.is_dir() else path.parent
+    if config.labels is None:
+        return base / "labels.json" if (base / "labels.json").is_file() else None
+    for file in (Path(config.labels), base / config.labels):
+        if file.is_file():
+            return file
+    if path.exists() or is_table_path(str(path)):
+        return Path(config.labels)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(config.path), config.labels, repo_type="dataset", revision=config.revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"data.labels: expected a json file, here or in the Hub set {config.path}, got {config.labels!r}: {error}"
+        ) from error
+
+
+def bytes_of(value: Any, place: str) -> tuple[Data, str]:
+    """The data of an undecoded image and the best name for it."""
+    if not isinstance(value, dict):
+        raise Unusable(f"{place}: expected an image, got {value!r}")
+    path, content = value.get("path"), value.get("bytes")
+    name = f"{place} ({path})" if path else place
+    if content is not None:
+        return content, name
+    if not path:
+        raise Unusable(f"{place}: the row holds no image")
+    if path.startswith(("hf://", "zip://")) and "file:" not in path:
+        import fsspec  # type: ignore[import-untyped]
+
+        with fsspec.open(path, "rb") as file:
+            return file.read(), name
+    if not _in_cache(path):
+        raise Unusable(
+            f"{place}: the row holds no image, only the path {path!r}; write the table with the images inside "
+            "(`Dataset.save_to_disk` and `push_to_hub` do, `to_parquet` does not)"
+        )
+    return Path(path), name
+
+
+def _in_cache(path: str) -> bool:
+    """Whether a path is where `datasets` unpacks downloads: tables may not name other files of this machine."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    roots = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE]
+    return any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in roots)

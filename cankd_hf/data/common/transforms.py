@@ -1,0 +1,96 @@
+"""Transforms that several tasks share, on uint8 tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import pad as constant_pad
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+
+class RandomScaleCrop(v2.Transform):
+    """Resize by a random scale and cut a random crop, in one step.
+
+    Only the part of the picture that ends in the crop is resized, which costs a fraction of resizing all of it.
+    Where the scaled picture is smaller than the crop, it is put at a random place of it, on a plain ground.
+
+    Args:
+        crop_size: (height, width) of the result.
+        scale: (smallest, largest), relative to `base_size`.
+        base_size: (height, width) at scale 1; None: the picture's own.
+        fill: colour of the ground, [3] in 0..255.
+        mask_fill: label of the ground.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        scale: tuple[float, float],
+        base_size: tuple[int, int] | None,
+        fill: list[int],
+        mask_fill: int,
+    ) -> None:
+        super().__init__()
+        self.crop_size = crop_size
+        self.scale = scale
+        self.base_size = base_size
+        self.fill = fill
+        self.mask_fill = mask_fill
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw scale and place; returns the box in the source, its size in the crop and the padding."""
+        draw = torch.rand(3).tolist()
+        factor = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        own = flat_inputs[0].shape[-2:]
+        box, inner, before = [], [], []
+        for axis in (0, 1):
+            base = self.base_size[axis] if self.base_size else own[axis]
+            scaled = max(1, round(base * factor))
+            size = min(self.crop_size[axis], scaled)
+            first = draw[1 + axis] * (scaled - size) * own[axis] / scaled
+            length = max(1, round(size * own[axis] / scaled))
+            box.append((min(round(first), own[axis] - length), length))
+            inner.append(size)
+            before.append(int(draw[1 + axis] * (self.crop_size[axis] - size + 0.999)))
+        return {"box": box, "inner": inner, "before": before}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply the drawn crop to an image [3, H, W] or a mask [H, W]."""
+        (top, height), (left, width) = params["box"]
+        part = inpt[..., top : top + height, left : left + width]
+        rows, columns = params["inner"]
+        up, before = params["before"]
+        padding = [before, up, self.crop_size[1] - columns - before, self.crop_size[0] - rows - up]
+        if isinstance(inpt, tv_tensors.Mask):
+            labels = resize_labels(part, (rows, columns))
+            left, top, right, bottom = padding
+            return tv_tensors.Mask(constant_pad(labels, (left, right, top, bottom), value=self.mask_fill))
+        image = F.resize(part, [rows, columns], antialias=True)
+        return tv_tensors.Image(F.pad(image, padding, fill=self.fill) if any(padding) else image)
+
+
+def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize labels [H, W] by their nearest neighbour.
+
+    Pixel centres are aligned with the bilinear resize of the image; torchvision's own way with masks is not
+    (it takes the upper left neighbour).
+    """
+    plain = labels.as_subclass(torch.Tensor)
+    if tuple(plain.shape) == tuple(size):
+        return plain
+    return F.resize_image(plain[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+
+
+class Normalize:
+    """uint8 [3, H, W] -> float32, mean 0 and deviation 1 by the student's statistics."""
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        self.shift = torch.tensor(mean).view(3, 1, 1) * 255
+        self.factor = 1 / (torch.tensor(std).view(3, 1, 1) * 255)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        plain = image.as_subclass(torch.Tensor)
+        return plain.float().sub_(self.shift).mul_(self.factor).contiguous()

@@ -1,0 +1,13 @@
+"""Images with boxes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """What the module of this name held in cankd_hf 0.1."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("cankd_hf.data.detection.load"), name)

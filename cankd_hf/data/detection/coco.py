@@ -1,0 +1,164 @@
+"""COCO json: categories, images, and their objects with crowds, gaps in the ids and repeated ids."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cankd_hf.data.common.folders import Row, path_problem, relative_to
+from cankd_hf.data.detection.objects import Annotation, read_annotation
+from cankd_hf.errors import InputError
+
+AUTO_PATTERNS = ("annotations/instances_{split}.json", "{split}/_annotations.coco.json", "annotations/{split}.json")
+FOLDERS = ("{split}", "images/{split}", "images", ".")
+
+
+@dataclass
+class CocoSplit:
+    """One json file.
+
+    Attributes:
+        rows: its images, in the order of the file.
+        annotations: their objects.
+        names: names of the classes 0..K-1, in the order of the ids in the file.
+        category_ids: the file's id of each class.
+        warnings: what was noticed.
+    """
+
+    rows: list[Row]
+    annotations: list[Annotation]
+    names: list[str]
+    category_ids: list[int]
+    warnings: list[str] = field(default_factory=list)
+
+
+def coco_files(root: Path, pattern: str) -> dict[str, Path]:
+    """Split -> json file of a folder.
+
+    Args:
+        root: the data folder.
+        pattern: with `{split}` in it, relative to the folder; `auto` tries the usual ones.
+
+    Raises:
+        InputError: for a pattern that is none, leaves the folder, or matches no file.
+    """
+    if pattern == "auto":
+        return next((files for usual in AUTO_PATTERNS if (files := _matching(root, usual))), {})
+    problem = path_problem("data", "annotations", {"annotations": pattern})
+    if problem or pattern.count("{split}") != 1:
+        raise InputError(problem or f"data.annotations: expected a path with {{split}} in it, got {pattern!r}")
+    files = _matching(root, pattern)
+    if not files:
+        raise InputError(f"data.annotations: expected files like {root / pattern}, found none")
+    return files
+
+
+def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
+    """Read one json file.
+
+    Annotation ids are not used: boxes are told by their place. Crowds keep their box; of an RLE only the area counts.
+
+    Args:
+        root: the data folder; no image may lie outside.
+        split: name of the split, which is part of the images' folder.
+        file: the json file.
+        skip: go on where annotations belong to no image.
+
+    Raises:
+        InputError: for what is no COCO json, and for images or annotations that cannot be used as they are written.
+    """
+    place = relative_to(file, root)
+    content = _content(file, place)
+    categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    if len(categories) != len(content["categories"]):
+        raise InputError(f"{place}: expected categories with an id of their own, got one id twice")
+    ids = sorted(categories)
+    classes = {number: index for index, number in enumerate(ids)}
+    entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in content["annotations"]:
+        entries[entry.get("image_id")].append(entry)
+    rows: list[Row] = []
+    annotations: list[Annotation] = []
+    warnings = _repeated(place, content["annotations"])
+    base = _image_folder(root, split, content["images"])
+    problems = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    counts = Counter(image.get("id") for image in content["images"])
+    problems += [
+        f"{place}: expected an image id once, got {key} {count} times" for key, count in counts.items() if count > 1
+    ]
+    strange = [entry for key, value in entries.items() if key not in counts for entry in value]
+    if strange:
+        text = (
+            f"{place}: {len(strange)} annotations belong to no image, first id {strange[0].get('id')} with image_id "
+            f"{strange[0].get('image_id')}"
+        )
+        (warnings if skip else problems).append(text)
+    told = [problem for problem in problems if problem]
+    if told:
+        raise InputError(told)
+    for image in content["images"]:
+        path = base / image["file_name"]
+        name = relative_to(path, root)
+        size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
+        rows.append(Row(name, path))
+        number = image["id"] if isinstance(image["id"], int) else len(annotations)
+        annotations.append(read_annotation(entries[image["id"]], name, classes, "xywh", number, size))
+    return CocoSplit(rows, annotations, [categories[number] for number in ids], ids, warnings)
+
+
+def _matching(root: Path, pattern: str) -> dict[str, Path]:
+    """Split -> file."""
+    before, after = pattern.split("{split}")
+    found = {}
+    for path in sorted(root.glob(f"{before}*{after}")):
+        found[path.relative_to(root).as_posix()[len(before) :].removesuffix(after)] = path
+    return found
+
+
+def _content(file: Path, place: str) -> dict[str, Any]:
+    """The parsed file, its three lists checked."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not valid json: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{place}: expected COCO json, an object with images, annotations and categories")
+    content.setdefault("annotations", [])  # the files of test splits have none
+    for key, needed in (
+        ("images", {"id", "file_name"}),
+        ("annotations", {"image_id"}),
+        ("categories", {"id", "name"}),
+    ):
+        entries = content.get(key)
+        if not isinstance(entries, list):
+            raise InputError(f"{place}: expected COCO json with a list of {key}, got the keys {list(content)}")
+        bad = [n for n, entry in enumerate(entries) if not isinstance(entry, dict) or needed - set(entry)]
+        if bad:
+            wanted = " and ".join(sorted(needed))
+            raise InputError(
+                f"{place}: expected {wanted} in each of {key}, got {str(entries[bad[0]])[:80]} at {bad[0]}"
+            )
+    return content
+
+
+def _repeated(place: str, annotations: list[dict[str, Any]]) -> list[str]:
+    """A word about annotation ids that stand twice, where other tools keep only the last."""
+    repeated = {key: count for key, count in Counter(entry.get("id") for entry in annotations).items() if count > 1}
+    repeated.pop(None, None)
+    if not repeated:
+        return []
+    key, count = next(iter(repeated.items()))
+    return [
+        f"{place}: {len(repeated)} annotation ids stand more than once, first {key} ({count} times); all their boxes "
+        "are used here, tools that go by the id keep one of each: number them anew"
+    ]
+
+
+def _image_folder(root: Path, split: str, images: list[dict[str, Any]]) -> Path:
+    """The folder in which the first image lies; the usual one if it lies nowhere."""
+    name = images[0]["file_name"] if images and isinstance(images[0]["file_name"], str) else ""
+    bases = [root / folder.format(split=split) for folder in FOLDERS]
+    return next((base for base in bases if name and (base / name).is_file()), bases[0])

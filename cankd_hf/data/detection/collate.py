@@ -1,0 +1,79 @@
+"""From samples with boxes to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cankd_hf.data.common.collate import stack_padded
+
+
+def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[str, Any]:
+    """Stack samples; pad images with zeros (their mean) at the right and the bottom to the largest of the batch.
+
+    Args:
+        samples: `pixel_values` [3, h, w] and, with labels, `labels` as of `detection_labels`.
+        multiple: of which H and W shall be, for models that take no other sizes.
+
+    Returns:
+        `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 where there is image, only if one is padded; and
+        `labels`, a list of B dicts, where all samples have labels. Their boxes are then shares of H and W, as the
+        detectors of `transformers` expect; `size` is still that of the image inside.
+    """
+    images = [sample["pixel_values"] for sample in samples]
+    batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
+    height, width = batch["pixel_values"].shape[-2:]
+    if any(image.shape[-2:] != (height, width) for image in images):
+        masks = [torch.ones(image.shape[-2:], dtype=torch.int64) for image in images]
+        batch["pixel_mask"] = stack_padded(masks, 0, multiple)
+    if all("labels" in sample for sample in samples):
+        batch["labels"] = [_on_canvas(sample["labels"], height, width) for sample in samples]
+    return batch
+
+
+def original_sizes(labels: Sequence[Mapping[str, torch.Tensor]], height: int, width: int) -> torch.Tensor:
+    """Sizes that bring boxes given as shares of a padded batch to pixels of the data set's images.
+
+    They are what `post_process_object_detection` takes as `target_sizes`.
+
+    Args:
+        labels: of the batch.
+        height: of the batch's `pixel_values`.
+        width: the same.
+
+    Returns:
+        float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
+    """
+    rows = [label["orig_size"].float() / label["size"].float() for label in labels]
+    return torch.stack(rows) * torch.tensor([height, width], device=rows[0].device)
+
+
+def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The objects of one image of a batch for the score: boxes as x0, y0, x1, y1 in pixels of the data set's image.
+
+    Args:
+        label: of the image.
+        target_size: [2], its row of `original_sizes`.
+    """
+    centre, half = label["boxes"][:, :2], label["boxes"][:, 2:] / 2
+    boxes = torch.cat([centre - half, centre + half], dim=1) * target_size.flip(0).repeat(2)
+    return {**label, "boxes": boxes}
+
+
+def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Labels of the single objects alone, for the loss: a crowd is no object a model should give."""
+    each = ("class_labels", "boxes", "area", "iscrowd")
+    return [
+        {key: value[label["iscrowd"] == 0] if key in each else value for key, value in label.items()}
+        for label in labels
+    ]
+
+
+def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> dict[str, torch.Tensor]:
+    """Labels whose boxes are shares of the padded image."""
+    rows, columns = labels["size"].tolist()
+    if (rows, columns) == (height, width):
+        return dict(labels)
+    return {**labels, "boxes": labels["boxes"] * torch.tensor([columns / width, rows / height] * 2)}

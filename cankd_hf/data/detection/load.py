@@ -1,0 +1,355 @@
+"""Detection sets: imagefolder with `objects`, COCO json, and tables of the Hub or parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.dataset import Source
+from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels
+from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
+from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.sources import (
+    ROLES,
+    AnyDataset,
+    Folder,
+    Opened,
+    by_role,
+    find_split,
+    make_decoder,
+    open_set,
+    wrap,
+)
+from cankd_hf.data.common.streams import StreamSource, stream_of
+from cankd_hf.data.common.tables import TableSource, image_columns, is_table_path, labels_file, open_table
+from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
+from cankd_hf.data.detection.collate import detection_collate
+from cankd_hf.data.detection.objects import (
+    CATEGORY_KEYS,
+    Annotation,
+    Categories,
+    fit_to_image,
+    read_annotation,
+    size_problem,
+)
+from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.errors import InputError
+
+EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
+SHOWN = 20
+
+
+@dataclass
+class DetectionData:
+    """The data sets of a detection run.
+
+    Attributes:
+        train: items with `pixel_values` [3, h, w] and `labels` (see `detection_labels`), augmented, without crowds.
+        eval: items at `image_size` with all objects; None without such a split.
+        test: the same for the final table.
+        id2label: names of the classes 0..K-1.
+        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps.
+        facts: plain data for reports and cards, as those of `SegmentationData`, with `category_ids` and, if there are
+            any, `dropped_boxes`.
+    """
+
+    train: AnyDataset | None
+    eval: AnyDataset | None
+    test: AnyDataset | None
+    id2label: dict[int, str]
+    category_ids: list[int]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """The collator."""
+        return detection_collate
+
+
+def load_detection(
+    config: DataConfig, need_labels: bool = True, splits: Sequence[str] = ROLES, seed: int = 0
+) -> DetectionData:
+    """Open, check and wrap a detection set.
+
+    With `on_error: stop`, an image with a box that cannot be used stops the run. With `skip` that box is left out, or
+    the image if no box remains; what is left out is named and counted. Categories that do not exist stop in any case.
+
+    Args:
+        config: the `data:` section.
+        need_labels: False: boxes are not read, items hold `pixel_values` alone.
+        splits: which of train, eval, test to load.
+        seed: of the shuffle of a stream.
+
+    Raises:
+        InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or boxes.
+    """
+    config.check_values()
+    opened = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
+    if need_labels and not opened.labels.id2label:
+        raise InputError(
+            f"data.labels: expected the class names of {config.path}, found none; name a json file like "
+            '{"id2label": {"0": "cat", ...}} under data.labels, or give data.num_labels'
+        )
+    sources = by_role(config, opened, splits)
+    if need_labels:
+        _check_annotations(config, sources)
+    loaded, facts = wrap(
+        config,
+        opened,
+        sources,
+        need_labels,
+        seed,
+        lambda role: DetectionTrainTransform(config) if role == "train" else DetectionEvalTransform(config),
+    )
+    id2label = opened.labels.id2label
+    category_ids = opened.category_ids if isinstance(opened, _Coco) else list(id2label)
+    facts["category_ids"] = category_ids
+    return DetectionData(loaded["train"], loaded["eval"], loaded["test"], id2label, category_ids, facts)
+
+
+class AnnotatedSource(FolderSource):
+    """Images of a folder with the objects that are written about them.
+
+    Args:
+        rows: the images.
+        annotations: what is written about each.
+        decoder: how to read the images.
+        skip: leave out boxes that cannot be used, instead of refusing their image.
+    """
+
+    def __init__(self, rows: list[Row], annotations: list[Annotation], decoder: Decoder, skip: bool) -> None:
+        super().__init__(rows, decoder)
+        self.annotations = annotations
+        self.skip = skip
+
+    def load(self, index: int) -> Sample:
+        """Decode an image and put its objects on it."""
+        return with_objects(super().load(index), self.annotations[index], self.skip)
+
+
+class AnnotatedTable(TableSource):
+    """Rows of a table with a column of objects.
+
+    Args:
+        table: as for `TableSource`.
+        image_column: column of the image.
+        decoder: how to read the images.
+        name: of the split.
+        read: (row, number, name) -> what is written about the image.
+        skip: as for `AnnotatedSource`.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        image_column: str,
+        decoder: Decoder,
+        name: str,
+        read: Callable[[dict[str, Any], int, str], Annotation],
+        skip: bool,
+    ) -> None:
+        super().__init__(table, image_column, None, decoder, name)
+        self.read = read
+        self.skip = skip
+
+    def decode(self, row: dict[str, Any], index: int) -> Sample:
+        """Decode an image and put its objects on it."""
+        sample = super().decode(row, index)
+        return with_objects(sample, self.read(row, index, sample.name), self.skip)
+
+
+def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
+    """Put objects on a decoded image.
+
+    Raises:
+        WrongLabels: for a category that does not exist.
+        Unusable: naming the boxes that cannot be used, and metadata that tell another size; with `skip` only if no
+            box of the image can be used.
+    """
+    if annotation.wrong:
+        raise WrongLabels(annotation.wrong)
+    height, width = sample.image.shape[-2:]
+    objects = fit_to_image(annotation, height, width, sample.name)
+    problems = list(objects.dropped)
+    wrong_size = None if skip else size_problem(annotation, height, width, sample.name)
+    if problems and skip and len(objects.boxes):
+        problems = []
+    if problems or wrong_size:
+        raise Unusable([*problems, *([wrong_size] if wrong_size else [])])
+    return sample._replace(objects=objects)
+
+
+class _ObjectFolder(Folder):
+    """A local folder with `objects` in its metadata."""
+
+    def __init__(self, config: DataConfig, root: Path) -> None:
+        super().__init__(config, root, need_masks=True)
+        self.mask_column = None
+        self.categories = _categories(self.labels)
+
+    def source(self, name: str) -> Source | StreamSource:
+        """One split."""
+        config, folder = self.config, self.folders[name]
+        column = "objects" if config.objects_column == "auto" else config.objects_column
+        keep = (column, "image_id", "width", "height")
+        rows, warnings = read_split(self.root, folder, config.image_column, None, keep)
+        self.warnings += warnings
+        bare = [row.name for row in rows if column not in row.values]
+        if bare:
+            raise InputError(
+                f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
+                f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
+            )
+        annotations = [
+            _read_row(config, self.categories, column, row.values, number, row.name) for number, row in enumerate(rows)
+        ]
+        return _annotated(config, rows, annotations, self.labels)
+
+
+class _Coco:
+    """A local folder of images with COCO json files."""
+
+    def __init__(self, config: DataConfig, root: Path, files: dict[str, Path], roles: Sequence[str]) -> None:
+        if config.labels is not None:
+            raise InputError(
+                f"data.labels: expected null with COCO json, which names its classes, got {config.labels}"
+            )
+        self.root, self.config, self.files = root, config, files
+        self.warnings: list[str] = []
+        wanted = {"train": config.train_split, "eval": config.eval_split, "test": config.test_split}
+        named = [find_split(name, self.names()) for role in roles if (name := wanted[role]) is not None]
+        first = next((name for name in named if name), self.names()[0])
+        self._read: dict[str, CocoSplit] = {}
+        content = self._split(first)
+        self.category_ids = content.category_ids
+        self.labels = read_labels(config, None, content.names)
+        self.known = dict(zip(content.category_ids, content.names, strict=True))
+
+    def names(self) -> list[str]:
+        """Splits that exist."""
+        return list(self.files)
+
+    def source(self, name: str) -> Source | StreamSource:
+        """One of them."""
+        content = self._split(name)
+        known = dict(zip(content.category_ids, content.names, strict=True))
+        if known != self.known:
+            odd = sorted(set(known.items()) ^ set(self.known.items()))
+            raise InputError(f"{self.files[name]}: expected the categories of the other splits, got others: {odd[:6]}")
+        self.warnings += content.warnings
+        return _annotated(self.config, content.rows, content.annotations, self.labels)
+
+    def _split(self, name: str) -> CocoSplit:
+        if name not in self._read:
+            skip = self.config.on_error == "skip"
+            self._read[name] = read_coco(self.root, name, self.files[name], skip)
+        return self._read[name]
+
+
+class _ObjectTable:
+    """Parquet files, a saved data set or a Hub data set with a column of objects."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.opened = open_table(config, False, make_decoder)
+        self.warnings: list[str] = []
+        features = dict(next(iter(self.opened.tables.values())).features or {})
+        self.column = "objects" if config.objects_column == "auto" else config.objects_column
+        if self.column not in features:
+            raise InputError(
+                f"data.objects_column: expected a column of {config.path}, which has {list(features)}, "
+                f"got {self.column!r}; name the one with the boxes"
+            )
+        self.labels = read_labels(config, labels_file(config), _class_names(features[self.column]))
+        self.categories = _categories(self.labels)
+
+    def names(self) -> list[str]:
+        """Splits that exist."""
+        return self.opened.names()
+
+    def source(self, name: str) -> Source | StreamSource:
+        """One of them."""
+        from datasets import Image
+
+        config, table = self.config, self.opened.tables[name]
+        image_column, _ = image_columns(config, table.features, False)
+        beside = [key for key in ("image_id", "width", "height") if key in table.features]
+        table = table.select_columns([image_column, self.column, *beside])
+        table = table.cast_column(image_column, Image(decode=False))
+
+        def read(row: dict[str, Any], number: int, place: str) -> Annotation:
+            return _read_row(config, self.categories, self.column, row, number, place)
+
+        decoder = make_decoder(config, self.labels)
+        source = AnnotatedTable(table, image_column, decoder, f"{config.path}:{name}", read, config.on_error == "skip")
+        return StreamSource(table, source.decode) if config.streaming else source
+
+
+def _open_objects(config: DataConfig, roles: Sequence[str]) -> Opened:
+    """Find out what `data.path` is."""
+    path = str(config.path)
+    if path == "shapes":
+        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects have masks alone")
+    root = Path(path)
+    if is_table_path(path) or not root.exists():
+        return _ObjectTable(config)
+    if not root.is_dir():
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
+    folders = [root, *split_folders(root).values()]
+    if config.annotations != "auto" or not any((folder / "metadata.jsonl").is_file() for folder in folders):
+        files = coco_files(root, config.annotations)
+        if files:
+            return _Coco(config, root, files, roles)
+    return _ObjectFolder(config, root)
+
+
+def _annotated(
+    config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels
+) -> Source | StreamSource:
+    source = AnnotatedSource(rows, annotations, make_decoder(config, labels), config.on_error == "skip")
+    return stream_of(source) if config.streaming and rows else source
+
+
+def _read_row(
+    config: DataConfig, categories: Categories, column: str, values: dict[str, Any], number: int, name: str
+) -> Annotation:
+    """What a line of metadata or a row of a table says about its image."""
+    size = values.get("width"), values.get("height")
+    told = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
+    image_id = values.get("image_id")
+    image_id = image_id if isinstance(image_id, int) and image_id >= 0 else number
+    return read_annotation(values[column], name, categories, config.box_format, image_id, told)
+
+
+def _check_annotations(config: DataConfig, sources: dict[str, tuple[Any, Sequence[int]]]) -> None:
+    """Tell at once what is wrong with boxes before any image is decoded, in those images that will be used."""
+    problems: list[str] = []
+    for source, indices in sources.values():
+        if not isinstance(source, AnnotatedSource):
+            continue
+        for index in indices:
+            annotation = source.annotations[index]
+            problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more of {len(problems)}"] if len(problems) > SHOWN else []
+        raise InputError(problems[:SHOWN] + more)
+
+
+def _categories(labels: Labels) -> Categories:
+    """Ids and names that may stand for a class."""
+    return {key: index for index, name in labels.id2label.items() for key in (index, name)}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Class names that the feature of the objects names, if any."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if isinstance(feature, dict):
+        return next((_class_names(feature[key]) for key in CATEGORY_KEYS if key in feature), None)
+    inner = getattr(feature, "feature", None)
+    return None if inner is None else _class_names(inner)

@@ -1,0 +1,208 @@
+"""Joint transforms of image and boxes, on uint8 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.ops import box_convert
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop
+from cankd_hf.data.detection.objects import Objects
+
+TRIES = 50  # crops that are drawn until one holds the centre of an object; a draw takes some 20 microseconds
+
+
+def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep_aspect: bool) -> tuple[int, int]:
+    """(height, width) at scale 1 of an image of the size `own`.
+
+    Args:
+        own: (height, width).
+        image_size: (height, width) to stretch to, or to fit into; None: the image's own size.
+        keep_aspect: fit into `image_size`, turned so that short side meets short side.
+    """
+    if image_size is None:
+        return own[0], own[1]
+    if not keep_aspect:
+        return image_size[0], image_size[1]
+    factor = min(min(image_size) / min(own), max(image_size) / max(own))
+    return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
+
+
+class RandomScale(v2.Transform):
+    """Resize image and boxes to `image_size` times a random scale.
+
+    Args:
+        scale: (smallest, largest).
+        image_size: (height, width) at scale 1; None: the image's own.
+        keep_aspect: as in `size_of_scale_one`.
+    """
+
+    def __init__(self, scale: tuple[float, float], image_size: Sequence[int] | None, keep_aspect: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        self.image_size = image_size
+        self.keep_aspect = keep_aspect
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the scale."""
+        base = size_of_scale_one(flat_inputs[0].shape[-2:], self.image_size, self.keep_aspect)
+        factor = self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item()
+        return {"size": [max(1, round(side * factor)) for side in base]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image or boxes."""
+        return F.resize(inpt, params["size"], antialias=True)
+
+
+class RandomScaleCropBoxes(RandomScaleCrop):
+    """`RandomScaleCrop` for images and boxes: of the crops drawn, the first with the centre of an object is taken.
+
+    Args:
+        crop_size: (height, width) of the result.
+        scale: (smallest, largest), relative to `image_size`.
+        image_size: (height, width) at scale 1; None: the image's own.
+        keep_aspect: as in `size_of_scale_one`.
+        fill: colour of the ground, [3] in 0..255.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        scale: tuple[float, float],
+        image_size: Sequence[int] | None,
+        keep_aspect: bool,
+        fill: list[int],
+    ) -> None:
+        super().__init__(crop_size, scale, None, fill, 0)
+        self.image_size = image_size
+        self.keep_aspect = keep_aspect
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw crops until one holds a centre."""
+        self.base_size = size_of_scale_one(flat_inputs[0].shape[-2:], self.image_size, self.keep_aspect)
+        boxes = next((value for value in flat_inputs if isinstance(value, tv_tensors.BoundingBoxes)), None)
+        params = super().make_params(flat_inputs)
+        if boxes is None or not len(boxes):
+            return params
+        centres = box_convert(boxes.as_subclass(torch.Tensor), "xyxy", "cxcywh")[:, :2]
+        for _ in range(TRIES):
+            (top, height), (left, width) = params["box"]
+            first, last = centres.new_tensor([left, top]), centres.new_tensor([left + width, top + height])
+            if ((centres > first) & (centres < last)).all(1).any():
+                break
+            params = super().make_params(flat_inputs)
+        return params
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply the drawn crop to an image [3, H, W] or boxes [n, 4]."""
+        if not isinstance(inpt, tv_tensors.BoundingBoxes):
+            return super().transform(inpt, params)
+        (top, height), (left, width) = params["box"]
+        rows, columns = params["inner"]
+        up, before = params["before"]
+        moved = inpt.as_subclass(torch.Tensor) - torch.tensor([left, top, left, top])
+        moved = moved * torch.tensor([columns / width, rows / height] * 2) + torch.tensor([before, up, before, up])
+        # first to the part of the picture, then into the crop: the ground around it holds no objects
+        part = torch.tensor([before, up, before + columns, up + rows])
+        moved = torch.minimum(torch.maximum(moved, part[:2].repeat(2)), part[2:].repeat(2))
+        return tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=self.crop_size)  # type: ignore[call-overload]
+
+
+class DetectionTrainTransform:
+    """Random scale, crop, flip and colour; boxes that leave the picture go, and so do crowds: no one thing to learn.
+
+    Called with image [3, H, W] uint8 and `Objects` or None, it gives `pixel_values` float32 [3, h, w] and, with
+    objects, `labels` as `detection_labels` describes them.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        scale = (config.scale[0], config.scale[1])
+        steps: list[v2.Transform] = []
+        if config.crop_size is not None:
+            fill = [round(255 * value) for value in config.image_mean]
+            crop = (config.crop_size[0], config.crop_size[1])
+            steps.append(RandomScaleCropBoxes(crop, scale, config.image_size, config.keep_aspect, fill))
+        else:
+            steps.append(RandomScale(scale, config.image_size, config.keep_aspect))
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+        if config.color_jitter:
+            strength = config.color_jitter
+            steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
+        self.augment = v2.Compose(steps)
+        self.clean = v2.Compose(
+            [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_beside_boxes)]
+        )
+        self.normalize = Normalize(config.image_mean, config.image_std)
+
+    def __call__(self, image: torch.Tensor, objects: Objects | None) -> dict[str, Any]:
+        picture = tv_tensors.Image(image)
+        if objects is None:
+            return {"pixel_values": self.normalize(self.augment(picture))}
+        single = objects.iscrowd == 0
+        boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
+            objects.boxes[single], format="XYXY", canvas_size=image.shape[-2:]
+        )
+        picture, boxes = self.augment(picture, boxes)
+        sample = {"boxes": boxes, "class_labels": objects.classes[single], "area": objects.area[single]}
+        sample = self.clean(sample | {"iscrowd": objects.iscrowd[single]})
+        labels = detection_labels(sample, picture.shape[-2:], image.shape[-2:], objects.image_id)
+        return {"pixel_values": self.normalize(picture), "labels": labels}
+
+
+class DetectionEvalTransform:
+    """Resize to `image_size` and normalise; every object is kept, crowds too."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.resize = RandomScale((1.0, 1.0), config.image_size, config.keep_aspect)
+        self.normalize = Normalize(config.image_mean, config.image_std)
+
+    def __call__(self, image: torch.Tensor, objects: Objects | None) -> dict[str, Any]:
+        size = size_of_scale_one(image.shape[-2:], self.resize.image_size, self.resize.keep_aspect)
+        picture = image if size == tuple(image.shape[-2:]) else F.resize_image(image, list(size), antialias=True)
+        item: dict[str, Any] = {"pixel_values": self.normalize(picture)}
+        if objects is not None:
+            sample = {"boxes": objects.boxes, "class_labels": objects.classes, "area": objects.area}
+            sample["iscrowd"] = objects.iscrowd
+            own, factor = image.shape[-2:], torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
+            sample["boxes"] = objects.boxes * factor
+            item["labels"] = detection_labels(sample, size, own, objects.image_id)
+        return item
+
+
+def detection_labels(
+    sample: dict[str, torch.Tensor], size: Sequence[int], orig_size: Sequence[int], image_id: int
+) -> dict[str, torch.Tensor]:
+    """Labels as the detectors of `transformers` take them.
+
+    Args:
+        sample: `boxes` [n, 4] as x0, y0, x1, y1 in pixels of the transformed image; `class_labels`, `area`, `iscrowd`.
+        size: (height, width) of the transformed image.
+        orig_size: (height, width) in the data set.
+        image_id: number of the image; below 0: it does not count in scores.
+
+    Returns:
+        `boxes` float32 [n, 4], centre x, centre y, width, height as shares of the transformed image; `class_labels`
+        int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64 [n];
+        `image_id` [1], `size` [2] and `orig_size` [2], int64.
+    """
+    boxes = box_convert(sample["boxes"].as_subclass(torch.Tensor).float(), "xyxy", "cxcywh")
+    return {
+        "class_labels": sample["class_labels"],
+        "boxes": boxes / torch.tensor([size[1], size[0], size[1], size[0]]),
+        "area": sample["area"],
+        "iscrowd": sample["iscrowd"],
+        "image_id": torch.tensor([image_id]),
+        "orig_size": torch.tensor(list(orig_size)),
+        "size": torch.tensor(list(size)),
+    }
+
+
+def _beside_boxes(sample: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors that go where their boxes go."""
+    return sample["class_labels"], sample["area"], sample["iscrowd"]

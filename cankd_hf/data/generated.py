@@ -1,0 +1,134 @@
+"""The generated set: shapes on textured grounds, for tests, the quickstart and trials without any download.
+
+A shape is told by its outline alone: ground and shapes draw their colours and textures from the same distribution, so
+that no colour, stripe or brightness gives a class away, and shapes hide one another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cankd_hf.config.data import GENERATED
+from cankd_hf.data.common.decode import Sample
+from cankd_hf.errors import InputError
+
+SHAPE_CLASSES = {0: "ground", 1: "disc", 2: "ring", 3: "square", 4: "triangle", 5: "star"}
+SHAPE_PALETTE = {
+    0: (40, 44, 52),
+    1: (86, 180, 233),
+    2: (230, 159, 0),
+    3: (0, 158, 115),
+    4: (204, 121, 167),
+    5: (240, 228, 66),
+}
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+
+
+class ShapesSource:
+    """A split of the generated set; sample `index` of a split is the same on every machine and in every run.
+
+    Args:
+        split: `train`, `validation` or `test`.
+        size: number of images.
+        pixels: height and width of an image.
+        seed: of the whole set.
+        masks: False: samples come without masks.
+    """
+
+    def __init__(self, split: str, size: int, pixels: int = 96, seed: int = 0, masks: bool = True) -> None:
+        self.masks = masks
+        self.split = split
+        self.size = size
+        self.pixels = pixels
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def name(self, index: int) -> str:
+        """`shapes/SPLIT/INDEX`."""
+        return f"shapes/{self.split}/{index}"
+
+    def load(self, index: int) -> Sample:
+        """Draw image [3, H, W] and mask [H, W]."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.name(index)}: the split holds {self.size} images")
+        random = np.random.default_rng([self.seed, SPLITS[self.split], index])
+        image = _texture(random, self.pixels)
+        mask = np.zeros((self.pixels, self.pixels), dtype=np.uint8)
+        for _ in range(random.integers(3, 7)):
+            label = int(random.integers(1, len(SHAPE_CLASSES)))
+            inside = _outline(random, label, self.pixels)
+            image = np.where(inside, _texture(random, self.pixels), image)
+            mask[inside] = label
+        image = image * _light(random, self.pixels) + random.normal(0, 6, image.shape)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        return Sample(torch.from_numpy(pixels), torch.from_numpy(mask) if self.masks else None, self.name(index))
+
+
+def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, ShapesSource]:
+    """The three splits, with `sizes` over the defaults of `GENERATED`.
+
+    Raises:
+        InputError: for a size below 1 or images under 16 pixels.
+    """
+    values = GENERATED | sizes
+    problems = [f"data.generated.{key}: expected at least 1, got {values[key]}" for key in SPLITS if values[key] < 1]
+    if values["size"] < 16:
+        problems.append(f"data.generated.size: expected at least 16 pixels, got {values['size']}")
+    if values["seed"] < 0:
+        problems.append(f"data.generated.seed: expected 0 or more, got {values['seed']}")
+    if problems:
+        raise InputError(problems)
+    return {split: ShapesSource(split, values[split], values["size"], values["seed"], masks) for split in SPLITS}
+
+
+def _outline(random: np.random.Generator, label: int, pixels: int) -> np.ndarray:
+    """Where a shape of random place, size and turn lies: [H, W], bool."""
+    radius = random.uniform(0.12, 0.26) * pixels
+    centre = random.uniform(0.1, 0.9, 2) * pixels
+    turn = random.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:pixels, 0:pixels] + 0.5
+    y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    distance = np.hypot(u, v)
+    if label == 1:
+        return distance < 0.9
+    if label == 2:
+        return (distance < 1) & (distance > 0.55)
+    if label == 3:
+        return np.maximum(np.abs(u), np.abs(v)) < 0.8
+    if label == 4:
+        return (v > -0.6) & (v + np.sqrt(3) * np.abs(u) < 1.2)
+    angle = np.arctan2(v, u) * 5 / (2 * np.pi)
+    return distance < 0.45 + 0.75 * np.abs(2 * (angle - np.floor(angle)) - 1) ** 1.3
+
+
+def _texture(random: np.random.Generator, pixels: int) -> np.ndarray:
+    """[3, H, W] in about 0..255: a colour, moved along another one by stripes and by smooth noise."""
+    colour = random.uniform(40, 215, (3, 1, 1))
+    direction = random.normal(0, 1, (3, 1, 1))
+    direction *= random.uniform(15, 45) / np.abs(direction).max()
+    y, x = np.mgrid[0:pixels, 0:pixels] / pixels
+    angle, waves, phase = random.uniform(0, np.pi), random.uniform(3, 14), random.uniform(0, 2 * np.pi)
+    stripes = np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+    cells = int(random.integers(4, 13))
+    return colour + direction * (random.uniform(0, 1) * stripes + _smooth_noise(random, cells, pixels))
+
+
+def _smooth_noise(random: np.random.Generator, cells: int, pixels: int) -> np.ndarray:
+    """[H, W]: values of a coarse grid, interpolated."""
+    grid = random.normal(0, 0.7, (cells + 1, cells + 1))
+    place = (np.arange(pixels) + 0.5) / pixels * cells
+    low = place.astype(int)
+    part = place - low
+    rows = grid[low] * (1 - part)[:, None] + grid[low + 1] * part[:, None]
+    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+
+
+def _light(random: np.random.Generator, pixels: int) -> np.ndarray:
+    """[H, W] around 1: the light falls off to one side."""
+    slope = random.uniform(-0.35, 0.35, 2)
+    y, x = np.mgrid[0:pixels, 0:pixels] / pixels - 0.5
+    return 1 + slope[0] * y + slope[1] * x

@@ -1,0 +1,38 @@
+"""From samples to a batch."""
+
+from __future__ import annotations
+
+import torch
+
+from cankd_hf.data.common.collate import stack_padded
+
+
+def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: int = 255) -> dict[str, torch.Tensor]:
+    """Stack samples; pad images with zeros (their mean) and labels with void to the largest of the batch.
+
+    Args:
+        samples: `pixel_values` [3, h, w] and, with labels, `labels` [H, W] each.
+        ignore_index: label of the padding.
+
+    Returns:
+        `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
+        (height, width of each mask) where the masks differ in size from their images: scores are then taken on each
+        mask's own grid. Where images are not resized, both are padded alike and no `label_sizes` are needed.
+    """
+    batch = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
+    if all("labels" in sample for sample in samples):
+        labels = [sample["labels"] for sample in samples]
+        batch["labels"] = stack_padded(labels, ignore_index)
+        if any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
+            batch["label_sizes"] = torch.tensor([list(label.shape) for label in labels])
+    return batch
+
+
+class SegmentationCollator:
+    """`segmentation_collate` with its ignore index, picklable for loading processes."""
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        self.ignore_index = ignore_index
+
+    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return segmentation_collate(samples, self.ignore_index)

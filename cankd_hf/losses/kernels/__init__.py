@@ -1,0 +1,1 @@
+"""The arithmetic of the losses in blocks, so that no temporary grows with the map."""

@@ -1,0 +1,1 @@
+"""From a checked recipe to trained students in a folder."""

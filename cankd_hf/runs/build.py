@@ -1,0 +1,132 @@
+"""From the sections of a recipe to models, teachers and trainers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from cankd_hf.config.recipe import Recipe, recipe_to_yaml
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.errors import InputError
+from cankd_hf.models.inherit import inherit
+from cankd_hf.tasks import Task, TaskData
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.trainer import CanKDTrainer
+
+logger = logging.getLogger(__name__)
+
+
+# Settings of a trainer that leaves nothing behind.
+SCORE_ONLY: dict[str, Any] = {
+    "report_to": "none",
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+}
+
+
+def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig:
+    """The Trainer's arguments for one arm of a recipe.
+
+    Raises:
+        InputError: for settings that transformers refuses.
+    """
+    # Trackers show each arm as a run of its own.
+    out = Path(recipe.output_dir)
+    name = recipe.training.get("run_name") or out.resolve().name
+    name = name if folder == out else f"{name}-{folder.name}"
+    hub = recipe.hub.settings() if recipe.hub is not None else {}
+    settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
+    try:
+        return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
+
+
+@contextmanager
+def problems_of(place: str) -> Iterator[None]:
+    """Says in which section of the recipe a model stands that could not be had."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError([p if p.startswith(place) else f"{place}: {p}" for p in error.problems]) from error
+
+
+def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = None) -> PreTrainedModel:
+    """The student with its initial weights, the same each time."""
+    set_seed(recipe.seed)
+    with problems_of("student" if config is None else "teacher"):
+        return task.build_student(recipe.student if config is None else config)
+
+
+def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
+    """The trainer of a recipe's last arm, on its own: a teacher that is to be fitted has its random start."""
+    teacher = None
+    if recipe.teacher is not None:
+        stats = (list(recipe.data.image_mean), list(recipe.data.image_std))
+        teacher = build_teacher(replace(recipe.teacher, fit=None), stats)
+    model = build_student(recipe, task)
+    inherited = inherit_parts(recipe, model, teacher, "student")
+    trainer = make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
+    trainer.inherited = inherited
+    return trainer
+
+
+def inherit_parts(recipe: Recipe, model: PreTrainedModel, teacher: Teacher | None, name: str) -> list[str]:
+    """Copies what `student.inherit` names, says what fitted, and returns how tables and cards mark it."""
+    parts = [] if teacher is None else inherit(model, teacher.model, recipe.student.inherit)
+    for part in parts:
+        logger.warning("%s: %s", name, part)
+    return [part.mark for part in parts]
+
+
+def make_trainer(
+    recipe: Recipe, task: Task, data: TaskData, model: PreTrainedModel, teacher: Teacher | None, args: CanKDConfig
+) -> CanKDTrainer:
+    """A trainer for given models, with what the recipe says of terms, taps and data."""
+    distill = recipe.distill
+    if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
+        raise InputError(
+            f"training.eval_strategy: {args.eval_strategy.value} needs a validation split, and data.eval_split names "
+            'none; name one, or set training.eval_strategy: "no"'
+        )
+    trainer = CanKDTrainer(
+        model,
+        teacher,
+        args,
+        terms=distill.terms if teacher is not None else None,
+        task_weight=distill.task_weight if teacher is not None else 1.0,
+        student_taps=recipe.student.taps,
+        grid=distill.grid,
+        task=task,
+        recipe=recipe_to_yaml(recipe),
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=task.image_processor(recipe.data),
+    )
+    if args.log_figures_steps > 0 and teacher is not None:
+        from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
+
+        trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
+    return trainer
+
+
+def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
+    """The teacher of a recipe, told how the student's images are normalised."""
+    with problems_of("teacher"):
+        teacher = load_teacher(config)
+    teacher.set_input_stats(*image_stats)
+    return teacher

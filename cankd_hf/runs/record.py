@@ -1,0 +1,55 @@
+"""What a run leaves behind, as typed records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass
+class Arm:
+    """One trained (or only evaluated) model of a run and what it reached."""
+
+    name: str
+    folder: str
+    scores: dict[str, float] = field(default_factory=dict)
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    inherited: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """The end of a run: all arms in the order of the result table."""
+
+    task: str
+    metric: str
+    split: str
+    arms: list[Arm]
+    output_dir: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def gap_closed(self) -> float | None:
+        """Share of the gap between student alone and teacher that distillation closed; None where unmeasured."""
+        found = {arm.name: arm.scores.get(self.metric) for arm in self.arms}
+        teacher, alone, distilled = (found.get(name) for name in ("teacher", "student alone", "student distilled"))
+        if teacher is None or alone is None or distilled is None or teacher <= alone:
+            return None
+        return (distilled - alone) / (teacher - alone)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file aside and renames it into place."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    partial.replace(file)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report as plain data."""
+    return {**vars(report), "arms": [vars(arm) for arm in report.arms]}

@@ -1,0 +1,180 @@
+"""From a checked recipe to trained students: builds the objects, trains the arms, keeps what is finished."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
+
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.hub.publish import open_target, publish
+from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
+from cankd_hf.runs.folder import claim
+from cankd_hf.runs.launch import check_launch
+from cankd_hf.runs.record import RESULTS_FILE, Arm, Report, as_dict, write_json
+from cankd_hf.tasks import TASKS, Task, TaskData
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.callbacks import SafeStop, Stopwatch
+from cankd_hf.training.trainer import CanKDTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The user stopped the run; what is needed to go on is saved in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(str(folder))
+
+
+def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Report:
+    """Trains what the recipe asks for, evaluates it and writes the results; what an earlier call finished is kept.
+
+    Args:
+        recipe: a checked recipe.
+        restart: start over even where checkpoints of the same recipe exist.
+        resume: a checkpoint folder of the last arm to go on from, instead of the newest.
+
+    Raises:
+        InputError: for bad input.
+        Stopped: after Ctrl-C, with a checkpoint saved.
+    """
+    disable_progress_bar()  # of loading and saving weights; training has its own
+    out = Path(recipe.output_dir)
+    args = training_args(recipe, out)
+    check_launch(args.world_size)
+    claim(out, recipe, restart, args)
+    open_target(out, args)
+    task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
+    session = _Session(recipe, task, data, restart, resume)
+    teacher_config = recipe.teacher
+    arms = []
+    if teacher_config is not None and teacher_config.fit is not None:
+        arms.append(session.fit_teacher(teacher_config))
+        teacher_config = replace(teacher_config, model=str(out / "teacher"), config=None, fit=None)
+    teacher = None
+    if teacher_config is not None:
+        teacher = build_teacher(teacher_config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
+        session.teacher = teacher
+        if not arms and (scored := session.score_teacher(teacher)) is not None:
+            arms.append(scored)
+    if teacher is not None and recipe.baseline:
+        arms.append(session.train("student alone", out / "alone", None))
+    name = "student" if teacher is None else "student distilled"
+    arms.append(session.train(name, out, teacher))
+    report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts)
+    if args.process_index == 0:
+        session.picture(report)
+        write_json(out / RESULTS_FILE, {**as_dict(report), "gap_closed": report.gap_closed()})
+    publish(out, args)
+    return report
+
+
+class _Session:
+    """What the arms of one run share."""
+
+    def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
+        self.recipe, self.task, self.data = recipe, task, data
+        self.restart, self.resume = restart, resume
+        self.teacher: Teacher | None = None
+        self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
+
+    def fit_teacher(self, config: TeacherConfig) -> Arm:
+        """Trains the teacher itself first, where the recipe has no trained one."""
+        student = StudentConfig(model=config.model, config=config.config)
+        return self.train("teacher", Path(self.recipe.output_dir) / "teacher", None, student, **(config.fit or {}))
+
+    def train(
+        self, name: str, folder: Path, teacher: Teacher | None, student: StudentConfig | None = None, **overrides: Any
+    ) -> Arm:
+        done = self._finished(folder, name)
+        if done is not None:
+            logger.warning("%s: finished before, kept (%s); --restart trains it again", name, folder)
+            return done
+        if folder != Path(self.recipe.output_dir):
+            overrides["push_to_hub"] = False  # the run's repository is for its student
+        args = training_args(self.recipe, folder, **overrides)
+        # Every arm starts from the same weights and sees the same images.
+        model = build_student(self.recipe, self.task, student)
+        inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teacher, name)
+        trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
+        trainer.inherited = inherited
+        checkpoint = self._checkpoint(folder, name)
+        logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
+        stopwatch = Stopwatch()
+        trainer.add_callback(stopwatch)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = stopwatch.seconds
+        if _stopped(trainer):
+            raise Stopped(folder)
+        trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
+        scores = self._scores(trainer)
+        steps = trainer.state.global_step
+        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
+        if args.process_index == 0:
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            write_json(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})
+        return arm
+
+    def score_teacher(self, teacher: Teacher) -> Arm | None:
+        """The teacher's own score, on images normalised its way; None where it does not do this very task."""
+        folder = teacher.config.model
+        if folder is None or self.task.evaluates_features or not self.task.accepts(teacher.model):
+            return None
+        model = self.task.load(folder, teacher.config.revision)
+        if dict(model.config.id2label) != dict(getattr(self.task, "id2label", {})):
+            logger.warning("teacher: knows other classes than the data have; it is not scored")
+            return None
+        args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)
+        trainer = CanKDTrainer(model, None, args, task=self.task)
+        dataset = self.scored_set
+        mean, std = list(teacher.stats.mean), list(teacher.stats.std)
+        if dataset is not None and (mean, std) != (self.recipe.data.image_mean, self.recipe.data.image_std):
+            config = replace(self.recipe.data, image_mean=mean, image_std=std, check="none")
+            role = "test" if self.split == "test" else "eval"
+            data = type(self.task).from_data(config, splits=(role,))[1]
+            dataset = data.test if role == "test" else data.eval
+        return Arm("teacher", folder, self._scores(trainer, dataset), model.num_parameters())
+
+    def picture(self, report: Report) -> None:
+        if self.scored_set is None:
+            return
+        models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
+        self.task.picture(self.scored_set, models, Path(report.output_dir) / "predictions.png", self.recipe.data)
+
+    def _scores(self, trainer: CanKDTrainer, dataset: Any = None) -> dict[str, float]:
+        dataset = self.scored_set if dataset is None else dataset
+        if dataset is None:
+            return {}
+        metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
+        prefix = f"{self.split}_"
+        return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+    def _finished(self, folder: Path, name: str) -> Arm | None:
+        file = folder / "arm.json"
+        if self.restart or not file.is_file():
+            return None
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved.pop("taps", None)
+        return Arm(**saved) if saved["name"] == name else None
+
+    def _checkpoint(self, folder: Path, name: str) -> str | None:
+        if name.startswith("student") and name != "student alone" and self.resume is not None:
+            return self.resume
+        return get_last_checkpoint(str(folder)) if folder.is_dir() and not self.restart else None
+
+
+def _stopped(trainer: CanKDTrainer) -> bool:
+    return any(isinstance(callback, SafeStop) and callback.stopped for callback in trainer.callback_handler.callbacks)
+
+
+def _taps(trainer: CanKDTrainer) -> list[dict[str, Any]]:
+    return [vars(level) for level in trainer._distiller.levels]

@@ -1,0 +1,1 @@
+"""Frozen models that a student learns from."""

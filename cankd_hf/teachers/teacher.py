@@ -1,0 +1,181 @@
+"""Teachers: any vision model, frozen, fed what it was trained on, and run no further than needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.features.grids import resize_map
+from cankd_hf.features.inputs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageStats,
+    input_rule,
+)
+from cankd_hf.features.taps import Level, Taps
+from cankd_hf.features.truncate import compile_around
+from cankd_hf.models.prompts import give_no_words
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Teacher(nn.Module):
+    """A frozen model that gives feature maps of the student's images.
+
+    In eval for good, without gradients, in its own dtype. Images come as the student sees them; they are brought to
+    the teacher's own normalisation and size first, and the forward ends at its last tap. It must not become a
+    submodule of anything trained or saved.
+
+    Args:
+        model: any vision model; frozen, cast and given hooks in place.
+        config: taps, dtype, scale, compile; `model` and `config` of it are ignored.
+        stats: the normalisation the model expects.
+        name: what to call it in the manifest.
+    """
+
+    input_scale: Tensor
+    input_shift: Tensor
+
+    def __init__(
+        self, model: nn.Module, config: TeacherConfig | None = None, stats: ImageStats | None = None, name: str = ""
+    ) -> None:
+        super().__init__()
+        self.config = config or TeacherConfig()
+        self.name = name or type(model).__name__
+        self.model = model.requires_grad_(False).eval()
+        give_no_words(model)
+        self.stats = self._own_stats(stats or ImageStats())
+        self.rule = input_rule(model)
+        self.fingerprint = _fingerprint(model)
+        self.taps = Taps(model, self.config.taps, stop_early=True)
+        self.register_buffer("input_scale", torch.ones(1, 3, 1, 1), persistent=False)
+        self.register_buffer("input_shift", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.set_input_stats(IMAGENET_MEAN, IMAGENET_STD)
+        self.train(False)
+        self._settle_dtype()
+        if self.config.compile:
+            compile_around(self.model, self.taps.modules)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """Gives the maps of a batch.
+
+        Args:
+            pixel_values: `[B, 3, H, W]`, normalised with the student's statistics.
+
+        Returns:
+            Maps `[B, C, h, w]` in the teacher's dtype, fine to coarse, without gradient.
+        """
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        # Under the trainer's autocast the teacher would run half in another dtype than its own.
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+            images = pixel_values.float()
+            if self._renormalise:
+                images = images * self.input_scale + self.input_shift
+            images = resize_map(images, self.rule.size(size, self.config.scale))
+            return self.taps.run(images.to(self.dtype), **self.taps.forward_kwargs)
+
+    def levels(self, image_size: tuple[int, int]) -> list[Level]:
+        """Measures the maps for the student's image size.
+
+        Args:
+            image_size: height and width of the images given to `forward`.
+
+        Returns:
+            Levels in the order of `forward`; strides count pixels of those images, not of the resized ones.
+        """
+        seen = self.rule.size(image_size, self.config.scale)
+        enlarged = sqrt(seen[0] * seen[1] / (image_size[0] * image_size[1]))
+        return [replace(level, stride=level.stride / enlarged) for level in self.taps.levels(seen)]
+
+    def set_input_stats(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Says how the images given to `forward` are normalised.
+
+        Args:
+            mean: of red, green, blue, for pixels in 0..1.
+            std: likewise.
+        """
+        own_mean, own_std = (torch.tensor(list(values)) for values in (self.stats.mean, self.stats.std))
+        scale = torch.tensor(list(std)) / own_std
+        shift = (torch.tensor(list(mean)) - own_mean) / own_std
+        self.input_scale.copy_(scale.view(1, 3, 1, 1))
+        self.input_shift.copy_(shift.view(1, 3, 1, 1))
+        self._renormalise = bool((scale != 1).any() or (shift != 0).any())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the model computes in."""
+        if self.config.dtype != "auto":
+            return DTYPES[self.config.dtype]
+        return torch.bfloat16 if self.input_scale.device.type == "cuda" else torch.float32
+
+    def num_parameters(self) -> int:
+        """Number of parameters held (blocks after the last map are not)."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def manifest(self) -> dict[str, Any]:
+        """What a card or a log should say about this teacher, as plain data."""
+        return {
+            "model": self.name,
+            "revision": self.config.revision,
+            "class": type(self.model).__name__,
+            "taps": self._tap_names(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": self.num_parameters(),
+            "fingerprint": self.fingerprint,
+            "image_mean": list(self.stats.mean),
+            "image_std": list(self.stats.std),
+            "image_stats_from": self.stats.source,
+            "input_multiple": self.rule.multiple,
+            "input_size": list(self.rule.fixed) if self.rule.fixed else None,
+            "scale": self.config.scale,
+        }
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval, whatever is asked: a teacher with dropout or moving BatchNorm statistics is no teacher."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Teacher:
+        """Stays frozen, whatever is asked."""
+        return super().requires_grad_(False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Teacher:
+        super()._apply(fn, recurse)
+        self._settle_dtype()
+        return self
+
+    def _settle_dtype(self) -> None:
+        """Puts the model in its dtype, which for "auto" depends on the device; pixel arithmetic stays exact."""
+        self.model.to(self.dtype)
+        self.input_scale.data = self.input_scale.data.float()
+        self.input_shift.data = self.input_shift.data.float()
+
+    def _own_stats(self, found: ImageStats) -> ImageStats:
+        mean, std = self.config.image_mean, self.config.image_std
+        if mean is None and std is None:
+            return found
+        return ImageStats(tuple(mean or found.mean), tuple(std or found.std), "the recipe")
+
+    def _tap_names(self) -> list[str]:
+        from transformers.backbone_utils import BackboneMixin
+
+        if self.taps.paths == ["."] and isinstance(self.model, BackboneMixin):
+            return list(self.model.out_features)
+        return list(self.taps.paths)
+
+
+def _fingerprint(model: nn.Module, tensors: int = 8) -> str:
+    """sha256 over names and values of a few parameters, evenly spread: tells two teachers apart in a log."""
+    named = list(model.named_parameters())
+    digest = hashlib.sha256()
+    for index in sorted({round(i * (len(named) - 1) / (tensors - 1)) for i in range(tensors)}) if named else ():
+        name, parameter = named[index]
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""One step, read in trainer, distiller and loss; and what surrounds it."""

@@ -1,0 +1,95 @@
+"""Training arguments with the defaults distillation needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+
+from cankd_hf.config.hub import NO_TOKEN
+from cankd_hf.errors import InputError
+
+
+@dataclass
+class CanKDConfig(TrainingArguments):
+    """`transformers.TrainingArguments` plus what only distillation asks for.
+
+    Every field of `TrainingArguments` works as documented there. `hub_token` is refused, because the Trainer would
+    write it down in clear: use the environment variable HF_TOKEN or `hf auth login`.
+
+    Raises:
+        InputError: for a `hub_token`, or a value out of range.
+    """
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Kept off: images are decoded on access, from columns the model never sees."}
+    )
+    backbone_lr_scale: float = field(
+        default=1.0, metadata={"help": "Learning rate of the student's backbone as a multiple of learning_rate, > 0."}
+    )
+    lr_drops: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of the run, 0 to 1: after each the learning rate is a tenth, as in [0.667, 0.917] for "
+            "epochs 16 and 22 of 24; in place of lr_scheduler_type, after warmup_steps."
+        },
+    )
+    sync_batchnorm: bool = field(
+        default=False, metadata={"help": "Turn BatchNorm of student and distillation modules into SyncBatchNorm."}
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Keep images and weights in channels-last layout: the same result, often faster for CNNs."},
+    )
+    measure_similarity: bool = field(
+        default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
+    )
+    log_figures_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Send figures of two validation images (maps, attention) to the trackers of report_to every so "
+            "many steps; 0: never."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        # CPUs compute in bf16 too, but transformers wants to be told that no accelerator is missing by mistake.
+        if not torch.accelerator.is_available():
+            if self.bf16:
+                self.use_cpu = True
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        problems = []
+        if self.hub_token:
+            problems.append(f"training.hub_token: {NO_TOKEN}")
+        if not self.backbone_lr_scale > 0:
+            problems.append(f"training.backbone_lr_scale: expected a number > 0, got {self.backbone_lr_scale}")
+        if self.log_figures_steps < 0:
+            problems.append(
+                f"training.log_figures_steps: expected a number of steps, or 0 for never, got {self.log_figures_steps}"
+            )
+        if sorted(self.lr_drops) != self.lr_drops or not all(0 < share < 1 for share in self.lr_drops):
+            problems.append(f"training.lr_drops: expected rising shares between 0 and 1, got {self.lr_drops}")
+        if problems:
+            raise InputError(problems)
+
+
+def stepped_schedule(
+    optimizer: torch.optim.Optimizer, total_steps: int, drops: list[float], warmup_steps: int = 0
+) -> LambdaLR:
+    """The schedule of the published detectors: a linear warm-up, then a tenth of the rate after each drop.
+
+    Args:
+        optimizer: whose rates it sets.
+        total_steps: optimizer steps of the run.
+        drops: shares of the run.
+        warmup_steps: steps of the warm-up from 0.
+    """
+
+    def factor(step: int) -> float:
+        warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        return warm * 0.1 ** sum(step >= share * total_steps for share in drops)
+
+    return LambdaLR(optimizer, factor)
