@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,8 @@ class LossTerm:
     """One weighted loss of the objective: which loss, on which pairs of levels, how much and when.
 
     Args:
-        loss: a name in `LOSSES`.
+        loss: a name in `LOSSES`; in Python also a class or a module, such as `LossTerm(loss=MyLoss)`: see `Distiller`.
+        teacher: name of the teacher it learns from; not needed where there is one.
         weight: multiplier of the unweighted loss, at least 0; a list gives one weight a pair. The paper's mu = 5 is
             weight 10: the authors' loss has the factor 0.5 inside, as ours has.
         pairs: "auto" (by stride) or a list of [student level, teacher level].
@@ -24,18 +26,26 @@ class LossTerm:
         name: how the term is called in logs; the loss's name if None.
     """
 
-    loss: str = "cankd"
+    loss: str | Callable[..., Any] = "cankd"
     weight: float | list[float] = 10.0
     pairs: str | list[list[int]] = "auto"
     warmup: float = 0.0
     decay: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
+    teacher: str | None = None
 
     @property
     def label(self) -> str:
         """The name in logs."""
-        return self.name or self.loss
+        return self.name or self.loss_name
+
+    @property
+    def loss_name(self) -> str:
+        """The loss as text: its name in `LOSSES`, or the name of its class."""
+        if isinstance(self.loss, str):
+            return self.loss
+        return self.loss.__name__ if isinstance(self.loss, type) else type(self.loss).__name__
 
     def factor(self, step: int, max_steps: int) -> float:
         """Share of the weight in force at a step, in [0, 1].
@@ -66,7 +76,7 @@ class LossTerm:
         from cankd_hf.losses import LOSSES
 
         place, problems = f"terms.{self.label}", []
-        if self.loss not in LOSSES:
+        if isinstance(self.loss, str) and self.loss not in LOSSES:
             problems.append(
                 f"{place}.loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}; choose one of them"
             )

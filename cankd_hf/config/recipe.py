@@ -63,6 +63,7 @@ class Recipe:
         data: where the images come from and how they are augmented.
         student: the model to train.
         teacher: the frozen model to learn from; null trains the student alone.
+        teachers: instead of `teacher`: several by name, `{dino: {model: ...}, ...}`; each term names its teacher.
         distill: what is compared, and how much it counts.
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
@@ -75,6 +76,7 @@ class Recipe:
     data: DataConfig
     student: StudentConfig
     teacher: TeacherConfig | None = None
+    teachers: dict[str, TeacherConfig] | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     baseline: bool = False
     training: dict[str, Any] = field(default_factory=dict)

@@ -59,17 +59,16 @@ def check_term(reader: Reader, term: LossTerm, path: str) -> None:
     """Checks a loss term: its name, its numbers, and its options against the loss's constructor."""
     from cankd_hf.losses import LOSSES
 
-    if term.loss not in LOSSES:
-        reader.say(
-            f"{path}.loss", f"expected one of {', '.join(LOSSES)}, got {term.loss!r}; {nearest(term.loss, LOSSES)}"
-        )
+    name = term.loss_name
+    if name not in LOSSES:
+        reader.say(f"{path}.loss", f"expected one of {', '.join(LOSSES)}, got {name!r}; {nearest(name, LOSSES)}")
         return
     try:
         term.check()
     except InputError as error:
         for problem in error.problems:
             reader.problems.append(_replaced(reader, problem, f"terms.{term.label}", path))
-    loss = LOSSES[term.loss]
+    loss = LOSSES[name]
     hints = _parameters(loss.__init__, leave_out={"channels"})
     found = len(reader.problems)
     options = reader.keywords(hints, term.options, f"{path}.options")

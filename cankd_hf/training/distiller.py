@@ -93,7 +93,7 @@ class Distiller(nn.Module):
             if pair_name(pair) not in self.connectors:
                 self.connectors[pair_name(pair)] = Connector(student_level, teacher_level, grid=grid)
             try:
-                losses.append(LOSSES[term.loss](teacher_level.channels, **term.options))
+                losses.append(LOSSES[term.loss_name](teacher_level.channels, **term.options))
             except TypeError as error:
                 raise InputError(f"distill.terms.{name}.options: {error}") from error
         self.losses[name] = losses
