@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import set_seed
 
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
 from cankd_hf.features.taps import Taps
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
-from cankd_hf.training.distiller import pair_name
 from cankd_hf.training.trainer import CanKDTrainer
 
 
@@ -83,10 +83,10 @@ class _Step:
         self.model.train()
         self.batches = iter(self._forever())
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
-        self.teacher_maps = self.trainer.teacher(self.inputs["pixel_values"])
+        self.outputs = self.trainer.source(Batch(self.inputs))
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             self.model(**self.inputs)
-            distiller = self.trainer._distiller
+            distiller = self.trainer.distiller
             distiller.student(pixel_values=self.inputs["pixel_values"])
             maps = distiller.taps.collect(tuple(self.inputs["pixel_values"].shape[-2:]))  # type: ignore[union-attr]
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
@@ -99,7 +99,7 @@ class _Step:
     def parts(self) -> dict[str, Callable[[], Any]]:
         return {
             "data": lambda: next(self.batches),
-            "teacher forward": lambda: self.trainer.teacher(self.inputs["pixel_values"]),  # type: ignore[misc]
+            "teacher forward": lambda: self.trainer.source(Batch(self.inputs)),
             "student forward + backward": self.student,
             "connectors + loss": self.distillation,
             "optimizer": self.optimizer,
@@ -113,34 +113,28 @@ class _Step:
         loss = outputs["loss"]
         if loss is None:  # label-free: a gradient has to come from somewhere
             with self.trainer.compute_loss_context_manager():
-                self.trainer._distiller.student(pixel_values=self.inputs["pixel_values"])
+                self.trainer.distiller.student(pixel_values=self.inputs["pixel_values"])
             size = tuple(self.inputs["pixel_values"].shape[-2:])
-            maps = self.trainer._distiller.taps.collect(size)  # type: ignore[union-attr]
+            maps = self.trainer.distiller.taps.collect(size)  # type: ignore[union-attr]
             loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
         loss.backward()
 
-    def connected(self) -> dict[str, Any]:
-        """Both maps of every pair on one grid."""
-        return {
-            key: connector(self.student_maps[pair[0]], self.teacher_maps[pair[1]])
-            for key, connector, pair in self.trainer._distiller.placed_connectors()
-        }
-
     def distillation(self) -> None:
-        distiller = self.trainer._distiller
+        distiller = self.trainer.distiller
         total: Tensor | float = 0.0
         with self.trainer.compute_loss_context_manager():
-            connected = self.connected()
-            for _, _, pair, _, loss in distiller.placed_losses():
-                total = total + loss(*connected[pair_name(pair)])
+            connected = distiller.connect(self.student_maps, self.outputs)
+            for item in distiller.placed:
+                if item.pair is not None:
+                    total = total + item.loss(*connected[item.pair.name])
         assert isinstance(total, Tensor)
         total.backward()
 
     def similarity(self) -> None:
-        distiller = self.trainer._distiller
+        distiller = self.trainer.distiller
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            connected = self.connected()
-            distiller._measure(self.student_maps, self.teacher_maps, connected)
+            connected = distiller.connect(self.student_maps, self.outputs)
+            distiller.measure(self.student_maps, self.outputs, connected)
 
     def optimizer(self) -> None:
         self.trainer.optimizer.step()

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
+from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer, training_args
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.tasks import TASKS
-from cankd_hf.training.distiller import Distiller, pair_name
+from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.trainer import CanKDTrainer
 
 
@@ -57,11 +58,12 @@ def dry_run(recipe: Recipe) -> int:
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
         trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
-    distiller = trainer._distiller
-    for title, levels in (("student", distiller.levels), ("teacher", distiller.teacher_levels)):
+    distiller = trainer.distiller
+    shapes = {"student": distiller.levels, **{name: shape.levels for name, shape in distiller.teachers.items()}}
+    for title, levels in shapes.items():
         if levels:
             console.print(levels_table(title, levels))
-    if distiller.terms:
+    if distiller.objective.terms:
         console.print(pairs_table(distiller))
     console.print(_sizes_table(trainer))
     cost = measure_step(trainer)
@@ -83,13 +85,16 @@ def levels_table(title: str, levels: Sequence[Level]) -> Table:
 def pairs_table(distiller: Distiller) -> Table:
     """Which student level learns from which teacher level, in which term and with which weight."""
     table = Table(title="pairs", title_justify="left")
-    for name in ("term", "student level", "teacher level", "weight", "connector"):
+    several = len(distiller.teachers) > 1
+    for name in ("term", "student level", *(["teacher"] if several else []), "teacher level", "weight", "connector"):
         table.add_column(name)
-    for name, pairs in distiller.pairs.items():
-        for pair, weight in zip(pairs, distiller.weights[name], strict=True):
-            connector = str(distiller.connectors[pair_name(pair)].projection).partition(",")[0]
+    for item in distiller.placed:
+        ours, theirs, shown = "logits", "logits", "none"
+        if item.pair is not None:
+            ours, theirs = str(item.pair.student), str(item.pair.teacher)
+            connector = str(distiller.connectors[item.pair.name].projection).partition(",")[0]
             shown = "none, channels agree" if connector.startswith("Identity") else "1x1 convolution"
-            table.add_row(name, str(pair[0]), str(pair[1]), f"{weight:g}", shown)
+        table.add_row(item.term.label, ours, *([item.teacher] if several else []), theirs, f"{item.weight:g}", shown)
     return table
 
 
@@ -99,15 +104,15 @@ def count(module: nn.Module) -> int:
 
 
 def _sizes_table(trainer: CanKDTrainer) -> Table:
-    distiller = trainer._distiller
+    distiller = trainer.distiller
     table = Table(title="parameters", title_justify="left")
     table.add_column("part")
     table.add_column("parameters", justify="right")
     table.add_row("student", f"{count(distiller.student):,}")
     extra = count(distiller) - count(distiller.student)
     table.add_row("distillation modules (thrown away afterwards)", f"{extra:,}")
-    if trainer.teacher is not None:
-        table.add_row("teacher (frozen)", f"{trainer.teacher.num_parameters():,}")
+    for name, teacher in trainer.teachers.items():
+        table.add_row(f"{name} (frozen)", f"{teacher.num_parameters():,}")
     return table
 
 
@@ -127,9 +132,9 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
         return tensor
 
     teacher_flops = 0
-    if trainer.teacher is not None:
+    if trainer.teachers:
         with FlopCounterMode(display=False) as counter:
-            trainer.teacher(inputs["pixel_values"])
+            trainer.source(Batch(inputs))
         teacher_flops = counter.get_total_flops()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     start = time.perf_counter()
@@ -146,10 +151,11 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
 
 
 def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
-    distiller = trainer._distiller
+    distiller = trainer.distiller
     # Weight, gradient and AdamW's two moments in float32; the frozen teacher has its weights only.
     state = 16 * count(distiller)
-    teacher = 0 if trainer.teacher is None else sum(p.numel() * p.element_size() for p in trainer.teacher.parameters())
+    frozen = [parameter for teacher in trainer.teachers.values() for parameter in teacher.parameters()]
+    teacher = sum(parameter.numel() * parameter.element_size() for parameter in frozen)
     table = Table(title=f"one step of one process, batch {cost.batch}", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")

@@ -92,7 +92,7 @@ def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[Detecti
         task: Any = TASKS[yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")]
     else:
         task = saved_task(checkpoint)
-    if task.evaluates_features:
+    if task.needs_teacher_in_evaluation:
         raise InputError(
             f"{checkpoint}: expected a student that is scored by labels, got one of the task {task.name!r}; its "
             "scores compare it with its teacher, and stand in the results.json of its run"

@@ -47,6 +47,16 @@ class LossTerm:
             return self.loss
         return self.loss.__name__ if isinstance(self.loss, type) else type(self.loss).__name__
 
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """All that decides which modules the term has: not its weight and schedule."""
+        return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher
+
+    @property
+    def counts(self) -> bool:
+        """Whether any of its weights is above 0."""
+        return any(self.weight) if isinstance(self.weight, list) else self.weight > 0
+
     def factor(self, step: int, max_steps: int) -> float:
         """Share of the weight in force at a step, in [0, 1].
 

@@ -82,6 +82,10 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     hub: HubConfig | None = None
 
+    def named_teachers(self) -> dict[str, TeacherConfig]:
+        """All teachers by name; the only one under `teacher:` is called `teacher`."""
+        return {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers or {})
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, applies overrides, and checks everything that can be checked without data or weights.

@@ -96,6 +96,17 @@ def to_maps(output: Any, image_size: tuple[int, int], patch_size: int | None = N
     return maps
 
 
+def logits_of(output: Any) -> Tensor | None:
+    """The logits in a model's output, where it has any."""
+    found = output.get("logits") if isinstance(output, Mapping) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def class_count(logits_shape: Sequence[int]) -> int:
+    """K of logits `[B, K, ...]`, or of the `[B, N, K]` of a set of N queries."""
+    return logits_shape[2] if len(logits_shape) == 3 else logits_shape[1]
+
+
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes a map bilinearly (with anti-aliasing where it shrinks); equal sizes return the map itself.
 

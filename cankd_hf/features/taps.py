@@ -138,6 +138,11 @@ class Taps:
         self._run(pixel_values, **kwargs)
         return self.collect((pixel_values.shape[-2], pixel_values.shape[-1]))
 
+    def run_to_end(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], Any]:
+        """Runs the whole model. Returns its maps, as `run` does, and the model's own output."""
+        output = self.model(pixel_values, **kwargs)
+        return self.collect((pixel_values.shape[-2], pixel_values.shape[-1])), output
+
     def levels(self, image_size: tuple[int, int], **kwargs: Any) -> list[Level]:
         """Measures the maps for an image size by a forward that leaves no trace in the model.
 

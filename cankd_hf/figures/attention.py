@@ -23,7 +23,7 @@ def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure |
         seen: the maps.
         pixel: row and column in the image before it was resized; the centre where None.
     """
-    blocks = {(p.term, p.pair): p.loss for p in seen.losses if isinstance(p.loss, CanKDLoss)}
+    blocks = {(term, pair): loss for term, pair, loss in seen.losses if isinstance(loss, CanKDLoss)}
     if not blocks:
         return None
     height, width = seen.size

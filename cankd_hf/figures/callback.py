@@ -101,7 +101,7 @@ class FeatureFiguresCallback(TrainerCallback):
 
     def _look(self, name: str) -> list[Seen]:
         trainer: Any = self.trainer
-        distiller = trainer._distiller
+        distiller = trainer.distiller
         if distiller.taps is None:
             raise RuntimeError("there is no feature loss, so no maps are read")
         processor = trainer.processing_class
@@ -109,7 +109,7 @@ class FeatureFiguresCallback(TrainerCallback):
         found = []
         for number, pixels in enumerate(self._pixels):
             image = shown(pixels.float().cpu(), processor.image_mean, processor.image_std)
-            found.append(look(str(number), pixels, image, [subject], trainer.teacher))
+            found.append(look(str(number), pixels, image, [subject], trainer.teachers))
         return found
 
     def _log(self, state: TrainerState) -> None:

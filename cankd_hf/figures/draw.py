@@ -78,9 +78,9 @@ def title_columns(axes: Any, titles: list[str]) -> None:
 
 def pair_text(seen: Seen, pair: Pair) -> str:
     """`level 2, stride 16` of the student and, where it is another, of the teacher."""
-    ours = level_text(seen, pair[0], next(iter(seen.students.values()))[pair[0]])
-    theirs = level_text(seen, pair[1], seen.teacher[pair[1]])
-    return ours if ours == theirs else f"{ours}\nteacher: {theirs}"
+    ours = level_text(seen, pair.student, next(iter(seen.students.values()))[pair.student])
+    theirs = level_text(seen, pair.teacher, seen.teacher_map(pair))
+    return ours if ours == theirs else f"{ours}\n{pair.of or 'teacher'}: {theirs}"
 
 
 def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
@@ -90,17 +90,19 @@ def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
 
 def heat_maps(seen: Seen) -> Figure:
     """Where each level of each student, and of the teacher, is active (the paper's figure 6)."""
-    partners: dict[int, int] = {}
-    for ours, theirs in seen.pairs:
-        partners.setdefault(ours, theirs)
-    titles = ["image", *seen.students, *(["teacher"] if seen.teacher else [])]
+    # student level -> the first pair with each teacher
+    partners: dict[int, dict[str, Pair]] = {}
+    for pair in seen.pairs:
+        partners.setdefault(pair.student, {}).setdefault(pair.of, pair)
+    names = list(seen.teachers) if len(seen.teachers) > 1 else [""] * len(seen.teachers)
+    titles = ["image", *seen.students, *(name or "teacher" for name in names)]
     levels = next(iter(seen.students.values()))
     figure, axes = panels(len(levels), len(titles), seen.image, footer=0.5)
     shown: Any = None
     for index, row in enumerate(axes):
         maps: list[Tensor | None] = [found[index] for found in seen.students.values()]
-        if seen.teacher:
-            maps.append(seen.teacher[partners[index]] if index in partners else None)
+        found_pairs = [partners.get(index, {}).get(name) for name in names]
+        maps += [None if pair is None else seen.teacher_map(pair) for pair in found_pairs]
         row[0].imshow(seen.image, interpolation="nearest", aspect="auto")
         for axis, found in zip(row[1:], maps, strict=True):
             if found is None:
@@ -108,8 +110,8 @@ def heat_maps(seen: Seen) -> Figure:
                 continue
             shown = overlay(axis, seen.image, activation(found), cmap=HEAT, vmin=0, vmax=1)
     texts = [level_text(seen, index, found) for index, found in enumerate(levels)]
-    for ours, theirs in partners.items():
-        texts[ours] = pair_text(seen, (ours, theirs))
+    for level, pairs in partners.items():
+        texts[level] = pair_text(seen, next(iter(pairs.values())))
     label_rows(axes, texts)
     title_columns(axes, titles)
     bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, ticks=[0, 1])
@@ -128,10 +130,10 @@ def difference_maps(seen: Seen) -> Figure | None:
         return None
     last, found = next(reversed(seen.connected.items()))
     through: dict[Pair, Tensor] = {}
-    for placed in seen.losses:
-        if isinstance(placed.loss, CanKDLoss) and placed.pair not in through:
-            maps = (m[None] for m in found[placed.pair])
-            through[placed.pair] = placed.loss.transform(*maps)[0].detach()
+    for _, pair, loss in seen.losses:
+        if isinstance(loss, CanKDLoss) and pair not in through:
+            student, teacher = (m[None] for m in found[pair])
+            through[pair] = loss.transform(student, teacher)[0].detach()
     if through:
         columns.append((f"{last},\n{THROUGH}", through))
     teachers = {pair: maps[1] for pair, maps in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cankd_hf.features.taps import Taps
-from cankd_hf.losses import FeatureLoss
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.distiller import Distiller, Pair
+from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.placing import Pair
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Subject:
     distiller: Distiller | None = None
 
 
-class Placed(NamedTuple):
-    """One feature loss at one pair of levels."""
+class SeenLoss(NamedTuple):
+    """One loss on maps: name of its term, the pair it compares, and a copy of it on the CPU."""
 
     term: str
     pair: Pair
-    loss: FeatureLoss
+    loss: nn.Module
 
 
 @dataclass
@@ -51,23 +51,27 @@ class Seen:
         image: [H, W, 3] in 0..1, as the student got it.
         size: height and width of the image before it was resized; pixels are named in it.
         students: name -> maps [C, h, w], fine to coarse.
-        teacher: maps [C, h, w]; empty without a teacher.
+        teachers: name -> maps [C, h, w]; empty without a teacher.
         connected: name -> pair -> student and teacher map of one shape [C, h, w], after the student's connector.
-        losses: of the last subject that has any.
+        losses: term, pair and loss on maps of the last subject that has any.
     """
 
     name: str
     image: np.ndarray
     size: tuple[int, int]
     students: dict[str, list[Tensor]] = field(default_factory=dict)
-    teacher: list[Tensor] = field(default_factory=list)
+    teachers: dict[str, list[Tensor]] = field(default_factory=dict)
     connected: dict[str, dict[Pair, tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    losses: list[Placed] = field(default_factory=list)
+    losses: list[SeenLoss] = field(default_factory=list)
 
     @property
     def pairs(self) -> list[Pair]:
         """The pairs of levels that were connected, by student level."""
         return sorted({pair for found in self.connected.values() for pair in found})
+
+    def teacher_map(self, pair: Pair) -> Tensor:
+        """The teacher's map of a pair."""
+        return self.teachers[pair.of or next(iter(self.teachers))][pair.teacher]
 
     def stride(self, feature_map: Tensor) -> float:
         """Image pixels per cell of a map, geometric mean of both sides."""
@@ -81,7 +85,7 @@ def look(
     pixel_values: Tensor,
     image: np.ndarray,
     subjects: Sequence[Subject],
-    teacher: Teacher | None = None,
+    teachers: Mapping[str, Teacher] | Teacher | None = None,
     size: tuple[int, int] | None = None,
 ) -> Seen:
     """Runs one image through all models, in eval mode; their modes, gradients and random state stay as they were.
@@ -91,20 +95,20 @@ def look(
         pixel_values: [3, H, W], normalised with the student's statistics.
         image: the same image for the eye, [H, W, 3] in 0..1.
         subjects: the students.
-        teacher: told the student's statistics; None: nothing is compared.
+        teachers: one or several by name, told the student's statistics; None: nothing is compared.
         size: height and width of the image before it was resized; None: it was not.
     """
     seen = Seen(name, image, size or (image.shape[0], image.shape[1]))
     batch = pixel_values[None].float()
-    if teacher is not None:
-        images = batch.to(teacher.input_scale.device)
-        seen.teacher = [found[0].float().cpu() for found in teacher(images)]
+    for label, teacher in ({"teacher": teachers} if isinstance(teachers, Teacher) else teachers or {}).items():
+        output = teacher(batch.to(teacher.input_scale.device))
+        seen.teachers[label] = [found[0].float().cpu() for found in output.maps]
     for subject in subjects:
         with _EvalMode(subject.taps.model):
             device = next(subject.taps.model.parameters()).device
             maps = subject.taps.run(batch.to(device), **subject.taps.forward_kwargs)
         seen.students[subject.name] = [found[0].float().cpu() for found in maps]
-        if subject.distiller is not None and seen.teacher:
+        if subject.distiller is not None and seen.teachers:
             _connect(seen, subject.name, subject.distiller)
     return seen
 
@@ -113,14 +117,15 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
     """Adds the maps after the connectors, and copies of the losses: figures compute on copies, on the CPU."""
     ours = seen.students[name]
     found: dict[Pair, tuple[Tensor, Tensor]] = {}
-    for _, connector, pair in distiller.placed_connectors():
-        connector = copy.deepcopy(connector).cpu().float().eval()
-        student, teacher = connector(ours[pair[0]][None], seen.teacher[pair[1]][None])
+    for label, pair in distiller.pairs.items():
+        connector = copy.deepcopy(distiller.connectors[label]).cpu().float().eval()
+        student, teacher = connector(ours[pair.student][None], seen.teacher_map(pair)[None])
         found[pair] = student[0], teacher[0]
     seen.connected[name] = found
     seen.losses = [
-        Placed(term, pair, copy.deepcopy(loss).cpu().float().eval())
-        for _, term, pair, _, loss in distiller.placed_losses()
+        SeenLoss(item.term.label, item.pair, copy.deepcopy(item.loss).cpu().float().eval())
+        for item in distiller.placed
+        if item.pair is not None
     ]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
@@ -105,45 +104,6 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
-def trainer_facts(trainer: Any, checkpoint: bool) -> dict[str, Any]:
-    """What a `CanKDTrainer` knows about the student it saves, as plain data.
-
-    Args:
-        trainer: the trainer.
-        checkpoint: whether the weights are those of this step, rather than the best ones loaded at the end.
-    """
-    args, state, task, student = trainer.args, trainer.state, trainer.task, trainer.student
-    teacher = None if trainer.teacher is None else trainer.teacher.manifest()
-    if teacher is not None and hub_id(teacher["model"]) is None and not teacher["model"].startswith("torchvision/"):
-        teacher["model"] = Path(teacher["model"]).name  # a path of this machine tells nobody anything
-    best = args.load_best_model_at_end and not checkpoint and state.best_global_step
-    step = state.best_global_step if best else state.global_step
-    energy = trainer.energy.facts(state)
-    return {
-        "task": task.name,
-        "metric": task.metric,
-        "pipeline_tag": task.pipeline_tag,
-        "start": hub_id(student.name_or_path),
-        "parameters": student.num_parameters(),
-        "teacher": teacher,
-        "inherited": trainer.inherited,
-        "task_weight": trainer._distiller.task_weight,
-        "terms": _terms(trainer._distiller),
-        "step": step,
-        "planned_steps": state.max_steps,
-        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "learning_rate": args.learning_rate,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-        "seed": args.seed,
-        "hardware": hardware(args.device),
-        "processes": args.world_size,
-        **_wall_clock(state),
-        **({} if energy is None else {"energy": energy}),
-        "scores": _scores(state.log_history, step),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-
-
 def hub_id(name: object) -> str | None:
     """`name` if it can be a repository on the Hub and is no folder here."""
     text = str(name or "")
@@ -183,47 +143,3 @@ def hardware(device: torch.device) -> str:
         used = "1 thread" if threads == 1 else f"{threads} threads"
         return f"CPU ({platform.machine()}, {used}, {os.cpu_count()} cores)"
     return device.type
-
-
-def _terms(distiller: Any) -> list[dict[str, Any]]:
-    terms = []
-    for term in distiller.terms:
-        pairs = [
-            {
-                "student_stride": round(distiller.levels[s].stride, 2),
-                "teacher_stride": round(distiller.teacher_levels[t].stride, 2),
-                "student_tap": distiller.levels[s].tap,
-                "teacher_tap": distiller.teacher_levels[t].tap,
-                "weight": weight,
-            }
-            for (s, t), weight in zip(distiller.pairs[term.label], distiller.weights[term.label], strict=True)
-        ]
-        kept = {"name": term.label, "loss": term.loss, "warmup": term.warmup, "decay": term.decay}
-        terms.append({**kept, "options": term.options, "pairs": pairs})
-    return terms
-
-
-def _wall_clock(state: Any) -> dict[str, float]:
-    """Seconds of the training; nothing where it was resumed and only its last part was timed."""
-    counted = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
-    if counted:
-        return {"seconds": counted[-1]}
-    ends = [entry for entry in state.log_history if "train_runtime" in entry]
-    if not ends:
-        return {}
-    seconds = ends[-1]["train_runtime"]
-    timed = round(seconds * ends[-1].get("train_steps_per_second", 0.0))
-    # The rate is logged rounded: half a per mille of it may be missing.
-    whole = abs(timed - state.global_step) <= 1 + 0.0005 * seconds
-    return {"seconds": seconds} if whole else {}
-
-
-def _scores(history: list[dict[str, float]], step: int) -> dict[str, float]:
-    """The scores of the validation taken at this step, the last one where there are several."""
-    found = [entry for entry in history if entry.get("step") == step and any(key.startswith("eval_") for key in entry)]
-    timing = ("runtime", "per_second")
-    return {
-        key.removeprefix("eval_"): value
-        for key, value in (found[-1] if found else {}).items()
-        if key.startswith("eval_") and not key.endswith(timing)
-    }

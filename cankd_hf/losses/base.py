@@ -19,6 +19,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class FeatureLoss(nn.Module):
+    reads: ClassVar[str] = "maps"
+
     """A distance between a student map and a teacher map: tensors in, one unweighted scalar out.
 
     Subclasses are built as `LOSSES[name](channels, **options)` and implement `compute`. Whatever they learn is
@@ -90,3 +92,6 @@ class FeatureLoss(nn.Module):
             )
         if student.numel() == 0:
             raise ValueError(f"{type(self).__name__}: expected maps with at least one value, got {shapes}")
+
+
+DistillationLoss = FeatureLoss

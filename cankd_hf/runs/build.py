@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from cankd_hf.tasks import Task, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.objective import Objective
 from cankd_hf.training.trainer import CanKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,19 +75,16 @@ def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = Non
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of a recipe's last arm, on its own: a teacher that is to be fitted has its random start."""
-    teacher = None
-    if recipe.teacher is not None:
-        stats = (list(recipe.data.image_mean), list(recipe.data.image_std))
-        teacher = build_teacher(replace(recipe.teacher, fit=None), stats)
+    configs = recipe.named_teachers()
+    teachers = {name: build_teacher(recipe, replace(config, fit=None)) for name, config in configs.items()}
     model = build_student(recipe, task)
-    inherited = inherit_parts(recipe, model, teacher, "student")
-    trainer = make_trainer(recipe, task, data, model, teacher, training_args(recipe, folder, **overrides))
-    trainer.inherited = inherited
-    return trainer
+    inherited = inherit_parts(recipe, model, teachers, "student")
+    return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
 
 
-def inherit_parts(recipe: Recipe, model: PreTrainedModel, teacher: Teacher | None, name: str) -> list[str]:
+def inherit_parts(recipe: Recipe, model: PreTrainedModel, teachers: Mapping[str, Teacher], name: str) -> list[str]:
     """Copies what `student.inherit` names, says what fitted, and returns how tables and cards mark it."""
+    teacher = next(iter(teachers.values()), None)
     parts = [] if teacher is None else inherit(model, teacher.model, recipe.student.inherit)
     for part in parts:
         logger.warning("%s: %s", name, part)
@@ -94,7 +92,13 @@ def inherit_parts(recipe: Recipe, model: PreTrainedModel, teacher: Teacher | Non
 
 
 def make_trainer(
-    recipe: Recipe, task: Task, data: TaskData, model: PreTrainedModel, teacher: Teacher | None, args: CanKDConfig
+    recipe: Recipe,
+    task: Task,
+    data: TaskData,
+    model: PreTrainedModel,
+    teachers: Mapping[str, Teacher],
+    args: CanKDConfig,
+    inherited: Sequence[str] = (),
 ) -> CanKDTrainer:
     """A trainer for given models, with what the recipe says of terms, taps and data."""
     distill = recipe.distill
@@ -105,28 +109,28 @@ def make_trainer(
         )
     trainer = CanKDTrainer(
         model,
-        teacher,
-        args,
-        terms=distill.terms if teacher is not None else None,
-        task_weight=distill.task_weight if teacher is not None else 1.0,
+        args=args,
+        teachers=teachers,
+        objective=Objective(distill.task_weight, distill.terms) if teachers else None,
         student_taps=recipe.student.taps,
         grid=distill.grid,
         task=task,
         recipe=recipe_to_yaml(recipe),
+        inherited=inherited,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=task.image_processor(recipe.data),
     )
-    if args.log_figures_steps > 0 and teacher is not None:
+    if args.log_figures_steps > 0 and teachers:
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
 
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
 
 
-def build_teacher(config: TeacherConfig, image_stats: tuple[list[float], list[float]]) -> Teacher:
-    """The teacher of a recipe, told how the student's images are normalised."""
+def build_teacher(recipe: Recipe, config: TeacherConfig) -> Teacher:
+    """A teacher of a recipe, told how the student's images are normalised."""
     with problems_of("teacher"):
         teacher = load_teacher(config)
-    teacher.set_input_stats(*image_stats)
+    teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

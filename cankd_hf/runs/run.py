@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
-from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
 from cankd_hf.runs.folder import claim
@@ -21,7 +21,7 @@ from cankd_hf.runs.launch import check_launch
 from cankd_hf.runs.record import RESULTS_FILE, Arm, Report, as_dict, write_json
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.callbacks import SafeStop, Stopwatch
+from cankd_hf.training.callbacks import GracefulStopCallback, Stopwatch
 from cankd_hf.training.trainer import CanKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,21 +55,11 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     open_target(out, args)
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
     session = _Session(recipe, task, data, restart, resume)
-    teacher_config = recipe.teacher
-    arms = []
-    if teacher_config is not None and teacher_config.fit is not None:
-        arms.append(session.fit_teacher(teacher_config))
-        teacher_config = replace(teacher_config, model=str(out / "teacher"), config=None, fit=None)
-    teacher = None
-    if teacher_config is not None:
-        teacher = build_teacher(teacher_config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
-        session.teacher = teacher
-        if not arms and (scored := session.score_teacher(teacher)) is not None:
-            arms.append(scored)
-    if teacher is not None and recipe.baseline:
-        arms.append(session.train("student alone", out / "alone", None))
-    name = "student" if teacher is None else "student distilled"
-    arms.append(session.train(name, out, teacher))
+    arms = session.prepare_teachers()
+    if session.teachers and recipe.baseline:
+        arms.append(session.train("student alone", out / "alone", {}))
+    name = "student distilled" if session.teachers else "student"
+    arms.append(session.train(name, out, session.teachers))
     report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts)
     if args.process_index == 0:
         session.picture(report)
@@ -84,16 +74,35 @@ class _Session:
     def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
         self.recipe, self.task, self.data = recipe, task, data
         self.restart, self.resume = restart, resume
-        self.teacher: Teacher | None = None
+        self.teachers: dict[str, Teacher] = {}
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
-    def fit_teacher(self, config: TeacherConfig) -> Arm:
-        """Trains the teacher itself first, where the recipe has no trained one."""
-        student = StudentConfig(model=config.model, config=config.config)
-        return self.train("teacher", Path(self.recipe.output_dir) / "teacher", None, student, **(config.fit or {}))
+    def prepare_teachers(self) -> list[Arm]:
+        """Trains the teachers that the recipe has no trained ones for, and loads all; returns those with a score."""
+        arms = []
+        configs = self.recipe.named_teachers()
+        for name, config in configs.items():
+            several = len(configs) > 1
+            arm = f"teacher {name}" if several else "teacher"
+            folder = Path(self.recipe.output_dir) / (f"teacher-{name}" if several else "teacher")
+            scored = None
+            if config.fit is not None:
+                student = StudentConfig(model=config.model, config=config.config)
+                scored = self.train(arm, folder, {}, student, **config.fit)
+                config = replace(config, model=str(folder), config=None, fit=None)
+            self.teachers[name] = build_teacher(self.recipe, config)
+            if scored is None:
+                scored = self.score_teacher(arm, self.teachers[name])
+            arms += [] if scored is None else [scored]
+        return arms
 
     def train(
-        self, name: str, folder: Path, teacher: Teacher | None, student: StudentConfig | None = None, **overrides: Any
+        self,
+        name: str,
+        folder: Path,
+        teachers: Mapping[str, Teacher],
+        student: StudentConfig | None = None,
+        **overrides: Any,
     ) -> Arm:
         done = self._finished(folder, name)
         if done is not None:
@@ -104,9 +113,8 @@ class _Session:
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student)
-        inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teacher, name)
-        trainer = make_trainer(self.recipe, self.task, self.data, model, teacher, args)
-        trainer.inherited = inherited
+        inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
+        trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
         checkpoint = self._checkpoint(folder, name)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()
@@ -124,10 +132,10 @@ class _Session:
             write_json(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})
         return arm
 
-    def score_teacher(self, teacher: Teacher) -> Arm | None:
+    def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
         """The teacher's own score, on images normalised its way; None where it does not do this very task."""
         folder = teacher.config.model
-        if folder is None or self.task.evaluates_features or not self.task.accepts(teacher.model):
+        if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(teacher.model):
             return None
         model = self.task.load(folder, teacher.config.revision)
         if dict(model.config.id2label) != dict(getattr(self.task, "id2label", {})):
@@ -142,7 +150,7 @@ class _Session:
             role = "test" if self.split == "test" else "eval"
             data = type(self.task).from_data(config, splits=(role,))[1]
             dataset = data.test if role == "test" else data.eval
-        return Arm("teacher", folder, self._scores(trainer, dataset), model.num_parameters())
+        return Arm(name, folder, self._scores(trainer, dataset), model.num_parameters())
 
     def picture(self, report: Report) -> None:
         if self.scored_set is None:
@@ -173,8 +181,11 @@ class _Session:
 
 
 def _stopped(trainer: CanKDTrainer) -> bool:
-    return any(isinstance(callback, SafeStop) and callback.stopped for callback in trainer.callback_handler.callbacks)
+    return any(
+        isinstance(callback, GracefulStopCallback) and callback.stopped
+        for callback in trainer.callback_handler.callbacks
+    )
 
 
 def _taps(trainer: CanKDTrainer) -> list[dict[str, Any]]:
-    return [vars(level) for level in trainer._distiller.levels]
+    return [vars(level) for level in trainer.distiller.levels]

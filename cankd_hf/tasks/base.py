@@ -6,18 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.sources import ROLES
-
-if TYPE_CHECKING:
-    from cankd_hf.training.distiller import Distiller
 
 
 @dataclass
@@ -38,7 +34,7 @@ class Task(ABC):
     """Name of the score that picks the best checkpoint and fills the result table; higher is better, in 0..1."""
     pipeline_tag: str
     """The Hub's name of what the student does; one task's students may do it in several ways."""
-    evaluates_features: ClassVar[bool] = False
+    needs_teacher_in_evaluation: ClassVar[bool] = False
     """Whether evaluation compares the student's maps with the teacher's, so that the teacher runs in it."""
 
     @classmethod
@@ -88,12 +84,20 @@ class Task(ABC):
         return dict(inputs)
 
     @abstractmethod
-    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
-        """What the scores need of each image, [B, ...]; small, so that a whole validation set fits in memory."""
+    def statistics(
+        self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel
+    ) -> Tensor | dict[str, Tensor]:
+        """What the scores need of each image, [B, ...]; small, so that a whole validation set fits in memory.
+
+        Args:
+            outputs: of the `Distiller`: `logits`, the student's own `outputs`, `similarity` where it is measured.
+            inputs: of the batch.
+            student: the model.
+        """
 
     @abstractmethod
-    def scores(self, statistics: np.ndarray) -> dict[str, float]:
-        """All images' statistics -> scores, exact whatever the number of processes."""
+    def scores(self, statistics: Any) -> dict[str, float]:
+        """All images' statistics, as arrays [N, ...], -> scores, exact whatever the number of processes."""
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
         """Draws what a person would look at first. Returns whether there is something to draw."""

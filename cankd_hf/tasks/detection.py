@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +45,6 @@ from cankd_hf.models.prompts import (
 )
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
-
-if TYPE_CHECKING:
-    from cankd_hf.training.distiller import Distiller
 
 logger = logging.getLogger(__name__)
 
@@ -171,10 +168,10 @@ class DetectionTask(Task):
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {**inputs, "labels": without_crowds(inputs["labels"])}
 
-    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
+    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         labels = inputs["labels"]
         sizes = original_sizes(labels, *inputs["pixel_values"].shape[-2:])
-        found = detections(outputs["outputs"], sizes, distiller.student.config.model_type)
+        found = detections(outputs["outputs"], sizes, student.config.model_type)
         return detection_statistics(found, [original_objects(*pair) for pair in zip(labels, sizes, strict=True)])
 
     def scores(self, statistics: np.ndarray) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,9 +21,6 @@ from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
 
-if TYPE_CHECKING:
-    from cankd_hf.training.distiller import Distiller
-
 
 class FeaturesTask(Task):
     """A backbone learns to give its teacher's maps; scored by raw similarity on held-out images.
@@ -34,10 +31,7 @@ class FeaturesTask(Task):
     name = "features"
     metric = "cka"
     pipeline_tag = "image-feature-extraction"
-    evaluates_features = True
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
+    needs_teacher_in_evaluation = True
 
     @classmethod
     def accepts(cls, model: PreTrainedModel) -> bool:
@@ -75,12 +69,14 @@ class FeaturesTask(Task):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate([{"pixel_values": sample["pixel_values"]} for sample in samples])
 
-    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
-        self._names = distiller.similarity_names
+    def statistics(
+        self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel
+    ) -> dict[str, Tensor]:
         return outputs["similarity"]
 
-    def scores(self, statistics: np.ndarray) -> dict[str, float]:
-        means = dict(zip(self._names, statistics.mean(axis=0).tolist(), strict=True))
+    def scores(self, statistics: Mapping[str, np.ndarray]) -> dict[str, float]:
+        table = np.stack(list(statistics.values()), axis=1)
+        means = dict(zip(statistics, table.mean(axis=0).tolist(), strict=True))
         for kind in ("correlation", "cka"):
             means[kind] = float(np.mean([value for name, value in means.items() if name.startswith(f"{kind}/")]))
         return means

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_score
 from cankd_hf.models import register
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Task, TaskData
-
-if TYPE_CHECKING:
-    from cankd_hf.training.distiller import Distiller
 
 
 class SegmentationTask(Task):
@@ -101,7 +98,7 @@ class SegmentationTask(Task):
             kept.pop("labels")
         return kept
 
-    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], distiller: Distiller) -> Tensor:
+    def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         return segmentation_areas(
             outputs["logits"], inputs["labels"], len(self.id2label), self.ignore_index, inputs.get("label_sizes")
         )

@@ -25,13 +25,15 @@ from cankd_hf.features.inputs import (
 from cankd_hf.features.truncate import drop_unread_stages
 from cankd_hf.teachers.teacher import Teacher
 
+# What a teacher may be given as.
+TeacherLike = str | Path | nn.Module | TeacherConfig
 _STAGE = re.compile(r"stem|stage\d+")
 
 
 TIMM_STAGES = [f"stage{index}" for index in range(100)]  # timm counts its maps from 0
 
 
-def load_teacher(teacher: str | Path | nn.Module | TeacherConfig, **overrides: Any) -> Teacher:
+def load_teacher(teacher: TeacherLike, **overrides: Any) -> Teacher:
     """Loads any vision model as a teacher.
 
     Args:

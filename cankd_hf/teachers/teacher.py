@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cankd_hf.config.teacher import TeacherConfig
-from cankd_hf.features.grids import resize_map
+from cankd_hf.features.auto_taps import quiet_forward
+from cankd_hf.features.grids import logits_of, resize_map
 from cankd_hf.features.inputs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -22,16 +23,17 @@ from cankd_hf.features.inputs import (
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around
 from cankd_hf.models.prompts import give_no_words
+from cankd_hf.teachers.output import TeacherOutput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Teacher(nn.Module):
-    """A frozen model that gives feature maps of the student's images.
+    """A frozen model that gives feature maps of the student's images, and its logits where they are asked for.
 
     In eval for good, without gradients, in its own dtype. Images come as the student sees them; they are brought to
-    the teacher's own normalisation and size first, and the forward ends at its last tap. It must not become a
-    submodule of anything trained or saved.
+    the teacher's own normalisation and size first, and the forward ends at its last tap, or with `reads_logits` at
+    its head. It must not become a submodule of anything trained or saved.
 
     Args:
         model: any vision model; frozen, cast and given hooks in place.
@@ -53,6 +55,7 @@ class Teacher(nn.Module):
         give_no_words(model)
         self.stats = self._own_stats(stats or ImageStats())
         self.rule = input_rule(model)
+        self.reads_logits = False
         self.fingerprint = _fingerprint(model)
         self.taps = Taps(model, self.config.taps, stop_early=True)
         self.register_buffer("input_scale", torch.ones(1, 3, 1, 1), persistent=False)
@@ -63,14 +66,14 @@ class Teacher(nn.Module):
         if self.config.compile:
             compile_around(self.model, self.taps.modules)
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Gives the maps of a batch.
+    def forward(self, pixel_values: Tensor) -> TeacherOutput:
+        """Gives the maps of a batch, and with `reads_logits` its logits.
 
         Args:
             pixel_values: `[B, 3, H, W]`, normalised with the student's statistics.
 
         Returns:
-            Maps `[B, C, h, w]` in the teacher's dtype, fine to coarse, without gradient.
+            Maps `[B, C, h, w]` and logits in the teacher's dtype, maps fine to coarse, without gradient.
         """
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         # Under the trainer's autocast the teacher would run half in another dtype than its own.
@@ -79,7 +82,11 @@ class Teacher(nn.Module):
             if self._renormalise:
                 images = images * self.input_scale + self.input_shift
             images = resize_map(images, self.rule.size(size, self.config.scale))
-            return self.taps.run(images.to(self.dtype), **self.taps.forward_kwargs)
+            images, inputs = images.to(self.dtype), self.taps.forward_kwargs
+            if not self.reads_logits:
+                return TeacherOutput(self.taps.run(images, **inputs))
+            maps, output = self.taps.run_to_end(images, **inputs)
+            return TeacherOutput(maps, logits_of(output))
 
     def levels(self, image_size: tuple[int, int]) -> list[Level]:
         """Measures the maps for the student's image size.
@@ -93,6 +100,12 @@ class Teacher(nn.Module):
         seen = self.rule.size(image_size, self.config.scale)
         enlarged = sqrt(seen[0] * seen[1] / (image_size[0] * image_size[1]))
         return [replace(level, stride=level.stride / enlarged) for level in self.taps.levels(seen)]
+
+    def logits_shape(self, image_size: tuple[int, int]) -> torch.Size | None:
+        """The shape of the logits of one image of the student's size; None for a model that gives none."""
+        seen = self.rule.size(image_size, self.config.scale)
+        found = logits_of(quiet_forward(self.model, seen, **self.taps.forward_kwargs))
+        return None if found is None else found.shape
 
     def set_input_stats(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Says how the images given to `forward` are normalised.

@@ -49,7 +49,7 @@ class Stopwatch(TrainerCallback):
         state.log_history[-1]["train_seconds"] = round(self.seconds, 2)
 
 
-class SafeStop(TrainerCallback):
+class GracefulStopCallback(TrainerCallback):
     """Turns the first Ctrl-C (or SIGTERM) into: finish this step, save a checkpoint, stop. A second one stops at once.
 
     `stopped` tells afterwards whether the run ended that way.

@@ -3,21 +3,82 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
-
-logger = logging.getLogger(__name__)
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.distiller import Distiller
 
 DISTILLER_FILE = "distiller.safetensors"
 MANIFEST_FILE = "teacher_manifest.json"
+STUDENT = "student."  # how the names of its tensors begin in a `Distiller`
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state of a `Distiller` in two: the student's, under its own names, and that of connectors and losses."""
+    student = {name.removeprefix(STUDENT): value for name, value in state.items() if name.startswith(STUDENT)}
+    return student, {name: value.contiguous() for name, value in state.items() if not name.startswith(STUDENT)}
+
+
+def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[str, Teacher]) -> None:
+    """Writes connectors and losses, and what the teachers are, beside a student."""
+    if state:
+        save_file(state, folder / DISTILLER_FILE, metadata={"format": "pt"})
+    if teachers:
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest_of(teachers), indent=2), encoding="utf-8")
+
+
+def manifest_of(teachers: Mapping[str, Teacher]) -> dict[str, Any] | None:
+    """What the teachers are, as plain data: of several by name; None without any."""
+    manifests = {name: teacher.manifest() for name, teacher in teachers.items()}
+    if len(manifests) < 2:
+        return next(iter(manifests.values()), None)
+    return manifests
+
+
+def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
+    """Another teacher halfway is another experiment: it is refused.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    file = folder / MANIFEST_FILE
+    now = json.loads(json.dumps(manifest_of(teachers)))
+    then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if now == then:
+        return
+    if now is None or then is None:
+        raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
+    changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
+    raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
+
+
+def load_checkpoint(distiller: Distiller, folder: Path) -> None:
+    """Loads student, connectors and losses.
+
+    Raises:
+        InputError: if the checkpoint is of another student or of other terms.
+    """
+    state = {STUDENT + name: value for name, value in read_student_weights(folder).items()}
+    if (folder / DISTILLER_FILE).is_file():
+        state.update(load_file(folder / DISTILLER_FILE))
+    result = distiller.load_state_dict(state, strict=False)
+    tied = set(distiller.student.all_tied_weights_keys or ())
+    missing = [key for key in result.missing_keys if key.removeprefix(STUDENT) not in tied]
+    if missing or result.unexpected_keys:
+        raise InputError(
+            f"{folder}: this checkpoint is of another student or other terms; "
+            f"missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}; "
+            "resume with the recipe saved beside it"
+        )
 
 
 def read_student_weights(folder: Path) -> dict[str, Tensor]:

@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.connectors import Connector
-from cankd_hf.features.pairing import pair_levels
+from cankd_hf.features.grids import logits_of, resize_map
 from cankd_hf.features.similarity import channel_correlation, linear_cka
 from cankd_hf.features.taps import Level, Taps
-from cankd_hf.losses import LOSSES
-from cankd_hf.losses.base import FeatureLoss
+from cankd_hf.losses.base import DistillationLoss
+from cankd_hf.teachers.output import TeacherOutput
+from cankd_hf.training.objective import Objective
+from cankd_hf.training.placing import (
+    Pair,
+    Placed,
+    TeacherShape,
+    as_teachers,
+    check_classes,
+    freeze,
+    make_loss,
+    pairs_of,
+)
 
-Pair = tuple[int, int]
+# A term at a pair, without its module: that is looked up each time, as wrappers (FSDP) may take its place.
+Place = tuple[LossTerm, str, Pair | None, float]
+Connected = dict[str, tuple[Tensor, Tensor]]
 
 
-def pair_name(pair: Pair) -> str:
-    """`(0, 2)` -> `s0t2`: student level 0 with teacher level 2."""
-    return f"s{pair[0]}t{pair[1]}"
+@dataclass
+class DistillerOutput(ModelOutput):
+    """What one forward of a `Distiller` gives.
 
+    Attributes:
+        loss: the weighted sum [], with gradient; None without any part.
+        logits: of the student, detached; None for a backbone.
+        parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
+        similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), where it was measured.
+        branch_share: size of each Can block's output beside the student map [] by name, where it was measured.
+        outputs: the student's own output, in evaluation.
+    """
 
-def has_branch(loss: FeatureLoss) -> bool:
-    """Whether a loss has a learned branch whose share is worth watching."""
-    return type(loss).branch_share is not FeatureLoss.branch_share
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+    similarity: dict[str, Tensor] | None = None
+    branch_share: dict[str, Tensor] | None = None
+    outputs: Any = None
 
 
 class Distiller(nn.Module):
     """The student and all that trains with it: connectors (one a pair of levels) and losses (one a term and pair).
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
-    feature loss. The teacher is not part of it (a submodule would be switched back to training mode, saved and
-    wrapped); its maps come in as `teacher_maps`.
+    distillation loss. Teachers are not part of it (a submodule would be switched back to training mode, saved and
+    wrapped); their outputs come in as `teachers`.
 
     Args:
         student: the model to train; returns an output with `loss` (where it has a task) and `logits`.
-        terms: the weighted feature losses; none for plain training.
-        teacher_levels: what the teacher's maps look like.
+        objective: what is minimised; a list of terms alone has task weight 1. The loss of a term is a name in
+            `LOSSES`; a class, built as `cls(channels, **options)` (with the number of classes where it reads logits)
+            or, where it does not derive from `DistillationLoss`, as `cls(**options)`; or a module, copied for each
+            further pair.
+        teachers: what each teacher's output looks like, by name; levels alone are those of the only one.
         image_size: (height, width) of the images at which the student's levels are measured.
         taps: where to read the student's maps.
-        task_weight: multiplier of the student's own loss, >= 0; 0 trains without labels.
         grid: on which grid connectors bring two maps together, see `Connector`.
 
     Raises:
-        InputError: unknown loss, bad options, or levels that cannot be paired.
+        InputError: unknown loss or teacher, bad options, levels that cannot be paired, logits of other classes.
     """
 
     # Read by transformers.Trainer.
@@ -59,46 +87,110 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: PreTrainedModel,
-        terms: Sequence[LossTerm] = (),
-        teacher_levels: Sequence[Level] = (),
+        objective: Objective | Sequence[LossTerm] = (),
+        teachers: Mapping[str, TeacherShape] | Sequence[Level] = (),
         image_size: tuple[int, int] = (224, 224),
         taps: str | list[str] = "auto",
-        task_weight: float = 1.0,
         grid: str = "finer",
     ) -> None:
         super().__init__()
         self.student = student
-        self.task_weight = task_weight
-        self.terms = list(terms)
+        self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
-        self.pairs: dict[str, list[Pair]] = {}
-        self.weights: dict[str, list[float]] = {}
-        self.teacher_levels = list(teacher_levels)
-        self.taps = Taps(student, taps) if terms else None
-        self.levels = self.taps.levels(image_size) if self.taps is not None else []
-        for term in self.terms:
-            self._add(term, grid)
+        self._places: list[Place] = []
+        self.taps: Taps | None = None
+        self.levels: list[Level] = []
+        self._settings = image_size, taps, grid
+        self._frozen: list[nn.Module] = []
+        self._thawed: list[nn.Parameter] = []
+        self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
-    def _add(self, term: LossTerm, grid: str) -> None:
-        term.check()
-        name = term.label
-        if name in self.losses:
-            raise InputError(f"distill.terms: two terms are called {name!r}; give one of them another `name`")
-        pairs = pair_levels(self.levels, self.teacher_levels, term.pairs)
-        losses = nn.ModuleList()
-        for pair in pairs:
-            student_level, teacher_level = self.levels[pair[0]], self.teacher_levels[pair[1]]
-            # One connector a pair: terms that look at the same pair share it.
-            if pair_name(pair) not in self.connectors:
-                self.connectors[pair_name(pair)] = Connector(student_level, teacher_level, grid=grid)
-            try:
-                losses.append(LOSSES[term.loss_name](teacher_level.channels, **term.options))
-            except TypeError as error:
-                raise InputError(f"distill.terms.{name}.options: {error}") from error
-        self.losses[name] = losses
-        self.pairs[name] = pairs
-        self.weights[name] = term.weights(len(pairs))
+    def set_objective(self, objective: Objective) -> None:
+        """Minimises something else from now on.
+
+        Connectors and losses of terms that stay, with their options and pairs, are kept as they are; those of new
+        terms start fresh; all others are dropped.
+
+        Raises:
+            InputError: see the class; the objective then stays as it was.
+        """
+        image_size, taps, _ = self._settings
+        if objective.terms and self.taps is None:
+            self.taps = Taps(self.student, taps)
+            self.levels = self.taps.levels(image_size)
+        places, connectors, losses = self._place(objective.terms)
+        self._frozen, self._thawed = freeze(self.student, objective.frozen, self._thawed)
+        self.objective, self._places = objective, places
+        self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
+        self.train(self.training)
+
+    def _place(self, terms: Sequence[LossTerm]) -> tuple[list[Place], dict[str, nn.Module], dict[str, nn.ModuleList]]:
+        """Every term at every pair, with connectors and losses: those of now where they fit, else fresh ones."""
+        image_size, _, grid = self._settings
+        known = {(item.term.structure, item.pair): item.loss for item in self.placed}
+        places: list[Place] = []
+        connectors: dict[str, nn.Module] = {}
+        losses: dict[str, nn.ModuleList] = {}
+        for term in terms:
+            name = self._teacher_of(term)
+            teacher, modules = self.teachers[name], nn.ModuleList()
+            pairs = pairs_of(term, self.levels, teacher, name if len(self.teachers) > 1 else "")
+            for pair in pairs:
+                if pair is None:
+                    width = check_classes(term, self.student, name, teacher, image_size)
+                else:
+                    student_level, teacher_level = self.levels[pair.student], teacher.levels[pair.teacher]
+                    width = teacher_level.channels
+                    # One connector a pair: terms that look at the same pair share it.
+                    if pair.name in self.connectors:
+                        connectors[pair.name] = self.connectors[pair.name]
+                    elif pair.name not in connectors:
+                        connectors[pair.name] = Connector(student_level, teacher_level, grid).to(self.device)
+                loss = known.get((term.structure, pair))
+                modules.append(loss if loss is not None else make_loss(term, width, len(modules)).to(self.device))
+            losses[term.label] = modules
+            places += [(term, name, *rest) for rest in zip(pairs, term.weights(len(pairs)), strict=True)]
+        return places, connectors, losses
+
+    @property
+    def placed(self) -> list[Placed]:
+        """Every loss of every term, in the order of `losses`."""
+        modules = [loss for losses in self.losses.values() for loss in cast(nn.ModuleList, losses)]
+        return [Placed(*place, loss) for place, loss in zip(self._places, modules, strict=True)]
+
+    def teachers_of(self, factors: Sequence[float]) -> list[str]:
+        """The teachers that the terms with a factor above 0 learn from."""
+        factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
+        return list(dict.fromkeys(item.teacher for item in self.placed if factor_of[item.term.label] > 0))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) at which levels are measured."""
+        return self._settings[0]
+
+    @property
+    def pairs(self) -> dict[str, Pair]:
+        """The pairs of levels that are compared, by name, in the order of `connectors`."""
+        found = {item.pair.name: item.pair for item in self.placed if item.pair is not None}
+        return {name: found[name] for name in self.connectors}
+
+    def _teacher_of(self, term: LossTerm) -> str:
+        if term.teacher is None and len(self.teachers) == 1:
+            return next(iter(self.teachers))
+        if term.teacher in self.teachers:
+            return str(term.teacher)
+        raise InputError(
+            f"distill.terms.{term.label}.teacher: expected one of {', '.join(self.teachers) or 'no teacher'}, got "
+            f"{term.teacher}; name the teacher that the term learns from"
+        )
+
+    def train(self, mode: bool = True) -> Distiller:
+        """As `nn.Module.train`; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     # What transformers.Trainer asks of a model, answered by the student.
 
@@ -112,7 +204,7 @@ class Distiller(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        return sorted({*(self.student._no_split_modules or []), *(cls.__name__ for cls in LOSSES.values())})
+        return sorted({*(self.student._no_split_modules or []), *(type(item.loss).__name__ for item in self.placed)})
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -129,105 +221,101 @@ class Distiller(nn.Module):
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
 
-    # Names of what `forward` reports, in order.
-
-    @property
-    def part_names(self) -> list[str]:
-        """Of `parts`: the task loss, then each term at each of its pairs; all unweighted."""
-        values = [f"{name}/{pair_name(pair)}" for name, pairs in self.pairs.items() for pair in pairs]
-        return ["task", *values]
-
-    @property
-    def similarity_names(self) -> list[str]:
-        """Of `similarity`: raw correlation and raw linear CKA at each pair of levels."""
-        return [f"{kind}/{key}" for kind in ("correlation", "cka") for key in self.connectors]
-
-    @property
-    def branch_names(self) -> list[str]:
-        """Of `branch_share`: the terms and pairs whose loss has a Can branch."""
-        return [f"{name}/{pair_name(pair)}" for _, name, pair, _, loss in self.placed_losses() if has_branch(loss)]
-
     def forward(
         self,
         pixel_values: Tensor,
         labels: Any = None,
-        teacher_maps: Sequence[Tensor] | None = None,
+        teachers: Mapping[str, TeacherOutput] | None = None,
         factors: Tensor | None = None,
         measure: bool = False,
+        meta: Any = None,
         **inputs: Any,
-    ) -> dict[str, Any]:
-        """One batch through the student and, when teacher maps come with it, through the losses.
+    ) -> DistillerOutput:
+        """One batch through the student and, when teacher outputs come with it, through the losses.
 
         Args:
             pixel_values: images normalised with the student's statistics, [B, 3, H, W].
-            labels: whatever the student takes; not looked at when `task_weight` is 0.
-            teacher_maps: the teacher's maps of the same images, each [B, C, H, W]; None leaves the terms out.
+            labels: whatever the student takes; not looked at when the task weight is 0.
+            teachers: what the teachers say about the same images; terms of a teacher that is not in it are left out.
             factors: schedule factor of each term, [number of terms], in 0..1; None means 1.
             measure: also measure raw similarity and branch share (no gradient).
+            meta: what the batch knows of its samples; not for the student.
             inputs: further inputs of the student.
-
-        Returns:
-            `loss` [] (None without any part), `logits` (detached; None for a backbone), `parts` [1 + pairs of all
-            terms] unweighted and detached, and with `measure` `similarity` [B, 2 * pairs] and `branch_share`
-            [branches]; without gradient also the student's own `outputs`.
         """
-        if labels is not None and self.task_weight > 0:
+        if labels is not None and self.objective.task_weight > 0:
             inputs["labels"] = labels
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
         outputs = self.student(pixel_values=pixel_values, **inputs)
-        task_loss = outputs.loss if "labels" in inputs else None
-        total = None if task_loss is None else self.task_weight * task_loss
-        logits = outputs.get("logits")
-        parts = [pixel_values.new_zeros((), dtype=torch.float32) if task_loss is None else task_loss.detach().float()]
-        result: dict[str, Any] = {"outputs": None if torch.is_grad_enabled() else outputs}
-
-        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        student_maps = [] if self.taps is None else self.taps.collect(image_size)
-        if teacher_maps is not None:
-            connected = {
-                key: connector(student_maps[pair[0]], teacher_maps[pair[1]])
-                for key, connector, pair in self.placed_connectors()
-            }
-            for index, _, pair, weight, loss in self.placed_losses():
-                value = loss(*connected[pair_name(pair)])
-                parts.append(value.detach())
-                weighted = weight * value if factors is None else weight * factors[index] * value
+        logits = logits_of(outputs)
+        result: dict[str, Any] = {}
+        total, parts = None, dict[str, Tensor]()
+        if self.objective.task_weight > 0:
+            task = outputs.loss if "labels" in inputs else None
+            total = None if task is None else self.objective.task_weight * task
+            parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        maps = [] if self.taps is None else self.taps.collect(size)
+        if teachers:
+            connected = self.connect(maps, teachers)
+            order = {term.label: index for index, term in enumerate(self.objective.terms)}
+            for item in self.placed:
+                if item.teacher not in teachers:
+                    continue
+                value = item.loss(*_compared(item, connected, logits, teachers[item.teacher]))
+                parts[item.name] = value.detach().float()
+                index = order[item.term.label]
+                weighted = item.weight * value if factors is None else item.weight * factors[index] * value
                 total = weighted if total is None else total + weighted
             if measure:
-                result.update(self._measure(student_maps, teacher_maps, connected))
-        result.update(
-            loss=total,
-            logits=None if logits is None else logits.detach(),
-            parts=torch.stack([p.float() for p in parts]),
-        )
-        return result
+                result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
+        detached = None if logits is None else logits.detach()
+        kept = None if torch.is_grad_enabled() else outputs
+        return DistillerOutput(loss=total, logits=detached, parts=parts, outputs=kept, **result)
 
-    def placed_connectors(self) -> list[tuple[str, nn.Module, Pair]]:
-        """Each connector with the name and the levels of its pair."""
-        pairs = {pair_name(pair): pair for pairs in self.pairs.values() for pair in pairs}
-        return [(key, connector, pairs[key]) for key, connector in self.connectors.items()]
+    def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
+        """Both maps of each pair by its name, after the connector, [B, C, H, W] on one grid."""
+        return {
+            name: self.connectors[name](maps[pair.student], output.maps[pair.teacher])
+            for name, pair in self.pairs.items()
+            if (output := self._output(teachers, pair)) is not None
+        }
 
-    def placed_losses(self) -> Iterator[tuple[int, str, Pair, float, FeatureLoss]]:
-        """Each loss with the number and name of its term, its levels and its weight; the order of `parts`."""
-        for index, (name, pairs) in enumerate(self.pairs.items()):
-            losses = cast(nn.ModuleList, self.losses[name])
-            for pair, weight, loss in zip(pairs, self.weights[name], losses, strict=True):
-                yield index, name, pair, weight, cast(FeatureLoss, loss)
+    def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
+        return teachers.get(pair.of or next(iter(self.teachers)))
 
     @torch.no_grad()
-    def _measure(
-        self,
-        student_maps: Sequence[Tensor],
-        teacher_maps: Sequence[Tensor],
-        connected: dict[str, tuple[Tensor, Tensor]],
-    ) -> dict[str, Tensor]:
-        """Raw similarity: correlation after the connector but without a Can block, CKA even without the connector."""
-        correlations = [channel_correlation(*connected[key]) for key in self.connectors]
-        ckas = [linear_cka(student_maps[pair[0]], teacher_maps[pair[1]]) for _, _, pair in self.placed_connectors()]
-        placed = [(pair, loss) for _, _, pair, _, loss in self.placed_losses() if has_branch(loss)]
-        shares = [cast(Tensor, loss.branch_share(*connected[pair_name(pair)])) for pair, loss in placed]
-        measured = {"similarity": torch.stack(correlations + ckas, dim=1)}
-        if shares:
-            measured["branch_share"] = torch.stack(shares)
-        return measured
+    def measure(
+        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Raw similarity [B] and branch shares [] by name.
+
+        Correlation is taken after the connector but without a Can block, CKA even without the connector.
+        """
+        similarity = {f"correlation/{name}": channel_correlation(*found) for name, found in connected.items()}
+        for name in connected:
+            pair = self.pairs[name]
+            output = self._output(teachers, pair)
+            assert output is not None
+            similarity[f"cka/{name}"] = linear_cka(maps[pair.student], output.maps[pair.teacher])
+        shares = {
+            item.name: cast(DistillationLoss, item.loss).branch_share(*connected[item.pair.name])
+            for item in self.placed
+            if item.pair is not None and item.has_branch and item.pair.name in connected
+        }
+        return similarity, cast(dict[str, Tensor], shares)
+
+
+def _compared(
+    item: Placed, connected: Connected, logits: Tensor | None, teacher: TeacherOutput
+) -> tuple[Tensor, Tensor]:
+    """What a placed loss compares: the two maps of its pair, or the logits, the teacher's on the student's grid."""
+    if item.pair is not None:
+        return connected[item.pair.name]
+    if logits is None or teacher.logits is None:
+        raise InputError(
+            f"distill.terms.{item.term.label}: reads logits, and the {'student' if logits is None else 'teacher'} "
+            "gives none in training; take a loss on maps"
+        )
+    theirs = teacher.logits
+    return logits, resize_map(theirs, (logits.shape[-2], logits.shape[-1])) if theirs.ndim == 4 else theirs

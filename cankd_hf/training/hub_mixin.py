@@ -12,13 +12,12 @@ from transformers.utils import PushInProgress
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import write_card
-from cankd_hf.hub.facts import trainer_facts, write_facts
 from cankd_hf.hub.upload import open_repo, plan, push, push_in_background
 
 logger = logging.getLogger(__name__)
 
 
-class PushesStudent(Trainer):
+class StudentHubMixin(Trainer):
     """What `CanKDTrainer` does instead of `transformers.Trainer` wherever the Hub is concerned.
 
     All values of `hub_strategy` work. `checkpoint` and `all_checkpoints` put the student of each checkpoint into
@@ -127,7 +126,3 @@ class PushesStudent(Trainer):
             self.push_in_progress = PushInProgress([job])
         else:
             pending.jobs.append(job)
-
-    def _save_facts(self, folder: Path) -> None:
-        """Writes down what a card will say about the student saved here."""
-        write_facts(folder, trainer_facts(self, checkpoint=folder.name.startswith("checkpoint-")))

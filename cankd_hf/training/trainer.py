@@ -1,58 +1,78 @@
-"""`CanKDTrainer`: transformers.Trainer with a teacher beside it."""
+"""`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
+from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
+from cankd_hf.hub.facts import write_facts
+from cankd_hf.hub.files import RECIPE_FILE
 from cankd_hf.tasks import Task, task_for
-from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.load import TeacherLike, load_teacher
+from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
-from cankd_hf.training.callbacks import EpochSetter, SafeStop
-from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE, read_student_weights
+from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
+from cankd_hf.training.checkpoint import check_teachers, load_checkpoint, save_distillation, split_state
 from cankd_hf.training.distiller import Distiller
-from cankd_hf.training.hub_mixin import PushesStudent
+from cankd_hf.training.facts import run_facts
+from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
+from cankd_hf.training.objective import Objective
+from cankd_hf.training.setup import (
+    check_objective,
+    first_image_size,
+    input_stats,
+    logits_shape,
+    named_teachers,
+    teacher_shapes,
+)
 
 logger = logging.getLogger(__name__)
 
+# Without a log line every so many steps, similarity is measured this often.
+MEASURE_EVERY = 50
 
-class CanKDTrainer(PushesStudent):
-    """Trains a small student with a big teacher's help: `loss = task_weight * task + sum of weighted feature losses`.
+
+class CanKDTrainer(StudentHubMixin):
+    """Trains a small student with a big teacher's help: `task_weight * task + sum of weighted distillation losses`.
 
     A `transformers.Trainer` in everything else: resuming, accumulation, mixed precision, compiling, callbacks, Hub.
     Checkpoints hold the student in plain Hugging Face format, with connectors and losses in `distiller.safetensors`
-    beside it; the teacher is never saved, wrapped or trained.
+    beside it; teachers are never saved, wrapped or trained.
 
     Args:
         model: the student.
         teacher: the teacher, or its Hub id or folder; None trains the student alone.
         args: training arguments.
-        terms: the weighted feature losses; None is CanKD with weight 10 (the paper's mu = 5) where there is a teacher.
+        terms: the weighted distillation losses; None is CanKD with weight 10 (the paper's mu = 5) where there is one
+            teacher.
         task_weight: multiplier of the student's own loss, >= 0; 0 needs no labels.
+        objective: instead of `terms` and `task_weight`: the same as one value, with frozen parts.
+        teachers: instead of `teacher`: several by name.
         student_taps: where to read the student's maps.
         grid: on which grid connectors compare maps, see `Connector`.
         task: what is learnt; found from the student's class where None.
         image_mean: mean of the student's input normalisation, per channel in 0..1.
         image_std: the same for its standard deviation.
         recipe: the resolved recipe as YAML, saved beside every checkpoint.
+        inherited: parts of the student that start with the teacher's weights, for the card.
         kwargs: the rest of what `transformers.Trainer` takes.
 
     Raises:
@@ -65,37 +85,39 @@ class CanKDTrainer(PushesStudent):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: str | Path | nn.Module | Teacher | None = None,
+        teacher: TeacherLike | None = None,
         args: CanKDConfig | None = None,
         *,
         terms: Sequence[LossTerm] | None = None,
         task_weight: float = 1.0,
+        objective: Objective | None = None,
+        teachers: Mapping[str, TeacherLike] | None = None,
         student_taps: str | list[str] = "auto",
         grid: str = "finer",
         task: Task | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         recipe: str | None = None,
+        inherited: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CanKDConfig("cankd_output")
-        terms = _check_arguments(args, teacher, terms, task_weight)
+        given = named_teachers(teacher, teachers)
+        objective = check_objective(args, given, terms, task_weight, objective)
         self.task = task if task is not None else task_for(model)
         self.recipe = recipe
-        self.inherited: list[str] = []
-        self.teacher = None if teacher is None else load_teacher(teacher)
-        mean, std = _input_stats(image_mean, image_std, kwargs.get("processing_class"))
+        self.inherited = list(inherited)
+        self.teachers = {name: load_teacher(one) for name, one in given.items()}
+        self.source: TeacherSource = LiveTeachers(self.teachers)
+        mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
             # Saved beside the student: no pipeline knows otherwise how its images are normalised.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        image_size = _image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
-        teacher_levels = []
-        if self.teacher is not None:
-            self.teacher.set_input_stats(mean, std)
-            teacher_levels = self.teacher.levels(image_size)
+        image_size = first_image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         # Fresh connectors must not depend on what was drawn before: they start equal for every way to get here.
         torch.manual_seed(args.seed)
-        distiller = Distiller(model, terms, teacher_levels, image_size, student_taps, task_weight, grid)
+        distiller = Distiller(model, objective, shapes, image_size, student_taps, grid)
         if args.sync_batchnorm:
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         if args.channels_last:
@@ -103,20 +125,17 @@ class CanKDTrainer(PushesStudent):
         train_dataset = kwargs.get("train_dataset")
         if isinstance(train_dataset, Sized):
             kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
-        kwargs.setdefault("data_collator", self.task.collate)
+        kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
-        if self.teacher is not None:
-            self.teacher.to(args.device)
-            if args.channels_last:
-                self.teacher.to(memory_format=torch.channels_last)
+        self._place_teachers()
         group_names(self.callback_handler.callbacks)
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
-        self.add_callback(SafeStop())
+        self.add_callback(GracefulStopCallback())
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
@@ -126,11 +145,49 @@ class CanKDTrainer(PushesStudent):
     @property
     def student(self) -> PreTrainedModel:
         """The model that is trained and saved."""
-        return self._distiller.student
+        return self.distiller.student
 
     @property
-    def _distiller(self) -> Distiller:
+    def distiller(self) -> Distiller:
+        """Student, connectors and losses, whatever wraps them."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher; of several the first; None where the student trains alone."""
+        return next(iter(self.teachers.values()), None)
+
+    @property
+    def objective(self) -> Objective:
+        """What `train()` minimises; a new one may be set between two calls of it.
+
+        Connectors and losses of terms that stay are kept, see `Distiller.set_objective`; optimizer and schedule start
+        anew.
+        """
+        return self.distiller.objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        distiller = self.distiller
+        distiller.teachers = {
+            name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
+            for name, shape in distiller.teachers.items()
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.args.seed)
+            distiller.set_objective(objective)
+        self._place_teachers()
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.model = self.model_wrapped = distiller
+
+    def _place_teachers(self) -> None:
+        """Brings the teachers to the device; those whose logits are read run to their head from now on."""
+        for name, teacher in self.teachers.items():
+            teacher.to(self.args.device)
+            if self.args.channels_last:
+                teacher.to(memory_format=torch.channels_last)
+            teacher.reads_logits = any(item.teacher == name and item.pair is None for item in self.distiller.placed)
 
     # Steps
 
@@ -153,32 +210,26 @@ class CanKDTrainer(PushesStudent):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        factors = self._factors()
-        batch = dict(inputs)
-        if any(factors):
-            # Autocast is the Trainer's, on; the teacher chooses its own precision.
-            assert self.teacher is not None
-            batch["teacher_maps"] = self.teacher(inputs["pixel_values"])
-            if self._factors_now[0] != factors:
-                # Copied to the device only when it changes: a copy in each step would make the host wait.
-                self._factors_now = factors, torch.tensor(factors, device=self.args.device)
-            batch["factors"] = self._factors_now[1]
-            batch["measure"] = self._measures_now()
-        outputs = model(**batch)
-        if outputs["loss"] is None:
+        batch = Batch(inputs)
+        factors = self.objective.factors(self.state.global_step, self.state.max_steps)
+        given = self._ask_teachers(batch, factors, self._measures_now())
+        outputs = model(**batch.inputs, **given)
+        if outputs.loss is None:
             # All factors are 0 and there is no task loss: nothing to learn in this step, but backward needs a graph.
             outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         self._means.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def _factors(self) -> list[float]:
-        if self.teacher is None:
-            return []
-        distiller = self._distiller
-        return [
-            term.factor(self.state.global_step, self.state.max_steps) if any(weights) else 0.0
-            for term, weights in zip(distiller.terms, distiller.weights.values(), strict=True)
-        ]
+    def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
+        """The one place that asks for the teachers' outputs: those that the terms with a factor above 0 learn from."""
+        names = self.distiller.teachers_of(factors)
+        if not names:
+            return {}
+        if self._factors_now[0] != factors:
+            # Copied to the device only when it changes: a copy in each step would make the host wait.
+            self._factors_now = factors, torch.tensor(factors, device=self.args.device)
+        # Autocast is the Trainer's, on; a teacher chooses its own precision.
+        return {"teachers": self.source(batch, names), "factors": self._factors_now[1], "measure": measure}
 
     def _measures_now(self) -> bool:
         """Whether this step ends in a log line: similarity is measured only there, to cost next to nothing."""
@@ -188,7 +239,7 @@ class CanKDTrainer(PushesStudent):
         if self.args.logging_strategy == IntervalStrategy.STEPS:
             every = max(1, int(self.state.logging_steps))
             return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
-        return step % 50 == 0 or step == self.state.max_steps
+        return step % MEASURE_EVERY == 0 or step == self.state.max_steps
 
     def prediction_step(
         self,
@@ -196,27 +247,27 @@ class CanKDTrainer(PushesStudent):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Any, Any, Any]:
         """Statistics of each image instead of logits, so that evaluation needs no memory for them."""
-        inputs = self._prepare_inputs(inputs)
-        batch = self.task.model_inputs(inputs)
+        batch = Batch(self._prepare_inputs(inputs))
+        kept = self.task.model_inputs(batch.inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.task.evaluates_features and self.teacher is not None:
-                batch.update(teacher_maps=self.teacher(batch["pixel_values"]), measure=True)
-            outputs = model(**batch)
-        loss = None if outputs["loss"] is None else outputs["loss"].detach()
+            if self.task.needs_teacher_in_evaluation:
+                kept.update(self._ask_teachers(batch, [1.0] * len(self.objective.terms), True))
+            outputs = model(**kept)
+        loss = None if outputs.loss is None else outputs.loss.detach()
         if prediction_loss_only:
             return loss, None, None
         with torch.no_grad():
-            statistics = self.task.statistics(outputs, inputs, self._distiller)
+            statistics = self.task.statistics(outputs, batch.inputs, self.student)
         # The Trainer computes metrics only where it sees labels; the statistics hold them already.
-        return loss, statistics, statistics.new_zeros(len(statistics))
+        return loss, statistics, torch.zeros(len(batch["pixel_values"]), device=self.args.device)
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update(self._means.drain(self._distiller, self.accelerator))
+            logs.update(self._means.drain(self.accelerator))
             logs.update(self._clock.drain(self.accelerator))
         super().log(logs, start_time)
 
@@ -257,40 +308,29 @@ class CanKDTrainer(PushesStudent):
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        state = self._distiller.state_dict() if state_dict is None else state_dict
-        prefix = "student."
-        student = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
         self.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         if self.recipe is not None:
-            (folder / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
-        self._save_facts(folder)
-        if folder.name.startswith("checkpoint-"):
-            rest = {name: value.contiguous() for name, value in state.items() if not name.startswith(prefix)}
-            if rest:
-                save_file(rest, folder / DISTILLER_FILE, metadata={"format": "pt"})
-            if self.teacher is not None:
-                (folder / MANIFEST_FILE).write_text(json.dumps(self.teacher.manifest(), indent=2), encoding="utf-8")
+            (folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
+        whole = not folder.name.startswith("checkpoint-")
+        write_facts(folder, self._facts(best=whole))
+        if not whole:
+            save_distillation(folder, rest, self.teachers)
+
+    def _facts(self, best: bool) -> dict[str, Any]:
+        """What a card will say about the student that is saved; `best`: it may be the best one, loaded at the end."""
+        return run_facts(
+            self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        folder = Path(resume_from_checkpoint)
-        self._check_teacher(folder)
-        state = {f"student.{name}": value for name, value in read_student_weights(folder).items()}
-        if (folder / DISTILLER_FILE).is_file():
-            state.update(load_file(folder / DISTILLER_FILE))
-        result = self._distiller.load_state_dict(state, strict=False)
-        tied = set(self.student.all_tied_weights_keys or ())
-        missing = [key for key in result.missing_keys if key.removeprefix("student.") not in tied]
-        if missing or result.unexpected_keys:
-            raise InputError(
-                f"{folder}: this checkpoint is of another student or other terms; "
-                f"missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}; "
-                "resume with the recipe saved beside it"
-            )
+        check_teachers(Path(resume_from_checkpoint), self.teachers)
+        load_checkpoint(self.distiller, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -298,65 +338,3 @@ class CanKDTrainer(PushesStudent):
             return
         logger.info("Loading the best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _check_teacher(self, folder: Path) -> None:
-        """Another teacher halfway is another experiment: it is refused."""
-        file = folder / MANIFEST_FILE
-        now = None if self.teacher is None else json.loads(json.dumps(self.teacher.manifest()))
-        then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if now == then:
-            return
-        if now is None or then is None:
-            raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
-        changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
-        raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
-
-
-def _check_arguments(
-    args: CanKDConfig, teacher: Any, terms: Sequence[LossTerm] | None, task_weight: float
-) -> list[LossTerm]:
-    """Refuses what cannot train; returns the terms, with the default filled in."""
-    if not isinstance(args, CanKDConfig):
-        raise InputError(
-            f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it takes the same settings"
-        )
-    if args.n_gpu > 1:
-        raise InputError(
-            f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "
-            "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
-        )
-    if teacher is None and terms:
-        raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
-    if terms is None:
-        terms = [] if teacher is None else [LossTerm()]
-    if task_weight == 0 and not terms:
-        raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
-    return list(terms)
-
-
-def _image_size(seed: int, *datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
-
-    Augmentation is drawn from the seed, so that a run that goes on measures, and pairs, as it did at first.
-    """
-    for dataset in datasets:
-        if dataset is None or isinstance(dataset, dict):
-            continue
-        # Iterable data sets have a `__getitem__` too; it only raises.
-        streamed = not isinstance(dataset, Sized)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sample = next(iter(dataset), None) if streamed else dataset[0]
-        if sample is not None and "pixel_values" in sample:
-            height, width = sample["pixel_values"].shape[-2:]
-            return int(height), int(width)
-    return 224, 224
-
-
-def _input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:
-    """The student's input statistics: given, or its image processor's, or ImageNet's."""
-    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-    if mean is None and processor is not None:
-        mean, std = processor.image_mean, processor.image_std
-    return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)

@@ -31,6 +31,7 @@ from cankd_hf.tasks import TASKS, FeaturesTask, Task
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.objective import Objective
 
 STATE_FILE = "trainer_state.json"
 # What a student on the Hub is made of; its code is looked for, but never run.
@@ -150,7 +151,7 @@ def _teacher(opened: Opened, recipe: Recipe, config: TeacherConfig) -> Teacher |
         place = beside if beside.is_dir() else Path(recipe.output_dir) / "teacher"
         config = replace(config, model=str(place), config=None, fit=None)
     try:
-        teacher = build_teacher(config, (list(recipe.data.image_mean), list(recipe.data.image_std)))
+        teacher = build_teacher(recipe, config)
     except InputError as error:
         opened.notes.append(
             f"The teacher could not be loaded ({'; '.join(error.problems)}): figures that need it are left out. "
@@ -215,8 +216,8 @@ def _distiller(recipe: Recipe, model: PreTrainedModel, teacher: Teacher) -> Dist
     image_size = (size[0], size[1])
     torch.manual_seed(recipe.seed)
     distill = recipe.distill
-    levels = teacher.levels(image_size)
-    return Distiller(model, distill.terms, levels, image_size, recipe.student.taps, distill.task_weight, distill.grid)
+    objective = Objective(distill.task_weight, distill.terms)
+    return Distiller(model, objective, teacher.levels(image_size), image_size, recipe.student.taps, distill.grid)
 
 
 def _load(distiller: Distiller, weights: Path, opened: Opened) -> None:

@@ -20,9 +20,10 @@ from transformers import BitImageProcessor, ResNetConfig
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import card_for, write_card
-from cankd_hf.hub.facts import _wall_clock, hub_id, licence_of
+from cankd_hf.hub.facts import hub_id, licence_of
 from cankd_hf.losses import LOSSES
 from cankd_hf.models.students import StudentConfig, build_student
+from cankd_hf.training.facts import _wall_clock
 
 from .stand_in import problems
 

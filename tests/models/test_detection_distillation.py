@@ -36,10 +36,11 @@ def test_a_saved_detector_teaches_another(teacher_kind: str, student_kind: str, 
     term = LossTerm(loss="instance_mse", weight=1.0, pairs=[[i, i] for i in range(4)])
     distiller = Distiller(student, [term], levels, image_size=SIZE)
     images, labels = pictures()
-    result = distiller(images, labels=labels, teacher_maps=teacher(images))
+    result = distiller(images, labels=labels, teachers={"teacher": teacher(images)})
     result["loss"].backward()
-    assert result["parts"].shape == (5,) and torch.isfinite(result["parts"]).all() and (result["parts"] > 0).all()
-    assert result["logits"] is None  # in training nobody asks for detections
+    assert list(result.parts) == ["task", *(f"instance_mse/s{i}t{i}" for i in range(4))]
+    assert all(torch.isfinite(part) and part > 0 for part in result.parts.values())
+    assert result.logits is None  # in training nobody asks for detections
     finest = next(iter(student.neck.pyramid.layer_blocks)).get_submodule("0").weight
     assert finest.grad is not None and finest.grad.abs().sum() > 0
     with torch.no_grad():

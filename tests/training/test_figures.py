@@ -46,11 +46,11 @@ def trained(folder: Path, figures: bool, **overrides: Any) -> tuple[Any, dict[st
 
 def test_tensorboard_gets_the_figures_and_training_is_as_without(tmp_path: Path) -> None:
     with_figures, weights, state = trained(tmp_path / "with", True, report_to="tensorboard")
-    modes = {name: child.training for name, child in with_figures._distiller.named_modules()}
+    modes = {name: child.training for name, child in with_figures.distiller.named_modules()}
     without, expected, expected_state = trained(tmp_path / "without", False, report_to="none")
     assert tiny.largest_difference(weights, expected) == 0
     assert torch.equal(state, expected_state)
-    assert modes == {name: child.training for name, child in without._distiller.named_modules()}
+    assert modes == {name: child.training for name, child in without.distiller.named_modules()}
     (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents*")}
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert sorted(events.Tags()["images"]) == [f"features/{name}/0" for name in NAMES]

@@ -136,7 +136,7 @@ def test_one_step_then_a_score(name: str, run: Callable[[str], Run]) -> None:
     moved = [key for key, value in made.before.items() if not torch.equal(value, after[key])]
     # Not the very first: DETR and its kin freeze the stem and the first stage.
     assert any(after[key].ndim == 4 for key in moved) and any("bbox" in key or "class" in key for key in moved)
-    levels = made.trainer._distiller.taps.levels((128, 128))
+    levels = made.trainer.distiller.taps.levels((128, 128))
     assert [round(level.stride) for level in levels] == FAMILIES[name][1]
     batch = next(iter(made.trainer.get_train_dataloader()))
     assert "pixel_mask" in batch
@@ -163,7 +163,7 @@ def test_it_teaches_too(name: str, run: Callable[[str], Run]) -> None:
     levels = teacher.levels((128, 128))
     assert [(len(m), m.shape[1], tuple(m.shape[2:])) for m in maps] == [(2, at.channels, at.size) for at in levels]
     # They are what the student itself computes, with whatever text it reads.
-    distiller = made.trainer._distiller
+    distiller = made.trainer.distiller
     with torch.no_grad():
         distiller.student.eval()(pixel_values=images)
     for one, other in zip(maps, distiller.taps.collect((128, 128)), strict=True):
@@ -225,7 +225,7 @@ def test_pairs_of_unlike_detectors(
         teacher = load_teacher(TeacherConfig(config=pyramid, taps=taps))
     student = StudentConfig(backbone=RESNET, fpn={**FCOS, "fpn_channels": 8, "head": learns})
     trainer, before = train(data, student, teacher, tmp_path)
-    assert trainer._distiller.pairs == {"cankd": pairs}
+    assert [item.pair for item in trainer.distiller.placed] == pairs
     assert trainer.state.log_history[0]["loss_cankd"] > 0
     after = trainer.student.state_dict()
     assert any(not torch.equal(value, after[key]) for key, value in before.items() if key.startswith("backbone."))

@@ -87,5 +87,5 @@ def test_patch_14_against_strides_8_to_32(tmp_path: Path, size: tuple[int, int])
     images = [{"pixel_values": torch.randn(3, *size), "labels": torch.zeros(size, dtype=torch.int64)}] * 2
     made = trainer(tmp_path, images, model=student, teacher=teacher, terms=terms(), max_steps=1)
     made.train()
-    assert [level.stride for level in made._distiller.levels] == [8, 16, 32]
-    assert made._distiller.pairs == {"cankd": [(1, 0), (2, 0)]}
+    assert [level.stride for level in made.distiller.levels] == [8, 16, 32]
+    assert [item.pair for item in made.distiller.placed] == [(1, 0), (2, 0)]

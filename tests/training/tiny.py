@@ -120,7 +120,7 @@ def trainer(folder: Path, data: Any = None, **overrides: Any) -> CanKDTrainer:
 
 def weights(made: CanKDTrainer) -> dict[str, torch.Tensor]:
     """A copy of everything that trains."""
-    return {name: value.detach().clone() for name, value in made._distiller.state_dict().items()}
+    return {name: value.detach().clone() for name, value in made.distiller.state_dict().items()}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

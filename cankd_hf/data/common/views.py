@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from cankd_hf.data.common.batch import META
+
 
 class SeededDataset(Dataset):
-    """Reads each sample under a random state of its own.
+    """Reads each sample under a random state of its own, and says in its `meta` which sample and view it is.
 
     A run that is resumed, split over more workers or over more processes then sees the same crops and flips: with the
     usual stream of random numbers a resumed epoch draws other ones in its workers, because skipped batches draw none.
@@ -32,9 +35,9 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        view = int(self._epoch)
         with torch.random.fork_rng(devices=[]):
             # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
-            torch.manual_seed(
-                (self.seed * 1_000_003 + int(self._epoch)) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF
-            )
-            return self.dataset[index]
+            torch.manual_seed((self.seed * 1_000_003 + view) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
+            sample = self.dataset[index]
+        return {**sample, META: (index, view)} if isinstance(sample, Mapping) else sample

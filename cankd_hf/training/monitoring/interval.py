@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-if TYPE_CHECKING:
-    from cankd_hf.training.distiller import Distiller
-
 logger = logging.getLogger(__name__)
+
+# What a `Distiller` measures -> how its names begin in the logs.
+PREFIXES = {"parts": "loss_", "similarity": "raw_", "branch_share": "branch_share/"}
 
 # Waiting longer than this share of the time, in so many intervals in a row, is worth a warning.
 LONG_WAIT = 0.3
@@ -29,48 +29,43 @@ class PartMeans:
     """Means of what a `Distiller` measures, added up on the device: a step needs no synchronisation."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        # (what, names) -> sum [names] and how many forwards it is of
+        self._sums: dict[tuple[str, tuple[str, ...]], tuple[Tensor, int]] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Adds the `parts`, `similarity` [B, names] and `branch_share` of one forward, where they are in it."""
-        for key in ("parts", "similarity", "branch_share"):
-            if key not in outputs:
+        """Adds the `parts`, `similarity` and `branch_share` of one forward, where they are in it."""
+        for kind in PREFIXES:
+            values: Mapping[str, Tensor] = outputs.get(kind) or {}
+            if not values:
                 continue
-            value = outputs[key].mean(dim=0) if key == "similarity" else outputs[key]
-            group = f"{key}{len(value)}"
-            self._sums[group] = value if group not in self._sums else self._sums[group] + value
-            self._counts[group] = self._counts.get(group, 0) + 1
+            stacked = torch.stack(list(values.values()), dim=-1)
+            if kind == "similarity":  # [B, names]
+                stacked = stacked.mean(dim=0)
+            key = kind, tuple(values)
+            total, count = self._sums.get(key, (None, 0))
+            self._sums[key] = stacked if total is None else total + stacked, count + 1
 
-    def drain(self, distiller: Distiller, accelerator: Accelerator) -> dict[str, float]:
+    def drain(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the interval, the accumulated batches and all processes, by name; starts anew."""
         logs: dict[str, float] = {}
-        for group, total in self._sums.items():
-            mean = accelerator.reduce(total / self._counts[group], "mean").tolist()
-            if group.startswith("parts"):
-                logs.update(_part_logs(distiller, mean))
-            else:
-                names = distiller.similarity_names if group.startswith("similarity") else distiller.branch_names
-                prefix = "raw_" if group.startswith("similarity") else "branch_share/"
-                logs.update({prefix + name: value for name, value in zip(names, mean, strict=True)})
+        for (kind, names), (total, count) in self._sums.items():
+            means = dict(zip(names, accelerator.reduce(total / count, "mean").tolist(), strict=True))
+            if kind == "parts":
+                means = _with_totals(means)
+            logs.update({PREFIXES[kind] + name: value for name, value in means.items()})
         self._sums.clear()
-        self._counts.clear()
         return logs
 
 
-def _part_logs(distiller: Distiller, values: Sequence[float]) -> dict[str, float]:
-    """`parts` under their names: the task loss, each term summed over its levels, and its levels where several."""
-    logs: dict[str, float] = {}
-    for name, value in zip(distiller.part_names, values, strict=False):
-        term = name.split("/")[0]
-        if term == "task":
-            if distiller.task_weight > 0:
-                logs["loss_task"] = value
-            continue
-        logs[f"loss_{term}"] = logs.get(f"loss_{term}", 0.0) + value
-        if len(distiller.pairs[term]) > 1:
-            logs[f"loss_{name}"] = value
-    return logs
+def _with_totals(parts: Mapping[str, float]) -> dict[str, float]:
+    """Each term summed over its levels, and its levels where it has several: `cankd`, `cankd/s0t0`, `cankd/s1t1`."""
+    terms = [name.split("/")[0] for name in parts]
+    found: dict[str, float] = {}
+    for term, (name, value) in zip(terms, parts.items(), strict=True):
+        found[term] = found.get(term, 0.0) + value
+        if terms.count(term) > 1:
+            found[name] = value
+    return found
 
 
 class BatchClock:

@@ -1,0 +1,56 @@
+"""One batch: what a model takes, and what the batch knows about its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+META = "meta"
+
+
+class Batch(dict[str, Any]):
+    """A mapping, as the `Trainer` and `accelerate` expect a batch to be, in two parts.
+
+    `inputs` goes to the model. `meta` never does; it holds for each of the B samples:
+
+    - `sample`: its index in the training set, int64 [B]; -1 where the set does not number its samples (evaluation,
+      streams).
+    - `view`: which augmentation of the sample this is, int64 [B]: the epoch. With the seed, view and sample fix the
+      augmentation.
+    - `labelled`: whether it has labels, bool [B].
+    """
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The model's inputs by name."""
+        return {name: value for name, value in self.items() if name != META}
+
+    @property
+    def meta(self) -> dict[str, Tensor]:
+        """What is known of the samples; empty for a batch that was not made by `BatchCollator`."""
+        return self.get(META, {})
+
+
+class BatchCollator:
+    """Collates samples into a `Batch`.
+
+    Args:
+        collate: samples -> the model's inputs; never sees what the samples carry under `meta`.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
+        metas = [sample.pop(META, (-1, 0)) for sample in known]
+        inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
+        meta = {
+            "sample": torch.tensor([sample for sample, _ in metas]),
+            "view": torch.tensor([view for _, view in metas]),
+            "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
+        }
+        return Batch({**inputs, META: meta})

@@ -1,0 +1,38 @@
+"""Where a batch's teacher outputs come from: computed now, or read from wherever they were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from cankd_hf.data.common.batch import Batch
+from cankd_hf.teachers.output import TeacherOutput
+from cankd_hf.teachers.teacher import Teacher
+
+
+class TeacherSource(Protocol):
+    """Turns a batch into one output for each named teacher."""
+
+    def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
+        """Gives the outputs for the images of a batch.
+
+        Args:
+            batch: `pixel_values` `[B, 3, H, W]`, normalised with the student's statistics, and the batch's meta.
+            names: the teachers that are needed; None: all.
+        """
+
+
+class LiveTeachers:
+    """Runs the teachers on each batch.
+
+    Args:
+        teachers: by name.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+        self.teachers = dict(teachers)
+
+    def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
+        """See `TeacherSource`."""
+        wanted = self.teachers if names is None else names
+        return {name: self.teachers[name](batch["pixel_values"]) for name in wanted}

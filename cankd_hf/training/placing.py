@@ -1,0 +1,201 @@
+"""From a term to the losses that it places: which levels of which teacher, and one loss module for each."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.schema import nearest
+from cankd_hf.errors import InputError
+from cankd_hf.features.auto_taps import quiet_forward
+from cankd_hf.features.grids import class_count, logits_of
+from cankd_hf.features.pairing import pair_levels
+from cankd_hf.features.taps import Level
+from cankd_hf.losses import LOSSES
+from cankd_hf.losses.base import DistillationLoss
+
+
+class Pair(tuple[Any, ...]):
+    """A level of the student and a level of a teacher: equal to `(student, teacher)` where there is one teacher.
+
+    Args:
+        student: index of the student's level.
+        teacher: index of the teacher's level.
+        of: the teacher's name; empty where there is only one.
+    """
+
+    def __new__(cls, student: int, teacher: int, of: str = "") -> Pair:
+        return super().__new__(cls, (student, teacher, of) if of else (student, teacher))
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    @property
+    def student(self) -> int:
+        """Index of the student's level."""
+        return self[0]
+
+    @property
+    def teacher(self) -> int:
+        """Index of the teacher's level."""
+        return self[1]
+
+    @property
+    def of(self) -> str:
+        """Name of the teacher; empty where there is only one."""
+        return self[2] if len(self) > 2 else ""
+
+    @property
+    def name(self) -> str:
+        """`s0t2`: student level 0 with teacher level 2; of several teachers `dino_s0t2`."""
+        return f"{self.of}{'_' if self.of else ''}s{self.student}t{self.teacher}"
+
+
+class Placed(NamedTuple):
+    """One loss of a term.
+
+    Attributes:
+        term: the term it belongs to.
+        teacher: name of the teacher it learns from.
+        pair: the maps that it compares; None for logits.
+        weight: multiplier of its value.
+        loss: the module.
+    """
+
+    term: LossTerm
+    teacher: str
+    pair: Pair | None
+    weight: float
+    loss: nn.Module
+
+    @property
+    def name(self) -> str:
+        """In logs: `cankd/s0t2`; of logits the term's own name."""
+        return self.term.label if self.pair is None else f"{self.term.label}/{self.pair.name}"
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether the loss has a learned branch whose share is worth watching."""
+        cls = type(self.loss)
+        return issubclass(cls, DistillationLoss) and cls.branch_share is not DistillationLoss.branch_share
+
+
+@dataclass
+class TeacherShape:
+    """What a teacher's output looks like.
+
+    Attributes:
+        levels: its maps.
+        logits: shape of the logits of one image; None for a model that gives none.
+    """
+
+    levels: list[Level] = field(default_factory=list)
+    logits: Sequence[int] | None = None
+
+
+def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[str, TeacherShape]:
+    """Shapes by name; levels alone are those of the only teacher, called `teacher`."""
+    if isinstance(teachers, Mapping):
+        return dict(teachers)
+    return {"teacher": TeacherShape(list(teachers))} if teachers else {}
+
+
+def reads_logits(term: LossTerm) -> bool:
+    """Whether a term compares logits; all others compare maps."""
+    loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+    cls = loss if isinstance(loss, type) else type(loss)
+    return issubclass(cls, DistillationLoss) and cls.reads == "logits"
+
+
+def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, name: str) -> list[Pair | None]:
+    """The pairs of levels that a term compares; one None where it reads logits."""
+    if reads_logits(term):
+        if term.pairs != "auto":
+            raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads logits; leave pairs out")
+        return [None]
+    return [Pair(*pair, name) for pair in pair_levels(levels, teacher.levels, term.pairs)]
+
+
+def check_classes(
+    term: LossTerm, student: PreTrainedModel, name: str, teacher: TeacherShape, image_size: tuple[int, int]
+) -> int:
+    """The number of classes that student and teacher rate.
+
+    Raises:
+        InputError: if one of them gives no logits, or the two do not rate the same number of classes.
+    """
+    place = f"distill.terms.{term.label}.loss: {term.loss_name} reads logits"
+    found = logits_of(quiet_forward(student, image_size))
+    shapes = {"student": None if found is None else found.shape, f"teacher {name}": teacher.logits}
+    without = [who for who, shape in shapes.items() if shape is None]
+    if without:
+        raise InputError(f"{place}, and {' and '.join(without)} gives none; take a loss on maps")
+    counts = {who: class_count(shape) for who, shape in shapes.items() if shape is not None}
+    if len(set(counts.values())) > 1:
+        told = " and ".join(f"{count} of the {who}" for who, count in counts.items())
+        raise InputError(f"{place}: expected equal numbers of classes, got {told}; train both on the same classes")
+    return counts["student"]
+
+
+def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
+    """The loss module of one pair.
+
+    Args:
+        term: the term.
+        width: channels of the maps, or classes of the logits.
+        number: how many of the term's pairs have one already: a module that was given is copied for those after the
+            first.
+
+    Raises:
+        InputError: options that the loss does not take, or a `loss` that is neither name, class nor module.
+    """
+    if isinstance(term.loss, nn.Module):
+        return copy.deepcopy(term.loss) if number else term.loss
+    cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+    place = f"distill.terms.{term.label}"
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")
+    arguments = (width,) if issubclass(cls, DistillationLoss) else ()
+    try:
+        inspect.signature(cls).bind(*arguments, **term.options)
+    except TypeError as error:
+        raise InputError(f"{place}.options: {term.loss_name}: {error}") from error
+    return cls(*arguments, **term.options)
+
+
+def freeze(
+    student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]
+) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Freezes parts of the student; what an earlier call froze trains again unless it is among them.
+
+    Args:
+        student: the model.
+        parts: paths of its modules.
+        thawed: parameters to give their gradient back first: those that an earlier call froze.
+
+    Returns:
+        The frozen modules, and the parameters that trained before.
+
+    Raises:
+        InputError: for a part that the student does not have.
+    """
+    modules = dict(student.named_modules())
+    unknown = [part for part in parts if not part or part not in modules]
+    if unknown:
+        raise InputError(
+            [f"frozen: the student has no module {part!r}; {nearest(part, list(modules)[1:])}" for part in unknown]
+        )
+    for parameter in thawed:
+        parameter.requires_grad_(True)
+    frozen = [modules[part] for part in parts]
+    trained = [p for module in frozen for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    return frozen, trained

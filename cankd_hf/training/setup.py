@@ -1,0 +1,104 @@
+"""What a trainer is given, checked and with its defaults, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+
+from cankd_hf.config.distill import LossTerm
+from cankd_hf.errors import InputError
+from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD
+from cankd_hf.teachers.load import TeacherLike
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.objective import Objective
+from cankd_hf.training.placing import TeacherShape, reads_logits
+
+
+def named_teachers(teacher: TeacherLike | None, teachers: Mapping[str, TeacherLike] | None) -> dict[str, TeacherLike]:
+    """All teachers by name; the only one of `teacher=` is called `teacher`."""
+    if teacher is not None and teachers:
+        raise InputError("teachers: expected teacher or teachers, got both; put all of them into teachers")
+    if teacher is not None:
+        return {"teacher": teacher}
+    wrong = [name for name in teachers or {} if not name.isidentifier()]
+    if wrong:
+        raise InputError(f"teachers: expected names of letters, digits and _, got {', '.join(map(repr, wrong))}")
+    return dict(teachers or {})
+
+
+def check_objective(
+    args: CanKDConfig,
+    teachers: Mapping[str, TeacherLike],
+    terms: Sequence[LossTerm] | None,
+    task_weight: float,
+    objective: Objective | None,
+) -> Objective:
+    """Refuses what cannot train; returns the objective, with the default term filled in."""
+    if not isinstance(args, CanKDConfig):
+        raise InputError(
+            f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it takes the same settings"
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "
+            "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
+        )
+    if objective is not None and (terms is not None or task_weight != 1.0):
+        raise InputError("objective: expected terms and task_weight inside of it, got them beside it; leave them out")
+    if terms is None and len(teachers) > 1 and objective is None:
+        raise InputError(f"terms: expected at least one for the teachers {', '.join(teachers)}, got none; name them")
+    if objective is None:
+        objective = Objective(task_weight, terms if terms is not None else [LossTerm()] if teachers else [])
+    if not teachers and objective.terms:
+        raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
+    return objective
+
+
+def teacher_shapes(
+    teachers: Mapping[str, Teacher],
+    objective: Objective,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: tuple[int, int],
+) -> dict[str, TeacherShape]:
+    """Tells each teacher how the student's images are normalised, and measures what it gives for one of this size."""
+    shapes = {}
+    for name, teacher in teachers.items():
+        teacher.set_input_stats(mean, std)
+        logits = logits_shape(teacher, objective, image_size)
+        shapes[name] = TeacherShape(teacher.levels(image_size), logits)
+    return shapes
+
+
+def logits_shape(teacher: Teacher, objective: Objective, image_size: tuple[int, int]) -> Sequence[int] | None:
+    """The shape of a teacher's logits of one image, where any term reads logits."""
+    return teacher.logits_shape(image_size) if any(reads_logits(term) for term in objective.terms) else None
+
+
+def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
+    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
+
+    Augmentation is drawn from the seed, so that a run that goes on measures, and pairs, as it did at first.
+    """
+    for dataset in datasets:
+        if dataset is None or isinstance(dataset, dict):
+            continue
+        # Iterable data sets have a `__getitem__` too; it only raises.
+        streamed = not isinstance(dataset, Sized)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sample = next(iter(dataset), None) if streamed else dataset[0]
+        if sample is not None and "pixel_values" in sample:
+            height, width = sample["pixel_values"].shape[-2:]
+            return int(height), int(width)
+    return 224, 224
+
+
+def input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:
+    """The student's input statistics: given, or its image processor's, or ImageNet's."""
+    if mean is None and processor is not None:
+        mean, std = processor.image_mean, processor.image_std
+    return list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
