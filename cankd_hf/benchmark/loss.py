@@ -195,37 +195,29 @@ def _fits(
 
 def _table(rows: list[Row]) -> Table:
     table = Table(title="CanKD loss, forward + backward", title_justify="left")
-    for name in (
-        "level",
-        "affinity",
-        "ours",
-        "naive",
-        "speedup",
-        "extra memory",
-        "/ two maps",
-        "naive memory",
-        "floor",
-        "share",
-        "note",
-    ):
-        table.add_column(
-            name, justify="left" if name in ("level", "affinity", "note") else "right", no_wrap=name != "note"
-        )
+    for name in _cells(rows[0]):
+        text = name in ("level", "affinity", "note")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "note")
     for row in rows:
-        table.add_row(
-            row.size,
-            row.affinity,
-            _ms(row.ours),
-            _ms(row.naive),
-            "" if row.speedup is None else f"{row.speedup:.1f}x",
-            _mib(row.memory),
-            "" if row.memory_over_maps is None else f"{row.memory_over_maps:.2f}x",
-            _mib(row.naive_memory),
-            _ms(row.floor),
-            "" if row.share is None else f"{row.share:.0%}",
-            row.note,
-        )
+        table.add_row(*_cells(row).values())
     return table
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Column -> text of one row."""
+    return {
+        "level": row.size,
+        "affinity": row.affinity,
+        "ours": _ms(row.ours),
+        "naive": _ms(row.naive),
+        "speedup": "" if row.speedup is None else f"{row.speedup:.1f}x",
+        "extra memory": _mib(row.memory),
+        "/ two maps": "" if row.memory_over_maps is None else f"{row.memory_over_maps:.2f}x",
+        "naive memory": _mib(row.naive_memory),
+        "floor": _ms(row.floor),
+        "share": "" if row.share is None else f"{row.share:.0%}",
+        "note": row.note,
+    }
 
 
 def _ms(value: float | None) -> str:

@@ -103,8 +103,7 @@ class CanKDLoss(FeatureLoss):
         self.theta = nn.Conv2d(channels, hidden, 1) if kind.embeds else None
         self.phi = nn.Conv2d(channels, hidden, 1) if kind.embeds else None
         self.g = nn.Conv2d(channels, hidden, 1)
-        # what else the affinity learns; of the authors', only the concatenation
-        self.concat = kind.extra(hidden)
+        self.concat = kind.extra(hidden)  # of the authors' affinities the concatenation has one, hence the name
         self.w = nn.Conv2d(hidden, channels, 1)
         self.output_norm = nn.BatchNorm2d(channels) if output_norm == "batch" else None
         self.reset_output()

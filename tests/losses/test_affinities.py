@@ -17,7 +17,7 @@ from cankd_hf.losses.affinities.base import keys_and_values, output_block, softm
 class ScaledDotProduct(Affinity):
     """`softmax_j (<q_i, k_j> * e^r / sqrt(D))` with a learned r."""
 
-    values = "softmax"
+    value_range = "softmax"
 
     def extra(self, hidden_channels: int) -> nn.Conv2d:
         return nn.Conv2d(1, 1, 1, bias=False)
@@ -78,5 +78,5 @@ def test_it_is_benchmarked_by_name() -> None:
 
 def test_every_affinity_is_complete() -> None:
     for affinity in AFFINITIES.values():
-        assert affinity.values in ("signed", "non-negative", "softmax")
+        assert affinity.value_range in ("signed", "non-negative", "softmax")
         assert affinity.flops(100, 25, 8, 4) > 0 and affinity.published_copies(4) >= 3

@@ -58,14 +58,14 @@ class Affinity:
 
     Attributes:
         embeds: whether queries and keys are projected (theta and phi), or are the raw maps.
-        values: what f takes for values: of either sign, at least 0, or softmax weights that sum to 1 over the keys.
+        value_range: f is of either sign, at least 0, or softmax weights (at least 0, summing to 1 over the keys).
     """
 
     embeds: ClassVar[bool] = True
-    values: ClassVar[Literal["signed", "non-negative", "softmax"]]
+    value_range: ClassVar[Literal["signed", "non-negative", "softmax"]]
 
     def extra(self, hidden_channels: int) -> nn.Conv2d | None:
-        """A new layer whose weight is the affinity's own parameters (`p.extra`), or None."""
+        """A new layer whose weight is what else the affinity learns, or None; `concat` in the loss, `p.extra` here."""
         return None
 
     def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""The affinity of a learned vector with query and key, one after the other.
-
-Letters: B batch, C channels, D hidden channels, N queries, M keys.
-"""
+"""The affinity of a learned vector with query and key, one after the other."""
 
 from __future__ import annotations
 
@@ -9,14 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cankd_hf.losses.affinities.base import (
-    Affinity,
-    Block,
-    Projection,
-    Projections,
-    keys_and_values,
-    output_block,
-)
+from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections, keys_and_values, output_block
 from cankd_hf.losses.kernels.prefix_sums import relu_read
 
 
@@ -26,7 +16,7 @@ class Concatenation(Affinity):
     One number a query and one a key: the fast form sorts the keys, and every query reads a prefix.
     """
 
-    values = "non-negative"
+    value_range = "non-negative"
 
     def extra(self, hidden_channels: int) -> nn.Conv2d:
         """The vector [a, b], weight [1, 2D, 1, 1]."""

@@ -1,7 +1,4 @@
-"""The affinity of the paper's main results: a product divided by the number of keys, without a softmax.
-
-Letters: B batch, C channels, D hidden channels, N queries, M keys.
-"""
+"""The affinity of the paper's main results: a product divided by the number of keys, without a softmax."""
 
 from __future__ import annotations
 
@@ -19,10 +16,9 @@ class DotProduct(Affinity):
     [C, C] channel mix of the student map for each image.
     """
 
-    values = "signed"
+    value_range = "signed"
 
     def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
-        """f [B, N, M]."""
         return query.mT @ key / key.shape[2]
 
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:

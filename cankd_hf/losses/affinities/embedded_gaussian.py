@@ -1,7 +1,4 @@
-"""Softmax attention of projected queries over projected keys.
-
-Letters: B batch, C channels, D hidden channels, N queries, M keys.
-"""
+"""Softmax attention of projected queries over projected keys."""
 
 from __future__ import annotations
 
@@ -13,14 +10,12 @@ from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_a
 class EmbeddedGaussian(Affinity):
     """`f_ij = softmax_j <q_i, k_j>`, unscaled; the fast form is torch's blockwise attention."""
 
-    values = "softmax"
+    value_range = "softmax"
 
     def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
-        """f [B, N, M]."""
         return (query.mT @ key).softmax(dim=-1)
 
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
-        """`o = w y`, y read blockwise."""
         assert p.theta is not None
         key, value = keys_and_values(p, teacher, pool)
         query = p.theta.flat(student.to(key.dtype))

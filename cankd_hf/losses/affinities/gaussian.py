@@ -1,7 +1,4 @@
-"""Softmax attention of the raw student map over the raw teacher map.
-
-Letters: B batch, C channels, D hidden channels, N queries, M keys.
-"""
+"""Softmax attention of the raw student map over the raw teacher map."""
 
 from __future__ import annotations
 
@@ -15,14 +12,12 @@ class Gaussian(Affinity):
     """`f_ij = softmax_j <s_i, pool(t)_j>` on the raw C channels, without theta and phi."""
 
     embeds = False
-    values = "softmax"
+    value_range = "softmax"
 
     def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
-        """f [B, N, M]."""
         return (query.mT @ key).softmax(dim=-1)
 
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
-        """`o = w y`, y read blockwise."""
         dtype = p.g.weight.dtype
         key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
         value = project(teacher, *p.g, pool)
