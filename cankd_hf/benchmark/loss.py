@@ -16,10 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from cankd_hf.benchmark.measure import Clock, Machine, free_memory, interleaved, peak_extra, this_machine
-from cankd_hf.benchmark.reference import naive_loss
 from cankd_hf.errors import InputError
 from cankd_hf.losses import CanKDLoss
-from cankd_hf.losses.affinity import AFFINITIES
+from cankd_hf.losses.affinities import AFFINITIES
 
 SIZES = "25x42,50x84,100x168,200x336,64x128x2048"
 QUICK = "6x10,12x20x16,24x40x16"
@@ -116,26 +115,14 @@ def growth(rows: list[Row], affinity: str) -> float | None:
 
 def flops(size: Size, affinity: str) -> float:
     """Operations of forward and backward in the form we use, D = C / 2, without what does not grow with the map."""
-    n, m, c = size.positions, size.keys, size.channels
-    d = max(c // 2, 1)
-    projection = 4 * n * c * d  # one 1x1 convolution C -> D and its weight's gradient
-    attention = {
-        # keys and values; the mix forward, its own gradient and the student's
-        "dot_product": 2 * projection + 6 * n * c * c,
-        # keys and values; query and output, three products each; attention 2 products forward and 5 back
-        "embedded_gaussian": 2 * projection + 12 * n * c * d + 14 * n * m * d,
-        # values; output; 3 products of C and 3 of D channels (the keys need no gradient)
-        "gaussian": projection + 6 * n * c * d + 6 * n * m * (c + d),
-        "concatenation": 2 * projection + 6 * n * c * d,
-    }
-    return float(size.batch * attention[affinity])
+    channels = size.channels
+    one = AFFINITIES[affinity].flops(size.positions, size.keys, channels, max(channels // 2, 1))
+    return float(size.batch * one)
 
 
 def naive_bytes(size: Size, affinity: str) -> int:
     """Least memory of the published form: affinities [B, N, M] alive at once in its backward pass, float32."""
-    copies = 3
-    if affinity == "concatenation":
-        copies += 4 * max(size.channels // 2, 1)  # the [2D, N, M] tensor and its gradient
+    copies = AFFINITIES[affinity].published_copies(max(size.channels // 2, 1))
     return 4 * copies * size.batch * size.positions * size.keys
 
 
@@ -163,7 +150,7 @@ def _row(
         _step(loss, student, loss(student, teacher))
 
     def naive() -> None:
-        _step(loss, student, naive_loss(loss, student.to(next(loss.parameters()).dtype), teacher.to(loss.w.weight)))
+        _step(loss, student, loss.published(student.to(loss.w.weight), teacher.to(loss.w.weight))[1])
 
     fits, row.note = _fits(size, affinity, machine, device, args)
     times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, _clock(args))
@@ -208,37 +195,29 @@ def _fits(
 
 def _table(rows: list[Row]) -> Table:
     table = Table(title="CanKD loss, forward + backward", title_justify="left")
-    for name in (
-        "level",
-        "affinity",
-        "ours",
-        "naive",
-        "speedup",
-        "extra memory",
-        "/ two maps",
-        "naive memory",
-        "floor",
-        "share",
-        "note",
-    ):
-        table.add_column(
-            name, justify="left" if name in ("level", "affinity", "note") else "right", no_wrap=name != "note"
-        )
+    for name in _cells(rows[0]):
+        text = name in ("level", "affinity", "note")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "note")
     for row in rows:
-        table.add_row(
-            row.size,
-            row.affinity,
-            _ms(row.ours),
-            _ms(row.naive),
-            "" if row.speedup is None else f"{row.speedup:.1f}x",
-            _mib(row.memory),
-            "" if row.memory_over_maps is None else f"{row.memory_over_maps:.2f}x",
-            _mib(row.naive_memory),
-            _ms(row.floor),
-            "" if row.share is None else f"{row.share:.0%}",
-            row.note,
-        )
+        table.add_row(*_cells(row).values())
     return table
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Column -> text of one row."""
+    return {
+        "level": row.size,
+        "affinity": row.affinity,
+        "ours": _ms(row.ours),
+        "naive": _ms(row.naive),
+        "speedup": "" if row.speedup is None else f"{row.speedup:.1f}x",
+        "extra memory": _mib(row.memory),
+        "/ two maps": "" if row.memory_over_maps is None else f"{row.memory_over_maps:.2f}x",
+        "naive memory": _mib(row.naive_memory),
+        "floor": _ms(row.floor),
+        "share": "" if row.share is None else f"{row.share:.0%}",
+        "note": row.note,
+    }
 
 
 def _ms(value: float | None) -> str:

@@ -11,9 +11,8 @@ from cankd_hf.figures.draw import FONT, HEAT, label_rows, overlay, pair_text, pa
 from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import effective_keys
 from cankd_hf.losses import CanKDLoss, attention_map
+from cankd_hf.losses.affinities import AFFINITIES
 from cankd_hf.training.distiller import Pair
-
-SOFTMAX = ("embedded_gaussian", "gaussian")
 
 
 def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure | None:
@@ -58,7 +57,8 @@ def _title(term: str, blocks: dict[tuple[str, Pair], CanKDLoss], pairs: list[Pai
 def _draw(figure: Figure, axis: Any, seen: Seen, loss: CanKDLoss, values: Tensor) -> None:
     """One attention map with its own colour bar: the affinities have no common unit."""
     style: dict[str, Any]
-    if loss.affinity == "dot_product":
+    value_range = AFFINITIES[loss.affinity].value_range
+    if value_range == "signed":
         limit = float(values.abs().max()) or 1.0
         style = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "alpha": 0.85}
         note = "of either sign"
@@ -66,7 +66,7 @@ def _draw(figure: Figure, axis: Any, seen: Seen, loss: CanKDLoss, values: Tensor
         style = {"cmap": HEAT, "vmin": 0, "vmax": float(values.max()) or 1.0}
         note = "at least 0" if values.any() else "0 everywhere: it reads nothing"
     shown = overlay(axis, seen.image, values, **style)
-    if loss.affinity in SOFTMAX:
+    if value_range == "softmax":
         note = f"spread over {effective_keys(values):.3g} of {values.numel()} keys"
     bar = figure.colorbar(shown, ax=axis, location="bottom", aspect=30, pad=0.02, fraction=0.06)
     bar.ax.ticklabel_format(axis="x", scilimits=(-2, 3))

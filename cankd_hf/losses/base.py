@@ -1,11 +1,11 @@
-"""What every feature loss is, and how one is placed in the objective.
+"""What every distillation loss is: two tensors of one shape in, one unweighted scalar out.
 
-Letters: B batch, C channels, H and W the size of the map.
+Letters: B batch, C channels, H and W the size of the map, K classes, N queries.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,56 +14,68 @@ from cankd_hf.errors import InputError
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The type losses compute in: float64 for float64 maps, float32 for all others (bf16 sums over H*W are noise)."""
+    """The type losses compute in: float64 for float64 tensors, else float32 (bf16 sums over H*W are noise)."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-class FeatureLoss(nn.Module):
-    reads: ClassVar[str] = "maps"
+class DistillationLoss(nn.Module):
+    """A distance between a student tensor and a teacher tensor of the same shape.
 
-    """A distance between a student map and a teacher map: tensors in, one unweighted scalar out.
+    Derive from `FeatureLoss` or `LogitsLoss` and implement `compute`; whatever the loss learns is registered as
+    parameters, so that the optimizer, DDP and checkpoints see it. Losses are built as `cls(size, **options)`.
 
-    Subclasses are built as `LOSSES[name](channels, **options)` and implement `compute`. Whatever they learn is
-    registered as parameters, so that the optimizer, DDP and checkpoints see it.
+    Attributes:
+        reads: what the loss compares, feature `maps` (after a connector) or task `logits` (as they are).
+        raw_maps: True gives `compute` the tensors in the type they come in, for a loss that casts block by block to
+            save memory; False casts both to `compute_dtype` first.
+        paper: arXiv id of the paper, for model cards.
+        citation: BibTeX entry of the paper, for model cards.
 
     Args:
-        channels: channels C of both maps.
-
-    Shape:
-        student and teacher [B, C, H, W] -> [].
+        size: channels C or classes K of both tensors.
     """
 
+    reads: ClassVar[Literal["maps", "logits"]]
+    raw_maps: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    # what `size` is called in the constructor and in messages; by number of dimensions, the shape and where `size` is
+    _argument: ClassVar[str]
+    _unit: ClassVar[str]
+    _layouts: ClassVar[dict[int, tuple[str, int]]]
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        if channels < 1:
+        if size < 1:
             raise InputError(
-                f"{type(self).__name__}.channels: expected at least 1, got {channels}; pass the channels "
-                "of the maps the loss compares"
+                f"{type(self).__name__}.{self._argument}: expected at least 1, got {size}; pass the {self._unit} "
+                f"of the {self.reads} the loss compares"
             )
-        self.channels = channels
+        self.size = size
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The unweighted loss, whatever the autocast state around it.
 
         Args:
-            student: student map after the connector, [B, C, H, W], any floating type and memory format.
-            teacher: teacher map on the same grid, [B, C, H, W]; no gradient flows into it.
+            student: student tensor, of any floating type and memory format.
+            teacher: teacher tensor of the same shape; no gradient flows into it.
 
         Returns:
-            The loss [], float32 (float64 for float64 maps).
+            The loss [], float32 (float64 for float64 tensors).
 
         Raises:
-            ValueError: the maps differ in shape, are not 4-D, or have other channels than the loss was built for.
+            ValueError: the shapes differ, are none the loss takes, or have another size than it was built for.
         """
-        self._check_maps(student, teacher)
+        self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
-            return self.compute(student, teacher.detach())
+            teacher = teacher.detach()
+            if not self.raw_maps:
+                dtype = compute_dtype(student)
+                student, teacher = student.to(dtype), teacher.to(dtype)
+            return self.compute(student, teacher)
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked maps [B, C, H, W] with autocast off; casts to `compute_dtype` itself."""
+        """The loss [] of two checked tensors, with autocast off and no gradient of the teacher."""
         raise NotImplementedError
 
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor | None:
@@ -74,24 +86,69 @@ class FeatureLoss(nn.Module):
         """
         return None
 
-    def extra_repr(self) -> str:
-        """The arguments shown by `print(loss)`."""
-        return f"channels={self.channels}"
-
-    def _check_maps(self, student: Tensor, teacher: Tensor) -> None:
-        shapes = f"student {list(student.shape)} and teacher {list(teacher.shape)}"
-        if student.dim() != 4 or student.shape != teacher.shape:
+    def check(self, student: Tensor, teacher: Tensor) -> None:
+        """Raise a ValueError that names both shapes, unless the loss can compare the two tensors."""
+        name, shapes = type(self).__name__, f"student {list(student.shape)} and teacher {list(teacher.shape)}"
+        if student.shape != teacher.shape or student.dim() not in self._layouts:
+            layouts = " or ".join(text for text, _ in self._layouts.values())
+            advice = "put a connector between them" if self.reads == "maps" else "compare heads of one task and size"
+            raise ValueError(f"{name}: expected two {self.reads} of one shape {layouts}, got {shapes}; {advice}")
+        if student.shape[self._layouts[student.dim()][1]] != self.size:
             raise ValueError(
-                f"{type(self).__name__}: expected two maps of one shape [B, C, H, W], got {shapes}; "
-                "put a connector between them"
-            )
-        if student.shape[1] != self.channels:
-            raise ValueError(
-                f"{type(self).__name__}: expected {self.channels} channels, got {shapes}; "
-                "build the loss with the channels of its maps"
+                f"{name}: expected {self.size} {self._unit}, got {shapes}; "
+                f"build the loss with the {self._unit} of its {self.reads}"
             )
         if student.numel() == 0:
-            raise ValueError(f"{type(self).__name__}: expected maps with at least one value, got {shapes}")
+            raise ValueError(f"{name}: expected {self.reads} with at least one value, got {shapes}")
+
+    def extra_repr(self) -> str:
+        """The arguments shown by `print(loss)`."""
+        return f"{self._argument}={self.size}"
 
 
-DistillationLoss = FeatureLoss
+class FeatureLoss(DistillationLoss):
+    """A distance between a student map and a teacher map on one grid.
+
+    Args:
+        channels: channels C of both maps.
+
+    Shape:
+        student (after the connector) and teacher [B, C, H, W] -> [].
+
+    Example:
+        >>> class L1Loss(FeatureLoss):
+        ...     def compute(self, student, teacher):
+        ...         return (student - teacher).abs().mean()
+        >>> L1Loss(8)(torch.zeros(2, 8, 4, 4), torch.ones(2, 8, 4, 4)).item()
+        1.0
+    """
+
+    reads = "maps"
+    _argument, _unit, _layouts = "channels", "channels", {4: ("[B, C, H, W]", 1)}
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.channels = channels
+
+
+class LogitsLoss(DistillationLoss):
+    """A distance between the logits of two heads of one task; no connector stands between them.
+
+    Args:
+        num_labels: classes K of both heads.
+
+    Shape:
+        student and teacher [B, K, H, W] (segmentation), [B, N, K] (detection, N queries) or [B, K] (an image) -> [].
+    """
+
+    reads = "logits"
+    _argument, _unit = "num_labels", "classes"
+    _layouts = {4: ("[B, K, H, W]", 1), 3: ("[B, N, K]", 2), 2: ("[B, K]", 1)}
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels)
+        self.num_labels = num_labels
+
+    def class_dim(self, logits: Tensor) -> int:
+        """The dimension of the classes: the last of [B, N, K], else the second."""
+        return self._layouts[logits.dim()][1]

@@ -1,33 +1,45 @@
-"""CanKD: the student map reads the teacher map through a non-local block, then both are compared.
+"""CanKD (arXiv 2511.21503): student map s reads teacher map t through a non-local block, then both are compared.
 
-Letters: B batch, C channels, D hidden channels, H and W the size of the map, N = H * W student positions (queries),
-M teacher positions after pooling (keys). Paper: arXiv 2511.21503.
+    (1) query      q = theta(s)                                  [B, D, N]
+    (2) key        k = pool(phi(t))                              [B, D, M]
+    (3) value      v = pool(g(t))                                [B, D, M]
+    (4) affinity   f_ij = <q_i, k_j> / M, or another             [B, N, M]
+    (5) read       y_i = sum_j f_ij v_j                          [B, D, N]
+    (6) output     o = w(y)                                      [B, C, N]
+    (7) residual   z = norm(o) + s                               [B, C, N]
+    (8) distance   L = 0.5 * mean over B, C, N of (IN(z) - IN(t))^2
+
+theta, phi, g and w are 1x1 convolutions with bias, pool is a 2x2 max-pool (floor), norm is a BatchNorm whose weight
+and bias start at 0, IN an instance norm without parameters. The numbers are this file's, in the order of the paper.
+`CanKDLoss.published` is these lines; `CanKDLoss.compute` gives the same value and gradients in linear time:
+
+    (1-6) o = mix x + bias, one channel matrix for each image, without f          (`affinities/`)
+    (6-7) the moments of z over positions, from those of s, t and o, without z    (`kernels/`)
+    (8)   L = 0.5 * mean over B, C of [var_z/(var_z+e) + var_t/(var_t+e) - 2 cov_zt/sqrt((var_z+e)(var_t+e))]
+
+Letters: B batch, C channels, D hidden channels, K channels of x, N = H * W student positions (queries), M teacher
+positions after pooling (keys).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses import affinity as affinities
-from cankd_hf.losses.base import FeatureLoss
+from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projections
+from cankd_hf.losses.base import FeatureLoss, compute_dtype
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.kernels.output_norm import batch_affine
 
-# The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).
-REFERENCE_NAMES = (
-    (r"(?:.*\.)?non_local_att\.att\.theta\.", "theta."),
-    (r"(?:.*\.)?non_local_att\.att\.phi\.(?:0\.)?", "phi."),
-    (r"(?:.*\.)?non_local_att\.att\.concatination\.0\.", "concat."),
-    (r"(?:.*\.)?non_local_att\.g\.(?:0\.)?", "g."),
-    (r"(?:.*\.)?non_local_att\.W\.1\.", "output_norm."),
-    (r"(?:.*\.)?non_local_att\.W\.(?:0\.)?", "w."),
-)
+logger = logging.getLogger(__name__)
 
 
 class CanKDLoss(FeatureLoss):
@@ -60,6 +72,7 @@ class CanKDLoss(FeatureLoss):
         torch.Size([])
     """
 
+    raw_maps = True
     paper = "2511.21503"
     citation = (
         "@inproceedings{sun2026cankd, title={CanKD: Cross-Attention-based Non-local operation for Feature-based "
@@ -86,11 +99,11 @@ class CanKDLoss(FeatureLoss):
         self.normalization = normalization or "none"
         self.residual = residual
         # modules for their parameters and default initialisation; `compute` uses their weights directly
-        embeds = affinity != "gaussian"
-        self.theta = nn.Conv2d(channels, hidden, 1) if embeds else None
-        self.phi = nn.Conv2d(channels, hidden, 1) if embeds else None
+        kind = AFFINITIES[affinity]
+        self.theta = nn.Conv2d(channels, hidden, 1) if kind.embeds else None
+        self.phi = nn.Conv2d(channels, hidden, 1) if kind.embeds else None
         self.g = nn.Conv2d(channels, hidden, 1)
-        self.concat = nn.Conv2d(2 * hidden, 1, 1, bias=False) if affinity == "concatenation" else None
+        self.concat = kind.extra(hidden)  # of the authors' affinities the concatenation has one, hence the name
         self.w = nn.Conv2d(hidden, channels, 1)
         self.output_norm = nn.BatchNorm2d(channels) if output_norm == "batch" else None
         self.reset_output()
@@ -101,33 +114,111 @@ class CanKDLoss(FeatureLoss):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
+    def published(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The equations as they stand, f [B, N, M] and all: what `compute` is tested and timed against.
+
+        Args:
+            student: student map [B, C, H, W], in the type of the parameters.
+            teacher: teacher map [B, C, H, W], likewise.
+
+        Returns:
+            z [B, C, H, W] and the loss []. In train mode the running statistics are updated, as by `forward`.
+        """
+        p = self.projections(student.dtype)
+        f = self.affinity_matrix(student, teacher)  # (1), (2), (4)
+        v = self._pool(p.g(teacher))  # (3)
+        y = (f @ v.mT).mT  # (5)
+        o = p.w(y.unflatten(2, student.shape[2:]))  # (6)
+        if self.output_norm is not None:
+            o = self.output_norm(o)
+        z, t = o + student if self.residual else o, teacher  # (7)
+        if self.normalization == "none":
+            return z, 0.5 * F.mse_loss(z, t)
+        return z, 0.5 * F.mse_loss(F.instance_norm(z), F.instance_norm(t))  # (8)
+
+    def affinity_matrix(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """f [B, N, M] of any N student positions [B, C, h, w] over a teacher map [B, C, H, W] of the same type."""
+        p = self.projections(student.dtype)
+        q = student if p.theta is None else p.theta(student)  # (1)
+        k = self._pool(teacher if p.phi is None else p.phi(teacher))  # (2)
+        return AFFINITIES[self.affinity].published(p, q.flatten(2), k)  # (4)
+
+    def projections(self, dtype: torch.dtype) -> Projections:
+        """The block's convolutions as matrices of the given type."""
+
+        def matrix(conv: nn.Conv2d) -> Projection:
+            assert conv.bias is not None
+            return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
+
+        return Projections(
+            theta=None if self.theta is None else matrix(self.theta),
+            phi=None if self.phi is None else matrix(self.phi),
+            g=matrix(self.g),
+            w=matrix(self.w),
+            extra=None if self.concat is None else self.concat.weight.flatten().to(dtype),
+        )
+
+    def pools(self, teacher: Tensor) -> bool:
+        """Whether keys and values of a map [B, C, H, W] are pooled; a size that cannot be is logged once."""
+        height, width = teacher.shape[2:]
+        if self.subsample and min(height, width) < 2 and not torch.compiler.is_compiling():
+            _warn_not_pooled(height, width)
+        return self.subsample and min(height, width) > 1
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return (F.max_pool2d(x, 2) if self.pools(x) else x).flatten(2)
+
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked maps [B, C, H, W]."""
-        m, mean, scale = self._moments(student, teacher, update=self.training)
+        """The loss [] of two checked maps [B, C, H, W], from moments: neither f nor z nor a normalised map is kept."""
+        m, mean, scale = self._moments(student, teacher, update=self.training)  # (1) to (6)
         var, cov_zt = scale.square() * m.var_o, scale * m.cov_ot
-        if self.residual:
+        if self.residual:  # (7)
             mean, cov_zt = mean + m.mean_s, cov_zt + m.cov_st
             # a variance by definition; rounding could leave it below 0 where the output cancels the student
             var = (var + 2 * scale * m.cov_so + m.var_s).clamp_min(0)
         if self.normalization == "none":
             return plain_distance(mean, m.mean_t, var, m.var_t, cov_zt)
         # the mean is normalised away; it stays in the graph so that w.bias gets its zero gradient, as DDP expects
-        return instance_distance(var, m.var_t, cov_zt) + 0 * mean.sum()
+        return instance_distance(var, m.var_t, cov_zt) + 0 * mean.sum()  # (8)
+
+    def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
+        """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
+        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
+        flat = student.flatten(2)
+        mix, bias, x = self._block(flat, teacher)
+        m = mix_moments(flat, teacher.flatten(2), mix, x)
+        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
+        scale, shift = self._norm(mean_o, m.var_o, student, update)
+        return m, scale * mean_o + shift, scale
+
+    def _block(self, student: Tensor, teacher: Tensor) -> Block:
+        """Equations 1 to 6 without the norm, of a student map [B, C, N] and a teacher map [B, C, H, W]."""
+        p = self.projections(compute_dtype(student))
+        return AFFINITIES[self.affinity].block(p, student, teacher, self.pools(teacher))
+
+    def _norm(self, mean_o: Tensor, var_o: Tensor, student: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+        """The output norm as scale and shift of each channel, [C]."""
+        if self.output_norm is None:
+            return mean_o.new_ones(self.channels), mean_o.new_zeros(self.channels)
+        return batch_affine(self.output_norm, mean_o, var_o, student.shape[2] * student.shape[3], update)
 
     def transform(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The transformed student map z [B, C, H, W], before normalisation: for looking at, not for training.
 
         In train mode it uses the batch's statistics, as `forward` does, and leaves the running ones as they are.
         """
-        self._check_maps(student, teacher)
+        self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
-            output = self._output(student, teacher.detach())
+            mix, bias, x = self._block(student.flatten(2), teacher.detach())
+            o = torch.baddbmm(bias[..., None], mix, student.flatten(2).to(mix.dtype) if x is None else x)
+            scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
+            output = (scale[..., None] * o + shift[..., None]).view_as(student)
             return output + student.to(output.dtype) if self.residual else output
 
     @torch.no_grad()
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor:
         """|output| / |s| [] over the whole batch: how much of z the block adds. 0 at the start of a run."""
-        self._check_maps(student, teacher)
+        self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
             m, mean, scale = self._moments(student, teacher, update=False)
             output = (scale.square() * m.var_o + mean.square()).sum()
@@ -176,34 +267,11 @@ class CanKDLoss(FeatureLoss):
             f"subsample={self.subsample}, normalization={self.normalization}, residual={self.residual}"
         )
 
-    def _block(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The block before its norm as o = mix x + bias: mix [B, C, K], bias [B, C], x [B, K, N] (None: student)."""
-        pool = self.subsample and affinities.can_pool(teacher)
-        return affinities.AFFINITIES[self.affinity](self, student, teacher, pool)
 
-    def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
-        """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
-        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
-        flat = student.flatten(2)
-        mix, bias, mixed = self._block(flat, teacher)
-        m = mix_moments(flat, teacher.flatten(2), mix, mixed)
-        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
-        scale, shift = self._output_affine(mean_o, m.var_o, student, update)
-        return m, scale * mean_o + shift, scale
-
-    def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The block's output after its norm, [B, C, H, W], in the type losses compute in."""
-        mix, bias, mixed = self._block(student.flatten(2), teacher)
-        x = student.flatten(2).to(mix.dtype) if mixed is None else mixed
-        o = torch.baddbmm(bias[..., None], mix, x)
-        scale, shift = self._output_affine(o.mean(-1), o.var(-1, correction=0), student, update=False)
-        return (scale[..., None] * o + shift[..., None]).view_as(student)
-
-    def _output_affine(self, mean_o: Tensor, var_o: Tensor, student: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """The output norm as scale and shift of each channel, [C]."""
-        if self.output_norm is None:
-            return mean_o.new_ones(self.channels), mean_o.new_zeros(self.channels)
-        return batch_affine(self.output_norm, mean_o, var_o, student.shape[2] * student.shape[3], update)
+@cache
+def _warn_not_pooled(height: int, width: int) -> None:
+    size = (height, width)
+    logger.warning("CanKD: a map of size %s cannot be pooled 2x2: its keys and values are not sub-sampled", size)
 
 
 def _check_options(hidden: int, affinity: str, output_norm: str | None, normalization: str | None) -> None:
@@ -211,7 +279,7 @@ def _check_options(hidden: int, affinity: str, output_norm: str | None, normaliz
     if hidden < 1:
         problems.append(f"CanKDLoss.hidden_channels: expected at least 1, got {hidden}; None takes half the channels")
     choices = (
-        ("affinity", affinity, tuple(affinities.AFFINITIES)),
+        ("affinity", affinity, tuple(AFFINITIES)),
         ("output_norm", output_norm, ("batch", "none", None)),
         ("normalization", normalization, ("instance", "none", None)),
     )
@@ -221,6 +289,17 @@ def _check_options(hidden: int, affinity: str, output_norm: str | None, normaliz
             problems.append(f"CanKDLoss.{key}: expected one of {names}, got {value!r}; choose one of them")
     if problems:
         raise InputError(problems)
+
+
+# The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).
+REFERENCE_NAMES = (
+    (r"(?:.*\.)?non_local_att\.att\.theta\.", "theta."),
+    (r"(?:.*\.)?non_local_att\.att\.phi\.(?:0\.)?", "phi."),
+    (r"(?:.*\.)?non_local_att\.att\.concatination\.0\.", "concat."),
+    (r"(?:.*\.)?non_local_att\.g\.(?:0\.)?", "g."),
+    (r"(?:.*\.)?non_local_att\.W\.1\.", "output_norm."),
+    (r"(?:.*\.)?non_local_att\.W\.(?:0\.)?", "w."),
+)
 
 
 def _our_name(key: str) -> str:

@@ -21,6 +21,9 @@ class InstanceMSELoss(FeatureLoss):
     Shape:
         student and teacher [B, C, H, W] -> [].
 
+    Notes:
+        Computed from moments, block by block. Differentiable once.
+
     Example:
         >>> import torch
         >>> loss, maps = InstanceMSELoss(4), torch.arange(64.0).reshape(1, 4, 4, 4)
@@ -28,6 +31,7 @@ class InstanceMSELoss(FeatureLoss):
         0.0
     """
 
+    raw_maps = True
     paper = "2207.02039"
     citation = (
         "@inproceedings{cao2022pkd, title={PKD: General Distillation Framework for Object Detectors via Pearson "

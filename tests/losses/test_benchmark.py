@@ -11,7 +11,7 @@ import torch
 from cankd_hf.benchmark import main
 from cankd_hf.benchmark.loss import Row, Size, flops, growth, naive_bytes
 from cankd_hf.benchmark.measure import Machine, peak_extra
-from cankd_hf.losses.affinity import AFFINITIES
+from cankd_hf.losses.affinities import AFFINITIES
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,118 @@
+"""What an affinity of the Can block is, and the products that several of them share.
+
+Letters: B batch, C channels, D hidden channels, E channels of a projection, N student positions (queries), M teacher
+positions after pooling (keys), K channels of the mixed map.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cankd_hf.losses.kernels.projection import project
+
+
+class Projection(NamedTuple):
+    """A 1x1 convolution as a matrix: weight [E, C] and bias [E], in the type to compute in."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The convolution of a map [B, C, H, W], as published: [B, E, H, W]."""
+        return F.conv2d(x, self.weight[..., None, None], self.bias)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The same of a map [B, C, N]; torch's matmul of a matrix and a batch copies the whole map first."""
+        return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
+
+
+class Projections(NamedTuple):
+    """The parameters of a Can block that an affinity works with."""
+
+    theta: Projection | None  # None for an affinity that does not embed
+    phi: Projection | None
+    g: Projection
+    w: Projection
+    extra: Tensor | None  # the affinity's own parameters, flattened
+
+
+class Block(NamedTuple):
+    """A Can block before its norm as `o = mix x + bias`: mix [B, C, K], bias [B, C], x [B, K, N].
+
+    x is None where it is the student map itself (then K = C).
+    """
+
+    mix: Tensor
+    bias: Tensor
+    x: Tensor | None
+
+
+class Affinity:
+    """How much of teacher position j each student position i reads: f(q_i, k_j), as published and in its fast form.
+
+    To add one, derive from this class in a file of its own and name it in `AFFINITIES`.
+
+    Attributes:
+        embeds: whether queries and keys are projected (theta and phi), or are the raw maps.
+        value_range: f is of either sign, at least 0, or softmax weights (at least 0, summing to 1 over the keys).
+    """
+
+    embeds: ClassVar[bool] = True
+    value_range: ClassVar[Literal["signed", "non-negative", "softmax"]]
+
+    def extra(self, hidden_channels: int) -> nn.Conv2d | None:
+        """A new layer whose weight is what else the affinity learns, or None; `concat` in the loss, `p.extra` here."""
+        return None
+
+    def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
+        """f [B, N, M], from queries [B, D, N] and keys [B, D, M]; D is C where the affinity does not embed."""
+        raise NotImplementedError
+
+    def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
+        """The block's output before its norm, without a tensor of N * M values.
+
+        Args:
+            p: the block's parameters.
+            student: student map [B, C, N].
+            teacher: teacher map [B, C, H, W].
+            pool: whether keys and values are pooled.
+        """
+        raise NotImplementedError
+
+    def flops(self, n: int, m: int, c: int, d: int) -> int:
+        """Operations of `block` and what follows it for one image, forward and backward, that grow with N (or 0)."""
+        return 0
+
+    def published_copies(self, hidden_channels: int) -> int:
+        """Matrices [N, M] alive at once in the backward pass of the published form, at least."""
+        return 3
+
+
+def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, D, M] in one pass over the teacher map [B, C, H, W]."""
+    assert p.phi is not None
+    weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
+    key, value = project(teacher, weight, bias, pool).chunk(2, dim=1)
+    return key, value
+
+
+def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`softmax(query key^T) value`, [B, N, D], blockwise.
+
+    The blockwise kernels want equal widths of query and value, and some a multiple of 8: padded with zeros.
+    """
+    hidden = value.shape[2]
+    width = -(-max(query.shape[2], hidden) // 8) * 8
+    query, key, value = (F.pad(x, (0, width - x.shape[2]))[:, None].contiguous() for x in (query, key, value))
+    read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return read[:, 0, :, :hidden]
+
+
+def output_block(p: Projections, read: Tensor) -> Block:
+    """The block `w(y)` from what each position reads, y [B, N, D]."""
+    batch = read.shape[0]
+    return Block(p.w.weight.expand(batch, -1, -1), p.w.bias.expand(batch, -1), read.mT)

@@ -1,0 +1,48 @@
+"""The affinity of a learned vector with query and key, one after the other."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections, keys_and_values, output_block
+from cankd_hf.losses.kernels.prefix_sums import relu_read
+
+
+class Concatenation(Affinity):
+    """`f_ij = relu(a . q_i + b . k_j) / M`.
+
+    One number a query and one a key: the fast form sorts the keys, and every query reads a prefix.
+    """
+
+    value_range = "non-negative"
+
+    def extra(self, hidden_channels: int) -> nn.Conv2d:
+        """The vector [a, b], weight [1, 2D, 1, 1]."""
+        return nn.Conv2d(2 * hidden_channels, 1, 1, bias=False)
+
+    def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
+        """f [B, N, M], over a tensor of all pairs [B, 2D, N, M]."""
+        assert p.extra is not None
+        n, m = query.shape[2], key.shape[2]
+        pairs = torch.cat([query[..., None].expand(-1, -1, -1, m), key[:, :, None].expand(-1, -1, n, -1)], dim=1)
+        return F.relu(F.conv2d(pairs, p.extra.view(1, -1, 1, 1)))[:, 0] / m
+
+    def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
+        """`o = w y`, y from prefix sums over the sorted keys."""
+        assert p.theta is not None and p.extra is not None
+        for_query, for_key = p.extra.chunk(2)
+        key, value = keys_and_values(p, teacher, pool)
+        of_query = Projection((for_query @ p.theta.weight)[None], (for_query @ p.theta.bias)[None])
+        a = of_query.flat(student.to(key.dtype))
+        b = Projection(for_key[None], for_key.new_zeros(1)).flat(key)
+        return output_block(p, relu_read(a[:, 0], b[:, 0], value.mT))
+
+    def flops(self, n: int, m: int, c: int, d: int) -> int:
+        """Keys and values; output, three products."""
+        return 8 * n * c * d + 6 * n * c * d
+
+    def published_copies(self, hidden_channels: int) -> int:
+        """With the tensor of all pairs, [2D, N, M], and its gradient."""
+        return 3 + 4 * hidden_channels
