@@ -25,6 +25,8 @@ _PUBLIC = {
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.config.distill",
+    "Objective": "cankd_hf.training.objective",
+    "TeacherOutput": "cankd_hf.teachers.output",
     "load_recipe": "cankd_hf.config.recipe",
     "load_teacher": "cankd_hf.teachers.load",
 }
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
     from cankd_hf.teachers.load import load_teacher
+    from cankd_hf.teachers.output import TeacherOutput
     from cankd_hf.training.arguments import CanKDConfig
     from cankd_hf.training.distiller import Distiller
+    from cankd_hf.training.objective import Objective
     from cankd_hf.training.trainer import CanKDTrainer
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "InputError",
     "InstanceMSELoss",
     "LossTerm",
+    "Objective",
+    "TeacherOutput",
     "load_recipe",
     "load_teacher",
 ]

@@ -91,6 +91,9 @@ def trainer(folder: Path, data: Any = None, **overrides: Any) -> CanKDTrainer:
         "recipe",
         "callbacks",
         "task",
+        "teachers",
+        "objective",
+        "data_collator",
     )
     kwargs = {key: overrides.pop(key) for key in own if key in overrides}
     settings: dict[str, Any] = {
@@ -110,7 +113,7 @@ def trainer(folder: Path, data: Any = None, **overrides: Any) -> CanKDTrainer:
     given_terms = kwargs.pop("terms", terms())
     return CanKDTrainer(
         kwargs.pop("model", None) or student(),
-        kwargs.pop("teacher", None) or teacher(),
+        kwargs.pop("teacher") if "teacher" in kwargs else teacher(),
         CanKDConfig(str(folder), **settings),
         terms=given_terms,
         train_dataset=data if data is not None else Images(16),
