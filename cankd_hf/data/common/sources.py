@@ -16,7 +16,6 @@ from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import StreamDataset, StreamSource, stream_of
 from cankd_hf.data.common.tables import is_table_path, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
-from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ ROLES = ("train", "eval", "test")
 AnyDataset = ImageDataset | StreamDataset
 
 
-class Opened(Protocol):
+class SplitCatalog(Protocol):
     """A data set whose splits can be asked for by name."""
 
     labels: Labels
@@ -85,7 +84,7 @@ def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
     return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
 
-def open_set(config: DataConfig, need_masks: bool) -> Opened:
+def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":
@@ -108,10 +107,10 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
 
 
 def by_role(
-    config: DataConfig, opened: Opened, roles: Sequence[str]
+    config: DataConfig, catalog: SplitCatalog, roles: Sequence[str]
 ) -> dict[str, tuple[Source | StreamSource, Sequence[int]]]:
     """Source and indices of each role that the recipe names; all missing splits in one error."""
-    names = opened.names()
+    names = catalog.names()
     result: dict[str, tuple[Source | StreamSource, Sequence[int]]] = {}
     problems = []
     for role in roles:
@@ -126,7 +125,7 @@ def by_role(
             listed = ", ".join(names)
             problems.append(f"data.{role}_split: expected a split of {config.path} ({listed}), got {wanted!r}{hint}")
             continue
-        source = opened.source(name)
+        source = catalog.source(name)
         if isinstance(source, StreamSource):
             result[role] = (source, range(0))
             continue
@@ -142,21 +141,21 @@ def by_role(
 
 def wrap(
     config: DataConfig,
-    opened: Opened,
+    catalog: SplitCatalog,
     sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
     labelled: bool,
     seed: int,
-    transforms: Callable[[str], Transform] | None = None,
+    transforms: Callable[[str], Transform],
 ) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
     """Check the sources and put transforms on them.
 
     Args:
         config: the `data:` section.
-        opened: the data set.
+        catalog: the data set.
         sources: as `by_role` gives them.
         labelled: whether labels are wanted.
         seed: of the shuffle of a stream.
-        transforms: role -> transform; default: those of images and masks.
+        transforms: role -> transform.
 
     Returns:
         role -> data set, and facts for reports and cards.
@@ -164,7 +163,6 @@ def wrap(
     Raises:
         InputError: as `preflight` does.
     """
-    ignore_index = opened.labels.ignore_index
     report = preflight(
         config,
         {
@@ -172,38 +170,33 @@ def wrap(
             for role, (source, indices) in sources.items()
             if not isinstance(source, StreamSource)
         },
-        opened.labels.id2label if labelled else None,
-        ignore_index,
+        catalog.labels.id2label if labelled else None,
     )
-    noticed = list(dict.fromkeys(opened.warnings))  # two slices of one split notice the same
+    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split notice the same
     for warning in noticed:
         logger.warning("data: %s", warning)
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
     for role, (source, _) in sources.items():
-        transform: Transform
-        if transforms is not None:
-            transform = transforms(role)
-        else:
-            transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
+        transform = transforms(role)
         if isinstance(source, StreamSource):
             limit = config.max_train_samples if role == "train" else config.max_eval_samples
             shuffle = config.shuffle_buffer if role == "train" else 0
             loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
             continue
         indices = report.usable[role]
-        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error, ignore_index)
-    return loaded, _facts(config, opened, loaded, report, noticed)
+        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error)
+    return loaded, _facts(config, catalog, loaded, report, noticed)
 
 
 def _facts(
-    config: DataConfig, opened: Opened, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
+    config: DataConfig, catalog: SplitCatalog, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
 ) -> dict[str, Any]:
     """Plain data for reports and cards."""
     facts = {
         "source": config.path,
         "revision": config.revision,
         "streaming": config.streaming,
-        "classes": list(opened.labels.id2label.values()),
+        "classes": list(catalog.labels.id2label.values()),
         "splits": {
             role: len(dataset) if isinstance(dataset, ImageDataset) else None
             for role, dataset in loaded.items()
@@ -214,5 +207,5 @@ def _facts(
         "warnings": noticed + report.warnings,
     }
     if report.dropped:
-        facts["dropped_boxes"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
+        facts["dropped"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
     return facts

@@ -39,6 +39,8 @@ class TableSource:
         name: of the split, for messages.
     """
 
+    generated = False
+
     def __init__(self, table: Any, image_column: str, mask_column: str | None, decoder: Decoder, name: str) -> None:
         self.table = table
         self.columns = (image_column, mask_column)

@@ -16,7 +16,7 @@ from cankd_hf.data.common.sources import (
     ROLES,
     AnyDataset,
     Folder,
-    Opened,
+    SplitCatalog,
     by_role,
     find_split,
     make_decoder,
@@ -87,25 +87,27 @@ def load_detection(
         InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or boxes.
     """
     config.check_values()
-    opened = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
-    if need_labels and not opened.labels.id2label:
+    catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
+    if need_labels and not catalog.labels.id2label:
         raise InputError(
             f"data.labels: expected the class names of {config.path}, found none; name a json file like "
             '{"id2label": {"0": "cat", ...}} under data.labels, or give data.num_labels'
         )
-    sources = by_role(config, opened, splits)
+    sources = by_role(config, catalog, splits)
     if need_labels:
         _check_annotations(config, sources)
     loaded, facts = wrap(
         config,
-        opened,
+        catalog,
         sources,
         need_labels,
         seed,
         lambda role: DetectionTrainTransform(config) if role == "train" else DetectionEvalTransform(config),
     )
-    id2label = opened.labels.id2label
-    category_ids = opened.category_ids if isinstance(opened, _Coco) else list(id2label)
+    if "dropped" in facts:
+        facts["dropped_boxes"] = facts.pop("dropped")
+    id2label = catalog.labels.id2label
+    category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
     facts["category_ids"] = category_ids
     return DetectionData(loaded["train"], loaded["eval"], loaded["test"], id2label, category_ids, facts)
 
@@ -179,7 +181,7 @@ def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
         problems = []
     if problems or wrong_size:
         raise Unusable([*problems, *([wrong_size] if wrong_size else [])])
-    return sample._replace(objects=objects)
+    return sample._replace(target=objects)
 
 
 class _ObjectFolder(Folder):
@@ -288,7 +290,7 @@ class _ObjectTable:
         return StreamSource(table, source.decode) if config.streaming else source
 
 
-def _open_objects(config: DataConfig, roles: Sequence[str]) -> Opened:
+def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":

@@ -10,6 +10,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, AnyDataset, by_role, find_split, open_set, wrap
 from cankd_hf.data.common.streams import StreamSource
 from cankd_hf.data.segmentation.collate import SegmentationCollator
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
@@ -37,12 +38,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         InputError: for a set that does not exist or holds unusable images (see `load_segmentation`).
     """
     config.check_values()
-    opened = open_set(config, need_masks=False)
+    catalog = open_set(config, need_masks=False)
     wanted = config.eval_split
-    lacking = wanted is None or find_split(wanted, opened.names()) is None
-    sources = by_role(config, opened, [role for role in splits if not (role == "eval" and lacking)])
+    lacking = wanted is None or find_split(wanted, catalog.names()) is None
+    sources = by_role(config, catalog, [role for role in splits if not (role == "eval" and lacking)])
     if "eval" in splits and lacking:
-        train = sources.get("train") or by_role(config, opened, ["train"])["train"]
+        train = sources.get("train") or by_role(config, catalog, ["train"])["train"]
         if isinstance(train[0], StreamSource):
             raise InputError("data.eval_split: a stream cannot be parted; name a split for validation")
         every = max(2, round(1 / config.holdout))
@@ -52,5 +53,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
-    loaded, facts = wrap(config, opened, sources, False, seed)
+    loaded, facts = wrap(
+        config,
+        catalog,
+        sources,
+        False,
+        seed,
+        lambda role: TrainTransform(config) if role == "train" else EvalTransform(config),
+    )
     return ImageData(loaded["train"], loaded["eval"], loaded["test"], facts)

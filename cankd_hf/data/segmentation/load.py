@@ -9,6 +9,7 @@ from typing import Any
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, AnyDataset, by_role, open_set, wrap
 from cankd_hf.data.segmentation.collate import SegmentationCollator
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
@@ -56,20 +57,28 @@ def load_segmentation(
             (only the wholly broken ones with `on_error: skip`).
     """
     config.check_values()
-    opened = open_set(config, need_masks=need_labels)
-    if need_labels and not opened.labels.id2label:
+    catalog = open_set(config, need_masks=need_labels)
+    if need_labels and not catalog.labels.id2label:
         raise InputError(
             f"data.labels: expected the class names of {config.path}, found none; name a json file like "
             '{"id2label": {"0": "sky", ...}} under data.labels, or give data.num_labels'
         )
-    sources = by_role(config, opened, splits)
-    loaded, facts = wrap(config, opened, sources, need_labels, seed)
+    sources = by_role(config, catalog, splits)
+    ignore_index = catalog.labels.ignore_index
+    loaded, facts = wrap(
+        config,
+        catalog,
+        sources,
+        need_labels,
+        seed,
+        lambda role: TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config),
+    )
     return SegmentationData(
         loaded["train"],
         loaded["eval"],
         loaded["test"],
-        opened.labels.id2label,
-        opened.labels.ignore_index,
-        opened.labels.colours(),
+        catalog.labels.id2label,
+        ignore_index,
+        catalog.labels.colours(),
         facts,
     )
