@@ -80,7 +80,7 @@ class CanKDTrainer(PushesStudent):
     ) -> None:
         args = args if args is not None else CanKDConfig("cankd_output")
         terms = _check_arguments(args, teacher, terms, task_weight)
-        self.task = task if task is not None else task_for(model)
+        self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited: list[str] = []
         self.teacher = None if teacher is None else load_teacher(teacher)
