@@ -59,8 +59,7 @@ def compare(
     found = []
     for shape in shapes:
         images = pictures(*shape)
-        with torch.no_grad():
-            wanted = form.expected(source.model, images)
+        wanted = form.expected(source.model, images)
         listed = list(images.shape)
         try:
             got = runner(images)
@@ -83,8 +82,7 @@ def rounding(source: Source, form: ExportForm, images: Tensor, wanted: list[Tens
     Norms of small values enlarge rounding: a DINOv2 pyramid of random weights is 1e-4 off at outputs of 3.
     """
     double = copy.deepcopy(source.model).double()
-    with torch.no_grad():
-        exact = form.expected(double, images.double())
+    exact = form.expected(double, images.double())
     return max(float((a.double() - b).abs().max()) for a, b in zip(wanted, exact, strict=True))
 
 

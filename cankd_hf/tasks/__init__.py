@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
-from cankd_hf.tasks.base import Metric, Task, TaskData
+from cankd_hf.tasks.base import Metric, Task
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
 from cankd_hf.tasks.segmentation import SegmentationTask

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -15,21 +14,11 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.tasks.export_forms import ExportForm
 
 if TYPE_CHECKING:
     from cankd_hf.training.distiller import Distiller
-
-
-@dataclass
-class TaskData:
-    """The splits of one data set, ready for the Trainer, and facts about them for tables and cards."""
-
-    train: Any
-    eval: Any
-    test: Any
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Metric(NamedTuple):

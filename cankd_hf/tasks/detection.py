@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DE
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.load import load_detection
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
@@ -47,10 +47,10 @@ from cankd_hf.models.prompts import (
     text_input,
 )
 from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Metric, Task, TaskData
-from cankd_hf.tasks.detection_outputs import SOFTMAX, detections
+from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of
 from cankd_hf.tasks.detection_pictures import draw_detections
-from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, NamedOutputs, QueriesForm
+from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
 from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class DetectionTask(Task):
                 "backbone without labels, or a task_weight above 0"
             )
         data = load_detection(config, splits=splits)
-        return cls(data.id2label), TaskData(data.train, data.eval, data.test, data.facts)
+        return cls(data.id2label), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -242,8 +242,8 @@ class DetectionTask(Task):
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
         if isinstance(model, FPNForObjectDetection):
             made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
-            return DetectionsForm(made(model), DETECTIONS, ("torchvision",))
-        return QueriesForm(NamedOutputs(model, list(QUERIES)), QUERIES, ("torchvision",))
+            return DetectionsForm(model, DETECTIONS, detections_of, made(model), ("torchvision",))
+        return QueriesForm(model, QUERIES, imports=("torchvision",))
 
 
 def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -43,3 +44,9 @@ def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DE
         {"scores": s[s > 0], "labels": y[s > 0], "boxes": b[r[s > 0]]}
         for s, y, r, b in zip(scores, labels, rows, boxes, strict=True)
     ]
+
+
+def detections_of(output: Any) -> list[Tensor]:
+    """What our own detectors give: scores [B, N], labels [B, N], -1 after the last, and boxes [B, N, 4], corners."""
+    scores, labels = output.logits.sigmoid().max(dim=-1)
+    return [scores, torch.where(scores > 0, labels, -1), box_convert(output.pred_boxes, "cxcywh", "xyxy")]

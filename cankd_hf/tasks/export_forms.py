@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
 # Largest difference in float32: absolute, and of the output's largest value on top, since sums taken in another order
@@ -42,50 +41,48 @@ class Compared:
     passed: bool = True
 
 
-class NamedOutputs(nn.Module):
-    """A model of `transformers`: `pixel_values` -> the named fields of its output."""
+class PlainOutputs(nn.Module):
+    """A model of `transformers` as `pixel_values [B, 3, H, W]` -> a tuple of tensors."""
 
-    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
+    def __init__(self, model: PreTrainedModel, read: Callable[[Any], Sequence[Tensor]]) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.read = model, read
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """`[B, 3, H, W]` -> the fields."""
-        output = self.model(pixel_values=pixel_values)
-        return tuple(output[name] for name in self.names)
-
-
-class FeatureMaps(nn.Module):
-    """A backbone: `pixel_values` -> its feature maps, fine to coarse."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """`[B, 3, H, W]` -> maps `[B, C, h, w]`."""
-        return tuple(self.model(pixel_values=pixel_values).feature_maps)
+        """The tensors that are read off the model's output."""
+        return tuple(self.read(self.model(pixel_values=pixel_values)))
 
 
 class ExportForm:
     """The exportable form of a student whose outputs are tensors, compared value by value.
 
     Args:
-        module: `pixel_values [B, 3, H, W]` -> a tuple of tensors.
-        outputs: name of each -> its convention, for the file's metadata.
+        model: the student.
+        outputs: name of each output -> its convention, for the file's metadata.
+        read: the outputs off what the student's own forward gives; default: its fields of these names.
+        module: what to export; default: the student's own forward.
         imports: packages that a `torch.export` program needs to be imported before it.
     """
 
     compares_values: ClassVar[bool] = True
     """Whether the student's own rounding in float32 bounds what a file can be asked for."""
 
-    def __init__(self, module: nn.Module, outputs: Mapping[str, str], imports: tuple[str, ...] = ()) -> None:
-        self.module, self.outputs, self.imports = module, dict(outputs), imports
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        outputs: Mapping[str, str],
+        read: Callable[[Any], Sequence[Tensor]] | None = None,
+        module: nn.Module | None = None,
+        imports: tuple[str, ...] = (),
+    ) -> None:
+        self.outputs, self.imports = dict(outputs), imports
+        self.read = read or (lambda output: [output[name] for name in self.outputs])
+        self.module = module or PlainOutputs(model, self.read)
 
     def expected(self, model: Any, images: Tensor) -> list[Tensor]:
-        """What a student gives through its own forward, in the outputs' convention."""
-        output = model(pixel_values=images)
-        return [output[name] for name in self.outputs]
+        """What a student gives through its own forward."""
+        with torch.no_grad():
+            return list(self.read(model(pixel_values=images)))
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
         """Every output by its own measure: what is reported comes nearest to its limit, or exceeds it.
@@ -108,14 +105,6 @@ class ExportForm:
         return max(results, key=lambda result: result.difference / max(result.allowed, 1e-12))
 
 
-class FeatureMapsForm(ExportForm):
-    """A backbone's feature maps."""
-
-    def expected(self, model: Any, images: Tensor) -> list[Tensor]:
-        """The maps."""
-        return list(model(pixel_values=images).feature_maps)
-
-
 class QueriesForm(ExportForm):
     """Rows of a DETR-like detector, in any order."""
 
@@ -131,12 +120,6 @@ class DetectionsForm(ExportForm):
     """Sets of detections (scores, labels, boxes), each met by one of its like."""
 
     compares_values = False
-
-    def expected(self, model: Any, images: Tensor) -> list[Tensor]:
-        """The detections of our own pyramid detectors."""
-        output = model(pixel_values=images)
-        scores, labels = output.logits.sigmoid().max(dim=-1)
-        return [scores, torch.where(scores > 0, labels, -1), box_convert(output.pred_boxes, "cxcywh", "xyxy")]
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
         """Detections in any order; each may be met once."""

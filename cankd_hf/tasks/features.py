@@ -16,15 +16,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Metric, Task, TaskData
-from cankd_hf.tasks.export_forms import FeatureMaps, FeatureMapsForm
+from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.export_forms import ExportForm
 
 if TYPE_CHECKING:
     from cankd_hf.training.distiller import Distiller
@@ -63,7 +63,7 @@ class FeaturesTask(Task):
         if labelled:
             raise InputError("distill.task_weight: the features task learns from the teacher alone; set it to 0")
         data = load_images(config, splits)
-        return cls(), TaskData(data.train, data.eval, data.test, data.facts)
+        return cls(), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, None, {})
@@ -129,7 +129,7 @@ class FeaturesTask(Task):
         )
 
     @classmethod
-    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> FeatureMapsForm:
-        module = FeatureMaps(model)
-        count = len(module(torch.zeros(1, 3, *size)))
-        return FeatureMapsForm(module, {f"feature_map_{i}": "[B, C, h, w] float32" for i in range(count)})
+    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
+        count = len(model(pixel_values=torch.zeros(1, 3, *size)).feature_maps)
+        outputs = {f"feature_map_{i}": "[B, C, h, w] float32" for i in range(count)}
+        return ExportForm(model, outputs, lambda output: output.feature_maps)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, P
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
@@ -22,8 +22,8 @@ from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models import register
 from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Metric, Task, TaskData
-from cankd_hf.tasks.export_forms import ExportForm, NamedOutputs
+from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.pictures import class_colours, draw_segmentation
 from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
@@ -74,9 +74,7 @@ class SegmentationTask(Task):
                 "backbone without labels, or a task_weight above 0"
             )
         data = load_segmentation(config, splits=splits)
-        return cls(data.id2label, data.ignore_index, data.palette), TaskData(
-            data.train, data.eval, data.test, data.facts
-        )
+        return cls(data.id2label, data.ignore_index, data.palette), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
@@ -152,4 +150,4 @@ class SegmentationTask(Task):
     @classmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
         outputs = {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
-        return ExportForm(NamedOutputs(model, list(outputs)), outputs)
+        return ExportForm(model, outputs)

@@ -80,19 +80,19 @@ def preflight(
     fatal = bad if config.on_error == "stop" else [finding for finding in bad if finding.fatal]
     if fatal:
         hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
-        raise InputError(_shortened([finding.problem for finding in fatal]) + hint)
+        raise InputError(shortened([finding.problem for finding in fatal]) + hint)
     lost = {(finding.role, finding.index) for finding in bad}
     report.skipped = {finding.name: finding.problem for finding in bad}
     for role, (_, indices) in sources.items():
         report.usable[role] = [index for index in indices if (role, index) not in lost]
         if not report.usable[role]:
             raise InputError(
-                [f"data: no image of the {role} split can be used", *_shortened(list(report.skipped.values()))]
+                [f"data: no image of the {role} split can be used", *shortened(list(report.skipped.values()))]
             )
     report.warnings = _same_pictures(findings)
     _review_labels(findings, report, class_names or {})
     left_out = [*report.skipped.values(), *itertools.chain.from_iterable(report.dropped.values())]
-    for problem in _shortened(left_out):
+    for problem in shortened(left_out):
         logger.warning("skipped: %s", problem)
     for warning in report.warnings:
         logger.warning("data: %s", warning)
@@ -162,7 +162,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     doubtful = [finding.name for finding, label in labels if label.doubtful]
     noun, review = labels[0][1].noun, labels[0][1].review
     reviewed = review(doubtful, sum(label.counted for _, label in labels), class_names)
-    report.warnings += _shortened([text for _, label in labels for text in label.warnings]) + reviewed
+    report.warnings += shortened([text for _, label in labels for text in label.warnings]) + reviewed
     seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
@@ -185,7 +185,7 @@ def _same_pictures(findings: list[_Finding]) -> list[str]:
     ]
 
 
-def _shortened(problems: list[str]) -> list[str]:
+def shortened(problems: list[str]) -> list[str]:
     """The first ones, and the number of the others."""
     if len(problems) <= SHOWN:
         return problems

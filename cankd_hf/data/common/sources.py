@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,23 @@ from cankd_hf.errors import InputError
 logger = logging.getLogger(__name__)
 ROLES = ("train", "eval", "test")
 AnyDataset = ImageDataset | StreamDataset
+
+
+@dataclass
+class TaskData:
+    """The splits of one data set, ready for the Trainer.
+
+    Attributes:
+        train: items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented.
+        eval: the same at `image_size`, as it is scored; None without such a split.
+        test: the same for the final table.
+        facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
+    """
+
+    train: Any
+    eval: Any
+    test: Any
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class SplitCatalog(Protocol):
@@ -145,8 +163,9 @@ def wrap(
     sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
     labelled: bool,
     seed: int,
-    transforms: Callable[[str], Transform],
-) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
+    augment: Transform,
+    evaluate: Transform,
+) -> TaskData:
     """Check the sources and put transforms on them.
 
     Args:
@@ -155,10 +174,8 @@ def wrap(
         sources: as `by_role` gives them.
         labelled: whether labels are wanted.
         seed: of the shuffle of a stream.
-        transforms: role -> transform.
-
-    Returns:
-        role -> data set, and facts for reports and cards.
+        augment: for training.
+        evaluate: for the other splits.
 
     Raises:
         InputError: as `preflight` does.
@@ -177,7 +194,7 @@ def wrap(
         logger.warning("data: %s", warning)
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
     for role, (source, _) in sources.items():
-        transform = transforms(role)
+        transform = augment if role == "train" else evaluate
         if isinstance(source, StreamSource):
             limit = config.max_train_samples if role == "train" else config.max_eval_samples
             shuffle = config.shuffle_buffer if role == "train" else 0
@@ -185,7 +202,7 @@ def wrap(
             continue
         indices = report.usable[role]
         loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error)
-    return loaded, _facts(config, catalog, loaded, report, noticed)
+    return TaskData(**loaded, facts=_facts(config, catalog, loaded, report, noticed))
 
 
 def _facts(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.checks import shortened
 from cankd_hf.data.common.dataset import Source
 from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
     ROLES,
-    AnyDataset,
     Folder,
     SplitCatalog,
+    TaskData,
     by_role,
     find_split,
     make_decoder,
@@ -39,29 +40,20 @@ from cankd_hf.data.detection.transforms import DetectionEvalTransform, Detection
 from cankd_hf.errors import InputError
 
 EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
-SHOWN = 20
 
 
-@dataclass
-class DetectionData:
-    """The data sets of a detection run.
+@dataclass(kw_only=True)
+class DetectionData(TaskData):
+    """The data sets of a detection run; `labels` as `detection_labels` gives them, in training without crowds.
 
     Attributes:
-        train: items with `pixel_values` [3, h, w] and `labels` (see `detection_labels`), augmented, without crowds.
-        eval: items at `image_size` with all objects; None without such a split.
-        test: the same for the final table.
         id2label: names of the classes 0..K-1.
-        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps.
-        facts: plain data for reports and cards, as those of `SegmentationData`, with `category_ids` and, if there are
-            any, `dropped_boxes`.
+        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps. The facts hold
+            them too and, if there are any, `dropped_boxes`.
     """
 
-    train: AnyDataset | None
-    eval: AnyDataset | None
-    test: AnyDataset | None
     id2label: dict[int, str]
     category_ids: list[int]
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -96,20 +88,14 @@ def load_detection(
     sources = by_role(config, catalog, splits)
     if need_labels:
         _check_annotations(config, sources)
-    loaded, facts = wrap(
-        config,
-        catalog,
-        sources,
-        need_labels,
-        seed,
-        lambda role: DetectionTrainTransform(config) if role == "train" else DetectionEvalTransform(config),
-    )
-    if "dropped" in facts:
-        facts["dropped_boxes"] = facts.pop("dropped")
+    augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
+    data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
+    if "dropped" in data.facts:
+        data.facts["dropped_boxes"] = data.facts.pop("dropped")
     id2label = catalog.labels.id2label
     category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
-    facts["category_ids"] = category_ids
-    return DetectionData(loaded["train"], loaded["eval"], loaded["test"], id2label, category_ids, facts)
+    data.facts["category_ids"] = category_ids
+    return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
 
 
 class AnnotatedSource(FolderSource):
@@ -336,8 +322,7 @@ def _check_annotations(config: DataConfig, sources: dict[str, tuple[Any, Sequenc
             annotation = source.annotations[index]
             problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more of {len(problems)}"] if len(problems) > SHOWN else []
-        raise InputError(problems[:SHOWN] + more)
+        raise InputError(shortened(problems))
 
 
 def _categories(labels: Labels) -> Categories:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.sources import ROLES, AnyDataset, by_role, find_split, open_set, wrap
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
 from cankd_hf.data.common.streams import StreamSource
-from cankd_hf.data.segmentation.collate import SegmentationCollator
+from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
 @dataclass
-class ImageData:
-    """The data sets of a label-free run: items hold `pixel_values` alone; `facts` as in `SegmentationData`."""
-
-    train: AnyDataset | None
-    eval: AnyDataset | None
-    test: AnyDataset | None
-    facts: dict[str, Any] = field(default_factory=dict)
+class ImageData(TaskData):
+    """The data sets of a label-free run: items hold `pixel_values` alone."""
 
     @property
-    def collate(self) -> SegmentationCollator:
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """The collator; it pads images only."""
-        return SegmentationCollator()
+        return segmentation_collate
 
 
 def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> ImageData:
@@ -53,12 +48,5 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
-    loaded, facts = wrap(
-        config,
-        catalog,
-        sources,
-        False,
-        seed,
-        lambda role: TrainTransform(config) if role == "train" else EvalTransform(config),
-    )
-    return ImageData(loaded["train"], loaded["eval"], loaded["test"], facts)
+    data = wrap(config, catalog, sources, False, seed, TrainTransform(config), EvalTransform(config))
+    return ImageData(**vars(data))
