@@ -1,4 +1,4 @@
-"""A task that the package has never heard of: how bright is the lamp? One number an image; the lower the error the better.
+"""A task that the package has never heard of: how bright is the lamp? One number an image, scored by its error.
 
 It lives here alone, is entered into `TASKS` by its test, and must go through every command as the shipped tasks do.
 """

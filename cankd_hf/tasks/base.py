@@ -15,6 +15,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ class Metric(NamedTuple):
     hub: str
     title: str
     short: str = ""
+
+
+def stretched(config: DataConfig) -> dict[str, Any]:
+    """Settings of an image processor that resizes as evaluation does, without regard to aspect, and normalises."""
+    size = config.image_size
+    return {
+        "do_resize": size is not None,
+        "size": {"height": size[0], "width": size[1]} if size is not None else None,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+    }
 
 
 class Task(ABC):
@@ -103,6 +115,15 @@ class Task(ABC):
         Raises:
             InputError: for data that cannot be used.
         """
+
+    @classmethod
+    def check_labelled(cls, labelled: bool) -> None:
+        """Refuses to train a head without labels."""
+        if not labelled:
+            raise InputError(
+                f"distill.task_weight: with 0 nothing trains the {cls.name} head; set task: features to distil a "
+                "backbone without labels, or a task_weight above 0"
+            )
 
     @classmethod
     @abstractmethod

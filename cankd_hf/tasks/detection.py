@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import (
     AutoModelForObjectDetection,
@@ -34,7 +33,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
 from cankd_hf.metrics.detection import detection_scores, detection_statistics
 from cankd_hf.models import register
-from cankd_hf.models.backbones import first_line, load_config
+from cankd_hf.models.backbones import load_config
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
@@ -46,7 +45,7 @@ from cankd_hf.models.prompts import (
     reads_text,
     text_input,
 )
-from cankd_hf.models.students import build_student
+from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, Task
 from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of
 from cankd_hf.tasks.detection_pictures import draw_detections
@@ -122,11 +121,7 @@ class DetectionTask(Task):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[DetectionTask, TaskData]:
-        if not labelled:
-            raise InputError(
-                "distill.task_weight: with 0 nothing trains the detection head; set task: features to distil a "
-                "backbone without labels, or a task_weight above 0"
-            )
+        cls.check_labelled(labelled)
         data = load_detection(config, splits=splits)
         return cls(data.id2label), data
 
@@ -141,13 +136,7 @@ class DetectionTask(Task):
     def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         auto_class = _auto_class(load_config(str(folder), {"revision": revision or "main"}).model_type)
-        try:
-            model = auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder}: expected a saved detection student, found none: {first_line(error)}"
-            ) from error
-        return _prepared(model, str(folder), revision)
+        return _prepared(load_student(auto_class, folder, revision, cls.name), str(folder), revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         stats = {"image_mean": list(config.image_mean), "image_std": list(config.image_std), "do_normalize": True}

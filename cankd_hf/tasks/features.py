@@ -23,7 +23,7 @@ from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.base import Metric, Task, stretched
 from cankd_hf.tasks.export_forms import ExportForm
 
 if TYPE_CHECKING:
@@ -73,14 +73,7 @@ class FeaturesTask(Task):
         return load_backbone(folder, revision=revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
-        size = config.image_size
-        return BitImageProcessor(
-            do_resize=size is not None,
-            size={"height": size[0], "width": size[1]} if size is not None else None,
-            do_center_crop=False,
-            image_mean=list(config.image_mean),
-            image_std=list(config.image_std),
-        )
+        return BitImageProcessor(**stretched(config), do_center_crop=False)
 
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:

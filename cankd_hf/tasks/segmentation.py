@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
 
@@ -18,11 +17,9 @@ from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
-from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
-from cankd_hf.models import register
-from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.models.students import build_student, load_student
+from cankd_hf.tasks.base import Metric, Task, stretched
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.pictures import class_colours, draw_segmentation
 from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
@@ -68,11 +65,7 @@ class SegmentationTask(Task):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[SegmentationTask, TaskData]:
-        if not labelled:
-            raise InputError(
-                "distill.task_weight: with 0 nothing trains the segmentation head; set task: features to distil a "
-                "backbone without labels, or a task_weight above 0"
-            )
+        cls.check_labelled(labelled)
         data = load_segmentation(config, splits=splits)
         return cls(data.id2label, data.ignore_index, data.palette), data
 
@@ -81,23 +74,10 @@ class SegmentationTask(Task):
 
     @classmethod
     def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
-        register()
-        try:
-            return AutoModelForSemanticSegmentation.from_pretrained(
-                folder, revision=revision or "main", dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: expected a saved segmentation student, found none: {error}") from error
+        return load_student(AutoModelForSemanticSegmentation, folder, revision, cls.name)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
-        size = config.image_size
-        return SegformerImageProcessor(
-            do_resize=size is not None,
-            size={"height": size[0], "width": size[1]} if size is not None else None,
-            image_mean=list(config.image_mean),
-            image_std=list(config.image_std),
-            do_reduce_labels=False,
-        )
+        return SegformerImageProcessor(**stretched(config), do_reduce_labels=False)
 
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:

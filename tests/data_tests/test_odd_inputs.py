@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.features.load import ImageData, load_images
-from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
+from cankd_hf.data.common.sources import TaskData
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
 SHARED = Path(os.environ.get("CANKD_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -33,7 +34,7 @@ def cases() -> list[dict[str, Any]]:
 pytestmark = pytest.mark.skipif(not MANIFEST.is_file(), reason=f"no odd inputs at {ODD}; set CANKD_SHARED")
 
 
-def run(data: ImageData | SegmentationData) -> None:
+def run(data: TaskData) -> None:
     """Go through all items as training and evaluation do."""
     for split in (data.train, data.eval):
         batch = data.collate([split[index] for index in range(len(split))])

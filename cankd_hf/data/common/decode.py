@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from cankd_hf.config.data import PILLOW_LIMIT
+from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
+from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.targets import Mask, Target
 from cankd_hf.errors import InputError
 
@@ -192,6 +193,12 @@ class Decoder:
                 )
         fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
         return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
+
+
+def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
+    """The decoder a set needs."""
+    num_labels = len(labels.id2label) or None
+    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
 
 def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:

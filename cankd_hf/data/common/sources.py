@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import ImageDataset, Source, Transform
-from cankd_hf.data.common.decode import Decoder
+from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import StreamDataset, StreamSource, stream_of
@@ -33,12 +33,14 @@ class TaskData:
         eval: the same at `image_size`, as it is scored; None without such a split.
         test: the same for the final table.
         facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
+        collate: samples -> one batch.
     """
 
     train: Any
     eval: Any
     test: Any
     facts: dict[str, Any] = field(default_factory=dict)
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
 
 
 class SplitCatalog(Protocol):
@@ -96,19 +98,13 @@ class _Shapes:
         return self.splits[name]
 
 
-def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
-    """The decoder a set needs."""
-    num_labels = len(labels.id2label) or None
-    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
-
-
 def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":
         return _Shapes(config, need_masks)
     if is_table_path(path) or not Path(path).exists():
-        return open_table(config, need_masks, make_decoder)
+        return open_table(config, need_masks)
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
@@ -202,7 +198,8 @@ def wrap(
             continue
         indices = report.usable[role]
         loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error)
-    return TaskData(**loaded, facts=_facts(config, catalog, loaded, report, noticed))
+    facts = _facts(config, catalog, loaded, report, noticed)
+    return TaskData(loaded["train"], loaded["eval"], loaded["test"], facts)
 
 
 def _facts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import shortened
 from cankd_hf.data.common.dataset import Source
-from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels
+from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
@@ -20,12 +20,11 @@ from cankd_hf.data.common.sources import (
     TaskData,
     by_role,
     find_split,
-    make_decoder,
     open_set,
     wrap,
 )
 from cankd_hf.data.common.streams import StreamSource, stream_of
-from cankd_hf.data.common.tables import TableSource, image_columns, is_table_path, labels_file, open_table
+from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.data.detection.objects import (
@@ -54,11 +53,6 @@ class DetectionData(TaskData):
 
     id2label: dict[int, str]
     category_ids: list[int]
-
-    @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The collator."""
-        return detection_collate
 
 
 def load_detection(
@@ -95,6 +89,7 @@ def load_detection(
     id2label = catalog.labels.id2label
     category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
     data.facts["category_ids"] = category_ids
+    data.collate = detection_collate
     return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
 
 
@@ -116,37 +111,6 @@ class AnnotatedSource(FolderSource):
     def load(self, index: int) -> Sample:
         """Decode an image and put its objects on it."""
         return with_objects(super().load(index), self.annotations[index], self.skip)
-
-
-class AnnotatedTable(TableSource):
-    """Rows of a table with a column of objects.
-
-    Args:
-        table: as for `TableSource`.
-        image_column: column of the image.
-        decoder: how to read the images.
-        name: of the split.
-        read: (row, number, name) -> what is written about the image.
-        skip: as for `AnnotatedSource`.
-    """
-
-    def __init__(
-        self,
-        table: Any,
-        image_column: str,
-        decoder: Decoder,
-        name: str,
-        read: Callable[[dict[str, Any], int, str], Annotation],
-        skip: bool,
-    ) -> None:
-        super().__init__(table, image_column, None, decoder, name)
-        self.read = read
-        self.skip = skip
-
-    def decode(self, row: dict[str, Any], index: int) -> Sample:
-        """Decode an image and put its objects on it."""
-        sample = super().decode(row, index)
-        return with_objects(sample, self.read(row, index, sample.name), self.skip)
 
 
 def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
@@ -242,7 +206,7 @@ class _ObjectTable:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.opened = open_table(config, False, make_decoder)
+        self.opened = open_table(config, False)
         self.warnings: list[str] = []
         features = dict(next(iter(self.opened.tables.values())).features or {})
         self.column = "objects" if config.objects_column == "auto" else config.objects_column
@@ -260,20 +224,14 @@ class _ObjectTable:
 
     def source(self, name: str) -> Source | StreamSource:
         """One of them."""
-        from datasets import Image
+        config, columns = self.config, self.opened.tables[name].features
+        beside = [key for key in ("image_id", "width", "height") if key in columns]
 
-        config, table = self.config, self.opened.tables[name]
-        image_column, _ = image_columns(config, table.features, False)
-        beside = [key for key in ("image_id", "width", "height") if key in table.features]
-        table = table.select_columns([image_column, self.column, *beside])
-        table = table.cast_column(image_column, Image(decode=False))
+        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
+            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
+            return with_objects(sample, annotation, config.on_error == "skip")
 
-        def read(row: dict[str, Any], number: int, place: str) -> Annotation:
-            return _read_row(config, self.categories, self.column, row, number, place)
-
-        decoder = make_decoder(config, self.labels)
-        source = AnnotatedTable(table, image_column, decoder, f"{config.path}:{name}", read, config.on_error == "skip")
-        return StreamSource(table, source.decode) if config.streaming else source
+        return self.opened.source(name, [self.column, *beside], label)
 
 
 def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
@@ -14,17 +12,7 @@ from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
-@dataclass
-class ImageData(TaskData):
-    """The data sets of a label-free run: items hold `pixel_values` alone."""
-
-    @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The collator; it pads images only."""
-        return segmentation_collate
-
-
-def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> ImageData:
+def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> TaskData:
     """Open, check and wrap any set of images, labels or not, for label-free distillation.
 
     Without a validation split, every n-th training image is held out, so that about `config.holdout` of them are.
@@ -49,4 +37,5 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
     data = wrap(config, catalog, sources, False, seed, TrainTransform(config), EvalTransform(config))
-    return ImageData(**vars(data))
+    data.collate = segmentation_collate
+    return data

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, wrap
@@ -27,11 +26,6 @@ class SegmentationData(TaskData):
     id2label: dict[int, str]
     ignore_index: int
     palette: dict[int, tuple[int, int, int]]
-
-    @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The collator that pads with this set's void label."""
-        return partial(segmentation_collate, ignore_index=self.ignore_index)
 
 
 def load_segmentation(
@@ -60,6 +54,7 @@ def load_segmentation(
     labels = catalog.labels
     augment = TrainTransform(config, labels.ignore_index)
     data = wrap(config, catalog, sources, need_labels, seed, augment, EvalTransform(config))
+    data.collate = partial(segmentation_collate, ignore_index=labels.ignore_index)
     return SegmentationData(
         **vars(data), id2label=labels.id2label, ignore_index=labels.ignore_index, palette=labels.colours()
     )
