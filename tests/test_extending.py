@@ -1,6 +1,6 @@
 """What CONTRIBUTING says it takes to add something, done on a scratch copy of the package: so many files and no more.
 
-A task is added in `test_toy_task.py`; a second teacher and a phase, which take no file, in `training/test_objective.py`.
+A task is added in `test_toy_task.py`; a second teacher and a phase take no file: `training/test_objective.py`.
 """
 
 from __future__ import annotations
@@ -174,4 +174,4 @@ def test_what_was_added_is_checked_like_the_rest(scratch: Path) -> None:
     wrong = {**RECIPE, "distill": {"terms": [{"loss": "kl", "options": {"temprature": 2.0}}, {"loss": "l2"}]}}
     done = train(scratch, wrong)
     assert done.returncode == 2
-    assert "did you mean 'temperature'" in done.stderr and "did you mean 'l1'" in done.stderr
+    assert "did you mean 'temperature'" in done.stderr and "known: cankd, instance_mse, kl, l1" in done.stderr

@@ -36,7 +36,7 @@ def write_folder(folder: Path) -> Path:
         for index in range(count):
             sample = source.load(index)
             Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / split / f"{index}.png")
-            Image.fromarray(np.asarray(sample.mask, dtype=np.uint8)).save(folder / split / f"{index}_mask.png")
+            Image.fromarray(np.asarray(sample.label, dtype=np.uint8)).save(folder / split / f"{index}_mask.png")
             lines.append(json.dumps({"file_name": f"{index}.png", "mask_file_name": f"{index}_mask.png"}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     (folder / "labels.json").write_text(json.dumps({"id2label": SHAPE_CLASSES}))

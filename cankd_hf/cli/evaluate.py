@@ -6,12 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cankd_hf.errors import InputError, exit_code
 
 if TYPE_CHECKING:
-    from cankd_hf.tasks import DetectionTask, SegmentationTask
+    from cankd_hf.tasks import Task
 
 EXAMPLES = """examples:
   python -m cankd_hf.evaluate runs/quickstart
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     if dataset is None:
         raise InputError("data: expected a split to score on, found none; name it with data.test_split")
     model = task.load(options.checkpoint)
-    if model.config.num_labels != len(task.id2label):
+    if task.id2label and model.config.num_labels != len(task.id2label):
         raise InputError(
             f"{options.checkpoint}: the student knows {model.config.num_labels} classes, the data have "
             f"{len(task.id2label)}; name the data set it was trained for"
@@ -82,14 +82,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _task(checkpoint: str, saved: Path) -> type[SegmentationTask] | type[DetectionTask]:
+def _task(checkpoint: str, saved: Path) -> type[Task]:
     """What the student does: as its recipe says, else as its architecture is called."""
     import yaml
 
+    from cankd_hf.config.recipe import Recipe
     from cankd_hf.tasks import TASKS, saved_task
 
     if saved.is_file():
-        task: Any = TASKS[yaml.safe_load(saved.read_text(encoding="utf-8")).get("task", "segmentation")]
+        named = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task")
+        task = TASKS[named or Recipe.task]
     else:
         task = saved_task(checkpoint)
     if task.needs_teacher_in_evaluation:

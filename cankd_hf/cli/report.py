@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from cankd_hf.tasks import TASKS
+
 if TYPE_CHECKING:
     from cankd_hf.runs.record import Report
-
-# Metrics as people write them.
-METRICS = {"miou": "mIoU", "ap": "AP", "cka": "CKA"}
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -57,7 +56,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def end_line(report: Report) -> str:
     """What was reached, in how much training, and where it lies; only what is known."""
     student, folder = report.arms[-1], Path(report.output_dir)
-    metric = METRICS.get(report.metric, report.metric)
+    names = [task.metrics[report.metric].short for task in TASKS.values() if report.metric in task.metrics]
+    metric = next(filter(None, names), report.metric)
     score = student.scores.get(report.metric)
     reached = (
         "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
@@ -79,25 +79,11 @@ def _duration(seconds: float) -> str:
 
 
 def _columns(report: Report) -> list[str]:
-    first = report.arms[-1].scores
-    wanted = [report.metric, "ap50", "ap75", "pixel_accuracy", "mean_accuracy", "correlation"]
-    return [name for name in wanted if name in first and isinstance(first[name], float)]
+    scores = report.arms[-1].scores
+    return [name for name in TASKS[report.task].metrics if isinstance(scores.get(name), float)]
 
 
 def _load_code(report: Report) -> str:
-    facts = json.loads((Path(report.output_dir) / "distillation.json").read_text(encoding="utf-8"))
-    pipeline = facts["pipeline_tag"]
-    if pipeline != "image-feature-extraction":
-        config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
-        names = list(config["id2label"].values())
-        text = f", candidate_labels={names}" if pipeline.startswith("zero-shot") else ""
-        ours = "  import cankd_hf  # or trust_remote_code=True where it is not installed\n"
-        return (
-            (ours if config["model_type"] == "cankd_fpn" else "")
-            + "  from transformers import pipeline\n"
-            + f'  pipeline("{pipeline}", "{report.output_dir}")("photo.jpg"{text})'
-        )
-    return (
-        "  from cankd_hf.models.backbones import load_backbone\n"
-        f'  load_backbone("{report.output_dir}")  # or the class named in its config.json, with from_pretrained'
-    )
+    config = json.loads((Path(report.output_dir) / "config.json").read_text(encoding="utf-8"))
+    lines = TASKS[report.task].quick_usage(config, report.output_dir)
+    return "\n".join(f"  {line}".rstrip() for line in lines.splitlines())

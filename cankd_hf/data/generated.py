@@ -11,6 +11,7 @@ import torch
 
 from cankd_hf.config.data import GENERATED
 from cankd_hf.data.common.decode import Sample
+from cankd_hf.data.common.targets import Mask
 from cankd_hf.errors import InputError
 
 SHAPE_CLASSES = {0: "ground", 1: "disc", 2: "ring", 3: "square", 4: "triangle", 5: "star"}
@@ -35,6 +36,8 @@ class ShapesSource:
         seed: of the whole set.
         masks: False: samples come without masks.
     """
+
+    generated = True
 
     def __init__(self, split: str, size: int, pixels: int = 96, seed: int = 0, masks: bool = True) -> None:
         self.masks = masks
@@ -64,7 +67,8 @@ class ShapesSource:
             mask[inside] = label
         image = image * _light(random, self.pixels) + random.normal(0, 6, image.shape)
         pixels = np.clip(image, 0, 255).astype(np.uint8)
-        return Sample(torch.from_numpy(pixels), torch.from_numpy(mask) if self.masks else None, self.name(index))
+        target = Mask(torch.from_numpy(mask)) if self.masks else None
+        return Sample(torch.from_numpy(pixels), target, self.name(index))
 
 
 def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, ShapesSource]:

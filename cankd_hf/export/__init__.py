@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.errors import exit_code
+from cankd_hf.export.checks import FORMATS, check_options
 
 EXAMPLES = """examples:
   python -m cankd_hf.export runs/camvid_seg
@@ -16,7 +17,6 @@ Written are the model, the preprocessor's configuration and export.json with eve
 written before the file has given what PyTorch gives, at several batch sizes and sizes.
 
 exit codes: 0 exported, 2 refused (the message says why), 130 interrupted"""
-FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # imported here, so that --help answers at once
-    from cankd_hf.export.checks import check_options
-
     check_options(options)
-    from cankd_hf.export.command import run
+    from cankd_hf.export.command import run  # here, so that --help answers at once
 
     return run(options)

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cankd_hf.errors import InputError
-from cankd_hf.export import FORMATS
 
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 DTYPES = ("float32", "float16", "bfloat16")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 

@@ -17,11 +17,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.errors import InputError
 from cankd_hf.export.checks import targets
-from cankd_hf.export.compare import Compared, accepted, compare, other_sizes, problem, shapes
+from cankd_hf.export.compare import accepted, compare, other_sizes, problem, shapes
 from cankd_hf.export.files import Runner, metadata, onnx_runner, program_runner, snippet, write_onnx, write_program
-from cankd_hf.export.graph import Cast, Form, Traced, form_of, trace
+from cankd_hf.export.graph import Cast, Traced, trace
 from cankd_hf.export.latency import compiled, latencies, machine, size_of
 from cankd_hf.export.source import Source, load, teacher_of
+from cankd_hf.tasks.export_forms import Compared, ExportForm
 
 REPORT_FILE = "export.json"
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"--size: the student itself does not take images of {size[0]} x {size[1]}; try multiples of 32"
         )
-    form = form_of(source)
+    form = source.form()
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
         aside = Path(folder) / file.name
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             "dynamic": ["batch"] if traced.fixed else ["batch", "height", "width"],
             "fixed_because": traced.fixed,
             "smallest_size": traced.smallest,
-            "outputs": form.outputs,
+            "outputs": list(form.outputs),
             "classes": source.classes,
             "checks": [asdict(result) for result in results],
         }
@@ -74,13 +75,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write_checked(
-    source: Source, form: Form, size: tuple[int, int], options: argparse.Namespace, aside: Path, threads: int
+    source: Source, form: ExportForm, size: tuple[int, int], options: argparse.Namespace, aside: Path, threads: int
 ) -> tuple[Traced, list[Compared], dict[str, str]]:
     """The file, which gives what the student gives; at one size only where it must be, with the reason."""
     module = form.module
     exact = options.dtype == "float32"
     if not exact:  # a copy: the student itself stays as it is, to be compared with
-        module = Cast(form_of(load(source.name)).module, getattr(torch, options.dtype)).eval()
+        module = Cast(load(source.name).form().module, getattr(torch, options.dtype)).eval()
     others = accepted(source, other_sizes(size))
     traced = trace(module.eval(), source, size, others)
     while True:
@@ -102,7 +103,7 @@ def _write_checked(
         traced = trace(module, source, size, [], fixed=reason)
 
 
-def _write(traced: Traced, form: Form, file: Path, facts: dict[str, str], format: str, threads: int) -> Runner:
+def _write(traced: Traced, form: ExportForm, file: Path, facts: dict[str, str], format: str, threads: int) -> Runner:
     for old in file.parent.iterdir():
         old.unlink()
     if format == "onnx":
@@ -139,7 +140,7 @@ def _measure(
 
 
 def _print(
-    console: Console, report: dict[str, Any], source: Source, file: Path, size: tuple[int, int], form: Form
+    console: Console, report: dict[str, Any], source: Source, file: Path, size: tuple[int, int], form: ExportForm
 ) -> None:
     checks = Table(title="exported file against PyTorch", title_justify="left")
     for name in ("batch", "height x width", "difference", "allowed", "detections"):
@@ -151,7 +152,9 @@ def _print(
             str(batch), f"{height} x {width}", f"{check['difference']:.1e}", f"{check['allowed']:.1e}", seen
         )
     console.print(checks)
-    if form.detects() and not any(check["detections"] for check in report["checks"]):
+    if any(check["detections"] is not None for check in report["checks"]) and not any(
+        check["detections"] for check in report["checks"]
+    ):
         console.print("Nothing was detected in the test images, so the selection of detections was not compared.")
     if report["fixed_because"]:
         console.print(f"Any batch, but only images of {size[0]} x {size[1]}: {report['fixed_because']}", markup=False)

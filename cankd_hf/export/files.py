@@ -15,22 +15,16 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from cankd_hf.errors import InputError
-from cankd_hf.export.graph import Form, Traced
+from cankd_hf.export.graph import Traced
 from cankd_hf.export.source import Source
+from cankd_hf.tasks.export_forms import ExportForm
 
 OPSET = 20
 Runner = Callable[[Tensor], list[Tensor]]
-CONVENTIONS = {
-    "pixel_values": "[B, 3, H, W] float32, RGB, rescaled to 0..1, then (x - image_mean) / image_std",
-    "logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax",
-    "scores": "[B, N] float32, best first, 0 after the last detection",
-    "labels": "[B, N] int64, -1 after the last detection",
-    "boxes": "[B, N, 4] float32, left, top, right, bottom in 0..1 of the width and height of pixel_values",
-    "pred_boxes": "[B, N, 4] float32, centre x, centre y, width, height in 0..1 of the input",
-}
+PIXEL_VALUES = "[B, 3, H, W] float32, RGB, rescaled to 0..1, then (x - image_mean) / image_std"
 
 
-def metadata(source: Source, form: Form, dtype: str, size: tuple[int, int], fixed: str | None) -> dict[str, str]:
+def metadata(source: Source, form: ExportForm, dtype: str, size: tuple[int, int], fixed: str | None) -> dict[str, str]:
     """What the file says of itself, every value a string."""
     made = {
         "checkpoint": Path(source.name).name,
@@ -39,19 +33,16 @@ def metadata(source: Source, form: Form, dtype: str, size: tuple[int, int], fixe
         "classes": json.dumps(source.classes),
         "dtype": dtype,
         "size": f"fixed to {size[0]} x {size[1]}: {fixed}" if fixed else "any",
-        "pixel_values": CONVENTIONS["pixel_values"],
+        "pixel_values": PIXEL_VALUES,
+        **form.outputs,
     }
-    for name in form.outputs:
-        made[name] = CONVENTIONS.get(name, "[B, C, h, w] float32")
-    if "pred_boxes" in form.outputs:
-        made["logits"] = "[B, N, K] float32, as the image processor of transformers reads them"
     for name in ("image_mean", "image_std"):
         if name in source.preprocessor:
             made[name] = json.dumps(source.preprocessor[name])
     return made
 
 
-def write_onnx(traced: Traced, form: Form, file: Path, facts: dict[str, str]) -> None:
+def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, str]) -> None:
     """Converts to ONNX, checks the file's form and writes it; weights beyond 2 GB go beside it.
 
     Raises:
@@ -68,7 +59,7 @@ def write_onnx(traced: Traced, form: Form, file: Path, facts: dict[str, str]) ->
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["pixel_values"],
-                output_names=form.outputs,
+                output_names=list(form.outputs),
                 verbose=False,
             )
             assert made is not None
@@ -123,15 +114,14 @@ def program_runner(file: Path) -> Runner:
     return lambda images: list(module(images))
 
 
-def snippet(file: Path, source: Source, form: Form, size: tuple[int, int]) -> str:
+def snippet(file: Path, source: Source, form: ExportForm, size: tuple[int, int]) -> str:
     """Lines that run the model on one image of noise; for ONNX they need numpy and onnxruntime alone."""
     mean = source.preprocessor.get("image_mean", [0.0] * 3)
     std = source.preprocessor.get("image_std", [1.0] * 3)
     onnx = file.suffix == ".onnx"
     names = ", ".join(form.outputs) + ("," if len(form.outputs) == 1 else "")
     lines = ["import numpy as np", "import onnxruntime" if onnx else "import torch"]
-    if source.task == "detection" and not onnx:
-        lines.append("import torchvision")
+    lines += [] if onnx else [f"import {name}" for name in form.imports]
     lines += [
         f"mean, std = np.array({list(mean)}), np.array({list(std)})",
         f"image = np.random.default_rng(0).integers(0, 256, ({size[0]}, {size[1]}, 3))  # yours: RGB, 0 to 255",

@@ -1,4 +1,4 @@
-"""What is exported: a module with plain inputs and outputs for every kind of student."""
+"""From the exportable form of a student to a traced program."""
 
 from __future__ import annotations
 
@@ -12,40 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from transformers import PreTrainedModel
 
 from cankd_hf.errors import InputError
-from cankd_hf.export.detectors import DenseForm, FasterRCNNForm
 from cankd_hf.export.source import Source
-from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
 # Model types whose windows are laid out for one size: traced for several they take minutes, and serve none but one.
 ONE_SIZE = {"swin", "swinv2", "maskformer-swin", "donut-swin", "swin2sr"}
-
-
-class Maps(nn.Module):
-    """A backbone: `pixel_values` -> its feature maps, fine to coarse."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """`[B, 3, H, W]` -> maps `[B, C, h, w]`."""
-        return tuple(self.model(pixel_values=pixel_values).feature_maps)
-
-
-class Named(nn.Module):
-    """A model of `transformers`: `pixel_values` -> the named fields of its output."""
-
-    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """`[B, 3, H, W]` -> the fields."""
-        output = self.model(pixel_values=pixel_values)
-        return tuple(output[name] for name in self.names)
 
 
 class Cast(nn.Module):
@@ -59,32 +31,6 @@ class Cast(nn.Module):
         """As the form inside."""
         outputs = self.form(pixel_values.to(self.dtype))
         return tuple(x.float() if x.is_floating_point() else x for x in outputs)
-
-
-@dataclass
-class Form:
-    """A module to export, and the names of its outputs."""
-
-    module: nn.Module
-    outputs: list[str]
-
-    def detects(self) -> bool:
-        """Whether its outputs are sets of detections, in no order that matters."""
-        return self.outputs[0] == "scores"
-
-
-def form_of(source: Source) -> Form:
-    """The exportable form of a student."""
-    model: Any = source.model
-    if source.task == "features":
-        count = len(Maps(model)(torch.zeros(1, 3, *source.size())))
-        return Form(Maps(model), [f"feature_map_{i}" for i in range(count)])
-    if source.task == "segmentation":
-        return Form(Named(model, ["logits"]), ["logits"])
-    if isinstance(model, FPNForObjectDetection):
-        made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
-        return Form(made(model), ["scores", "labels", "boxes"])
-    return Form(Named(model, ["logits", "pred_boxes"]), ["logits", "pred_boxes"])
 
 
 def model_types(config: Any) -> set[str]:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as PROMPTED_TYPES,
-)
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
-from cankd_hf.tasks import FeaturesTask, Task, saved_task
+from cankd_hf.tasks import TASKS, Task, saved_task
+from cankd_hf.tasks.export_forms import ExportForm
 
 DEFAULT_SIZE = (512, 512)
 
@@ -25,7 +23,7 @@ class Source:
 
     Args:
         name: folder or Hub id.
-        task: segmentation, detection or features.
+        task: name of what it does.
         model: in eval mode and float32.
         preprocessor: fields of its preprocessor_config.json, empty where there is none.
     """
@@ -37,8 +35,17 @@ class Source:
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of the outputs; a backbone has none."""
-        return [] if self.task == "features" else list(self.model.config.id2label.values())
+        """Names in the order of the outputs, where the task has classes."""
+        return list(self.kind.from_model(self.model).id2label.values())
+
+    @property
+    def kind(self) -> type[Task]:
+        """What it does."""
+        return TASKS[self.task]
+
+    def form(self) -> ExportForm:
+        """What of it is exported."""
+        return self.kind.export_form(self.model, self.size())
 
     def size(self) -> tuple[int, int]:
         """Height and width that the preprocessor brings images to."""
@@ -54,10 +61,10 @@ def load(checkpoint: str) -> Source:
     Raises:
         InputError: if there is none.
     """
-    kind: Any = saved_task(checkpoint)
-    if PretrainedConfig.get_config_dict(checkpoint)[0].get("model_type") in PROMPTED_TYPES:
-        raise InputError(f"{checkpoint}: it reads a text with each image, which this export cannot give it")
-    task: Task = kind() if kind is FeaturesTask else kind({})
+    task = saved_task(checkpoint)
+    reason = task.why_not_exported(PretrainedConfig.get_config_dict(checkpoint)[0])
+    if reason is not None:
+        raise InputError(f"{checkpoint}: {reason}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = task.load(checkpoint)

@@ -17,7 +17,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from cankd_hf.figures.attention import attention_maps
 from cankd_hf.figures.draw import difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look
-from cankd_hf.tasks.pictures import shown, spread
+from cankd_hf.tasks.pictures import denormalize, sample_evenly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ class FeatureFiguresCallback(TrainerCallback):
             dataset = next(iter(dataset.values()), None)
         if dataset is None:
             raise RuntimeError("there is no validation set to take images from")
-        self._pixels = [sample["pixel_values"] for sample in spread(dataset, self.images)]
+        self._pixels = [sample["pixel_values"] for sample in sample_evenly(dataset, self.images)]
         self._start = self._look(f"student at step {state.global_step}")
 
     def _look(self, name: str) -> list[Seen]:
@@ -108,7 +108,7 @@ class FeatureFiguresCallback(TrainerCallback):
         subject = Subject(name, distiller.taps, distiller)
         found = []
         for number, pixels in enumerate(self._pixels):
-            image = shown(pixels.float().cpu(), processor.image_mean, processor.image_std)
+            image = denormalize(pixels.float().cpu(), processor.image_mean, processor.image_std)
             found.append(look(str(number), pixels, image, [subject], trainer.teachers))
         return found
 

@@ -14,18 +14,25 @@ LARGE_BRANCH = 0.5
 WORSE = 0.02  # share of the best score by which the last one may stay below it
 
 
-def warning_signs(history: History, metric: str, scores: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+def warning_signs(
+    history: History,
+    metric: str,
+    scores: Mapping[str, Mapping[str, Any]] | None = None,
+    greater_is_better: bool = True,
+) -> list[str]:
     """What a reader should be warned of, one sentence each; empty where nothing stands out.
 
     Args:
         history: `log_history` of the distilled student.
         metric: the task's score.
         scores: scores of each arm of the run by name (`student alone`, `student distilled`), as far as measured.
+        greater_is_better: whether the score rises where a student gets better.
     """
+    sign = 1 if greater_is_better else -1
     found = [sign for key in _terms(history) for sign in _of_term(history, key)]
-    found += _of_branches(history) + _of_losses(history) + _of_scores(history, metric)
+    found += _of_branches(history) + _of_losses(history) + _of_scores(history, metric, sign)
     alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in ("student alone", "student distilled"))
-    if alone is not None and distilled is not None and distilled < alone:
+    if alone is not None and distilled is not None and sign * distilled < sign * alone:
         found.append(
             f"The distilled student is worse than the student alone ({metric} {distilled:.4f} against {alone:.4f}): "
             "distillation did not help here."
@@ -102,12 +109,12 @@ def _of_losses(history: History) -> list[str]:
     return [f"The loss was not a number at step {broken[0]}: nothing after it means anything."] if broken else []
 
 
-def _of_scores(history: History, metric: str) -> list[str]:
+def _of_scores(history: History, metric: str, sign: int) -> list[str]:
     points = series(history, f"eval_{metric}")
     if len(points) < 2:
         return []
-    best = max(points, key=lambda point: point[1])
-    if points[-1][1] >= best[1] * (1 - WORSE):
+    best = max(points, key=lambda point: sign * point[1])
+    if sign * points[-1][1] >= sign * best[1] * (1 - sign * WORSE):
         return []
     return [
         f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {points[-1][1]:.4f}; "

@@ -15,10 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from cankd_hf.hub.facts import Facts, licence_of, read_facts
 from cankd_hf.hub.files import CARD_FILE
 from cankd_hf.hub.sections import (
-    METRICS,
     citation,
     limits,
-    load_code,
     made,
     markdown,
     purpose,
@@ -91,7 +89,7 @@ def render_card(
     """
     title = title or Path(name).name
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
-    code, code_note = load_code(facts, name)
+    code, code_note = facts.task.usage(facts.config, name)
     rows, table_note = results_table(facts)
     text = template.render(
         metadata=card_data(facts, title, licence, tags).to_yaml().strip(),
@@ -124,7 +122,7 @@ def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequen
         more["datasets"] = [facts.dataset_id]
     scores, split = reached(facts)
     if scores:
-        more["metrics"] = [METRICS[name][0] for name in scores]
+        more["metrics"] = [facts.task.metrics[name].hub for name in scores]
     if scores and facts.data.get("path"):  # a score without its data set says nothing
         more.update(model_name=title, eval_results=_eval_results(facts, scores, split))
     own = ["cankd"] + (["knowledge-distillation"] if facts.teacher else [])
@@ -146,8 +144,8 @@ def _eval_results(facts: Facts, scores: dict[str, float], split: str) -> list[Ev
             dataset_name=name,
             dataset_split=split,
             dataset_revision=facts.data.get("revision") if facts.dataset_id else None,
-            metric_type=METRICS[metric][0],
-            metric_name=METRICS[metric][1],
+            metric_type=facts.task.metrics[metric].hub,
+            metric_name=facts.task.metrics[metric].title,
             metric_value=round(value, 6),
         )
         for metric, value in scores.items()

@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import FACTS_FILE, RECIPE_FILE, RESULTS_FILE, read_json
+from cankd_hf.tasks import Task, recorded_task
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -75,12 +76,14 @@ class Facts:
         return self.recipe.get("hub") or {}
 
     @property
+    def task(self) -> type[Task]:
+        """What the student does."""
+        return recorded_task(self.run, self.config)
+
+    @property
     def pipeline_tag(self) -> str:
-        """The Hub's name of the task."""
-        architecture = (self.config.get("architectures") or [""])[0]
-        heads = {"Segmentation": "image-segmentation", "ObjectDetection": "object-detection"}
-        found = [tag for head, tag in heads.items() if head in architecture]
-        return self.run.get("pipeline_tag") or (found or ["image-feature-extraction"])[0]
+        """The Hub's name of it."""
+        return self.run.get("pipeline_tag") or self.task.pipeline_tag_of(self.config)
 
 
 def read_facts(folder: str | Path) -> Facts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,6 @@ from typing import Any
 from cankd_hf.hub.facts import Facts
 from cankd_hf.losses import LOSSES
 
-# Score -> (the Hub's identifier, name in tables), in the order of tables.
-METRICS = {
-    "miou": ("mean_iou", "Mean IoU"),
-    "pixel_accuracy": ("accuracy", "Pixel accuracy"),
-    "mean_accuracy": ("mean_accuracy", "Mean class accuracy"),
-    "ap": ("map", "AP"),
-    "ap50": ("map_50", "AP50"),
-    "ap75": ("map_75", "AP75"),
-    "cka": ("cka", "Linear CKA with the teacher"),
-    "correlation": ("correlation", "Correlation with the teacher"),
-}
-# What a pipeline finds, beside its label.
-_FOUND = {
-    "image-segmentation": 'found["mask"].size',
-    "object-detection": 'found["score"], found["box"]',
-    "zero-shot-object-detection": 'found["score"], found["box"]',
-}
 # Rows of the result table, in the order they are read.
 _ROWS = ("student alone", "student", "student distilled", "teacher")
 
@@ -35,66 +17,19 @@ def purpose(facts: Facts) -> str:
     """What the student is for, in one sentence."""
     size = f" of {facts.run['parameters']:,} parameters" if "parameters" in facts.run else ""
     source = f"distilled from {_teacher_name(facts)}" if facts.teacher else "trained without a teacher"
-    classes = len(facts.config.get("id2label") or ())
-    if facts.pipeline_tag == "image-segmentation":
-        which = f" one of {classes} classes" if classes else " a class"
-        return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
-    if facts.pipeline_tag.endswith("object-detection"):
-        kinds = f"{classes} kinds of things" if classes else "things"
-        return f"An object detector{size} that finds and boxes {kinds}, {source}."
-    return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
-
-
-def load_code(facts: Facts, name: str) -> tuple[str, str]:
-    """Five lines that load and use the student, and a remark on them."""
-    quoted = json.dumps(name)
-    cls = (facts.config.get("architectures") or ["AutoModel"])[0]
-    if facts.pipeline_tag in _FOUND:
-        ours = bool(facts.config.get("auto_map"))
-        trust = ", trust_remote_code=True" if ours else ""
-        local = not ours and str(facts.config.get("model_type")).startswith("cankd_")
-        text = ""
-        if facts.pipeline_tag.startswith("zero-shot"):  # its text names the classes it was trained on
-            text = f", candidate_labels={list((facts.config.get('id2label') or {}).values())}"
-        code = (
-            f"{'import cankd_hf  # knows the model' if local else ''}\n"
-            "from transformers import pipeline\n\n"
-            f'predict = pipeline("{facts.pipeline_tag}", {quoted}{trust})\n'
-            f'for found in predict("photo.jpg"{text}):\n'
-            f'    print(found["label"], {_FOUND[facts.pipeline_tag]})'
-        )
-        note = (
-            "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads "
-            "without `trust_remote_code`."
-        )
-        return code.lstrip(), note if ours else ""
-    if cls == "TimmBackbone":  # its own from_pretrained takes a timm name and nothing else
-        loader, call = "from cankd_hf.models.backbones import load_backbone", "load_backbone"
-        imports = f"{loader}\nfrom PIL import Image\nfrom transformers import AutoImageProcessor"
-    else:
-        imports, call = (
-            f"from PIL import Image\nfrom transformers import AutoImageProcessor, {cls}",
-            f"{cls}.from_pretrained",
-        )
-    code = (
-        f"{imports}\n\n"
-        f'images = AutoImageProcessor.from_pretrained({quoted})(Image.open("photo.jpg"), return_tensors="pt")\n'
-        f"for features in {call}({quoted})(**images).feature_maps:\n"
-        "    print(features.shape)"
-    )
-    return code, ""
+    return facts.task.purpose(facts.config, size, source)
 
 
 def reached(facts: Facts) -> tuple[dict[str, float], str]:
-    """The student's own scores by name in `METRICS`, and the split they were taken on; empty where not measured."""
+    """The scores of the student that tables show, and the split they were taken on; empty where not measured."""
     arms = facts.results.get("arms") or []
     if arms:
-        return _known(arms[-1].get("scores") or {}), str(facts.results.get("split", "test"))
-    return _known(facts.run.get("scores") or {}), "validation"
+        return _known(facts, arms[-1].get("scores") or {}), str(facts.results.get("split", "test"))
+    return _known(facts, facts.run.get("scores") or {}), "validation"
 
 
-def _known(scores: dict[str, Any]) -> dict[str, float]:
-    values = {name: scores[name] for name in METRICS if isinstance(scores.get(name), (int, float))}
+def _known(facts: Facts, scores: dict[str, Any]) -> dict[str, float]:
+    values = {name: scores[name] for name in facts.task.metrics if isinstance(scores.get(name), (int, float))}
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
@@ -105,10 +40,10 @@ def results_table(facts: Facts) -> tuple[list[list[str]], str]:
         return [], ""
     arms = facts.results.get("arms") or [{"name": "student", "scores": facts.run["scores"], **_size(facts)}]
     arms = sorted(arms, key=lambda arm: _ROWS.index(arm["name"]) if arm["name"] in _ROWS else len(_ROWS))
-    header = ["model", "parameters", "steps", *(METRICS[name][1] for name in scores)]
+    header = ["model", "parameters", "steps", *(facts.task.metrics[name].title for name in scores)]
     rows = [header]
     for arm in arms:
-        known = _known(arm.get("scores") or {})
+        known = _known(facts, arm.get("scores") or {})
         sizes = [f"{arm[key]:,}" if arm.get(key) else "" for key in ("parameters", "steps")]
         name = arm["name"] + (" †" if arm.get("inherited") else "")
         rows.append([name, *sizes, *(f"{known[key]:.4f}" if key in known else "" for key in scores)])
@@ -123,9 +58,10 @@ def _gap(facts: Facts) -> str:
     gap = facts.results.get("gap_closed")
     if gap is None:
         return ""
-    metric = METRICS[facts.results["metric"]][1]
+    metric = facts.task.metrics[facts.results["metric"]].title
     if gap < 0:
-        return f" Distillation did not help here: the distilled student is below the student alone in {metric}."
+        side = "below" if facts.task.greater_is_better else "above"
+        return f" Distillation did not help here: the distilled student is {side} the student alone in {metric}."
     if gap < 0.005:
         return f" Distillation brought nothing in {metric} here: student alone and distilled student are level."
     return f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
@@ -250,26 +186,15 @@ def terms_table(facts: Facts) -> list[list[str]]:
         for pair in term["pairs"]:
             # The authors' loss has the factor 0.5 outside of mu, ours inside of the loss.
             mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
-            strides = [f"{pair[f'{side}_stride']:.3g}" for side in ("student", "teacher")]
+            read = [pair.get(f"{side}_stride") for side in ("student", "teacher")]
+            strides = ["logits" if stride is None else f"{stride:.3g}" for stride in read]
             rows.append([term["name"], *strides, f"{pair['weight']:g}", mu])
     return rows
 
 
 def limits(facts: Facts) -> list[str]:
     """What a user should not expect, as far as the facts tell."""
-    said = []
-    labels = list((facts.config.get("id2label") or {}).values())
-    shown = ", ".join(str(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
-    if facts.pipeline_tag == "image-segmentation" and labels:
-        said.append(f"It knows {len(labels)} classes and gives every pixel one of them: {shown}.")
-    elif facts.pipeline_tag.endswith("object-detection") and labels:
-        said.append(f"It finds {len(labels)} classes and nothing else: {shown}.")
-        if "nms_threshold" in facts.config:
-            score, overlap = facts.config["score_threshold"], facts.config["nms_threshold"]
-            said.append(
-                f"Detections below a score of {score:g} are dropped, and so is the weaker of two boxes of a class "
-                f"that overlap by more than {overlap:g}."
-            )
+    said = facts.task.limits(facts.config)
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
     elif facts.data.get("path"):

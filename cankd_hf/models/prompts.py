@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 from cankd_hf.errors import InputError
@@ -49,8 +56,25 @@ class TextInput:
         return (), {**kwargs, **text}
 
 
+class ImageTextProcessor(GroundingDinoImageProcessor):
+    """An image processor that is saved together with a tokenizer, as the one processor that Grounding DINO has.
+
+    Args:
+        tokenizer: the model's.
+        settings: of the image processor.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._settings, self._tokenizer = settings, tokenizer
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        images = GroundingDinoImageProcessor(**self._settings)
+        return GroundingDinoProcessor(images, self._tokenizer).save_pretrained(save_directory, push_to_hub, **kwargs)
+
+
 def text_input(model: nn.Module) -> TextInput | None:
-    """The text that a model was given by `give_prompt`, if it was."""
+    """The text that a model was given by `attach_prompt`, if it was."""
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, TextInput)), None)
 
 
@@ -59,7 +83,7 @@ def reads_text(model: PreTrainedModel) -> bool:
     return model.config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 
-def give_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+def attach_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
     """Makes a detector that reads text one of fixed classes: from now on it takes images alone.
 
     What is saved of it is as before; a caller that gives `input_ids` is still obeyed.
@@ -72,20 +96,20 @@ def give_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
     Raises:
         InputError: see `read_prompt`.
     """
-    _give(model, TextInput(read_prompt(tokenizer, names, model.config.max_text_len), tokenizer))
+    _attach(model, TextInput(read_prompt(tokenizer, names, model.config.max_text_len), tokenizer))
 
 
-def give_no_words(model: nn.Module) -> None:
+def attach_empty_prompt(model: nn.Module) -> None:
     """Lets a detector that reads text run on images alone as far as it looks at nothing but them.
 
     For teachers, whose maps are taken before images and text meet.
     """
     if isinstance(model, PreTrainedModel) and reads_text(model) and text_input(model) is None:
         if model.config.model_type in PROMPTED:  # reads the text first
-            _give(model, TextInput({"input_ids": torch.tensor([NO_WORDS])}))
+            _attach(model, TextInput({"input_ids": torch.tensor([NO_WORDS])}))
         elif model.config.model_type == "omdet-turbo":  # reads it last
             tokens = ("classes_input_ids", "classes_attention_mask", "tasks_input_ids", "tasks_attention_mask")
-            _give(model, TextInput(dict.fromkeys((*tokens, "classes_structure"))))
+            _attach(model, TextInput(dict.fromkeys((*tokens, "classes_structure"))))
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -154,7 +178,7 @@ def phrase_probabilities(logits: Tensor, input_ids: Tensor) -> Tensor:
     return logits.float().sigmoid() @ (phrases / phrases.sum(dim=-1, keepdim=True)).transpose(1, 2)
 
 
-def _give(model: nn.Module, text: TextInput) -> None:
+def _attach(model: nn.Module, text: TextInput) -> None:
     for number, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, TextInput):
             model._forward_pre_hooks[number] = text

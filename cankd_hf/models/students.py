@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +84,19 @@ def build_student(
     else:
         model = _random_student(config.config or {}, auto_class, id2label, ignore_index)
     return model.train()
+
+
+def load_student(auto_class: Any, folder: str | Path, revision: str | None, task: str) -> PreTrainedModel:
+    """A saved student in float32.
+
+    Raises:
+        InputError: if there is none that the auto class knows.
+    """
+    register()
+    try:
+        return auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: expected a saved {task} student, found none: {first_line(error)}") from error
 
 
 def _hub(config: StudentConfig) -> dict[str, Any]:

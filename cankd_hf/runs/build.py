@@ -17,7 +17,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.models.inherit import inherit
-from cankd_hf.tasks import Task, TaskData
+from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -49,6 +49,9 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     name = name if folder == out else f"{name}-{folder.name}"
     hub = recipe.hub.settings() if recipe.hub is not None else {}
     settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
+    task = TASKS[recipe.task]
+    if str(settings.get("metric_for_best_model")).removeprefix("eval_") == task.metric:
+        settings.setdefault("greater_is_better", task.greater_is_better)
     try:
         return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
     except InputError:
@@ -119,7 +122,7 @@ def make_trainer(
         inherited=inherited,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        processing_class=task.image_processor(recipe.data),
+        processing_class=task.for_model(model).image_processor(recipe.data),
     )
     if args.log_figures_steps > 0 and teachers:
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws

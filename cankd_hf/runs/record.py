@@ -33,12 +33,15 @@ class Report:
     arms: list[Arm]
     output_dir: str
     facts: dict[str, Any] = field(default_factory=dict)
+    greater_is_better: bool = True
 
     def gap_closed(self) -> float | None:
         """Share of the gap between student alone and teacher that distillation closed; None where unmeasured."""
         found = {arm.name: arm.scores.get(self.metric) for arm in self.arms}
         teacher, alone, distilled = (found.get(name) for name in ("teacher", "student alone", "student distilled"))
-        if teacher is None or alone is None or distilled is None or teacher <= alone:
+        if teacher is None or alone is None or distilled is None:
+            return None
+        if (teacher <= alone) if self.greater_is_better else (teacher >= alone):
             return None
         return (distilled - alone) / (teacher - alone)
 

@@ -60,7 +60,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
         arms.append(session.train("student alone", out / "alone", {}))
     name = "student distilled" if session.teachers else "student"
     arms.append(session.train(name, out, session.teachers))
-    report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts)
+    report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts, task.greater_is_better)
     if args.process_index == 0:
         session.picture(report)
         write_json(out / RESULTS_FILE, {**as_dict(report), "gap_closed": report.gap_closed()})
@@ -138,7 +138,7 @@ class _Session:
         if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(teacher.model):
             return None
         model = self.task.load(folder, teacher.config.revision)
-        if dict(model.config.id2label) != dict(getattr(self.task, "id2label", {})):
+        if dict(model.config.id2label) != self.task.id2label:
             logger.warning("teacher: knows other classes than the data have; it is not scored")
             return None
         args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)

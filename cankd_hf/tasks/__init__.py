@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
+from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
-from cankd_hf.tasks.base import Task, TaskData
+from cankd_hf.tasks.base import Metric, Task
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
 from cankd_hf.tasks.segmentation import SegmentationTask
@@ -19,7 +21,18 @@ TASKS: dict[str, type[Task]] = {
     "features": FeaturesTask,
 }
 
-__all__ = ["TASKS", "DetectionTask", "FeaturesTask", "SegmentationTask", "Task", "TaskData", "saved_task", "task_for"]
+__all__ = [
+    "TASKS",
+    "DetectionTask",
+    "FeaturesTask",
+    "Metric",
+    "SegmentationTask",
+    "Task",
+    "TaskData",
+    "recorded_task",
+    "saved_task",
+    "task_for",
+]
 
 
 def task_for(model: PreTrainedModel) -> Task:
@@ -54,10 +67,20 @@ def saved_task(checkpoint: str) -> type[Task]:
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
-    if names[0].endswith("ForObjectDetection"):
-        return DetectionTask
-    if "SemanticSegmentation" in names[0]:
-        return SegmentationTask
-    if names[0] in MODEL_FOR_BACKBONE_MAPPING_NAMES.values():
-        return FeaturesTask
-    raise InputError(f"{checkpoint}: expected a segmentation or detection student or a backbone, got {names[0]!r}")
+    found = next((task for task in TASKS.values() if task.recognises(names[0])), None)
+    if found is None:
+        raise InputError(f"{checkpoint}: expected a student of one of the tasks {list(TASKS)}, got {names[0]!r}")
+    return found
+
+
+def recorded_task(run: Mapping[str, Any], config: Mapping[str, Any]) -> type[Task]:
+    """The task of a student by what is written beside it; of one that says nothing, that of a bare backbone.
+
+    Args:
+        run: what its trainer recorded, as far as it did.
+        config: its config.json.
+    """
+    architecture = (config.get("architectures") or [""])[0]
+    by_tag = [task for task in TASKS.values() if task.pipeline_tag == run.get("pipeline_tag")]
+    by_class = [task for task in TASKS.values() if task.recognises(architecture)]
+    return TASKS.get(str(run.get("task"))) or (by_tag + by_class + [FeaturesTask])[0]

@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 from transformers import (
     AutoModelForObjectDetection,
     AutoModelForZeroShotObjectDetection,
     BaseImageProcessor,
     DeformableDetrImageProcessor,
     DetrImageProcessor,
-    GroundingDinoImageProcessor,
-    GroundingDinoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RTDetrImageProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.dataset import Transform
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.load import load_detection
+from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
-from cankd_hf.metrics.detection import MAX_DETECTIONS, detection_scores, detection_statistics
+from cankd_hf.metrics.detection import detection_scores, detection_statistics
 from cankd_hf.models import register
-from cankd_hf.models.backbones import first_line, load_config
-from cankd_hf.models.box_count import count_boxes_once
+from cankd_hf.models.backbones import load_config
+from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
 from cankd_hf.models.prompts import (
     PROMPTED,
-    give_prompt,
+    ImageTextProcessor,
+    attach_prompt,
     load_tokenizer,
-    phrase_probabilities,
     reads_text,
     text_input,
 )
-from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Task, TaskData
+from cankd_hf.models.students import build_student, load_student
+from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of
+from cankd_hf.tasks.detection_pictures import draw_detections
+from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
+from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 logger = logging.getLogger(__name__)
 
-# Model types whose last class is "no object", under a softmax; all others, ours too, rate each class by a sigmoid
-# (those that read a text: each word of each class).
-SOFTMAX = {"detr", "table-transformer", "yolos"}
+# Outputs of an exported file and their conventions: of our own detectors, and of those that give one row a query.
+DETECTIONS = {
+    "scores": "[B, N] float32, best first, 0 after the last detection",
+    "labels": "[B, N] int64, -1 after the last detection",
+    "boxes": "[B, N, 4] float32, left, top, right, bottom in 0..1 of the width and height of pixel_values",
+}
+QUERIES = {
+    "logits": "[B, N, K] float32, as the image processor of transformers reads them",
+    "pred_boxes": "[B, N, 4] float32, centre x, centre y, width, height in 0..1 of the input",
+}
 
 
 class DetectionTask(Task):
@@ -58,11 +71,17 @@ class DetectionTask(Task):
 
     Args:
         id2label: name of every class.
-        model_type: of the student, which decides how its outputs are read by the image processor saved beside it.
+        model_type: of the student, which decides how its outputs are read by the image processor saved beside it;
+            `for_model` takes it, and what else a student needs, from the student.
     """
 
     name = "detection"
     metric = "ap"
+    metrics = {
+        "ap": Metric("map", "AP", "AP"),
+        "ap50": Metric("map_50", "AP50"),
+        "ap75": Metric("map_75", "AP75"),
+    }
     pipeline_tag = "object-detection"
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
@@ -72,68 +91,49 @@ class DetectionTask(Task):
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
+    def recognises(cls, architecture: str) -> bool:
+        return architecture.endswith("ForObjectDetection")
+
+    @classmethod
     def accepts(cls, model: PreTrainedModel) -> bool:
-        if not type(model).__name__.endswith("ForObjectDetection"):
+        if not super().accepts(model):
             return False
         # One that reads a text is a detector of fixed classes where these have names.
         return not reads_text(model) or (model.config.model_type in PROMPTED and _has_names(model.config.id2label))
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> DetectionTask:
-        return cls(model.config.id2label)._serve(model, model.name_or_path)
+        return cls(model.config.id2label).for_model(_prepared(model, model.name_or_path))
+
+    def for_model(self, model: PreTrainedModel) -> DetectionTask:
+        task = copy.copy(self)
+        task.model_type = model.config.model_type
+        task.pipeline_tag = self.pipeline_tag_of({"model_type": task.model_type})
+        task.rule = input_rule(model)
+        given = text_input(model) if task.model_type in PROMPTED else None
+        task.tokenizer = None if given is None else given.tokenizer
+        return task
 
     @classmethod
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[DetectionTask, TaskData]:
-        if not labelled:
-            raise InputError(
-                "distill.task_weight: with 0 nothing trains the detection head; set task: features to distil a "
-                "backbone without labels, or a task_weight above 0"
-            )
+        cls.check_labelled(labelled)
         data = load_detection(config, splits=splits)
-        return cls(data.id2label), TaskData(data.train, data.eval, data.test, data.facts)
+        return cls(data.id2label), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         source = config.config if config.model is None else load_config(config.model, hub).to_dict()
         auto_class = _auto_class((source or {}).get("model_type"))
         model = build_student(config, auto_class, self.id2label, ignore_index=None)
-        self._serve(model, config.tokenizer or config.model, config.revision)
-        return model
+        return _prepared(model, config.tokenizer or config.model, config.revision)
 
-    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    @classmethod
+    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
         auto_class = _auto_class(load_config(str(folder), {"revision": revision or "main"}).model_type)
-        try:
-            model = auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder}: expected a saved detection student, found none: {first_line(error)}"
-            ) from error
-        self._serve(model, str(folder), revision)
-        return model
-
-    def _serve(self, model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> DetectionTask:
-        """Takes note of what this model needs of its batches, its image processor and its text."""
-        count_boxes_once()
-        self.model_type = model.config.model_type
-        self.rule = input_rule(model)
-        self.pipeline_tag = "object-detection"
-        self.tokenizer = None
-        if self.model_type in PROMPTED:
-            self.pipeline_tag = "zero-shot-object-detection"
-            if text_input(model) is None:
-                if not tokenizer:
-                    raise InputError(
-                        f"student: {self.model_type} reads its class names with a tokenizer, and nothing says which; "
-                        "name a folder or Hub id that holds it as student.tokenizer"
-                    )
-                names = [self.id2label[index] for index in sorted(self.id2label)]
-                give_prompt(model, load_tokenizer(tokenizer, revision), names)
-            given = text_input(model)
-            self.tokenizer = None if given is None else given.tokenizer
-        return self
+        return _prepared(load_student(auto_class, folder, revision, cls.name), str(folder), revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         stats = {"image_mean": list(config.image_mean), "image_std": list(config.image_std), "do_normalize": True}
@@ -155,12 +155,16 @@ class DetectionTask(Task):
         else:
             scaled = {"do_resize": False}
         if self.tokenizer is not None:
-            return ProcessorOfTwo(self.tokenizer, **scaled, **stats)
+            return ImageTextProcessor(self.tokenizer, **scaled, **stats)
         if self.model_type in SOFTMAX:
             return DetrImageProcessor(**scaled, **stats)
         # Only the first pads a batch, and tells the model where.
         fixed = size is not None and not config.keep_aspect
         return (RTDetrImageProcessor if fixed else DeformableDetrImageProcessor)(**scaled, **stats)
+
+    @classmethod
+    def eval_transform(cls, config: DataConfig) -> Transform:
+        return DetectionEvalTransform(config)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
@@ -178,62 +182,79 @@ class DetectionTask(Task):
         return detection_scores(statistics, self.id2label)
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        from cankd_hf.tasks.detection_pictures import draw_detections
-
-        draw_detections(self, data, models, file, config.image_mean, config.image_std)
+        draw_detections(self.id2label, data, models, file, config.image_mean, config.image_std)
         return True
 
+    @classmethod
+    def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
+        return f"zero-shot-{cls.pipeline_tag}" if config.get("model_type") in PROMPTED else cls.pipeline_tag
 
-class ProcessorOfTwo(GroundingDinoImageProcessor):
-    """An image processor that is saved together with a tokenizer, as the one processor that Grounding DINO has.
+    @classmethod
+    def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
+        classes = len(class_names(config))
+        kinds = f"{classes} kinds of things" if classes else "things"
+        return f"An object detector{size} that finds and boxes {kinds}, {source}."
 
-    Args:
-        tokenizer: the model's.
-        settings: of the image processor.
-    """
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        prints = 'found["score"], found["box"]'
+        return pipeline_usage(config, cls.pipeline_tag_of(config), name, prints, _candidates(config))
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._settings, self._tokenizer = settings, tokenizer
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        return quick_pipeline_usage(config, cls.pipeline_tag_of(config), folder, _candidates(config))
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        images = GroundingDinoImageProcessor(**self._settings)
-        return GroundingDinoProcessor(images, self._tokenizer).save_pretrained(save_directory, push_to_hub, **kwargs)
+    @classmethod
+    def limits(cls, config: Mapping[str, Any]) -> list[str]:
+        names = class_names(config)
+        if not names:
+            return []
+        said = [f"It finds {len(names)} classes and nothing else: {listed(names)}."]
+        if "nms_threshold" in config:
+            score, overlap = config["score_threshold"], config["nms_threshold"]
+            said.append(
+                f"Detections below a score of {score:g} are dropped, and so is the weaker of two boxes of a class "
+                f"that overlap by more than {overlap:g}."
+            )
+        return said
+
+    @classmethod
+    def why_not_exported(cls, config: Mapping[str, Any]) -> str | None:
+        if config.get("model_type") not in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
+            return None
+        return "it reads a text with each image, which this export cannot give it"
+
+    @classmethod
+    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
+        if isinstance(model, FPNForObjectDetection):
+            made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
+            return DetectionsForm(model, DETECTIONS, detections_of, made(model), ("torchvision",))
+        return QueriesForm(model, QUERIES, imports=("torchvision",))
+
+
+def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> PreTrainedModel:
+    """A detector that takes images alone: one that reads a text gets its class names as its prompt."""
+    patch_detr_num_boxes()
+    if model.config.model_type not in PROMPTED or text_input(model) is not None:
+        return model
+    if not tokenizer:
+        raise InputError(
+            f"student: {model.config.model_type} reads its class names with a tokenizer, and nothing says which; "
+            "name a folder or Hub id that holds it as student.tokenizer"
+        )
+    names = model.config.id2label
+    attach_prompt(model, load_tokenizer(tokenizer, revision), [names[index] for index in sorted(names)])
+    return model
 
 
 def _auto_class(model_type: str | None) -> Any:
     return AutoModelForZeroShotObjectDetection if model_type in PROMPTED else AutoModelForObjectDetection
 
 
+def _candidates(config: Mapping[str, Any]) -> str:
+    """The text that a zero-shot pipeline needs: the classes the student was trained on."""
+    return f", candidate_labels={class_names(config)}" if config.get("model_type") in PROMPTED else ""
+
+
 def _has_names(id2label: Mapping[int, str]) -> bool:
     return any(name != f"LABEL_{index}" for index, name in id2label.items())
-
-
-def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS) -> list[dict[str, Tensor]]:
-    """What a detector found, for every family alike: the best pairs of a box and a class.
-
-    Args:
-        outputs: `logits` [B, N, K] (one more for the families in `SOFTMAX`) and `pred_boxes` [B, N, 4] as centre x,
-            centre y, width, height, in 0..1 of the batch's images; of the families in `PROMPTED` also `input_ids`.
-        sizes: [B, 2], height and width that the shares are taken of.
-        model_type: of the detector's config.
-        limit: how many an image can have.
-
-    Returns:
-        For each image, best first: `scores` [n] above 0, `labels` [n] in 0..K-1, `boxes` [n, 4] as x0, y0, x1, y1.
-    """
-    logits = outputs["logits"].float()
-    if model_type in SOFTMAX:
-        rated = logits.softmax(dim=-1)[..., :-1]
-    elif model_type in PROMPTED:
-        rated = phrase_probabilities(logits, outputs["input_ids"])
-    else:
-        rated = logits.sigmoid()
-    scores, places = rated.flatten(1).topk(min(limit, rated[0].numel()))
-    labels, rows = places % rated.shape[-1], places // rated.shape[-1]
-    boxes = box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")
-    boxes = boxes * sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
-    return [
-        {"scores": s[s > 0], "labels": y[s > 0], "boxes": b[r[s > 0]]}
-        for s, y, r, b in zip(scores, labels, rows, boxes, strict=True)
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from transformers import PreTrainedModel
 
 from cankd_hf.data.detection.collate import detection_collate, original_objects
 from cankd_hf.features.inputs import input_rule
-from cankd_hf.tasks.pictures import class_colours, shown, spread
-
-if TYPE_CHECKING:
-    from cankd_hf.tasks.detection import DetectionTask
+from cankd_hf.tasks.detection_outputs import detections
+from cankd_hf.tasks.pictures import class_colours, denormalize, sample_evenly
 
 
 def draw_detections(
-    task: DetectionTask,
+    id2label: Mapping[int, str],
     data: Any,
     models: Mapping[str, PreTrainedModel],
     file: Path,
@@ -32,7 +30,7 @@ def draw_detections(
     """Writes a grid: the image with its true boxes, then with each model's, one sample a row, classes named below.
 
     Args:
-        task: names of the classes.
+        id2label: names of the classes.
         data: data set of `pixel_values` [3, H, W] and `labels` of detection.
         models: the models by the name to write above their column, all taking the same normalisation.
         file: the PNG to write.
@@ -44,15 +42,15 @@ def draw_detections(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    samples = spread(data, rows)
-    colours = class_colours(len(task.id2label), None) / 255
+    samples = sample_evenly(data, rows)
+    colours = class_colours(len(id2label), None) / 255
     titles = ["ground truth", *models]
     cell = 3.2  # inches
     shares = [sample["pixel_values"].shape[-2] / sample["pixel_values"].shape[-1] for sample in samples]
     figure = Figure(figsize=(cell * len(titles), cell * sum(shares) + 0.9), layout="constrained")
     axes = figure.subplots(len(samples), len(titles), squeeze=False, height_ratios=shares)
     for row, sample in zip(axes, samples, strict=True):
-        image = shown(sample["pixel_values"], mean, std)
+        image = denormalize(sample["pixel_values"], mean, std)
         size = torch.tensor(image.shape[:2])
         found = [original_objects(sample["labels"], size)]
         found += [_found(model, sample, threshold) for model in models.values()]
@@ -63,7 +61,7 @@ def draw_detections(
             _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
-    handles = [Patch(color=colours[label], label=task.id2label[label]) for label in sorted(task.id2label)[:24]]
+    handles = [Patch(color=colours[label], label=id2label[label]) for label in sorted(id2label)[:24]]
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -88,8 +86,6 @@ def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[in
 
 @torch.no_grad()
 def _found(model: PreTrainedModel, sample: Mapping[str, Any], threshold: float) -> dict[str, Tensor]:
-    from cankd_hf.tasks.detection import detections
-
     model.eval()
     rule = input_rule(model)
     batch = detection_collate([{"pixel_values": sample["pixel_values"]}], rule.multiple if rule.strict else 1)

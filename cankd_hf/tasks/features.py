@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.dataset import Transform
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Task, TaskData
+from cankd_hf.tasks.base import Metric, Task, stretched
+from cankd_hf.tasks.export_forms import ExportForm
 
 
 class FeaturesTask(Task):
@@ -30,12 +35,16 @@ class FeaturesTask(Task):
 
     name = "features"
     metric = "cka"
+    metrics = {
+        "cka": Metric("cka", "Linear CKA with the teacher", "CKA"),
+        "correlation": Metric("correlation", "Correlation with the teacher"),
+    }
     pipeline_tag = "image-feature-extraction"
     needs_teacher_in_evaluation = True
 
     @classmethod
-    def accepts(cls, model: PreTrainedModel) -> bool:
-        return type(model).__name__ in MODEL_FOR_BACKBONE_MAPPING_NAMES.values()
+    def recognises(cls, architecture: str) -> bool:
+        return architecture in MODEL_FOR_BACKBONE_MAPPING_NAMES.values()
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> FeaturesTask:
@@ -48,23 +57,21 @@ class FeaturesTask(Task):
         if labelled:
             raise InputError("distill.task_weight: the features task learns from the teacher alone; set it to 0")
         data = load_images(config, splits)
-        return cls(), TaskData(data.train, data.eval, data.test, data.facts)
+        return cls(), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, None, {})
 
-    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+    @classmethod
+    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         return load_backbone(folder, revision=revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
-        size = config.image_size
-        return BitImageProcessor(
-            do_resize=size is not None,
-            size={"height": size[0], "width": size[1]} if size is not None else None,
-            do_center_crop=False,
-            image_mean=list(config.image_mean),
-            image_std=list(config.image_std),
-        )
+        return BitImageProcessor(**stretched(config), do_center_crop=False)
+
+    @classmethod
+    def eval_transform(cls, config: DataConfig) -> Transform:
+        return EvalTransform(config)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate([{"pixel_values": sample["pixel_values"]} for sample in samples])
@@ -80,3 +87,38 @@ class FeaturesTask(Task):
         for kind in ("correlation", "cka"):
             means[kind] = float(np.mean([value for name, value in means.items() if name.startswith(f"{kind}/")]))
         return means
+
+    @classmethod
+    def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
+        return f"An image backbone{size} whose feature maps serve dense prediction, {source}, without labels."
+
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        quoted, model = json.dumps(name), (config.get("architectures") or ["AutoModel"])[0]
+        if model == "TimmBackbone":  # its own from_pretrained takes a timm name and nothing else
+            call = "load_backbone"
+            imports = "from cankd_hf.models.backbones import load_backbone\nfrom PIL import Image\n"
+            imports += "from transformers import AutoImageProcessor"
+        else:
+            call = f"{model}.from_pretrained"
+            imports = f"from PIL import Image\nfrom transformers import AutoImageProcessor, {model}"
+        code = (
+            f"{imports}\n\n"
+            f'images = AutoImageProcessor.from_pretrained({quoted})(Image.open("photo.jpg"), return_tensors="pt")\n'
+            f"for features in {call}({quoted})(**images).feature_maps:\n"
+            "    print(features.shape)"
+        )
+        return code, ""
+
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        return (
+            "from cankd_hf.models.backbones import load_backbone\n"
+            f'load_backbone("{folder}")  # or the class named in its config.json, with from_pretrained'
+        )
+
+    @classmethod
+    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
+        count = len(model(pixel_values=torch.zeros(1, 3, *size)).feature_maps)
+        outputs = {f"feature_map_{i}": "[B, C, h, w] float32" for i in range(count)}
+        return ExportForm(model, outputs, lambda output: output.feature_maps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from cankd_hf.tasks.segmentation import SegmentationTask
-
 VOID = (0, 0, 0)
 
 
-def spread(data: Any, count: int) -> list[Any]:
+def sample_evenly(data: Any, count: int) -> list[Any]:
     """`count` samples from all over a data set (the first ones of a stream)."""
     if not hasattr(data, "__len__"):
         return list(islice(iter(data), count))
@@ -38,7 +35,7 @@ def class_colours(count: int, palette: Mapping[int, Sequence[int]] | None) -> np
     return (matplotlib.colormaps[name](steps)[:, :3] * 255).astype(np.uint8)
 
 
-def shown(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def denormalize(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """A normalised image [3, H, W] as it looks, [H, W, 3] in 0..1."""
     image = pixel_values * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
@@ -53,7 +50,9 @@ def _predicted(model: PreTrainedModel, pixel_values: Tensor, size: Sequence[int]
 
 
 def draw_segmentation(
-    task: SegmentationTask,
+    id2label: Mapping[int, str],
+    colours: np.ndarray,
+    ignore_index: int,
     data: Any,
     models: Mapping[str, PreTrainedModel],
     file: Path,
@@ -66,7 +65,9 @@ def draw_segmentation(
     Pixels without a label are black in the truth, and in the predictions too, since nothing is asked of them there.
 
     Args:
-        task: names, colours and ignore index.
+        id2label: names of the classes.
+        colours: uint8 [K, 3], see `class_colours`.
+        ignore_index: label of pixels that do not count.
         data: data set of `pixel_values` [3, H, W] and `labels` [h, w].
         models: the models by the name to write above their column, all taking the same normalisation.
         file: the PNG to write.
@@ -77,8 +78,7 @@ def draw_segmentation(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    samples = spread(data, rows)
-    colours = class_colours(len(task.id2label), task.palette)
+    samples = sample_evenly(data, rows)
     titles = ["image", "ground truth", *models]
     height, width = samples[0]["pixel_values"].shape[-2:]
     cell = 2.6  # inches
@@ -86,9 +86,9 @@ def draw_segmentation(
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
     for row, sample in zip(axes, samples, strict=True):
         truth = np.asarray(sample["labels"])
-        counted = truth != task.ignore_index
+        counted = truth != ignore_index
         maps = [truth] + [_predicted(model, sample["pixel_values"], truth.shape) for model in models.values()]
-        pictures = [shown(sample["pixel_values"], mean, std)]
+        pictures = [denormalize(sample["pixel_values"], mean, std)]
         for labels in maps:
             painted = colours[np.clip(labels, 0, len(colours) - 1)]
             painted[~counted] = VOID
@@ -98,9 +98,9 @@ def draw_segmentation(
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
-    present = sorted(task.id2label)[:24]
-    handles = [Patch(color=colours[label] / 255, label=task.id2label[label]) for label in present]
-    if any((np.asarray(sample["labels"]) == task.ignore_index).any() for sample in samples):
+    present = sorted(id2label)[:24]
+    handles = [Patch(color=colours[label] / 255, label=id2label[label]) for label in present]
+    if any((np.asarray(sample["labels"]) == ignore_index).any() for sample in samples):
         handles.append(Patch(color="k", label="no label"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=9, frameon=False)
     figure.savefig(file, dpi=120)

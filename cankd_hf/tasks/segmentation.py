@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
-from cankd_hf.data.common.sources import ROLES
+from cankd_hf.data.common.dataset import Transform
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.load import load_segmentation
-from cankd_hf.errors import InputError
+from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
-from cankd_hf.models import register
-from cankd_hf.models.students import build_student
-from cankd_hf.tasks.base import Task, TaskData
+from cankd_hf.models.students import build_student, load_student
+from cankd_hf.tasks.base import Metric, Task, stretched
+from cankd_hf.tasks.export_forms import ExportForm
+from cankd_hf.tasks.pictures import class_colours, draw_segmentation
+from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 
 class SegmentationTask(Task):
@@ -34,6 +36,11 @@ class SegmentationTask(Task):
 
     name = "segmentation"
     metric = "miou"
+    metrics = {
+        "miou": Metric("mean_iou", "Mean IoU", "mIoU"),
+        "pixel_accuracy": Metric("accuracy", "Pixel accuracy"),
+        "mean_accuracy": Metric("mean_accuracy", "Mean class accuracy"),
+    }
     pipeline_tag = "image-segmentation"
 
     def __init__(
@@ -44,8 +51,8 @@ class SegmentationTask(Task):
         self.palette = palette
 
     @classmethod
-    def accepts(cls, model: PreTrainedModel) -> bool:
-        return "SemanticSegmentation" in type(model).__name__ or type(model).__name__ == "BeitForSemanticSegmentation"
+    def recognises(cls, architecture: str) -> bool:
+        return "SemanticSegmentation" in architecture
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> SegmentationTask:
@@ -55,37 +62,23 @@ class SegmentationTask(Task):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[SegmentationTask, TaskData]:
-        if not labelled:
-            raise InputError(
-                "distill.task_weight: with 0 nothing trains the segmentation head; set task: features to distil a "
-                "backbone without labels, or a task_weight above 0"
-            )
+        cls.check_labelled(labelled)
         data = load_segmentation(config, splits=splits)
-        return cls(data.id2label, data.ignore_index, data.palette), TaskData(
-            data.train, data.eval, data.test, data.facts
-        )
+        return cls(data.id2label, data.ignore_index, data.palette), data
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)
 
-    def load(self, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
-        register()
-        try:
-            return AutoModelForSemanticSegmentation.from_pretrained(
-                folder, revision=revision or "main", dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: expected a saved segmentation student, found none: {error}") from error
+    @classmethod
+    def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
+        return load_student(AutoModelForSemanticSegmentation, folder, revision, cls.name)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
-        size = config.image_size
-        return SegformerImageProcessor(
-            do_resize=size is not None,
-            size={"height": size[0], "width": size[1]} if size is not None else None,
-            image_mean=list(config.image_mean),
-            image_std=list(config.image_std),
-            do_reduce_labels=False,
-        )
+        return SegformerImageProcessor(**stretched(config), do_reduce_labels=False)
+
+    @classmethod
+    def eval_transform(cls, config: DataConfig) -> Transform:
+        return EvalTransform(config)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate(list(samples), self.ignore_index)
@@ -107,7 +100,31 @@ class SegmentationTask(Task):
         return segmentation_scores(statistics, self.id2label)
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        from cankd_hf.tasks.pictures import draw_segmentation
-
-        draw_segmentation(self, data, models, file, config.image_mean, config.image_std)
+        colours = class_colours(len(self.id2label), self.palette)
+        stats = config.image_mean, config.image_std
+        draw_segmentation(self.id2label, colours, self.ignore_index, data, models, file, *stats)
         return True
+
+    @classmethod
+    def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
+        classes = len(class_names(config))
+        which = f" one of {classes} classes" if classes else " a class"
+        return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
+
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        return pipeline_usage(config, cls.pipeline_tag, name, 'found["mask"].size')
+
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        return quick_pipeline_usage(config, cls.pipeline_tag, folder)
+
+    @classmethod
+    def limits(cls, config: Mapping[str, Any]) -> list[str]:
+        names = class_names(config)
+        return [f"It knows {len(names)} classes and gives every pixel one of them: {listed(names)}."] if names else []
+
+    @classmethod
+    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
+        outputs = {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
+        return ExportForm(model, outputs)

@@ -22,7 +22,7 @@ from cankd_hf.features.inputs import (
 )
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around
-from cankd_hf.models.prompts import give_no_words
+from cankd_hf.models.prompts import attach_empty_prompt
 from cankd_hf.teachers.output import TeacherOutput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,7 +52,7 @@ class Teacher(nn.Module):
         self.config = config or TeacherConfig()
         self.name = name or type(model).__name__
         self.model = model.requires_grad_(False).eval()
-        give_no_words(model)
+        attach_empty_prompt(model)
         self.stats = self._own_stats(stats or ImageStats())
         self.rule = input_rule(model)
         self.reads_logits = False

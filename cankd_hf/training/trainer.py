@@ -104,7 +104,7 @@ class CanKDTrainer(StudentHubMixin):
         args = args if args is not None else CanKDConfig("cankd_output")
         given = named_teachers(teacher, teachers)
         objective = check_objective(args, given, terms, task_weight, objective)
-        self.task = task if task is not None else task_for(model)
+        self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
         self.teachers = {name: load_teacher(one) for name, one in given.items()}

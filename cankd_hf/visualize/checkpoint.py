@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -24,10 +23,9 @@ from cankd_hf.figures.curves import History
 from cankd_hf.hub.facts import Facts, read_facts
 from cankd_hf.hub.files import RECIPE_FILE, read_json, student_files
 from cankd_hf.models import register
-from cankd_hf.models.backbones import load_config
 from cankd_hf.models.inherit import inherit
 from cankd_hf.runs.build import build_student, build_teacher
-from cankd_hf.tasks import TASKS, FeaturesTask, Task
+from cankd_hf.tasks import TASKS, Task
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.training.distiller import Distiller
@@ -39,7 +37,7 @@ _FROM_HUB = ["*.json", "*.yaml", "*.safetensors", "*.py"]
 
 
 @dataclass
-class Opened:
+class OpenedCheckpoint:
     """All that can be looked at.
 
     Attributes:
@@ -67,7 +65,7 @@ class Opened:
     notes: list[str] = field(default_factory=list)
 
 
-def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> Opened:
+def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedCheckpoint:
     """Opens a run, a checkpoint of it, or a student on the Hub. What cannot be had is left out with a note.
 
     Args:
@@ -83,15 +81,13 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> Opened:
     student_files(folder)
     facts = read_facts(folder)
     recipe = _recipe(folder, overrides)
-    kind = TASKS[_task_name(facts, recipe)]
-    # The class names alone are enough to load with; the rest of a task is read off the loaded student.
-    blank: Any = kind
-    model = (blank() if kind is FeaturesTask else blank(load_config(str(folder), {}).id2label)).load(folder)
+    kind = facts.task if recipe is None else TASKS[recipe.task]
+    model = kind.load(folder)
     task = kind.from_model(model)
     in_run = folder.name.startswith("checkpoint-") and (folder.parent / RECIPE_FILE).is_file()
     root = folder.parent if in_run else folder
     data = recipe.data if recipe is not None else _data_beside(folder)
-    opened = Opened(folder, root, facts, task, data, recipe, [])
+    opened = OpenedCheckpoint(folder, root, facts, task, data, recipe, [])
     if recipe is not None and recipe.teacher is not None:
         opened.teacher = _teacher(opened, recipe, recipe.teacher)
     _add_students(opened, model)
@@ -119,12 +115,6 @@ def _recipe(folder: Path, overrides: Sequence[str]) -> Recipe | None:
     return None
 
 
-def _task_name(facts: Facts, recipe: Recipe | None) -> str:
-    if recipe is not None:
-        return recipe.task
-    return next(name for name, kind in TASKS.items() if kind.pipeline_tag == facts.pipeline_tag)
-
-
 def _data_beside(folder: Path) -> DataConfig:
     """How images are read, as the image processor beside a student without a recipe says."""
     stats = image_stats(str(folder))
@@ -137,7 +127,7 @@ def _data_beside(folder: Path) -> DataConfig:
     )
 
 
-def _teacher(opened: Opened, recipe: Recipe, config: TeacherConfig) -> Teacher | None:
+def _teacher(opened: OpenedCheckpoint, recipe: Recipe, config: TeacherConfig) -> Teacher | None:
     """The teacher, where the checkpoint has something that compares with it and it can be had."""
     weights = _distiller_file(opened)
     if weights is None:
@@ -167,7 +157,7 @@ def _teacher(opened: Opened, recipe: Recipe, config: TeacherConfig) -> Teacher |
     return teacher
 
 
-def _distiller_file(opened: Opened) -> Path | None:
+def _distiller_file(opened: OpenedCheckpoint) -> Path | None:
     """Connectors and losses: the checkpoint's own; for a run those of the student's step, else the newest."""
     if (opened.folder / DISTILLER_FILE).is_file():
         return opened.folder / DISTILLER_FILE
@@ -179,7 +169,7 @@ def _distiller_file(opened: Opened) -> Path | None:
     return file if file.is_file() else None
 
 
-def _add_students(opened: Opened, model: PreTrainedModel) -> None:
+def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel) -> None:
     """Before, alone and after, as far as they can be had."""
     recipe = opened.recipe
     taps = recipe.student.taps if recipe is not None else "auto"
@@ -220,7 +210,7 @@ def _distiller(recipe: Recipe, model: PreTrainedModel, teacher: Teacher) -> Dist
     return Distiller(model, objective, teacher.levels(image_size), image_size, recipe.student.taps, distill.grid)
 
 
-def _load(distiller: Distiller, weights: Path, opened: Opened) -> None:
+def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None:
     state = load_file(weights)
     own_state = {name: value for name, value in distiller.state_dict().items() if not name.startswith("student.")}
     expected, found = ({(name, *value.shape) for name, value in named.items()} for named in (own_state, state))
@@ -239,7 +229,7 @@ def _load(distiller: Distiller, weights: Path, opened: Opened) -> None:
         )
 
 
-def _histories(opened: Opened) -> dict[str, History]:
+def _histories(opened: OpenedCheckpoint) -> dict[str, History]:
     name = "student" if opened.recipe is None or opened.recipe.teacher is None else "student distilled"
     files = {name: opened.folder / STATE_FILE}
     files |= {"student alone": opened.root / "alone" / STATE_FILE, "teacher": opened.root / "teacher" / STATE_FILE}

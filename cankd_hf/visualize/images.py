@@ -11,13 +11,11 @@ from torch import Tensor
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.recipe import Recipe
-from cankd_hf.data.common.dataset import ImageDataset, Transform
+from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.decode import Decoder, Unusable
-from cankd_hf.data.detection.transforms import DetectionEvalTransform
-from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS, Task
-from cankd_hf.tasks.pictures import shown, spread
+from cankd_hf.tasks.pictures import denormalize, sample_evenly
 
 
 @dataclass
@@ -37,13 +35,13 @@ class Picture:
     image: np.ndarray
 
 
-def pictures_of_files(files: Sequence[str], task: str, data: DataConfig, say: Callable[[str], None]) -> list[Picture]:
+def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: Callable[[str], None]) -> list[Picture]:
     """Reads image files; one that does not open is said and left out.
 
     Raises:
         InputError: if none can be used.
     """
-    transform: Transform = DetectionEvalTransform(data) if task == "detection" else EvalTransform(data)
+    transform = task.eval_transform(data)
     found, problems = [], []
     for file in files:
         try:
@@ -74,7 +72,7 @@ def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
         raise InputError([*error.problems, hint]) from error
     dataset = data.test if role == "test" else data.eval
     if not isinstance(dataset, ImageDataset):  # a stream has neither names nor a length
-        values = [sample["pixel_values"] for sample in spread(dataset, count)]
+        values = [sample["pixel_values"] for sample in sample_evenly(dataset, count)]
         return [_picture(f"image {n}", value, value, recipe.data) for n, value in enumerate(values, start=1)]
     found = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
@@ -90,9 +88,11 @@ def padded(picture: Picture, task: Task, data: DataConfig) -> Picture:
         return picture
     before, now = picture.pixel_values.shape[1:], pixel_values.shape[1:]
     height, width = (round(own * new / old) for own, new, old in zip(picture.size, now, before, strict=True))
-    return Picture(picture.name, pixel_values, (height, width), shown(pixel_values, data.image_mean, data.image_std))
+    return Picture(
+        picture.name, pixel_values, (height, width), denormalize(pixel_values, data.image_mean, data.image_std)
+    )
 
 
 def _picture(name: str, pixel_values: Tensor, image: Tensor, data: DataConfig) -> Picture:
     size = (image.shape[-2], image.shape[-1])
-    return Picture(name, pixel_values, size, shown(pixel_values, data.image_mean, data.image_std))
+    return Picture(name, pixel_values, size, denormalize(pixel_values, data.image_mean, data.image_std))

@@ -13,7 +13,7 @@ import jinja2
 
 from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.hub.sections import made, purpose, results_table, terms_table
-from cankd_hf.visualize.checkpoint import Opened
+from cankd_hf.visualize.checkpoint import OpenedCheckpoint
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -110,7 +110,7 @@ FIGURES = {
 
 
 def write_report(
-    file: Path, name: str, opened: Opened, drawn: Sequence[Drawn], curves: Drawn | None, signs: Sequence[str]
+    file: Path, name: str, opened: OpenedCheckpoint, drawn: Sequence[Drawn], curves: Drawn | None, signs: Sequence[str]
 ) -> Path:
     """Writes the report.
 

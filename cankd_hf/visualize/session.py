@@ -20,7 +20,7 @@ from cankd_hf.figures import (
     training_curves,
     warning_signs,
 )
-from cankd_hf.visualize.checkpoint import Opened, open_checkpoint
+from cankd_hf.visualize.checkpoint import OpenedCheckpoint, open_checkpoint
 from cankd_hf.visualize.images import Picture, padded, pictures_of_files, pictures_of_recipe
 from cankd_hf.visualize.report import Drawn, write_report
 
@@ -73,15 +73,18 @@ def visualize(
         say(f"image {number} of {len(pictures)}: {picture.name}")
         drawn += _draw(opened, picture, number, pixel, output)
     curves = _curves(opened, output)
-    signs = warning_signs(next(iter(opened.histories.values())), opened.task.metric, _scores(opened))
+    task, history = opened.task, next(iter(opened.histories.values()))
+    signs = warning_signs(history, task.metric, _scores(opened), task.greater_is_better)
     for sign in signs:
         say(f"warning sign: {sign}")
     return write_report(output / "report.html", checkpoint, opened, drawn, curves, signs)
 
 
-def _pictures(opened: Opened, images: Sequence[str] | None, count: int, say: Callable[[str], None]) -> list[Picture]:
+def _pictures(
+    opened: OpenedCheckpoint, images: Sequence[str] | None, count: int, say: Callable[[str], None]
+) -> list[Picture]:
     if images is not None:
-        return pictures_of_files(images, opened.task.name, opened.data, say)
+        return pictures_of_files(images, opened.task, opened.data, say)
     if opened.recipe is None:
         raise InputError("--images: expected image files, got none; there is no recipe that says where data are")
     return pictures_of_recipe(opened.recipe, count)
@@ -97,7 +100,7 @@ def _check_pixel(pixel: Pixel | None, pictures: Sequence[Picture]) -> None:
         )
 
 
-def _draw(opened: Opened, picture: Picture, number: int, pixel: Pixel | None, output: Path) -> list[Drawn]:
+def _draw(opened: OpenedCheckpoint, picture: Picture, number: int, pixel: Pixel | None, output: Path) -> list[Drawn]:
     picture = padded(picture, opened.task, opened.data)
     seen = look(picture.name, picture.pixel_values, picture.image, opened.subjects, opened.teacher, picture.size)
     figures = {
@@ -114,7 +117,7 @@ def _draw(opened: Opened, picture: Picture, number: int, pixel: Pixel | None, ou
     ]
 
 
-def _curves(opened: Opened, output: Path) -> Drawn | None:
+def _curves(opened: OpenedCheckpoint, output: Path) -> Drawn | None:
     figure = training_curves(opened.histories, opened.task.metric)
     return None if figure is None else _save("curves", "", figure, output / "curves.png")
 
@@ -125,5 +128,5 @@ def _save(kind: str, image: str, figure: Figure, file: Path) -> Drawn:
     return Drawn(kind, image, content)
 
 
-def _scores(opened: Opened) -> dict[str, dict[str, float]]:
+def _scores(opened: OpenedCheckpoint) -> dict[str, dict[str, float]]:
     return {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}

@@ -163,7 +163,7 @@ def test_an_image_without_a_usable_box_is_left_out(make_set: Make) -> None:
 def test_boxes_beyond_the_border_are_cut_and_told(make_set: Make) -> None:
     root = make_set([[[30, 20, 11.5, 5], [35, 20, 30, 5]], [], [[0, 0, 4, 3]]])
     data = load_detection(config_of(root))
-    objects = data.train.raw(0).objects
+    objects = data.train.raw(0).label
     assert objects.boxes.tolist() == [[30, 20, 40, 25], [35, 20, 40, 25]] and objects.area.tolist() == [50, 25]
     assert any("train/0.png box 1 [35, 20, 30, 5] reaches 25 pixels beyond" in text for text in data.facts["warnings"])
     assert not any("box 0 [30" in text for text in data.facts["warnings"])

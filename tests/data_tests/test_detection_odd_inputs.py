@@ -86,7 +86,7 @@ def test_a_box_is_left_out_and_its_image_stays() -> None:
     ]
     places = [index for index in range(4) if data.train.raw(index).name == "train/bad.jpg"]
     written = json.loads((ODD / "det" / "box_nan" / "train" / "metadata.jsonl").read_text().splitlines()[-1])
-    assert len(data.train.raw(places[0]).objects.boxes) == len(written["objects"]["bbox"]) - 1
+    assert len(data.train.raw(places[0]).label.boxes) == len(written["objects"]["bbox"]) - 1
 
 
 def test_a_crowd_is_no_target_but_stays_for_the_score() -> None:

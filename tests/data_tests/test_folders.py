@@ -121,7 +121,7 @@ def test_reduced_labels_do_not_wrap_around(make_folder: Make) -> None:
     labels = {"id2label": {"0": "cat", "1": "dog"}, "reduce_labels": True}
     data = load_segmentation(DataConfig(path=str(make_folder(labels=labels))))
     raw = np.array(Image.open(Path(data.facts["source"]) / "train/masks/0.png"))
-    mask = data.train.raw(0).mask.numpy()
+    mask = data.train.raw(0).label.numpy()
     assert (mask[raw == 0] == 255).all() and (mask[raw == 1] == 0).all() and (mask[raw == 2] == 1).all()
 
 
@@ -136,7 +136,7 @@ def test_more_than_256_classes(make_folder: Make) -> None:
     values = np.full((18, 24), 399, dtype=np.uint16)
     Image.fromarray(values).save(root / "train" / "masks" / "0.png")
     data = load_segmentation(DataConfig(path=str(root), crop_size=[16, 16], ignore_index=65535))
-    assert data.train.raw(0).mask.max() == 399 and 399 in data.train[0]["labels"]
+    assert data.train.raw(0).label.max() == 399 and 399 in data.train[0]["labels"]
 
 
 def test_labels_out_of_range_stop_even_when_skipping(make_folder: Make) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.features.load import ImageData, load_images
-from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
+from cankd_hf.data.common.sources import TaskData
+from cankd_hf.data.features.load import load_images
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
 SHARED = Path(os.environ.get("CANKD_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -33,7 +34,7 @@ def cases() -> list[dict[str, Any]]:
 pytestmark = pytest.mark.skipif(not MANIFEST.is_file(), reason=f"no odd inputs at {ODD}; set CANKD_SHARED")
 
 
-def run(data: ImageData | SegmentationData) -> None:
+def run(data: TaskData) -> None:
     """Go through all items as training and evaluation do."""
     for split in (data.train, data.eval):
         batch = data.collate([split[index] for index in range(len(split))])
@@ -104,18 +105,18 @@ def test_gif_gives_its_first_frame(tmp_path: Path) -> None:
 def test_rgb_masks_are_mapped_by_the_palette() -> None:
     data = load_segmentation(DataConfig(path=str(ODD / "seg" / "rgb_mask")))
     names = [data.train.source.name(index) for index in data.train.indices]
-    mask = data.train.raw([index for index, name in enumerate(names) if "bad" in name][0]).mask
+    mask = data.train.raw([index for index, name in enumerate(names) if "bad" in name][0]).label
     assert set(mask.unique().tolist()) <= {*range(11), 255} and len(mask.unique()) > 4
 
 
 def test_palette_masks_keep_their_indices() -> None:
     data = load_segmentation(DataConfig(path=str(ODD / "seg" / "mask_palette")))
-    assert set(data.train.raw(3).mask.unique().tolist()) == {*range(11), 255}
+    assert set(data.train.raw(3).label.unique().tolist()) == {*range(11), 255}
 
 
 def test_the_mask_first_in_metadata_is_still_the_mask() -> None:
     data = load_segmentation(DataConfig(path=str(ODD / "seg" / "mask_key_first")))
-    assert data.train.raw(0).name.endswith("good0.jpg") and set(data.train.raw(0).mask.unique().tolist()) <= {
+    assert data.train.raw(0).name.endswith("good0.jpg") and set(data.train.raw(0).label.unique().tolist()) <= {
         *range(11),
         255,
     }

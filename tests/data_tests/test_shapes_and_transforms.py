@@ -24,15 +24,15 @@ def shapes_config(**changes: object) -> DataConfig:
 
 def test_generated_images_are_the_same_every_time_and_differ_by_split() -> None:
     one, again = ShapesSource("train", 4, 48).load(2), ShapesSource("train", 9, 48).load(2)
-    assert torch.equal(one.image, again.image) and torch.equal(one.mask, again.mask)
+    assert torch.equal(one.image, again.image) and torch.equal(one.label, again.label)
     assert not torch.equal(one.image, ShapesSource("test", 4, 48).load(2).image)
-    assert one.image.dtype == torch.uint8 and one.image.shape == (3, 48, 48) and one.mask.shape == (48, 48)
+    assert one.image.dtype == torch.uint8 and one.image.shape == (3, 48, 48) and one.label.shape == (48, 48)
 
 
 def test_generated_masks_hold_every_class_and_colour_tells_none() -> None:
     source = ShapesSource("train", 60, 48)
     samples = [source.load(index) for index in range(60)]
-    labels = torch.stack([sample.mask for sample in samples])
+    labels = torch.stack([sample.label for sample in samples])
     pixels = torch.stack([sample.image for sample in samples]).float()
     assert set(labels.unique().tolist()) == set(SHAPE_CLASSES)
     means = [pixels.permute(0, 2, 3, 1)[labels == label].mean().item() for label in SHAPE_CLASSES]

@@ -54,7 +54,7 @@ def same_items(one: Any, two: Any) -> None:
     assert len(one) == len(two)
     for index in range(len(one)):
         first, second = one.raw(index), two.raw(index)
-        assert torch.equal(first.image, second.image) and torch.equal(first.mask, second.mask)
+        assert torch.equal(first.image, second.image) and torch.equal(first.label, second.label)
 
 
 def test_parquet_folder_equals_the_folder(parquet: Path, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.export import checks, main
-from cankd_hf.export.compare import _in_order, compare
-from cankd_hf.export.detectors import suppress
-from cankd_hf.export.graph import form_of
+from cankd_hf.export.compare import compare
 from cankd_hf.export.source import Source, load
 from cankd_hf.models.backbones import load_backbone
+from cankd_hf.models.plain_detectors import suppress
+from cankd_hf.tasks.export_forms import in_order
 
 from ..models.detectors import DETECTORS, detector
 from ..models.kinds import KINDS, NAMES, RESNET, student
@@ -143,7 +143,7 @@ def test_dense_detectors_select_as_torchvision_does() -> None:
     for kind in ("retinanet_resnet", "fcos_resnet", "faster_rcnn_resnet"):
         torch.manual_seed(0)
         source = Source(kind, "detection", talkative(kind))
-        form = form_of(source)
+        form = source.form()
         with torch.no_grad():
             results = compare(source, form, lambda x, f=form: list(f.module(x)), [(1, 96, 128), (3, 75, 101)], True)
         for result in results:
@@ -153,10 +153,10 @@ def test_dense_detectors_select_as_torchvision_does() -> None:
 def test_queries_may_change_places_but_not_their_values() -> None:
     logits, boxes = torch.randn(2, 6, 3), torch.rand(2, 6, 4)
     turned = [x[:, [2, 0, 1, 5, 4, 3]] for x in (logits, boxes)]
-    for ours, theirs in zip(_in_order([logits, boxes], turned), (logits, boxes), strict=True):
+    for ours, theirs in zip(in_order([logits, boxes], turned), (logits, boxes), strict=True):
         assert torch.equal(ours, theirs)
     # A box that belongs to other logits is no permutation.
-    mixed = _in_order([logits, boxes], [turned[0], boxes])
+    mixed = in_order([logits, boxes], [turned[0], boxes])
     assert not (torch.equal(mixed[0], logits) and torch.equal(mixed[1], boxes))
 
 
@@ -177,7 +177,7 @@ def test_programs_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(folder), "--format", "torch-export", "--output", str(file), *SIZE]) == 0
     source = load(str(folder))
     module = torch.export.load(file).module()
-    assert all(r.passed for r in compare(source, form_of(source), lambda x: list(module(x)), [(2, 224, 170)], True))
+    assert all(r.passed for r in compare(source, source.form(), lambda x: list(module(x)), [(2, 224, 170)], True))
     assert "torch.export.load" in capsys.readouterr().out
 
 

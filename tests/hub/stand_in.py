@@ -23,7 +23,7 @@ import yaml
 TOKEN = "hf_" + "standinonlyneverarealtoken0123456789"
 USER = "me"
 LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "other", "unknown"}
-PIPELINES = {"image-segmentation", "image-feature-extraction", "object-detection"}
+PIPELINES = {"image-segmentation", "image-feature-extraction", "object-detection", "image-classification"}
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 

@@ -98,7 +98,7 @@ def train(
         task=task,
         train_dataset=sets.train,
         eval_dataset=sets.eval,
-        processing_class=task.image_processor(DataConfig(**DATA)),
+        processing_class=task.for_model(student).image_processor(DataConfig(**DATA)),
     )
     trainer.train()
     return trainer, before

@@ -15,8 +15,7 @@ import numpy as np
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import Source
 from cankd_hf.data.common.decode import Unusable, WrongLabels
-from cankd_hf.data.detection.objects import Objects
-from cankd_hf.data.generated import ShapesSource
+from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Report:
         skipped: file -> reason.
         warnings: what does not stop a run but should be known.
         checked: number of images looked at.
-        dropped: file -> its boxes that are left out, and why.
+        dropped: file -> the parts of its label that are left out, and why.
     """
 
     usable: dict[str, list[int]] = field(default_factory=dict)
@@ -45,14 +44,13 @@ class Report:
 
 @dataclass
 class _Finding:
-    """What one image is like: its name, a digest of its pixels, its labels and objects, and what is wrong with it."""
+    """What one image is like: its name, a digest of its pixels, its label in short, and what is wrong with it."""
 
     role: str
     index: int
     name: str
     digest: bytes = b""
-    labels: frozenset[int] = frozenset()
-    objects: Objects | None = None
+    label: Summary | None = None
     problem: str = ""
     fatal: bool = False
 
@@ -61,9 +59,8 @@ def preflight(
     config: DataConfig,
     sources: dict[str, tuple[Source, Sequence[int]]],
     class_names: dict[int, str] | None,
-    ignore_index: int,
 ) -> Report:
-    """Decode images and masks as training will, and tell all that is wrong at once.
+    """Decode images and labels as training will, and tell all that is wrong at once.
 
     How many are decoded is `config.check`; with a number, they are spread evenly over each split.
 
@@ -71,7 +68,6 @@ def preflight(
         config: the `data:` section.
         sources: role -> source and the indices that will be used.
         class_names: names of the classes; None: images alone are wanted.
-        ignore_index: label of void.
 
     Raises:
         InputError: naming the files that cannot be used; with `on_error: skip` only if a whole split is unusable.
@@ -84,21 +80,19 @@ def preflight(
     fatal = bad if config.on_error == "stop" else [finding for finding in bad if finding.fatal]
     if fatal:
         hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
-        raise InputError(_shortened([finding.problem for finding in fatal]) + hint)
+        raise InputError(shortened([finding.problem for finding in fatal]) + hint)
     lost = {(finding.role, finding.index) for finding in bad}
     report.skipped = {finding.name: finding.problem for finding in bad}
     for role, (_, indices) in sources.items():
         report.usable[role] = [index for index in indices if (role, index) not in lost]
         if not report.usable[role]:
             raise InputError(
-                [f"data: no image of the {role} split can be used", *_shortened(list(report.skipped.values()))]
+                [f"data: no image of the {role} split can be used", *shortened(list(report.skipped.values()))]
             )
     report.warnings = _same_pictures(findings)
-    _report_boxes(findings, report)
-    if class_names is not None:
-        report.warnings += _odd_labels(findings, class_names, ignore_index)
+    _review_labels(findings, report, class_names or {})
     left_out = [*report.skipped.values(), *itertools.chain.from_iterable(report.dropped.values())]
-    for problem in _shortened(left_out):
+    for problem in shortened(left_out):
         logger.warning("skipped: %s", problem)
     for warning in report.warnings:
         logger.warning("data: %s", warning)
@@ -109,7 +103,7 @@ def _look_at_all(config: DataConfig, sources: dict[str, tuple[Source, Sequence[i
     """Findings in order, decoded by a few threads (Pillow lets them run side by side)."""
     todo: list[tuple[str, Source, int]] = []
     for role, (source, indices) in sources.items():
-        if isinstance(source, ShapesSource):  # drawn here, nothing can be wrong
+        if source.generated:
             continue
         count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
         places = np.linspace(0, len(indices) - 1, min(int(count), len(indices))).astype(int)
@@ -151,28 +145,28 @@ def _look(role: str, source: Source, index: int) -> _Finding:
         return finding
     finding.name = sample.name
     finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
-    if sample.mask is not None:
-        finding.labels = frozenset(np.unique(sample.mask.numpy()).tolist())
-    if sample.objects is not None:
-        finding.objects = sample.objects
-        finding.labels = frozenset(sample.objects.classes[sample.objects.iscrowd == 0].tolist())
+    finding.label = None if sample.target is None else sample.target.summary()
     return finding
 
 
-def _report_boxes(findings: list[_Finding], report: Report) -> None:
-    """Boxes that were left out or are odd; a set whose boxes are corners throughout stops here."""
-    with_boxes = [finding for finding in findings if finding.objects is not None and len(finding.objects.boxes)]
-    for finding in findings:
-        if finding.objects is not None and finding.objects.dropped:
-            report.dropped[finding.name] = list(finding.objects.dropped)
-    warnings = [text for finding in findings if finding.objects is not None for text in finding.objects.warnings]
-    corners = [finding for finding in with_boxes if finding.objects is not None and finding.objects.looks_xyxy]
-    if len(with_boxes) >= 4 and 2 * len(corners) > len(with_boxes):
-        raise InputError(
-            f"data: expected boxes [x, y, width, height], got boxes that look like [x0, y0, x1, y1] in {len(corners)} "
-            f"of {len(with_boxes)} images that were checked, first {corners[0].name}; set data.box_format=xyxy"
-        )
-    report.warnings += _shortened(warnings)
+def _review_labels(findings: list[_Finding], report: Report, class_names: dict[int, str]) -> None:
+    """What was left out of labels or is odd about them, alone or all together, and classes that training never sees.
+
+    Raises:
+        InputError: where what is odd about many labels must be a fault of the whole set.
+    """
+    labels = [(finding, finding.label) for finding in findings if finding.label is not None]
+    if not labels:
+        return
+    report.dropped = {finding.name: list(label.dropped) for finding, label in labels if label.dropped}
+    doubtful = [finding.name for finding, label in labels if label.doubtful]
+    noun, review = labels[0][1].noun, labels[0][1].review
+    reviewed = review(doubtful, sum(label.counted for _, label in labels), class_names)
+    report.warnings += shortened([text for _, label in labels for text in label.warnings]) + reviewed
+    seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
+    missing = [name for label, name in class_names.items() if label not in seen]
+    if seen and missing:
+        report.warnings.append(f"no training {noun} that was checked holds {', '.join(missing)}")
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:
@@ -191,24 +185,7 @@ def _same_pictures(findings: list[_Finding]) -> list[str]:
     ]
 
 
-def _odd_labels(findings: list[_Finding], class_names: dict[int, str], ignore_index: int) -> list[str]:
-    """Masks that look like black-and-white foreground masks, and classes that training never sees."""
-    warnings = []
-    binary = [finding.name for finding in findings if finding.labels == {0, ignore_index}]
-    if binary and len(class_names) > 1:
-        warnings.append(
-            f"{len(binary)} masks hold only the labels 0 and {ignore_index} (void), first that of {binary[0]}; "
-            f"if {ignore_index} means foreground there, they teach nothing: write class ids"
-        )
-    seen = frozenset().union(*(finding.labels for finding in findings if finding.role == "train"))
-    missing = [name for label, name in class_names.items() if label not in seen]
-    if seen and missing:
-        kind = "mask" if all(finding.objects is None for finding in findings) else "image"
-        warnings.append(f"no training {kind} that was checked holds {', '.join(missing)}")
-    return warnings
-
-
-def _shortened(problems: list[str]) -> list[str]:
+def shortened(problems: list[str]) -> list[str]:
     """The first ones, and the number of the others."""
     if len(problems) <= SHOWN:
         return problems

@@ -18,6 +18,9 @@ Transform = Callable[[torch.Tensor, Any], dict[str, Any]]
 class Source(Protocol):
     """Where samples come from: a folder, a table, a generator."""
 
+    generated: bool
+    """Made here, so that nothing can be wrong with its samples and none is checked."""
+
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
@@ -32,12 +35,11 @@ class ImageDataset(Dataset):
 
     Args:
         source: where samples come from.
-        transform: (image [3, H, W] uint8, mask [H, W], `Objects` or None) -> the tensors of a batch.
+        transform: (image [3, H, W] uint8, `Sample.label`) -> the tensors of a batch.
         indices: samples to use, in order; None: all.
         cache: keep decoded samples in memory.
         on_error: `stop` raises for an image that does not decode; `skip` puts its neighbour in its place
-            (with every label void, or marked not to count, so that nothing is scored twice).
-        ignore_index: label of void.
+            (marked not to count, so that nothing is scored twice).
     """
 
     def __init__(
@@ -47,13 +49,11 @@ class ImageDataset(Dataset):
         indices: Sequence[int] | None = None,
         cache: bool = False,
         on_error: str = "stop",
-        ignore_index: int = 255,
     ) -> None:
         self.source = source
         self.transform = transform
         self.indices = list(range(len(source))) if indices is None else list(indices)
         self.on_error = on_error
-        self.ignore_index = ignore_index
         self._cached: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class ImageDataset(Dataset):
             if self.on_error != "skip":
                 raise
             sample = self._stand_in(index, problem)
-        return self.transform(sample.image, sample.target)
+        return self.transform(sample.image, sample.label)
 
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""
@@ -77,11 +77,11 @@ class ImageDataset(Dataset):
         return self._cached[index]
 
     def _stand_in(self, index: int, problem: Unusable) -> Sample:
-        """The next image that decodes, all void, for one that was found broken only now."""
+        """The next image that decodes, not to be scored, for one that was found broken only now."""
         logger.warning("skipped: %s", problem)
         for step in range(1, len(self)):
             try:
-                return self.raw((index + step) % len(self)).standing_in(self.ignore_index)
+                return self.raw((index + step) % len(self)).standing_in()
             except Unusable:
                 continue
         raise Unusable(f"no image of the split can be used; the last one: {problem}")

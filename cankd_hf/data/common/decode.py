@@ -6,14 +6,15 @@ import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from cankd_hf.config.data import PILLOW_LIMIT
-from cankd_hf.data.detection.objects import Objects
+from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
+from cankd_hf.data.common.labels import Labels
+from cankd_hf.data.common.targets import Mask, Target
 from cankd_hf.errors import InputError
 
 Data = Path | bytes
@@ -25,25 +26,22 @@ class Sample(NamedTuple):
 
     Attributes:
         image: [3, H, W], uint8, upright.
-        mask: [H, W], uint8 or int32, labels after reduction; None without labels.
+        target: its label, such as a `Mask`; None without labels.
         name: file name or place, for messages.
-        objects: boxes and classes, in a detection set.
     """
 
     image: torch.Tensor
-    mask: torch.Tensor | None
+    target: Target | None
     name: str
-    objects: Objects | None = None
 
     @property
-    def target(self) -> torch.Tensor | Objects | None:
-        """What a transform gets beside the image."""
-        return self.mask if self.objects is None else self.objects
+    def label(self) -> Any:
+        """What a transform gets beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
+        return None if self.target is None else self.target.value
 
-    def standing_in(self, ignore_index: int) -> Sample:
-        """This sample in the place of a broken one: it counts in no score, and a mask in no loss either."""
-        mask = None if self.mask is None else torch.full_like(self.mask.int(), ignore_index)
-        return self._replace(mask=mask, objects=None if self.objects is None else self.objects.standing_in())
+    def standing_in(self) -> Sample:
+        """This sample in the place of a broken one: it counts in no score."""
+        return self._replace(target=None if self.target is None else self.target.standing_in())
 
 
 class Unusable(InputError):
@@ -89,7 +87,7 @@ class Decoder:
                 f"{mask[1]}: expected the size of its image {image[1]}, {width} x {height} (upright), "
                 f"got {columns} x {rows}; make the mask anew at the image's size"
             )
-        return Sample(pixels, labels, image[1])
+        return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
         """Decode an image of any mode to RGB, upright.
@@ -195,6 +193,12 @@ class Decoder:
                 )
         fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
         return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
+
+
+def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
+    """The decoder a set needs."""
+    num_labels = len(labels.id2label) or None
+    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
 
 def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:

@@ -52,6 +52,8 @@ class FolderSource:
         decoder: how to read it.
     """
 
+    generated = False
+
     def __init__(self, rows: list[Row], decoder: Decoder) -> None:
         self.rows = rows
         self.decoder = decoder

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import ImageDataset, Source, Transform
-from cankd_hf.data.common.decode import Decoder
+from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import StreamDataset, StreamSource, stream_of
 from cankd_hf.data.common.tables import is_table_path, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
-from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,26 @@ ROLES = ("train", "eval", "test")
 AnyDataset = ImageDataset | StreamDataset
 
 
-class Opened(Protocol):
+@dataclass
+class TaskData:
+    """The splits of one data set, ready for the Trainer.
+
+    Attributes:
+        train: items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented.
+        eval: the same at `image_size`, as it is scored; None without such a split.
+        test: the same for the final table.
+        facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
+        collate: samples -> one batch.
+    """
+
+    train: Any
+    eval: Any
+    test: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+
+
+class SplitCatalog(Protocol):
     """A data set whose splits can be asked for by name."""
 
     labels: Labels
@@ -79,19 +98,13 @@ class _Shapes:
         return self.splits[name]
 
 
-def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
-    """The decoder a set needs."""
-    num_labels = len(labels.id2label) or None
-    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
-
-
-def open_set(config: DataConfig, need_masks: bool) -> Opened:
+def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":
         return _Shapes(config, need_masks)
     if is_table_path(path) or not Path(path).exists():
-        return open_table(config, need_masks, make_decoder)
+        return open_table(config, need_masks)
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
@@ -108,10 +121,10 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
 
 
 def by_role(
-    config: DataConfig, opened: Opened, roles: Sequence[str]
+    config: DataConfig, catalog: SplitCatalog, roles: Sequence[str]
 ) -> dict[str, tuple[Source | StreamSource, Sequence[int]]]:
     """Source and indices of each role that the recipe names; all missing splits in one error."""
-    names = opened.names()
+    names = catalog.names()
     result: dict[str, tuple[Source | StreamSource, Sequence[int]]] = {}
     problems = []
     for role in roles:
@@ -126,7 +139,7 @@ def by_role(
             listed = ", ".join(names)
             problems.append(f"data.{role}_split: expected a split of {config.path} ({listed}), got {wanted!r}{hint}")
             continue
-        source = opened.source(name)
+        source = catalog.source(name)
         if isinstance(source, StreamSource):
             result[role] = (source, range(0))
             continue
@@ -142,29 +155,27 @@ def by_role(
 
 def wrap(
     config: DataConfig,
-    opened: Opened,
+    catalog: SplitCatalog,
     sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
     labelled: bool,
     seed: int,
-    transforms: Callable[[str], Transform] | None = None,
-) -> tuple[dict[str, AnyDataset | None], dict[str, Any]]:
+    augment: Transform,
+    evaluate: Transform,
+) -> TaskData:
     """Check the sources and put transforms on them.
 
     Args:
         config: the `data:` section.
-        opened: the data set.
+        catalog: the data set.
         sources: as `by_role` gives them.
         labelled: whether labels are wanted.
         seed: of the shuffle of a stream.
-        transforms: role -> transform; default: those of images and masks.
-
-    Returns:
-        role -> data set, and facts for reports and cards.
+        augment: for training.
+        evaluate: for the other splits.
 
     Raises:
         InputError: as `preflight` does.
     """
-    ignore_index = opened.labels.ignore_index
     report = preflight(
         config,
         {
@@ -172,38 +183,34 @@ def wrap(
             for role, (source, indices) in sources.items()
             if not isinstance(source, StreamSource)
         },
-        opened.labels.id2label if labelled else None,
-        ignore_index,
+        catalog.labels.id2label if labelled else None,
     )
-    noticed = list(dict.fromkeys(opened.warnings))  # two slices of one split notice the same
+    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split notice the same
     for warning in noticed:
         logger.warning("data: %s", warning)
     loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
     for role, (source, _) in sources.items():
-        transform: Transform
-        if transforms is not None:
-            transform = transforms(role)
-        else:
-            transform = TrainTransform(config, ignore_index) if role == "train" else EvalTransform(config)
+        transform = augment if role == "train" else evaluate
         if isinstance(source, StreamSource):
             limit = config.max_train_samples if role == "train" else config.max_eval_samples
             shuffle = config.shuffle_buffer if role == "train" else 0
             loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
             continue
         indices = report.usable[role]
-        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error, ignore_index)
-    return loaded, _facts(config, opened, loaded, report, noticed)
+        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error)
+    facts = _facts(config, catalog, loaded, report, noticed)
+    return TaskData(loaded["train"], loaded["eval"], loaded["test"], facts)
 
 
 def _facts(
-    config: DataConfig, opened: Opened, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
+    config: DataConfig, catalog: SplitCatalog, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
 ) -> dict[str, Any]:
     """Plain data for reports and cards."""
     facts = {
         "source": config.path,
         "revision": config.revision,
         "streaming": config.streaming,
-        "classes": list(opened.labels.id2label.values()),
+        "classes": list(catalog.labels.id2label.values()),
         "splits": {
             role: len(dataset) if isinstance(dataset, ImageDataset) else None
             for role, dataset in loaded.items()
@@ -214,5 +221,5 @@ def _facts(
         "warnings": noticed + report.warnings,
     }
     if report.dropped:
-        facts["dropped_boxes"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
+        facts["dropped"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
     return facts

@@ -46,7 +46,7 @@ class StreamDataset(IterableDataset):
 
     Args:
         source: rows and how to decode them.
-        transform: (image, mask or objects) -> the tensors of a batch.
+        transform: (image, `Sample.label`) -> the tensors of a batch.
         shuffle_buffer: number of rows among which one is drawn; 0: in order.
         limit: end after so many rows.
         on_error: `stop`, or `skip` a row that cannot be used, saying so.
@@ -70,7 +70,7 @@ class StreamDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for sample in self._samples():
-            yield self.transform(sample.image, sample.target)
+            yield self.transform(sample.image, sample.label)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle in another way in each epoch; the Trainer calls it."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable
+from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable, make_decoder
 from cankd_hf.data.common.folders import MASK_COLUMNS
-from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.labels import read_labels
 from cankd_hf.data.common.streams import StreamSource
 from cankd_hf.errors import InputError
 
+# (sample, row, number of the row) -> the sample with what other columns say about it.
+Label = Callable[[Sample, dict[str, Any], int], Sample]
 IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 
 
@@ -37,13 +39,25 @@ class TableSource:
         mask_column: column of the mask; None: none.
         decoder: how to decode.
         name: of the split, for messages.
+        label: what reads other columns.
     """
 
-    def __init__(self, table: Any, image_column: str, mask_column: str | None, decoder: Decoder, name: str) -> None:
+    generated = False
+
+    def __init__(
+        self,
+        table: Any,
+        image_column: str,
+        mask_column: str | None,
+        decoder: Decoder,
+        name: str,
+        label: Label | None = None,
+    ) -> None:
         self.table = table
         self.columns = (image_column, mask_column)
         self.decoder = decoder
         self.split = name
+        self.label = label
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,12 +71,14 @@ class TableSource:
         return self.decode(self.table[index], index)
 
     def decode(self, row: dict[str, Any], index: int) -> Sample:
-        """Decode image and mask of a row."""
-        image_column, mask_column = self.columns
-        image = bytes_of(row[image_column], f"{self.split}[{index}].{image_column}")
-        if mask_column is None:
-            return self.decoder.pair(image, None)
-        return self.decoder.pair(image, bytes_of(row[mask_column], f"{self.split}[{index}].{mask_column}"))
+        """Decode image and label of a row."""
+        image, mask = (
+            None if column is None else bytes_of(row[column], f"{self.split}[{index}].{column}")
+            for column in self.columns
+        )
+        assert image is not None
+        sample = self.decoder.pair(image, mask)
+        return sample if self.label is None else self.label(sample, row, index)
 
 
 class _Table:
@@ -73,7 +89,6 @@ class _Table:
         config: DataConfig,
         tables: dict[str, Any],
         need_masks: bool,
-        make_decoder: Callable[[DataConfig, Labels], Decoder],
     ) -> None:
         self.tables = tables
         self.config = config
@@ -87,21 +102,21 @@ class _Table:
         """Splits that exist."""
         return list(self.tables)
 
-    def source(self, name: str) -> TableSource | StreamSource:
-        """One split, its image columns undecoded."""
+    def source(self, name: str, others: Sequence[str] = (), label: Label | None = None) -> TableSource | StreamSource:
+        """One split, its image columns undecoded, with `label` reading the other columns."""
         from datasets import Image
 
         table = self.tables[name]
         image_column, mask_column = image_columns(self.config, table.features, self.need_masks)
         wanted = [column for column in (image_column, mask_column) if column is not None]
-        table = table.select_columns(wanted)
+        table = table.select_columns([*wanted, *others])
         for column in wanted:
             table = table.cast_column(column, Image(decode=False))
-        source = TableSource(table, image_column, mask_column, self.decoder, f"{self.config.path}:{name}")
+        source = TableSource(table, image_column, mask_column, self.decoder, f"{self.config.path}:{name}", label)
         return StreamSource(table, source.decode) if self.config.streaming else source
 
 
-def open_table(config: DataConfig, need_masks: bool, make_decoder: Callable[[DataConfig, Labels], Decoder]) -> _Table:
+def open_table(config: DataConfig, need_masks: bool) -> _Table:
     """Open parquet files, a saved data set or a Hub data set.
 
     Raises:
@@ -133,7 +148,7 @@ def open_table(config: DataConfig, need_masks: bool, make_decoder: Callable[[Dat
             f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which is none that opens: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return _Table(config, tables, need_masks, make_decoder)
+    return _Table(config, tables, need_masks)
 
 
 def image_columns(config: DataConfig, features: Any, need_masks: bool) -> tuple[str, str | None]:

@@ -10,6 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from cankd_hf.config.data import DataConfig
+
 
 class RandomScaleCrop(v2.Transform):
     """Resize by a random scale and cut a random crop, in one step.
@@ -70,6 +72,13 @@ class RandomScaleCrop(v2.Transform):
             return tv_tensors.Mask(constant_pad(labels, (left, right, top, bottom), value=self.mask_fill))
         image = F.resize(part, [rows, columns], antialias=True)
         return tv_tensors.Image(F.pad(image, padding, fill=self.fill) if any(padding) else image)
+
+
+def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
+    """What every training image may get after its crop."""
+    strength = config.color_jitter
+    jitter = [v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength)] if strength else []
+    return [v2.RandomHorizontalFlip(config.flip), *jitter]
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.checks import shortened
 from cankd_hf.data.common.dataset import Source
-from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels
+from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
     ROLES,
-    AnyDataset,
     Folder,
-    Opened,
+    SplitCatalog,
+    TaskData,
     by_role,
     find_split,
-    make_decoder,
     open_set,
     wrap,
 )
 from cankd_hf.data.common.streams import StreamSource, stream_of
-from cankd_hf.data.common.tables import TableSource, image_columns, is_table_path, labels_file, open_table
+from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.data.detection.objects import (
@@ -39,34 +39,20 @@ from cankd_hf.data.detection.transforms import DetectionEvalTransform, Detection
 from cankd_hf.errors import InputError
 
 EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
-SHOWN = 20
 
 
-@dataclass
-class DetectionData:
-    """The data sets of a detection run.
+@dataclass(kw_only=True)
+class DetectionData(TaskData):
+    """The data sets of a detection run; `labels` as `detection_labels` gives them, in training without crowds.
 
     Attributes:
-        train: items with `pixel_values` [3, h, w] and `labels` (see `detection_labels`), augmented, without crowds.
-        eval: items at `image_size` with all objects; None without such a split.
-        test: the same for the final table.
         id2label: names of the classes 0..K-1.
-        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps.
-        facts: plain data for reports and cards, as those of `SegmentationData`, with `category_ids` and, if there are
-            any, `dropped_boxes`.
+        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps. The facts hold
+            them too and, if there are any, `dropped_boxes`.
     """
 
-    train: AnyDataset | None
-    eval: AnyDataset | None
-    test: AnyDataset | None
     id2label: dict[int, str]
     category_ids: list[int]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The collator."""
-        return detection_collate
 
 
 def load_detection(
@@ -87,27 +73,24 @@ def load_detection(
         InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or boxes.
     """
     config.check_values()
-    opened = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
-    if need_labels and not opened.labels.id2label:
+    catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
+    if need_labels and not catalog.labels.id2label:
         raise InputError(
             f"data.labels: expected the class names of {config.path}, found none; name a json file like "
             '{"id2label": {"0": "cat", ...}} under data.labels, or give data.num_labels'
         )
-    sources = by_role(config, opened, splits)
+    sources = by_role(config, catalog, splits)
     if need_labels:
         _check_annotations(config, sources)
-    loaded, facts = wrap(
-        config,
-        opened,
-        sources,
-        need_labels,
-        seed,
-        lambda role: DetectionTrainTransform(config) if role == "train" else DetectionEvalTransform(config),
-    )
-    id2label = opened.labels.id2label
-    category_ids = opened.category_ids if isinstance(opened, _Coco) else list(id2label)
-    facts["category_ids"] = category_ids
-    return DetectionData(loaded["train"], loaded["eval"], loaded["test"], id2label, category_ids, facts)
+    augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
+    data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
+    if "dropped" in data.facts:
+        data.facts["dropped_boxes"] = data.facts.pop("dropped")
+    id2label = catalog.labels.id2label
+    category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
+    data.facts["category_ids"] = category_ids
+    data.collate = detection_collate
+    return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
 
 
 class AnnotatedSource(FolderSource):
@@ -130,37 +113,6 @@ class AnnotatedSource(FolderSource):
         return with_objects(super().load(index), self.annotations[index], self.skip)
 
 
-class AnnotatedTable(TableSource):
-    """Rows of a table with a column of objects.
-
-    Args:
-        table: as for `TableSource`.
-        image_column: column of the image.
-        decoder: how to read the images.
-        name: of the split.
-        read: (row, number, name) -> what is written about the image.
-        skip: as for `AnnotatedSource`.
-    """
-
-    def __init__(
-        self,
-        table: Any,
-        image_column: str,
-        decoder: Decoder,
-        name: str,
-        read: Callable[[dict[str, Any], int, str], Annotation],
-        skip: bool,
-    ) -> None:
-        super().__init__(table, image_column, None, decoder, name)
-        self.read = read
-        self.skip = skip
-
-    def decode(self, row: dict[str, Any], index: int) -> Sample:
-        """Decode an image and put its objects on it."""
-        sample = super().decode(row, index)
-        return with_objects(sample, self.read(row, index, sample.name), self.skip)
-
-
 def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
     """Put objects on a decoded image.
 
@@ -179,7 +131,7 @@ def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
         problems = []
     if problems or wrong_size:
         raise Unusable([*problems, *([wrong_size] if wrong_size else [])])
-    return sample._replace(objects=objects)
+    return sample._replace(target=objects)
 
 
 class _ObjectFolder(Folder):
@@ -254,7 +206,7 @@ class _ObjectTable:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.opened = open_table(config, False, make_decoder)
+        self.opened = open_table(config, False)
         self.warnings: list[str] = []
         features = dict(next(iter(self.opened.tables.values())).features or {})
         self.column = "objects" if config.objects_column == "auto" else config.objects_column
@@ -272,23 +224,17 @@ class _ObjectTable:
 
     def source(self, name: str) -> Source | StreamSource:
         """One of them."""
-        from datasets import Image
+        config, columns = self.config, self.opened.tables[name].features
+        beside = [key for key in ("image_id", "width", "height") if key in columns]
 
-        config, table = self.config, self.opened.tables[name]
-        image_column, _ = image_columns(config, table.features, False)
-        beside = [key for key in ("image_id", "width", "height") if key in table.features]
-        table = table.select_columns([image_column, self.column, *beside])
-        table = table.cast_column(image_column, Image(decode=False))
+        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
+            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
+            return with_objects(sample, annotation, config.on_error == "skip")
 
-        def read(row: dict[str, Any], number: int, place: str) -> Annotation:
-            return _read_row(config, self.categories, self.column, row, number, place)
-
-        decoder = make_decoder(config, self.labels)
-        source = AnnotatedTable(table, image_column, decoder, f"{config.path}:{name}", read, config.on_error == "skip")
-        return StreamSource(table, source.decode) if config.streaming else source
+        return self.opened.source(name, [self.column, *beside], label)
 
 
-def _open_objects(config: DataConfig, roles: Sequence[str]) -> Opened:
+def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     """Find out what `data.path` is."""
     path = str(config.path)
     if path == "shapes":
@@ -334,8 +280,7 @@ def _check_annotations(config: DataConfig, sources: dict[str, tuple[Any, Sequenc
             annotation = source.annotations[index]
             problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more of {len(problems)}"] if len(problems) > SHOWN else []
-        raise InputError(problems[:SHOWN] + more)
+        raise InputError(shortened(problems))
 
 
 def _categories(labels: Labels) -> Categories:

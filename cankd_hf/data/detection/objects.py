@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from cankd_hf.data.common.targets import Summary
+from cankd_hf.errors import InputError
+
 BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class")
 CROWD_KEYS = ("iscrowd", "is_crowd")
@@ -42,9 +45,34 @@ class Objects:
     warnings: tuple[str, ...] = ()
     looks_xyxy: bool = False
 
+    @property
+    def value(self) -> Objects:
+        """What a transform gets: itself."""
+        return self
+
     def standing_in(self) -> Objects:
         """The same, marked not to count."""
         return replace(self, image_id=-1)
+
+    def summary(self) -> Summary:
+        """What the checks look at; a set whose boxes are corners throughout is refused."""
+        return Summary(
+            frozenset(self.classes[self.iscrowd == 0].tolist()),
+            dropped=self.dropped,
+            warnings=self.warnings,
+            doubtful=self.looks_xyxy,
+            counted=len(self.boxes) > 0,
+            review=_refuse_corners,
+        )
+
+
+def _refuse_corners(corners: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
+    if counted >= 4 and 2 * len(corners) > counted:
+        raise InputError(
+            f"data: expected boxes [x, y, width, height], got boxes that look like [x0, y0, x1, y1] in {len(corners)} "
+            f"of {counted} images that were checked, first {corners[0]}; set data.box_format=xyxy"
+        )
+    return []
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop
+from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop, flip_and_jitter
 from cankd_hf.data.detection.objects import Objects
 
 TRIES = 50  # crops that are drawn until one holds the centre of an object; a draw takes some 20 microseconds
@@ -130,11 +130,7 @@ class DetectionTrainTransform:
             steps.append(RandomScaleCropBoxes(crop, scale, config.image_size, config.keep_aspect, fill))
         else:
             steps.append(RandomScale(scale, config.image_size, config.keep_aspect))
-        steps.append(v2.RandomHorizontalFlip(config.flip))
-        if config.color_jitter:
-            strength = config.color_jitter
-            steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-        self.augment = v2.Compose(steps)
+        self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.clean = v2.Compose(
             [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_beside_boxes)]
         )

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.sources import ROLES, AnyDataset, by_role, find_split, open_set, wrap
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
 from cankd_hf.data.common.streams import StreamSource
-from cankd_hf.data.segmentation.collate import SegmentationCollator
+from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
-@dataclass
-class ImageData:
-    """The data sets of a label-free run: items hold `pixel_values` alone; `facts` as in `SegmentationData`."""
-
-    train: AnyDataset | None
-    eval: AnyDataset | None
-    test: AnyDataset | None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def collate(self) -> SegmentationCollator:
-        """The collator; it pads images only."""
-        return SegmentationCollator()
-
-
-def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> ImageData:
+def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> TaskData:
     """Open, check and wrap any set of images, labels or not, for label-free distillation.
 
     Without a validation split, every n-th training image is held out, so that about `config.holdout` of them are.
@@ -37,12 +21,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         InputError: for a set that does not exist or holds unusable images (see `load_segmentation`).
     """
     config.check_values()
-    opened = open_set(config, need_masks=False)
+    catalog = open_set(config, need_masks=False)
     wanted = config.eval_split
-    lacking = wanted is None or find_split(wanted, opened.names()) is None
-    sources = by_role(config, opened, [role for role in splits if not (role == "eval" and lacking)])
+    lacking = wanted is None or find_split(wanted, catalog.names()) is None
+    sources = by_role(config, catalog, [role for role in splits if not (role == "eval" and lacking)])
     if "eval" in splits and lacking:
-        train = sources.get("train") or by_role(config, opened, ["train"])["train"]
+        train = sources.get("train") or by_role(config, catalog, ["train"])["train"]
         if isinstance(train[0], StreamSource):
             raise InputError("data.eval_split: a stream cannot be parted; name a split for validation")
         every = max(2, round(1 / config.holdout))
@@ -52,5 +36,6 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
-    loaded, facts = wrap(config, opened, sources, False, seed)
-    return ImageData(loaded["train"], loaded["eval"], loaded["test"], facts)
+    data = wrap(config, catalog, sources, False, seed, TrainTransform(config), EvalTransform(config))
+    data.collate = segmentation_collate
+    return data

@@ -26,13 +26,3 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
         if any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
             batch["label_sizes"] = torch.tensor([list(label.shape) for label in labels])
     return batch
-
-
-class SegmentationCollator:
-    """`segmentation_collate` with its ignore index, picklable for loading processes."""
-
-    def __init__(self, ignore_index: int = 255) -> None:
-        self.ignore_index = ignore_index
-
-    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return segmentation_collate(samples, self.ignore_index)

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.sources import ROLES, AnyDataset, by_role, open_set, wrap
-from cankd_hf.data.segmentation.collate import SegmentationCollator
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, wrap
+from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
-@dataclass
-class SegmentationData:
-    """The data sets of a segmentation run.
+@dataclass(kw_only=True)
+class SegmentationData(TaskData):
+    """The data sets of a segmentation run; `labels` are [h, w], in evaluation of the size of each mask.
 
     Attributes:
-        train: items with `pixel_values` [3, h, w] and `labels` [h, w], augmented.
-        eval: items at `image_size`, the labels at the size of each mask; None without such a split.
-        test: the same for the final table.
         id2label: names of the classes 0..K-1.
         ignore_index: label that counts in no loss and no score.
         palette: a colour for each class.
-        facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
     """
 
-    train: AnyDataset | None
-    eval: AnyDataset | None
-    test: AnyDataset | None
     id2label: dict[int, str]
     ignore_index: int
     palette: dict[int, tuple[int, int, int]]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def collate(self) -> SegmentationCollator:
-        """The collator that pads with this set's void label."""
-        return SegmentationCollator(self.ignore_index)
 
 
 def load_segmentation(
@@ -56,20 +44,17 @@ def load_segmentation(
             (only the wholly broken ones with `on_error: skip`).
     """
     config.check_values()
-    opened = open_set(config, need_masks=need_labels)
-    if need_labels and not opened.labels.id2label:
+    catalog = open_set(config, need_masks=need_labels)
+    if need_labels and not catalog.labels.id2label:
         raise InputError(
             f"data.labels: expected the class names of {config.path}, found none; name a json file like "
             '{"id2label": {"0": "sky", ...}} under data.labels, or give data.num_labels'
         )
-    sources = by_role(config, opened, splits)
-    loaded, facts = wrap(config, opened, sources, need_labels, seed)
+    sources = by_role(config, catalog, splits)
+    labels = catalog.labels
+    augment = TrainTransform(config, labels.ignore_index)
+    data = wrap(config, catalog, sources, need_labels, seed, augment, EvalTransform(config))
+    data.collate = partial(segmentation_collate, ignore_index=labels.ignore_index)
     return SegmentationData(
-        loaded["train"],
-        loaded["eval"],
-        loaded["test"],
-        opened.labels.id2label,
-        opened.labels.ignore_index,
-        opened.labels.colours(),
-        facts,
+        **vars(data), id2label=labels.id2label, ignore_index=labels.ignore_index, palette=labels.colours()
     )

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop
+from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop, flip_and_jitter
 
 
 class TrainTransform:
@@ -26,11 +26,7 @@ class TrainTransform:
             base = config.image_size and (config.image_size[0], config.image_size[1])
             scale = (config.scale[0], config.scale[1])
             steps.append(RandomScaleCrop((crop[0], crop[1]), scale, base or None, fill, ignore_index))
-        steps.append(v2.RandomHorizontalFlip(config.flip))
-        if config.color_jitter:
-            strength = config.color_jitter
-            steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-        self.augment = v2.Compose(steps)
+        self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from functools import partial
 from transformers.loss import loss_for_object_detection as losses
 
 
-def count_boxes_once() -> None:
+def patch_detr_num_boxes() -> None:
     """Lets the losses of DETR and its kin divide by the mean number of boxes of all processes, as they say they do.
 
     They divide what accelerate's `reduce` gives by the number of processes; but that is the mean already, so with N
