@@ -31,6 +31,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "data.tables": ("data.common.tables",),
     "data.transforms": ("data.segmentation.transforms", "data.common.transforms"),
     "distiller": ("training.distiller",),
+    "export.detectors": ("models.plain_detectors",),
     "hub.mixin": ("training.hub_mixin",),
     "hub_config": ("config.hub",),
     "inspect": ("cli.dry_run",),

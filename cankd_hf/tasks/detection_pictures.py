@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cankd_hf.data.detection.collate import detection_collate, original_objects
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.tasks.detection_outputs import detections
-from cankd_hf.tasks.pictures import class_colours, denormalize, sample_evenly
+from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 
 
 def draw_detections(
@@ -24,7 +24,6 @@ def draw_detections(
     file: Path,
     mean: Sequence[float],
     std: Sequence[float],
-    rows: int = 4,
     threshold: float = 0.3,
 ) -> None:
     """Writes a grid: the image with its true boxes, then with each model's, one sample a row, classes named below.
@@ -36,42 +35,28 @@ def draw_detections(
         file: the PNG to write.
         mean: of the normalisation to undo, per channel.
         std: the same.
-        rows: how many samples.
         threshold: detections with a lower score are not drawn.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    samples = sample_evenly(data, rows)
+    samples, titles = sample_evenly(data, ROWS), ["ground truth", *models]
     colours = class_colours(len(id2label), None) / 255
-    titles = ["ground truth", *models]
-    cell = 3.2  # inches
-    shares = [sample["pixel_values"].shape[-2] / sample["pixel_values"].shape[-1] for sample in samples]
-    figure = Figure(figsize=(cell * len(titles), cell * sum(shares) + 0.9), layout="constrained")
-    axes = figure.subplots(len(samples), len(titles), squeeze=False, height_ratios=shares)
-    for row, sample in zip(axes, samples, strict=True):
-        image = denormalize(sample["pixel_values"], mean, std)
-        size = torch.tensor(image.shape[:2])
-        found = [original_objects(sample["labels"], size)]
-        found += [_found(model, sample, threshold) for model in models.values()]
-        for axis, objects in zip(row, found, strict=True):
-            axis.imshow(image, interpolation="nearest", aspect="auto")
-            axis.set_axis_off()
-            labels = objects["labels"] if "labels" in objects else objects["class_labels"]
-            _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=11)
-    handles = [Patch(color=colours[label], label=id2label[label]) for label in sorted(id2label)[:24]]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(len(handles), 3 * len(titles)),
-        fontsize=9,
-        frameon=False,
-        title=f"detections with a score of at least {threshold:g}",
-        title_fontsize=9,
-    )
-    figure.savefig(file, dpi=120)
+    images = [denormalize(sample["pixel_values"], mean, std) for sample in samples]
+    found = [
+        [
+            original_objects(sample["labels"], torch.tensor(image.shape[:2])),
+            *(_found(model, sample, threshold) for model in models.values()),
+        ]
+        for sample, image in zip(samples, images, strict=True)
+    ]
+
+    def mark(axis: Any, row: int, column: int) -> None:
+        objects = found[row][column]
+        labels = objects["labels"] if "labels" in objects else objects["class_labels"]
+        _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
+
+    rows = [[image] * len(titles) for image in images]
+    legend = [(id2label[label], colours[label]) for label in sorted(id2label)[:24]]
+    title = f"detections with a score of at least {threshold:g}"
+    draw_grid(file, titles, rows, legend, 3.2, mark, ncols=3 * len(titles), title=title, title_fontsize=9)
 
 
 def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[int], colours: np.ndarray) -> None:

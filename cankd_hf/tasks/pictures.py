@@ -1,8 +1,8 @@
-"""Pictures of predictions beside the truth."""
+"""What pictures of predictions are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel
 
-VOID = (0, 0, 0)
+ROWS = 4  # samples in a picture
 
 
 def sample_evenly(data: Any, count: int) -> list[Any]:
@@ -41,66 +39,40 @@ def denormalize(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-@torch.no_grad()
-def _predicted(model: PreTrainedModel, pixel_values: Tensor, size: Sequence[int]) -> np.ndarray:
-    model.eval()
-    logits = model(pixel_values=pixel_values[None].to(model.device, model.dtype)).logits.float()
-    logits = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-    return logits[0].argmax(dim=0).cpu().numpy()
-
-
-def draw_segmentation(
-    id2label: Mapping[int, str],
-    colours: np.ndarray,
-    ignore_index: int,
-    data: Any,
-    models: Mapping[str, PreTrainedModel],
+def draw_grid(
     file: Path,
-    mean: Sequence[float],
-    std: Sequence[float],
-    rows: int = 4,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    legend: Sequence[tuple[str, Any]],
+    cell: float,
+    mark: Callable[[Any, int, int], None] | None = None,
+    **settings: Any,
 ) -> None:
-    """Writes a grid: image, ground truth and each model's prediction, one sample a row, classes named below.
-
-    Pixels without a label are black in the truth, and in the predictions too, since nothing is asked of them there.
+    """Writes a grid of pictures, one sample a row.
 
     Args:
-        id2label: names of the classes.
-        colours: uint8 [K, 3], see `class_colours`.
-        ignore_index: label of pixels that do not count.
-        data: data set of `pixel_values` [3, H, W] and `labels` [h, w].
-        models: the models by the name to write above their column, all taking the same normalisation.
         file: the PNG to write.
-        mean: of the normalisation to undo, per channel.
-        std: the same.
-        rows: how many samples.
+        titles: of the columns.
+        rows: the pictures of each sample, [H, W, 3]; the first gives the row its shape.
+        legend: name and colour of what is named below.
+        cell: width of a column in inches.
+        mark: (axis, row, column) -> draws on a picture.
+        settings: of the legend.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    samples = sample_evenly(data, rows)
-    titles = ["image", "ground truth", *models]
-    height, width = samples[0]["pixel_values"].shape[-2:]
-    cell = 2.6  # inches
-    figure = Figure(figsize=(cell * len(titles), cell * height / width * len(samples) + 0.9), layout="constrained")
-    axes = figure.subplots(len(samples), len(titles), squeeze=False)
-    for row, sample in zip(axes, samples, strict=True):
-        truth = np.asarray(sample["labels"])
-        counted = truth != ignore_index
-        maps = [truth] + [_predicted(model, sample["pixel_values"], truth.shape) for model in models.values()]
-        pictures = [denormalize(sample["pixel_values"], mean, std)]
-        for labels in maps:
-            painted = colours[np.clip(labels, 0, len(colours) - 1)]
-            painted[~counted] = VOID
-            pictures.append(painted)
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest", aspect="auto")
-            axis.set_axis_off()
+    shares = [row[0].shape[0] / row[0].shape[1] for row in rows]
+    figure = Figure(figsize=(cell * len(titles), cell * sum(shares) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=shares)
+    for (row, column), axis in np.ndenumerate(axes):
+        axis.imshow(rows[row][column], interpolation="nearest", aspect="auto")
+        axis.set_axis_off()
+        if mark is not None:
+            mark(axis, row, column)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
-    present = sorted(id2label)[:24]
-    handles = [Patch(color=colours[label] / 255, label=id2label[label]) for label in present]
-    if any((np.asarray(sample["labels"]) == ignore_index).any() for sample in samples):
-        handles.append(Patch(color="k", label="no label"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=9, frameon=False)
+    handles = [Patch(color=colour, label=name) for name, colour in legend]
+    settings["ncols"] = min(len(handles), settings.get("ncols", 9))
+    figure.legend(handles=handles, loc="outside lower center", fontsize=9, frameon=False, **settings)
     figure.savefig(file, dpi=120)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel, SegformerImageProcessor
 
 from cankd_hf.config.data import DataConfig
@@ -21,7 +23,7 @@ from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_score
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, Task, stretched
 from cankd_hf.tasks.export_forms import ExportForm
-from cankd_hf.tasks.pictures import class_colours, draw_segmentation
+from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 
@@ -100,9 +102,19 @@ class SegmentationTask(Task):
         return segmentation_scores(statistics, self.id2label)
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        colours = class_colours(len(self.id2label), self.palette)
-        stats = config.image_mean, config.image_std
-        draw_segmentation(self.id2label, colours, self.ignore_index, data, models, file, *stats)
+        colours, rows, void = class_colours(len(self.id2label), self.palette), [], []
+        for sample in sample_evenly(data, ROWS):
+            truth = np.asarray(sample["labels"])
+            void.append(truth == self.ignore_index)
+            maps = [truth, *(_predicted(model, sample["pixel_values"], truth.shape) for model in models.values())]
+            painted = [colours[np.clip(labels, 0, len(colours) - 1)] for labels in maps]
+            # Nothing is asked of a prediction where there is no label.
+            painted = [np.where(void[-1][..., None], np.uint8(0), one) for one in painted]
+            rows.append([denormalize(sample["pixel_values"], config.image_mean, config.image_std), *painted])
+        legend = [(self.id2label[label], colours[label] / 255) for label in sorted(self.id2label)[:24]]
+        if any(mask.any() for mask in void):
+            legend.append(("no label", "k"))
+        draw_grid(file, ["image", "ground truth", *models], rows, legend, cell=2.6)
         return True
 
     @classmethod
@@ -128,3 +140,11 @@ class SegmentationTask(Task):
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
         outputs = {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
         return ExportForm(model, outputs)
+
+
+@torch.no_grad()
+def _predicted(model: PreTrainedModel, pixel_values: Tensor, size: Sequence[int]) -> np.ndarray:
+    model.eval()
+    logits = model(pixel_values=pixel_values[None].to(model.device, model.dtype)).logits.float()
+    logits = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    return logits[0].argmax(dim=0).cpu().numpy()
