@@ -25,19 +25,19 @@ _PUBLIC = {
     "InputError": "cankd_hf.errors",
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.config.distill",
-    "load_recipe": "cankd_hf.config.recipe",
+    "load_recipe": "cankd_hf.runs.recipe",
     "load_teacher": "cankd_hf.teachers.load",
 }
 
 if TYPE_CHECKING:
     from cankd_hf.config.distill import LossTerm
-    from cankd_hf.config.recipe import load_recipe
     from cankd_hf.errors import InputError
     from cankd_hf.figures.callback import FeatureFiguresCallback
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+    from cankd_hf.runs.recipe import load_recipe
     from cankd_hf.teachers.load import load_teacher
     from cankd_hf.training.arguments import CanKDConfig
     from cankd_hf.training.distiller import Distiller
