@@ -40,8 +40,8 @@ class LossTerm(Section):
     """
 
     loss: str | Callable[..., Any] = "cankd"
-    weight: Weight | Annotated[list[Weight], Len(1)] = 10.0
-    pairs: Literal["auto"] | Annotated[list[Pair], Len(1)] = "auto"
+    weight: Weight | Annotated[list[Weight], Len(1), Say(fix="one number for all pairs, or one for each")] = 10.0
+    pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
     warmup: Length = 0.0
     decay: Length = 0.0
     options: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from cankd_hf.config import declared
 from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.distill import DistillConfig
+from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
@@ -91,12 +91,15 @@ class Recipe(Section):
 
 
 def check_together(problems: Problems, recipe: Recipe) -> None:
-    """What only several sections together can tell, told where those that it needs could be read."""
+    """What only several sections together can tell, as far as they could be read."""
     if problems.usable("teacher", "teachers"):
-        for path, message in [*_teacher_names(recipe), *_term_teachers(recipe), *_nothing_to_learn(recipe)]:
-            needed = ("distill", "baseline") if path.startswith(("distill", "baseline")) else ("student.inherit",)
-            if problems.usable(*needed):
-                problems.say(path, message)
+        terms = [
+            (f"distill.terms.{index}", term)
+            for index, term in enumerate(recipe.distill.terms)
+            if problems.usable(f"distill.terms.{index}.name", f"distill.terms.{index}.loss")
+        ]
+        for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
+            problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
     if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
@@ -118,20 +121,16 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "student.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
 
 
-def _term_teachers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[tuple[str, str]]:
     known, labels = recipe.named_teachers(), set()
-    for index, term in enumerate(recipe.distill.terms):
-        path = f"distill.terms.{index}"
+    for path, term in terms:
         if term.label in labels:
             yield path, f"a second term called {term.label!r}; give it another `name`"
         labels.add(term.label)
         if known and term.teacher is not None and term.teacher not in known:
             yield f"{path}.teacher", not_one_of(term.teacher, known)
         elif len(known) > 1 and term.teacher is None:
-            yield (
-                f"{path}.teacher",
-                f"missing; expected one of {', '.join(known)}: the teacher that the term learns from",
-            )
+            yield f"{path}.teacher", f"missing; name the teacher to learn from: {' or '.join(known)}"
 
 
 def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -90,16 +90,14 @@ class Problems:
             message: what was expected, what was found, what to write instead.
             unread: the value there is of no use, so that nothing more is said about it.
         """
-        if not self._is_unread(path):
+        if self.usable(path):
             self.found.append((path, message))
-        if unread:
+        if unread and path:
             self._unread.add(path)
 
     def usable(self, *paths: str) -> bool:
-        """Whether these values, and all that they hold, could be read."""
-        return not any(
-            self._is_unread(path) or any(bad.startswith(f"{path}.") for bad in self._unread) for path in paths
-        )
+        """Whether these values could be read."""
+        return not any(path == bad or path.startswith(f"{bad}.") for path in paths for bad in self._unread)
 
     def raise_all(self) -> None:
         """Raises `InputError` with everything found so far, if anything was."""
@@ -190,9 +188,6 @@ class Problems:
             self.say(where, f"expected {describe(kind)}, got {show(spot.value)}; {fix}", unread=True)
         else:
             self.wrong(where, spot.annotation, spot.value, bounds=spot.error not in _KINDS)
-
-    def _is_unread(self, path: str) -> bool:
-        return any(path == bad or path.startswith(f"{bad}.") for bad in self._unread if bad)
 
 
 class _Spot:

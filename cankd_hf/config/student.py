@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Len
 
+from cankd_hf.config.advice import Say
 from cankd_hf.config.declared import parameters
 from cankd_hf.config.schema import Section
 
@@ -38,7 +39,7 @@ class StudentConfig(Section):
     config: dict[str, Any] | None = None
     backbone: str | dict[str, Any] | None = None
     fpn: dict[str, Any] = field(default_factory=dict)
-    taps: str | Annotated[list[str], Len(1)] = "auto"
+    taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
     inherit: list[str] = field(default_factory=list)
     tokenizer: str | None = None
     revision: str | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt, Len
 
+from cankd_hf.config.advice import Say
 from cankd_hf.config.data import Mean, Std
 from cankd_hf.config.schema import Section
 
@@ -36,7 +37,7 @@ class TeacherConfig(Section):
 
     model: str | None = None
     config: dict[str, Any] | None = None
-    taps: str | Annotated[list[str], Len(1)] = "auto"
+    taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     scale: Annotated[float, Gt(0)] = 1.0
     revision: str | None = None
