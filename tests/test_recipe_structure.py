@@ -246,7 +246,7 @@ def test_sections_made_in_python_are_checked_too() -> None:
         DataConfig(scale=[2.0, 1.0], max_train_samples=-5).check_values()
     assert [problem.partition(";")[0] for problem in caught.value.problems] == [
         "data.max_train_samples: expected a whole number of at least 1 or null, got -5",
-        "data.path: expected a folder, a parquet file, a Hub id or `shapes`, got None",
+        "data.path: expected a folder, a parquet file, a Hub id or `shapes`, got null",
         "data.scale: expected [smallest, largest], got [2.0, 1.0]",
     ]
     with pytest.raises(InputError, match=r"terms\.mine\.options\.afinity: unknown key; did you mean 'affinity'\?"):

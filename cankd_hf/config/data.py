@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-from cankd_hf.config.advice import Say, nearest
+from cankd_hf.config.advice import Say, nearest, show
 from cankd_hf.config.schema import Section
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -71,6 +71,8 @@ class DataConfig(Section):
         generated: sizes of the generated set: train, validation, test, size (pixels), seed.
     """
 
+    place: ClassVar[str] = "data"
+
     path: str | None = None
     name: str | None = None
     revision: str | None = None
@@ -108,16 +110,10 @@ class DataConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong though every value has its type and range."""
         if not self.path:
-            yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {self.path!r}; name one"
+            yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
         if self.scale[0] > self.scale[1]:
             yield "scale", f"expected [smallest, largest], got {self.scale}; write {self.scale[::-1]}"
-        for key in self.generated.keys() - GENERATED.keys():
+        for key in [key for key in self.generated if key not in GENERATED]:
             yield f"generated.{key}", f"unknown key; {nearest(key, GENERATED)}"
 
-    def check_values(self) -> None:
-        """Checks every field that can be checked without touching the data.
-
-        Raises:
-            InputError: with all problems at once.
-        """
-        self.raise_problems("data")
+    check_values = Section.raise_problems

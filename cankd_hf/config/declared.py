@@ -6,20 +6,17 @@ Where a module is imported already, its objects are asked instead: they may have
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 import sys
-import typing
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin, get_type_hints
 
 from pydantic import BeforeValidator
 
-_TYPES: dict[str, Any] = {
-    name: getattr(builtins, name) for name in ("bool", "dict", "float", "int", "list", "str", "tuple")
-} | {"Sequence": list, "Literal": Literal, "Optional": typing.Optional, "Union": Union}
+_TYPES: dict[str, Any] = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}
+_TYPES |= {"Sequence": list, "Union": Union}
 
 
 def names(module: str, dictionary: str) -> list[str]:
@@ -45,25 +42,22 @@ def parameters(module: str, name: str) -> dict[str, Any]:
         module: that has the class or imports it by `from ... import`.
         name: of the class.
     """
-    place, node = _find(module, name)
-    if not isinstance(node, ast.ClassDef):
-        return {}
-    for item in node.body:
+    place, body, bases = _class(module, name)
+    for item in body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             given = [*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs][1:]
             return {argument.arg: _type(argument.annotation, place) for argument in given}
-    found = (parameters(place, base.id) for base in node.bases if isinstance(base, ast.Name))
-    return next((known for known in found if known), {})
+    return next((found for base in bases if (found := parameters(place, base))), {})
 
 
 @cache
 def fields(module: str, name: str) -> dict[str, Any]:
     """Name and type of every public field of a dataclass, those of its bases first."""
-    place, node = _find(module, name)
+    place, body, bases = _class(module, name)
     found: dict[str, Any] = {}
-    for base in node.bases if isinstance(node, ast.ClassDef) else ():
-        found |= fields(place, base.id) if isinstance(base, ast.Name) else {}
-    for item in node.body if isinstance(node, ast.ClassDef) else ():
+    for base in bases:
+        found |= fields(place, base)
+    for item in body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_":
             found[item.target.id] = _type(item.annotation, place)
     return found
@@ -87,17 +81,18 @@ def _entries(module: str, dictionary: str) -> dict[str, str]:
 
 
 @cache
-def _tree(module: str) -> tuple[list[ast.stmt], bool]:
-    """The statements of a module, and whether it is a package; none if there is no such module."""
+def _tree(module: str) -> tuple[list[ast.stmt], str]:
+    """The statements of a module (none if there is no such module), and the package that its imports start from."""
     top, _, rest = module.partition(".")
     spec = find_spec(top)  # finds a package without importing it, which holds for the outermost one only
     if spec is None or spec.origin is None:
-        return [], False
+        return [], module
     base = Path(spec.origin).parent / rest.replace(".", "/")
     for file in (base / "__init__.py", base.with_suffix(".py")):
         if file.is_file():
-            return ast.parse(file.read_text(encoding="utf-8")).body, file.name == "__init__.py"
-    return [], False
+            package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+            return ast.parse(file.read_text(encoding="utf-8")).body, package
+    return [], module
 
 
 @cache
@@ -105,17 +100,24 @@ def _find(module: str, name: str) -> tuple[str, ast.AST | None]:
     """The class, or the value, that a name at the top of a module stands for, and the module that defines it."""
     body, package = _tree(module)
     for node in body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return module, node
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return module, node.value  # type: ignore[attr-defined]
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    parts = module.split(".")[: len(module.split(".")) + package - node.level] if node.level else []
-                    return _find(".".join([*parts, *([node.module] if node.module else [])]), alias.name)
+        match node:
+            case ast.ClassDef(name=found) if found == name:
+                return module, node
+            case ast.AnnAssign(target=ast.Name(id=found)) | ast.Assign(targets=[ast.Name(id=found)]) if found == name:
+                return module, node.value
+            case ast.ImportFrom(names=aliases):
+                for alias in aliases:
+                    if (alias.asname or alias.name) == name:
+                        return _find(resolve_name("." * node.level + (node.module or ""), package), alias.name)
     return module, None
+
+
+def _class(module: str, name: str) -> tuple[str, list[ast.stmt], list[str]]:
+    """The module that defines a class, the statements in it and the names of its bases; empty if it is none."""
+    place, node = _find(module, name)
+    if not isinstance(node, ast.ClassDef):
+        return place, [], []
+    return place, node.body, [base.id for base in node.bases if isinstance(base, ast.Name)]
 
 
 def _type(node: ast.expr | None, module: str) -> Any:
@@ -127,10 +129,8 @@ def _type(node: ast.expr | None, module: str) -> Any:
             return None
         case ast.BinOp(left=left, right=right):
             members = [_type(left, module), _type(right, module)]
-            if any(
-                get_origin(kind) is Annotated for kind in members
-            ):  # `SchedulerType | str`: its values and no others
-                members = [kind for kind in members if kind is not str]
+            if any(get_origin(kind) is Annotated for kind in members):
+                members = [kind for kind in members if kind is not str]  # `SchedulerType | str`: its values alone
             return Union[tuple(members)]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             return Literal[ast.literal_eval(inner)]
@@ -138,17 +138,15 @@ def _type(node: ast.expr | None, module: str) -> Any:
             items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return _TYPES[name][tuple(_type(item, module) for item in items)]
         case ast.Name(id=name):
-            return _TYPES[name] if name in _TYPES else _enumeration(*_find(module, name))
+            return _TYPES.get(name) or _enumeration(*_class(module, name))
     return Any
 
 
-def _enumeration(module: str, node: ast.AST | None) -> Any:
-    if not isinstance(node, ast.ClassDef) or not any(ast.unparse(base).endswith("Enum") for base in node.bases):
+def _enumeration(module: str, body: list[ast.stmt], bases: list[str]) -> Any:
+    assigned = [item.value for item in body if isinstance(item, ast.Assign)]
+    values = [value.value for value in assigned if isinstance(value, ast.Constant)]
+    if not values or not any(base.endswith("Enum") for base in bases):
         return Any
-    values = [
-        item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
-    ]
     # YAML reads an unquoted `no` as false.
-    return Annotated[
-        Literal[tuple(values)], BeforeValidator(lambda value: "no" if value is False and "no" in values else value)
-    ]
+    no = BeforeValidator(lambda value: "no" if value is False and "no" in values else value)
+    return Annotated[Literal[tuple(values)], no]

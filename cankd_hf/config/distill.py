@@ -90,13 +90,13 @@ class LossTerm(Section):
         if isinstance(self.loss, str) and self.loss not in known:
             yield "loss", not_one_of(self.loss, known)
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def accepted(self) -> dict[str, dict[str, Any]]:
         """What `options` may hold for a loss that is known by name."""
         if not isinstance(self.loss, str) or self.loss not in declared.names("cankd_hf.losses", "LOSSES"):
             return {}
         found = declared.entry_parameters("cankd_hf.losses", "LOSSES", self.loss)
-        for key in _NAMED.keys() & found.keys():
-            if names := declared.names(*_NAMED[key]):
+        for key, place in _NAMED.items():
+            if key in found and (names := declared.names(*place)):
                 found = {**found, key: Literal[tuple(names)]}
         return {"options": {key: kind for key, kind in found.items() if key != "channels"}}
 

@@ -19,7 +19,7 @@ from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
-from cankd_hf.config.training import check_training, training_fields
+from cankd_hf.config.training import read_training, training_fields
 from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
@@ -69,6 +69,7 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
             problems.say(f"hub.{key}", NO_TOKEN, unread=True)
     recipe: Recipe | None = problems.read(Recipe, data, "")
     if recipe is not None:
+        recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))
         _check(problems, recipe)
     problems.raise_all()
     assert recipe is not None
@@ -99,25 +100,14 @@ def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> 
 
 def _check(problems: Problems, recipe: Recipe) -> None:
     """The rules of each section, then those between sections."""
-    recipe.training = check_training(problems, recipe.training, "training")
     problems.check(recipe, "")
-    problems.check(recipe.data, "data")
-    problems.check(recipe.student, "student")
-    for path, teacher in _teachers(recipe):
-        problems.check(teacher, path)
-        if teacher.fit is not None:
-            check_training(problems, teacher.fit, f"{path}.fit")
-    for index, term in enumerate(recipe.distill.terms):
-        problems.check(term, f"distill.terms.{index}")
+    several = {f"teachers.{name}": teacher for name, teacher in (recipe.teachers or {}).items()}
+    for path, teacher in {"teacher": recipe.teacher, **several}.items():
+        if teacher is not None and teacher.fit is not None:
+            read_training(problems, teacher.fit, f"{path}.fit")
     for key, message in recipe.hub.clashes(recipe.training) if recipe.hub is not None else ():
         problems.say(f"hub.{key}", message)
     check_together(problems, recipe)
-
-
-def _teachers(recipe: Recipe) -> list[tuple[str, TeacherConfig]]:
-    """All that are written down, also where `teacher` and `teachers` both are."""
-    several = [(f"teachers.{name}", teacher) for name, teacher in (recipe.teachers or {}).items()]
-    return several if recipe.teacher is None else [("teacher", recipe.teacher), *several]
 
 
 def _elsewhere(key: str) -> str | None:

@@ -24,10 +24,12 @@ class Section:
     """Base of the dataclasses that are sections of a recipe: how they are read, and the rules of several fields.
 
     Attributes:
+        place: where the section stands in a recipe.
         one_of: fields of which exactly one is given.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    place: ClassVar[str] = ""
     one_of: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -38,31 +40,24 @@ class Section:
         return schema
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range: key in the section ("" for all of it), message."""
+        """What is wrong though every value has its type and range: key and message."""
         yield from ()
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def accepted(self) -> dict[str, dict[str, Any]]:
         """Fields that hold settings of something else: name and type of all that it takes."""
         return {}
 
-    def wrong_source(self) -> Iterator[tuple[str, str]]:
-        """The problem of a section with none, or several, of the fields in `one_of`."""
-        given = [name for name in self.one_of if getattr(self, name) is not None]
-        if self.one_of and len(given) != 1:
-            names = " and ".join([", ".join(self.one_of[:-1]), self.one_of[-1]])
-            yield "", f"expected exactly one of {names}, got {' and '.join(given) or 'none'}; keep one"
-
-    def raise_problems(self, path: str) -> None:
+    def raise_problems(self, path: str = "") -> None:
         """The same checks as for a recipe, for an object made in Python.
 
         Args:
-            path: what messages call the section.
+            path: what messages call the section, instead of `place`.
 
         Raises:
             InputError: with everything that is wrong.
         """
         problems = Problems()
-        problems.check(problems.read(type(self), _plain(self), path), path)
+        problems.check(problems.read(type(self), self, path or self.place), path or self.place)
         problems.raise_all()
 
 
@@ -135,19 +130,28 @@ class Problems:
 
     def keywords(self, hints: dict[str, Any], value: dict[str, Any], path: str) -> dict[str, Any]:
         """Checks a mapping against named types (a signature, say) and returns it with every value read."""
-        for key in value.keys() - hints.keys():
+        for key in [key for key in value if key not in hints]:
             self.unknown(path, str(key), hints)
         return {key: self.read(hints[key], item, _join(path, key)) for key, item in value.items() if key in hints}
 
-    def check(self, section: Section | None, path: str) -> None:
-        """Adds what a section's own rules refuse."""
-        if section is None:
+    def check(self, value: Any, path: str) -> None:
+        """Adds what the rules of a section, or of the sections in a container, refuse, and those inside of them."""
+        if isinstance(value, dict | list):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                self.check(item, _join(path, key))
+        if not isinstance(value, Section):
             return
-        sources = section.wrong_source() if self.usable(*(_join(path, name) for name in section.one_of)) else ()
-        for key, message in [*sources, *section.problems()]:
+        names = value.one_of
+        given = " and ".join(name for name in names if getattr(value, name) is not None)
+        if names and given not in names and self.usable(*(_join(path, name) for name in names)):
+            expected = f"exactly one of {', '.join(names[:-1])} and {names[-1]}"
+            self.say(path, f"expected {expected}, got {given or 'none'}; keep one")
+        for key, message in value.problems():
             self.say(_join(path, key), message)
-        for key, hints in section.settings().items():
-            self.keywords(hints, getattr(section, key), _join(path, key))
+        for key, hints in value.accepted().items():
+            self.keywords(hints, getattr(value, key), _join(path, key))
+        for key in _fields(type(value)):
+            self.check(getattr(value, key), _join(path, key))
 
     def unknown(self, path: str, key: str, known: Iterable[str]) -> None:
         """Adds 'unknown key', with the nearest name or the place where such a key belongs."""
@@ -191,9 +195,9 @@ class Problems:
 
 
 class _Spot:
-    """Where an error of pydantic's lies, followed through types and data as far as the type is one and not several.
+    """Where an error of pydantic's lies, followed through types and data up to the first union.
 
-    (Behind a union the location goes on with the names of its members, which are no keys of the data.)
+    (Behind that, the location goes on with the names of the union's members, which are no keys of the data.)
     """
 
     def __init__(self, annotation: Any, value: Any, location: tuple[int | str, ...], error: str) -> None:
@@ -237,7 +241,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def _fields(cls: Any) -> dict[str, Any]:
     """Name and type of every field of a dataclass."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ class StudentConfig(Section):
         trust_remote_code: whether code of the repository may run; never needed for our own students.
     """
 
+    place: ClassVar[str] = "student"
     one_of: ClassVar[tuple[str, ...]] = ("model", "config", "backbone")
 
     model: str | None = None
@@ -50,7 +51,7 @@ class StudentConfig(Section):
         if self.fpn and self.backbone is None:
             yield "fpn", "settings of a pyramid count for student.backbone only; remove them"
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def accepted(self) -> dict[str, dict[str, Any]]:
         """What `fpn` may hold."""
         if self.backbone is None:
             return {}
@@ -58,6 +59,4 @@ class StudentConfig(Section):
         left_out = ("backbone_config", "semantic_loss_ignore_index")
         return {"fpn": {key: kind for key, kind in found.items() if key not in left_out}}
 
-    def check(self) -> None:
-        """Raises `InputError` with everything that is wrong with the section."""
-        self.raise_problems("student")
+    check = Section.raise_problems

@@ -33,6 +33,7 @@ class TeacherConfig(Section):
         fit: how to train it first; used by the recipe alone.
     """
 
+    place: ClassVar[str] = "teacher"
     one_of: ClassVar[tuple[str, ...]] = ("model", "config")
 
     model: str | None = None
@@ -55,9 +56,7 @@ class TeacherConfig(Section):
         if self.fit is not None and self.from_torchvision:
             yield "fit", "a torchvision net cannot be trained here; leave fit out"
 
-    def check(self) -> None:
-        """Raises `InputError` with everything that is wrong with the section."""
-        self.raise_problems("teacher")
+    check = Section.raise_problems
 
     @property
     def from_torchvision(self) -> bool:

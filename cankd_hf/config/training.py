@@ -33,9 +33,9 @@ def training_fields() -> dict[str, Any]:
     return {name: _WIDER.get(name, kind) for name, kind in hints.items() if name not in _MOVED}
 
 
-def check_training(problems: Problems, training: dict[str, Any], path: str) -> dict[str, Any]:
-    """Checks settings of `CanKDConfig` by name and type; returns them in their types."""
-    for key in _MOVED.keys() & training.keys():
+def read_training(problems: Problems, training: dict[str, Any], path: str) -> dict[str, Any]:
+    """Settings of `CanKDConfig` in their types, names and types checked."""
+    for key in [key for key in training if key in _MOVED]:
         problems.say(f"{path}.{key}", _MOVED[key])
     given = {key: value for key, value in training.items() if key not in _MOVED}
     read = problems.keywords(training_fields(), given, path)
