@@ -66,6 +66,11 @@ def marks(annotation: Any) -> list[Any]:
     return list(get_args(found[0])[1:]) if len(found) == 1 else []
 
 
+def words(annotation: Any) -> str:
+    """The words that stand for a type, if it has its own."""
+    return next((mark.words for mark in marks(annotation) if isinstance(mark, Say)), "")
+
+
 def nearest(name: str, known: Iterable[str], none_near: str | None = None) -> str:
     """A hint for a name that is unknown: the nearest known one, or all of them if none is near.
 
@@ -110,8 +115,8 @@ def describe(annotation: Any, several: bool = False, bounds: bool = True) -> str
     """
     if get_origin(annotation) is Annotated:
         kind, *beside = get_args(annotation)
-        if words := [mark.words for mark in beside if isinstance(mark, Say) and mark.words]:
-            return words[0]
+        if words(annotation):
+            return words(annotation)
         limits = {type(mark): dataclasses.astuple(mark)[0] for mark in beside if type(mark) in _BOUNDS and bounds}
         if limits.keys() == {Ge, Le}:
             return f"{describe(kind, several)} from {limits[Ge]} to {limits[Le]}"
@@ -157,6 +162,8 @@ def advice(annotation: Any, value: Any) -> str:
     if bool in kinds and isinstance(value, int):
         return "write true or false"
     if list in kinds and not isinstance(value, list | dict | None):
+        if fixes:
+            return fixes[0]
         length = next((mark.min_length for mark in marks(annotation) if isinstance(mark, Len)), 1)
         return f"write a list: [{', '.join([str(value)] * length)}]"
     if isinstance(value, list) and any(kind is dict or dataclasses.is_dataclass(kind) for kind in kinds):

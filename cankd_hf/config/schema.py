@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cankd_hf.config.advice import advice, bare, choices, describe, kind_of, members, nearest, show
+from cankd_hf.config.advice import advice, bare, choices, describe, kind_of, members, nearest, show, words
 from cankd_hf.errors import InputError, Problem
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -208,6 +208,8 @@ class _Spot:
         self._steps: list[tuple[Any, int | str, Any]] = []
         for key in location[: len(location) - self.of_key]:
             outer, kind = bare(self.annotation), kind_of(self.annotation)
+            if words(self.annotation):
+                break  # `[height, width]` is told as a whole
             if dataclasses.is_dataclass(kind):
                 inner = _fields(outer).get(str(key), Any)
             elif kind in (list, dict):
