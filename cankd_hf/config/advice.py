@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 _LISTS = (list, tuple, Sequence)
 _BOUNDS = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _SECTION = "a section of `key: value` lines"
 # One of a kind, and several of them.
 _WORDS: dict[Any, tuple[str, str]] = {
@@ -149,7 +151,7 @@ def advice(annotation: Any, value: Any) -> str:
     names = [str(name) for kind in members(annotation) for name in choices(kind)]
     fixes = [mark.fix for mark in marks(annotation) if isinstance(mark, Say) and mark.fix]
     if isinstance(value, str):
-        if kinds & {int, float} and _is_number(value):
+        if kinds & {int, float} and _NUMBER.fullmatch(value.strip()):
             return f"write it without quotes: {value.strip()}"
         if bool in kinds:
             return "write true or false, without quotes"
@@ -171,11 +173,3 @@ def advice(annotation: Any, value: Any) -> str:
     if isinstance(value, dict) and list in kinds:
         return "write a list: each item starts with `- `"
     return fixes[0] if fixes else "choose one of them" if names else "see docs/recipes.md"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

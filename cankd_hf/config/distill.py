@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Len
 
@@ -38,6 +38,8 @@ class LossTerm(Section):
         options: keyword arguments of the loss.
         name: how the term is called in logs; the loss's name if None.
     """
+
+    place: ClassVar[str] = "distill.terms.0"
 
     loss: str | Callable[..., Any] = "cankd"
     weight: Weight | Annotated[list[Weight], Len(1), Say(fix="one number for all pairs, or one for each")] = 10.0
@@ -114,6 +116,8 @@ class DistillConfig(Section):
         terms: the feature losses; CanKD with the paper's weight unless said otherwise.
         grid: on whose grid two maps are compared: `finer` or `coarser` of the two, `student` or `teacher`.
     """
+
+    place: ClassVar[str] = "distill"
 
     task_weight: Annotated[float, Ge(0), Say(fix="0 needs no labels")] = 1.0
     terms: list[LossTerm] = field(default_factory=lambda: [LossTerm()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cankd_hf.config.schema import Section
 
@@ -36,6 +36,8 @@ class HubConfig(Section):
         license: the student's licence in the Hub's words, such as `apache-2.0`; by default `unknown`.
         tags: further tags of the card.
     """
+
+    place: ClassVar[str] = "hub"
 
     push: bool = True
     id: str | None = None

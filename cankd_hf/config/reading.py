@@ -24,15 +24,7 @@ from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
 # Where a key may belong that stands in a wrong place.
-_SECTIONS: dict[str, type] = {
-    "": Recipe,
-    "distill.": DistillConfig,
-    "data.": DataConfig,
-    "student.": StudentConfig,
-    "teacher.": TeacherConfig,
-    "hub.": HubConfig,
-    "distill.terms.0.": LossTerm,
-}
+_SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
 
 
 def read_text(path: str | Path) -> str:
@@ -112,7 +104,7 @@ def _check(problems: Problems, recipe: Recipe) -> None:
 
 def _elsewhere(key: str) -> str | None:
     """The dotted path where a key belongs that was found where it does not."""
-    for start, cls in _SECTIONS.items():
-        if any(item.name == key for item in dataclasses.fields(cls)):
-            return start + key
+    for section in _SECTIONS:
+        if any(item.name == key for item in dataclasses.fields(section)):
+            return f"{section.place}.{key}".lstrip(".")
     return f"training.{key}" if key in training_fields() else None
