@@ -113,7 +113,7 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "teachers", "given beside `teacher`; write one teacher as `teacher:`, several as `teachers:`, not both"
     for name in recipe.teachers or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
-            yield f"teachers.{name}", f"expected a name of letters, digits, _ and -, got {name!r}; rename the teacher"
+            yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
     parts, count = recipe.student.inherit, len(recipe.named_teachers())
     if parts and count == 0:
         yield "student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
