@@ -27,19 +27,19 @@ _PUBLIC = {
     "LossTerm": "cankd_hf.config.distill",
     "Objective": "cankd_hf.training.objective",
     "TeacherOutput": "cankd_hf.teachers.output",
-    "load_recipe": "cankd_hf.config.recipe",
+    "load_recipe": "cankd_hf.runs.recipe",
     "load_teacher": "cankd_hf.teachers.load",
 }
 
 if TYPE_CHECKING:
     from cankd_hf.config.distill import LossTerm
-    from cankd_hf.config.recipe import load_recipe
     from cankd_hf.errors import InputError
     from cankd_hf.figures.callback import FeatureFiguresCallback
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+    from cankd_hf.runs.recipe import load_recipe
     from cankd_hf.teachers.load import load_teacher
     from cankd_hf.teachers.output import TeacherOutput
     from cankd_hf.training.arguments import CanKDConfig

@@ -6,13 +6,31 @@ import sys
 from collections.abc import Callable, Iterable
 
 
+class Problem(str):
+    """A message that knows its place: `path: message` as text.
+
+    Args:
+        path: dotted path, or how messages name the place; "" for a message that names it itself.
+        message: what was expected, what was found, what to do.
+    """
+
+    path: str
+    message: str
+
+    def __new__(cls, path: str, message: str = "") -> Problem:  # unpickling gives the text alone, then the attributes
+        made = super().__new__(cls, f"{path}: {message}" if path and message else path or message)
+        made.path, made.message = path, message
+        return made
+
+
 class InputError(ValueError):
     """Something the user gave us is wrong: a recipe, a folder, an image, a checkpoint.
 
     Commands print it without a traceback and exit with code 2.
 
     Args:
-        problems: one message or several, each naming the place, what was expected, what was got and the fix.
+        problems: one message or several, each naming the place, what was expected, what was got and the fix;
+            a `Problem` also says its place on its own.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:

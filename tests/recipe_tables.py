@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cankd_hf.config.advice import describe
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.recipe import Recipe
-from cankd_hf.config.schema import describe
 from cankd_hf.losses import LOSSES
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import CanKDConfig
@@ -67,7 +67,7 @@ def _holds_objects(value: list[Any] | dict[str, Any]) -> bool:
 
 def table(cls: Any, section: str) -> str:
     """Every key of one section."""
-    hints, texts = get_type_hints(cls), meanings(cls)
+    hints, texts = get_type_hints(cls, include_extras=True), meanings(cls)
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
         kind = describe(hints[field.name]).replace("a section of `key: value` lines", "section")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cankd_hf import benchmark, evaluate, export, push, train, visualize
-from cankd_hf.config.recipe import load_data_config, load_recipe
+from cankd_hf.config.reading import load_data_config
+from cankd_hf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]

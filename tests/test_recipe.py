@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cankd_hf.config.recipe import (
-    Recipe,
-    load_data_config,
-    load_recipe,
-    parse_recipe,
-    recipe_differences,
-    recipe_to_yaml,
-)
+from cankd_hf.config.reading import load_data_config
+from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.errors import InputError
+from cankd_hf.runs.recipe import load_recipe, parse_recipe
 
 from .recipe_tables import PAGE, rendered
 
@@ -149,11 +144,11 @@ distill:
         ("learning_rate=1e-3", "did you mean 'training.learning_rate'?"),
         ("data=shapes", "write it as data.path: shapes"),
         ("teacher=facebook/dinov2-base", "write it as teacher.model: facebook/dinov2-base"),
-        ("data.crop_size=64", "expected a list of whole numbers or null, got 64; write a list: [64]"),
+        ("data.crop_size=64", "expected [height, width] or null, got 64; write a list: [64, 64]"),
         ("data.crop_size=[64]", "data.crop_size (command line): expected [height, width] or null"),
         ("data.path=???", "expected a value from you; give it on the command line: data.path=..."),
         ("data.name=3", 'write it in quotes: "3"'),
-        ("data.on_error=ignore", "expected `stop` or `skip`"),
+        ("data.on_error=ignore", "expected one of stop, skip, got 'ignore'"),
         ("data.streaming=true", "set training.max_steps"),
         (
             "student.config={model_type: resnet}",
@@ -161,7 +156,7 @@ distill:
         ),
         ("student.model=null", "backbone, got none"),
         ("student.fpn={fpn_channels: 8}", "count for student.backbone only"),
-        ("teacher.dtype=int8", "teacher.dtype (command line): expected auto, float32"),
+        ("teacher.dtype=int8", "teacher.dtype (command line): expected one of auto, float32"),
         ("teacher.fit.max_step=3", "did you mean 'max_steps'?"),
         ("teacher.config={model_type: resnett}", "did you mean resnet?"),
         ("distill.terms={loss: cankd}", "write a list: each item starts with `- `"),
@@ -192,10 +187,12 @@ def test_bad_input_is_told_with_its_fix(override: str, said: str) -> None:
 def test_settings_of_a_pyramid_and_of_nested_configs_are_checked() -> None:
     text = "output_dir: o\ndata: {path: shapes}\nstudent:\n  backbone: {model_type: resnet, hidden_size: [8]}\n"
     text += "  fpn: {fpn_channel: 3}\nteacher:\n  config:\n    model_type: cankd_fpn\n    haed: psp\n"
-    assert sorted(problem.partition("; ")[2] for problem in problems(text)) == [
-        "did you mean 'fpn_channels'?",
-        "did you mean head?",
-        "did you mean hidden_sizes?",
+    # The structure first, all of it at once; then, also all at once, what needs the classes of the models.
+    assert problems(text) == ["student.fpn.fpn_channel (x.yaml:5): unknown key; did you mean 'fpn_channels'?"]
+    text = text.replace("fpn_channel:", "fpn_channels:")
+    assert sorted(problems(text)) == [
+        "student.backbone.hidden_size (x.yaml:4): no such key for resnet; did you mean hidden_sizes?",
+        "teacher.config.haed (x.yaml:9): no such key for cankd_fpn; did you mean head?",
     ]
     (problem,) = problems(
         text.replace("hidden_size:", "hidden_sizes:").replace("haed", "head"), "student.fpn={head: x}"

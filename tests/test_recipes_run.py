@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cankd_hf.config.recipe import load_recipe
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.train import main
 
 from .training.boxes import write_boxes, write_coco

@@ -342,9 +342,9 @@ def test_wrong_paths(tmp_path: Path, folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("config", "messages"),
     [
-        ({}, ["exactly one of model and config, got neither"]),
-        ({"model": "a", "config": RESNET}, ["got both"]),
-        ({"model": "a", "dtype": "int8", "scale": 0, "taps": []}, ["teacher.dtype", "teacher.scale", "teacher.taps"]),
+        ({}, ["exactly one of model and config, got none"]),
+        ({"model": "a", "config": RESNET}, ["got model and config"]),
+        ({"model": "a", "dtype": "int8", "scale": 0, "taps": []}, ["teacher.taps", "teacher.dtype", "teacher.scale"]),
         ({"model": "a", "image_mean": [1.0], "image_std": [0.0] * 3}, ["teacher.image_mean", "teacher.image_std"]),
     ],
 )

@@ -29,7 +29,7 @@ def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cankd_hf.benchmark.step import run_step, run_teacher
-    from cankd_hf.config.recipe import load_recipe
+    from cankd_hf.runs.recipe import load_recipe
 
     if args.threads:
         torch.set_num_threads(args.threads)

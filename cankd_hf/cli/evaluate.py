@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cankd_hf.config.recipe import load_data_config
+    from cankd_hf.config.reading import load_data_config
 
     saved = Path(options.checkpoint) / "recipe.yaml"
     config = load_data_config(saved if saved.is_file() else None, options.overrides)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cankd_hf.config.recipe import load_recipe
+    from cankd_hf.runs.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     # After the checks: these imports take seconds.

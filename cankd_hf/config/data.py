@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
-from cankd_hf.errors import InputError
+from annotated_types import Ge, Gt, Le, Len, Lt
+
+from cankd_hf.config.advice import Say, nearest, show
+from cankd_hf.config.schema import Section
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 PILLOW_LIMIT = 89_478_485  # the size at which Pillow begins to warn of a decompression bomb
 GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
 
+Count = Annotated[int, Ge(1)]
+Size = Annotated[list[Annotated[int, Gt(0)]], Len(2, 2), Say("[height, width]")]
+Range = Annotated[list[Annotated[float, Gt(0)]], Len(2, 2), Say("[smallest, largest], both above 0")]
+Mean = Annotated[list[float], Len(3, 3), Say("three numbers (red, green, blue)")]
+Std = Annotated[list[Annotated[float, Gt(0)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
+
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """The `data:` section of a recipe.
 
     Attributes:
@@ -60,6 +71,8 @@ class DataConfig:
         generated: sizes of the generated set: train, validation, test, size (pixels), seed.
     """
 
+    place: ClassVar[str] = "data"
+
     path: str | None = None
     name: str | None = None
     revision: str | None = None
@@ -70,79 +83,37 @@ class DataConfig:
     mask_column: str = "auto"
     objects_column: str = "auto"
     annotations: str = "auto"
-    box_format: str = "xywh"
+    box_format: Literal["xywh", "xyxy"] = "xywh"
     labels: str | None = None
-    num_labels: int | None = None
+    num_labels: Count | None = None
     ignore_index: int | None = None
     reduce_labels: bool = False
-    image_size: list[int] | None = None
-    crop_size: list[int] | None = None
+    image_size: Size | None = None
+    crop_size: Size | None = None
     keep_aspect: bool = False
-    scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
-    flip: float = 0.5
-    color_jitter: float = 0.0
-    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
-    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    scale: Range = field(default_factory=lambda: [0.5, 2.0])
+    flip: Annotated[float, Ge(0), Le(1)] = 0.5
+    color_jitter: Annotated[float, Ge(0), Lt(1)] = 0.0
+    image_mean: Mean = field(default_factory=lambda: list(IMAGENET_MEAN))
+    image_std: Std = field(default_factory=lambda: list(IMAGENET_STD))
     streaming: bool = False
-    shuffle_buffer: int = 256
-    on_error: str = "stop"
-    check: int | str = "all"
+    shuffle_buffer: Count = 256
+    on_error: Literal["stop", "skip"] = "stop"
+    check: Literal["all", "none"] | Annotated[int, Ge(0)] = "all"
     cache: bool = False
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    max_pixels: int = PILLOW_LIMIT
-    holdout: float = 0.1
-    generated: dict[str, int] = field(default_factory=dict)
+    max_train_samples: Count | None = None
+    max_eval_samples: Count | None = None
+    max_pixels: Count = PILLOW_LIMIT
+    holdout: Annotated[float, Gt(0), Lt(1)] = 0.1
+    generated: dict[str, Annotated[int, Ge(0)]] = field(default_factory=dict)
 
-    def check_values(self) -> None:
-        """Check every field that can be checked without touching the data.
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every value has its type and range."""
+        if not self.path:
+            yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
+        if self.scale[0] > self.scale[1]:
+            yield "scale", f"expected [smallest, largest], got {self.scale}; write {self.scale[::-1]}"
+        for key in [key for key in self.generated if key not in GENERATED]:
+            yield f"generated.{key}", f"unknown key; {nearest(key, GENERATED)}"
 
-        Raises:
-            InputError: with all problems at once.
-        """
-        rules = [
-            (bool(self.path), "path", "a folder, a parquet file, a Hub id or `shapes`", self.path),
-            (self.on_error in ("stop", "skip"), "on_error", "`stop` or `skip`", self.on_error),
-            (
-                self.check in ("all", "none") or (isinstance(self.check, int) and self.check >= 0),
-                "check",
-                "`all`, `none` or a number of images",
-                self.check,
-            ),
-            (self.box_format in ("xywh", "xyxy"), "box_format", "`xywh` or `xyxy`", self.box_format),
-            (_is_size(self.image_size), "image_size", "[height, width] or null", self.image_size),
-            (_is_size(self.crop_size), "crop_size", "[height, width] or null", self.crop_size),
-            (
-                len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
-                "scale",
-                "[smallest, largest], both above 0",
-                self.scale,
-            ),
-            (0 <= self.flip <= 1, "flip", "a probability from 0 to 1", self.flip),
-            (0 <= self.color_jitter < 1, "color_jitter", "a strength from 0 to below 1", self.color_jitter),
-            (len(self.image_mean) == 3, "image_mean", "three numbers", self.image_mean),
-            (
-                len(self.image_std) == 3 and all(value > 0 for value in self.image_std),
-                "image_std",
-                "three numbers above 0",
-                self.image_std,
-            ),
-            (0 < self.holdout < 1, "holdout", "a share between 0 and 1", self.holdout),
-            (self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1", self.shuffle_buffer),
-            (self.max_train_samples is None or self.max_train_samples > 0, "max_train_samples", "at least 1", 0),
-            (self.max_eval_samples is None or self.max_eval_samples > 0, "max_eval_samples", "at least 1", 0),
-            (self.num_labels is None or self.num_labels > 0, "num_labels", "at least 1", self.num_labels),
-            (
-                set(self.generated) <= set(GENERATED),
-                "generated",
-                f"only the keys {', '.join(GENERATED)}",
-                sorted(self.generated),
-            ),
-        ]
-        problems = [f"data.{key}: expected {expected}, got {got!r}" for good, key, expected, got in rules if not good]
-        if problems:
-            raise InputError(problems)
-
-
-def _is_size(size: list[int] | None) -> bool:
-    return size is None or (len(size) == 2 and all(side > 0 for side in size))
+    check_values = Section.raise_problems

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from annotated_types import Ge, Len
+
+from cankd_hf.config import declared
+from cankd_hf.config.advice import Say, not_one_of
+from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
+
+Grid = Literal["finer", "coarser", "student", "teacher"]
+GRIDS: tuple[str, ...] = get_args(Grid)
+Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
+Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
+Pair = Annotated[list[int], Len(2, 2), Say("[student level, teacher level]", fix="for example [-1, -1]")]
+# Options of losses that are names in a dictionary: its module and its name.
+_NAMED = {"affinity": ("cankd_hf.losses.affinities", "AFFINITIES")}
 
 
 @dataclass
-class LossTerm:
+class LossTerm(Section):
     """One weighted loss of the objective: which loss, on which pairs of levels, how much and when.
 
     Args:
@@ -26,11 +39,13 @@ class LossTerm:
         name: how the term is called in logs; the loss's name if None.
     """
 
+    place: ClassVar[str] = "distill.terms.0"
+
     loss: str | Callable[..., Any] = "cankd"
-    weight: float | list[float] = 10.0
-    pairs: str | list[list[int]] = "auto"
-    warmup: float = 0.0
-    decay: float = 0.0
+    weight: Weight | Annotated[list[Weight], Len(1), Say(fix="one number for all pairs, or one for each")] = 10.0
+    pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
+    warmup: Length = 0.0
+    decay: Length = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     teacher: str | None = None
@@ -81,55 +96,29 @@ class LossTerm:
             )
         return [float(weight) for weight in self.weight]
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every value has its type and range: an unknown loss."""
+        known = declared.names("cankd_hf.losses", "LOSSES")
+        if isinstance(self.loss, str) and self.loss not in known:
+            yield "loss", not_one_of(self.loss, known)
+
+    def accepted(self) -> dict[str, dict[str, Any]]:
+        """What `options` may hold for a loss that is known by name."""
+        if not isinstance(self.loss, str) or self.loss not in declared.names("cankd_hf.losses", "LOSSES"):
+            return {}
+        found = declared.entry_parameters("cankd_hf.losses", "LOSSES", self.loss)
+        for key, place in _NAMED.items():
+            if key in found and (names := declared.names(*place)):
+                found = {**found, key: Literal[tuple(names)]}
+        return {"options": {key: kind for key, kind in found.items() if key != "channels"}}
+
     def check(self) -> None:
-        """Raise one InputError with everything that is wrong with the term's values."""
-        from cankd_hf.losses import LOSSES
-
-        place, problems = f"terms.{self.label}", []
-        if isinstance(self.loss, str) and self.loss not in LOSSES:
-            problems.append(
-                f"{place}.loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}; choose one of them"
-            )
-        given = self.weight if isinstance(self.weight, list) else [self.weight]
-        if not given or not all(_is_number(weight) and 0 <= weight < float("inf") for weight in given):
-            problems.append(
-                f"{place}.weight: expected a number of at least 0, or one for each pair, got "
-                f"{self.weight!r}; 10 is the paper's mu = 5"
-            )
-        for key in ("warmup", "decay"):
-            value = getattr(self, key)
-            if not (_is_number(value) and 0 <= value < float("inf")):
-                problems.append(
-                    f"{place}.{key}: expected a number of at least 0 (below 1 a fraction of the run, else "
-                    f"steps), got {value!r}; 0 switches it off"
-                )
-        if not _is_pairs(self.pairs):
-            problems.append(
-                f"{place}.pairs: expected auto or a list of [student level, teacher level], got "
-                f"{self.pairs!r}; for example [[0, 0], [1, 1]]"
-            )
-        if problems:
-            raise InputError(problems)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_pairs(value: object) -> bool:
-    if not isinstance(value, list):
-        return value == "auto"
-    return bool(value) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(type(level) is int for level in pair)
-        for pair in value
-    )
-
-
-GRIDS = ("finer", "coarser", "student", "teacher")
+        """Raises `InputError` with everything that is wrong with the term's values."""
+        self.raise_problems(f"terms.{self.label}")
 
 
 @dataclass
-class DistillConfig:
+class DistillConfig(Section):
     """The `distill:` section: what is compared, and how much it counts.
 
     Attributes:
@@ -138,6 +127,8 @@ class DistillConfig:
         grid: on whose grid two maps are compared: `finer` or `coarser` of the two, `student` or `teacher`.
     """
 
-    task_weight: float = 1.0
+    place: ClassVar[str] = "distill"
+
+    task_weight: Annotated[float, Ge(0), Say(fix="0 needs no labels")] = 1.0
     terms: list[LossTerm] = field(default_factory=lambda: [LossTerm()])
-    grid: str = "finer"
+    grid: Grid = "finer"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
+from cankd_hf.config.schema import Section
+
 # Key of the section -> the setting of `training:` that it stands for.
 SETTINGS = {
     "push": "push_to_hub",
@@ -22,7 +23,7 @@ NO_TOKEN = (
 
 
 @dataclass
-class HubConfig:
+class HubConfig(Section):
     """The `hub:` section: whether and where the student of a run is pushed, and what its card says of its use.
 
     Attributes:
@@ -36,10 +37,12 @@ class HubConfig:
         tags: further tags of the card.
     """
 
+    place: ClassVar[str] = "hub"
+
     push: bool = True
     id: str | None = None
     private: bool = True
-    strategy: str = "end"
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"
     revision: str | None = None
     license: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -51,18 +54,9 @@ class HubConfig:
         given = {setting: getattr(self, key) for key, setting in SETTINGS.items()}
         return {setting: value for setting, value in given.items() if value is not None}
 
-    def problems(self, training: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What is wrong with the section, also beside `training:`: dotted path and message of each."""
-        found = []
-        if self.strategy not in STRATEGIES:
-            found.append(("hub.strategy", f"expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}"))
+    def clashes(self, training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Where `training:` says something else: key and message of each."""
         for key, setting in SETTINGS.items():
             ours = self.settings().get(setting, False if key == "push" else None)
             if setting in training and training[setting] != ours:
-                found.append(
-                    (
-                        f"hub.{key}",
-                        f"says {ours!r}, but training.{setting} says {training[setting]!r}; keep one of them",
-                    )
-                )
-        return found
+                yield key, f"says {ours!r}, but training.{setting} says {training[setting]!r}; keep one of them"

@@ -1,37 +1,24 @@
-"""A recipe is data: YAML and `section.key=value` overrides -> one checked `Recipe`.
-
-Everything that can be known to be wrong is told before any weight is loaded, all of it at once. No code runs from
-YAML: tags and resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused, plain references such
-as `${output_dir}` are followed. Relative paths in a recipe are relative to the current directory.
-"""
+"""A whole recipe: its sections, the rules between them, and how it is written down."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_type_hints
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Le
 
+from cankd_hf.config import declared
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.distill import GRIDS, DistillConfig, LossTerm
-from cankd_hf.config.hub import NO_TOKEN, HubConfig
-from cankd_hf.config.recipe_checks import (
-    check_fpn,
-    check_model_config,
-    check_part,
-    check_task,
-    check_term,
-    check_training,
-    training_fields,
-)
-from cankd_hf.config.schema import Reader, nearest
+from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
-from cankd_hf.config.yaml_source import YamlSource
-from cankd_hf.errors import InputError
 
 # What a run may change between two calls without being another run.
 _HARMLESS = {
@@ -53,7 +40,7 @@ _HARMLESS = {
 
 
 @dataclass(kw_only=True)
-class Recipe:
+class Recipe(Section):
     """A whole run, every value checked.
 
     Attributes:
@@ -71,7 +58,7 @@ class Recipe:
     """
 
     task: str = "segmentation"
-    seed: int = 42
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42
     output_dir: str
     data: DataConfig
     student: StudentConfig
@@ -82,61 +69,85 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     hub: HubConfig | None = None
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every value has its type and range: the name of the task."""
+        known = declared.names("cankd_hf.tasks", "TASKS")
+        if self.task not in known:
+            yield "task", not_one_of(self.task, known)
+
     def named_teachers(self) -> dict[str, TeacherConfig]:
-        """All teachers by name; the only one under `teacher:` is called `teacher`."""
-        return {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers or {})
+        """The teachers by name; the one of `teacher:` is called "teacher"."""
+        return dict(self.teachers or {}) if self.teacher is None else {"teacher": self.teacher}
+
+    def teacher_path(self, name: str) -> str:
+        """Where a teacher stands in the recipe: `teacher` or `teachers.NAME`."""
+        return "teacher" if self.teacher is not None else f"teachers.{name}"
+
+    def resolved(self) -> Recipe:
+        """The recipe as it is run: without a teacher there is nothing to distil, and no student alone to compare."""
+        if self.named_teachers():
+            return self
+        return replace(self, distill=replace(self.distill, terms=[]), baseline=False)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe, applies overrides, and checks everything that can be checked without data or weights.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
-            `teacher=null` for none.
-
-    Raises:
-        InputError: with every problem found, each with its dotted path, file and line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
-        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not one; {hint}")
-    return parse_recipe(path.read_text(encoding="utf-8"), overrides, source=str(path))
-
-
-def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """The same as `load_recipe` for YAML in a string; `source` names it in messages."""
-    given = YamlSource(text, overrides, source)
-    reader = Reader(given.place, _elsewhere)
-    data = given.read(reader)
-    return _check(reader, data)
+def check_together(problems: Problems, recipe: Recipe) -> None:
+    """What only several sections together can tell, as far as they could be read."""
+    if problems.usable("teacher", "teachers"):
+        terms = [
+            (f"distill.terms.{index}", term)
+            for index, term in enumerate(recipe.distill.terms)
+            if problems.usable(f"distill.terms.{index}.name", f"distill.terms.{index}.loss")
+        ]
+        for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
+            problems.say(path, message)
+    steps = recipe.training.get("max_steps", -1)
+    if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
+        problems.say(
+            "data.streaming",
+            "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
+        )
 
 
-def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> DataConfig:
-    """The `data:` section of a saved recipe, or of none, with `data.key=value` overrides.
+def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.teacher is not None and recipe.teachers is not None:
+        yield "teachers", "given beside `teacher`; write one teacher as `teacher:`, several as `teachers:`, not both"
+    for name in recipe.teachers or {}:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+            yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
+    parts, count = recipe.student.inherit, len(recipe.named_teachers())
+    if parts and count == 0:
+        yield "student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
+    elif parts and count > 1:
+        yield "student.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
 
-    Args:
-        path: a recipe; its other sections are not looked at. None starts from the defaults.
-        overrides: `data.key=value`.
 
-    Raises:
-        InputError: with every problem found.
-    """
-    text = Path(path).read_text(encoding="utf-8") if path is not None else ""
-    given = YamlSource(text, overrides, str(path) if path is not None else "command line")
-    reader = Reader(given.place, _elsewhere)
-    for override in overrides:
-        if "=" in override and not override.startswith(("data.", "data=")):
-            reader.say(override.partition("=")[0], "only data.key=value counts here; leave it out")
-    section = given.read(reader).get("data", {})
-    reader.read(DataConfig, section, "data")
-    config = Reader(lenient=True).read(DataConfig, section, "data")
-    if config is not None:
-        check_part(reader, config.check_values)
-    reader.raise_problems()
-    return config
+def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[tuple[str, str]]:
+    known, labels = recipe.named_teachers(), set()
+    for path, term in terms:
+        if term.label in labels:
+            yield path, f"a second term called {term.label!r}; give it another `name`"
+        labels.add(term.label)
+        if known and term.teacher is not None and term.teacher not in known:
+            yield f"{path}.teacher", not_one_of(term.teacher, known)
+        elif len(known) > 1 and term.teacher is None:
+            yield f"{path}.teacher", f"missing; name the teacher to learn from: {' or '.join(known)}"
+
+
+def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.distill.task_weight != 0:
+        return
+    recipe = recipe.resolved()
+    if not any(term.weight not in (0, []) for term in recipe.distill.terms):
+        what = "distill.terms with a weight above 0" if recipe.named_teachers() else "a teacher"
+        yield "distill.task_weight", f"0 leaves nothing to learn without {what}; give it, or set task_weight to 1"
+    elif recipe.baseline:
+        yield "baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false"
+    for name, teacher in recipe.named_teachers().items():
+        if teacher.fit is not None:
+            yield (
+                f"{recipe.teacher_path(name)}.fit",
+                "fits the teacher to the task, but distill.task_weight: 0 reads no labels; remove one",
+            )
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -169,127 +180,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         for key, item in items
         for inner, leaf in _flat(item, f"{path}.{key}" if path else str(key)).items()
     }
-
-
-def _check(reader: Reader, data: dict[str, Any]) -> Recipe:
-    data = _without_tokens(reader, data)
-    recipe = reader.section(Recipe, data, "")
-    # Sections are looked at one by one, so that a mistake in one does not hide those in another.
-    hints = get_type_hints(Recipe)
-    parts = {key: Reader(lenient=True).read(hints[key], value, key) for key, value in data.items() if key in hints}
-    training = data.get("training")
-    if isinstance(training, dict):
-        training = check_training(reader, training, "training")
-    if isinstance(parts.get("task"), str):
-        check_task(reader, parts["task"])
-    if parts.get("data") is not None:
-        check_part(reader, parts["data"].check_values)
-    _check_student(reader, parts.get("student"))
-    _check_teacher(reader, parts.get("teacher"))
-    _check_distill(reader, data.get("distill"), parts.get("distill"))
-    if parts.get("hub") is not None:
-        for place, problem in parts["hub"].problems(training or {}):
-            reader.say(place, problem)
-    if recipe is not None:
-        recipe.training = training or {}
-        _check_together(reader, recipe)
-    reader.raise_problems()
-    assert recipe is not None
-    return recipe
-
-
-def _without_tokens(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without anything that looks like a token of the Hub in its `hub:` section."""
-    hub = data.get("hub")
-    if not isinstance(hub, dict):
-        return data
-    for key in [key for key in hub if "token" in str(key)]:
-        reader.say(f"hub.{key}", NO_TOKEN)
-    return {**data, "hub": {key: value for key, value in hub.items() if "token" not in str(key)}}
-
-
-def _check_student(reader: Reader, student: StudentConfig | None) -> None:
-    if student is None:
-        return
-    check_part(reader, student.check)
-    if isinstance(student.config, dict):
-        check_model_config(reader, student.config, "student.config")
-    if isinstance(student.backbone, dict):
-        check_model_config(reader, student.backbone, "student.backbone")
-    if student.fpn and student.backbone is not None:
-        check_fpn(reader, student.fpn, "student.fpn")
-
-
-def _check_teacher(reader: Reader, teacher: TeacherConfig | None) -> None:
-    if teacher is None:
-        return
-    check_part(reader, teacher.check)
-    if isinstance(teacher.config, dict):
-        check_model_config(reader, teacher.config, "teacher.config")
-    if isinstance(teacher.fit, dict):
-        check_training(reader, teacher.fit, "teacher.fit")
-
-
-def _check_distill(reader: Reader, given: Any, distill: DistillConfig | None) -> None:
-    if distill is not None:
-        if distill.task_weight < 0:
-            reader.say(
-                "distill.task_weight", f"expected a number of at least 0, got {distill.task_weight}; 0 needs no labels"
-            )
-        if distill.grid not in GRIDS:
-            hint = nearest(distill.grid, GRIDS)
-            reader.say("distill.grid", f"expected one of {', '.join(GRIDS)}, got {distill.grid!r}; {hint}")
-    terms = given.get("terms") if isinstance(given, dict) else None
-    names: set[str] = set()
-    for index, item in enumerate(terms if isinstance(terms, list) else []):
-        term = Reader(lenient=True).read(LossTerm, item, "")
-        if term is not None:
-            check_term(reader, term, f"distill.terms.{index}")
-            if term.label in names:
-                reader.say(f"distill.terms.{index}", f"a second term called {term.label!r}; give it another `name`")
-            names.add(term.label)
-
-
-def _check_together(reader: Reader, recipe: Recipe) -> None:
-    """What only several sections together can tell; a recipe without a teacher becomes plain training."""
-    distill = recipe.distill
-    if recipe.teacher is None:
-        distill.terms = []
-        recipe.baseline = False
-    active = [term for term in distill.terms if term.weight not in (0, [])]
-    if distill.task_weight == 0 and not active:
-        what = "a teacher" if recipe.teacher is None else "distill.terms with a weight above 0"
-        reader.say(
-            "distill.task_weight", f"0 leaves nothing to learn without {what}; give it, or set task_weight to 1"
-        )
-    elif distill.task_weight == 0 and recipe.baseline:
-        reader.say("baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false")
-    if recipe.student.inherit and recipe.teacher is None:
-        reader.say("student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out")
-    steps = recipe.training.get("max_steps", -1)
-    if recipe.data.streaming and not steps > 0:
-        reader.say(
-            "data.streaming",
-            "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
-        )
-    if recipe.teacher is not None and recipe.teacher.fit is not None and distill.task_weight == 0:
-        reader.say(
-            "teacher.fit", "fits the teacher to the task, but distill.task_weight: 0 reads no labels; remove one"
-        )
-
-
-def _elsewhere(key: str) -> str | None:
-    """The dotted path where a key belongs that was found where it does not."""
-    hints = get_type_hints(Recipe)
-    sections: dict[str, Any] = {
-        "": Recipe,
-        "distill": DistillConfig,
-        "data": hints["data"],
-        "student": hints["student"],
-    }
-    for section, cls in {**sections, "teacher": TeacherConfig, "hub": HubConfig}.items():
-        if any(f.name == key for f in dataclasses.fields(cls)):
-            return f"{section}.{key}".lstrip(".")
-    if key in {f.name for f in dataclasses.fields(LossTerm)}:
-        return f"distill.terms.0.{key}"
-    return f"training.{key}" if key in training_fields() else None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from cankd_hf.errors import InputError
+from annotated_types import Len
+
+from cankd_hf.config.advice import Say
+from cankd_hf.config.declared import parameters
+from cankd_hf.config.schema import Section
 
 
 @dataclass
-class StudentConfig:
+class StudentConfig(Section):
     """A student. Exactly one of `model`, `config` and `backbone` says what it is.
 
     Args:
@@ -28,24 +33,30 @@ class StudentConfig:
         trust_remote_code: whether code of the repository may run; never needed for our own students.
     """
 
+    place: ClassVar[str] = "student"
+    one_of: ClassVar[tuple[str, ...]] = ("model", "config", "backbone")
+
     model: str | None = None
     config: dict[str, Any] | None = None
     backbone: str | dict[str, Any] | None = None
     fpn: dict[str, Any] = field(default_factory=dict)
-    taps: str | list[str] = "auto"
+    taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
     inherit: list[str] = field(default_factory=list)
     tokenizer: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def check(self) -> None:
-        """Raises `InputError` unless exactly one source is given, and `fpn` only where it counts."""
-        given = [name for name in ("model", "config", "backbone") if self.__dict__[name] is not None]
-        problems = []
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            problems.append(f"student: expected exactly one of model, config and backbone, got {got}; keep one")
-        if self.fpn and given != ["backbone"]:
-            problems.append("student.fpn: settings of a pyramid count for student.backbone only; remove them")
-        if problems:
-            raise InputError(problems)
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every value has its type and range."""
+        if self.fpn and self.backbone is None:
+            yield "fpn", "settings of a pyramid count for student.backbone only; remove them"
+
+    def accepted(self) -> dict[str, dict[str, Any]]:
+        """What `fpn` may hold."""
+        if self.backbone is None:
+            return {}
+        found = parameters("cankd_hf.models.fpn.configuration_cankd_fpn", "FPNConfig")
+        left_out = ("backbone_config", "semantic_loss_ignore_index")
+        return {"fpn": {key: kind for key, kind in found.items() if key not in left_out}}
+
+    check = Section.raise_problems

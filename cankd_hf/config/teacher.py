@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from cankd_hf.errors import InputError
+from annotated_types import Gt, Len
 
-DTYPES = ("float32", "bfloat16", "float16")
+from cankd_hf.config.advice import Say
+from cankd_hf.config.data import Mean, Std
+from cankd_hf.config.schema import Section
 
 
 @dataclass
-class TeacherConfig:
+class TeacherConfig(Section):
     """How to get a teacher.
 
     Attributes:
@@ -30,49 +33,32 @@ class TeacherConfig:
         fit: how to train it first; used by the recipe alone.
     """
 
+    place: ClassVar[str] = "teacher"
+    one_of: ClassVar[tuple[str, ...]] = ("model", "config")
+
     model: str | None = None
     config: dict[str, Any] | None = None
-    taps: str | list[str] = "auto"
-    dtype: str = "auto"
-    scale: float = 1.0
+    taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    scale: Annotated[float, Gt(0)] = 1.0
     revision: str | None = None
     weights: str | None = None
     trust_remote_code: bool = False
     compile: bool = False
-    image_mean: list[float] | None = None
-    image_std: list[float] | None = None
+    image_mean: Mean | None = None
+    image_std: Std | None = None
     fit: dict[str, Any] | None = None
 
-    def check(self) -> None:
-        """Refuses values that cannot work, all at once.
-
-        Raises:
-            InputError: one line per bad value.
-        """
-        problems = []
-        if (self.model is None) == (self.config is None):
-            problems.append("teacher: expected exactly one of model and config, got " + self._which())
-        if self.dtype != "auto" and self.dtype not in DTYPES:
-            problems.append(f"teacher.dtype: expected auto, {', '.join(DTYPES)}, got {self.dtype!r}")
-        if not self.scale > 0:
-            problems.append(f"teacher.scale: expected a number above 0, got {self.scale!r}")
-        listed = isinstance(self.taps, (list, tuple)) and all(isinstance(tap, str) for tap in self.taps) and self.taps
-        if not isinstance(self.taps, str) and not listed:
-            problems.append(f"teacher.taps: expected 'auto' or a list of module paths, got {self.taps!r}")
-        for name, value in (("image_mean", self.image_mean), ("image_std", self.image_std)):
-            if value is not None and (len(value) != 3 or (name == "image_std" and min(value) <= 0)):
-                problems.append(f"teacher.{name}: expected three numbers (red, green, blue), got {value!r}")
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong though every value has its type and range."""
         if self.weights is not None and not self.from_torchvision:
-            problems.append(f"teacher.weights: expected `model: torchvision/NAME` beside it, got {self.model!r}")
+            yield "weights", f"expected `model: torchvision/NAME` beside it, got {self.model!r}; leave it out"
         if self.fit is not None and self.from_torchvision:
-            problems.append("teacher.fit: a torchvision net cannot be trained here; leave fit out")
-        if problems:
-            raise InputError(problems)
+            yield "fit", "a torchvision net cannot be trained here; leave fit out"
+
+    check = Section.raise_problems
 
     @property
     def from_torchvision(self) -> bool:
         """Whether `model` names a net of torchvision."""
         return str(self.model).startswith("torchvision/")
-
-    def _which(self) -> str:
-        return "neither" if self.model is None else "both"

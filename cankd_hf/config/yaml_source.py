@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cankd_hf.config.schema import Reader
+from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
 
 
@@ -31,10 +31,18 @@ class YamlSource:
 
     def __init__(self, text: str, overrides: Sequence[str], name: str) -> None:
         self.name = name
-        self._lines = _lines(text, name)
-        self._data = _parse(text, name)
         self._changed: set[str] = set()
-        self._problems = [problem for override in overrides if (problem := self._override(override))]
+        self._wrong: list[tuple[str, str]] = []
+        try:
+            self._lines = _lines(text)
+            self._data = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{name}: not valid YAML: {_short(error)}") from error
+        if not isinstance(self._data, dict):
+            kind = type(self._data).__name__
+            raise InputError(f"{name}: expected sections such as `data:` and `student:`, got a {kind}")
+        for override in overrides:
+            self._override(override)
 
     def place(self, path: str) -> str:
         """A dotted path with the file and line, or the command line, where it was set."""
@@ -47,47 +55,38 @@ class YamlSource:
             known = known.rpartition(".")[0]
         return f"{path} ({self.name}:{self._lines[known]})" if known else f"{path} ({self.name})"
 
-    def read(self, reader: Reader) -> dict[str, Any]:
-        """The data with references followed; notes in `reader` what was wrong with the overrides.
+    def read(self, problems: Problems) -> dict[str, Any]:
+        """The data with references followed; notes the overrides and the references that are wrong."""
+        for path, message in self._wrong:
+            problems.say(path, message, unread=True)
+        data = self._data
+        for path, container, key in list(_texts(data)):
+            text = container[key]
+            if "${" in text and ":" in text.partition("${")[2]:
+                message = f"{text!r} calls a resolver, and recipes run no code; only plain references such as "
+                problems.say(path, message + "${output_dir} are followed", unread=True)
+                container[key] = None
+        return {str(key): value for key, value in _followed(OmegaConf.create(data), "", problems).items()}
 
-        Raises:
-            InputError: if a reference cannot be followed or calls a resolver.
-        """
-        reader.problems += self._problems
-        resolvers = [
-            (path, text) for path, text in _texts(self._data, "") if "${" in text and ":" in text.partition("${")[2]
-        ]
-        for path, text in resolvers:
-            reader.say(
-                path,
-                f"{text!r} calls a resolver, and recipes run no code; only plain references such as ${{output_dir}} "
-                "are followed",
-            )
-        if resolvers:
-            reader.raise_problems()
-        try:
-            return OmegaConf.to_container(OmegaConf.create(self._data), resolve=True)  # type: ignore[return-value]
-        except OmegaConfBaseException as error:
-            path = str(getattr(error, "full_key", None) or "")
-            reader.say(path, str(error).splitlines()[0]) if path else reader.problems.append(_short(error))
-            raise InputError(reader.problems) from error
-
-    def _override(self, override: str) -> str | None:
+    def _override(self, override: str) -> None:
         name, sign, text = override.partition("=")
         keys = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
         if not sign or not all(keys):
-            return f"command line: expected section.key=value, got {override!r}; for example training.max_steps=100"
+            message = f"command line: expected section.key=value, got {override!r}; for example training.max_steps=100"
+            self._wrong.append(("", message))
+            return
         path = ".".join(keys)
-        try:
-            value = _parse(f"value: {text}", path)["value"]
-        except InputError as error:
-            return f"{path} (command line): {text!r} is not valid YAML: {error.problems[0].rpartition(': ')[2]}"
         self._changed.add(path)
-        problem = _set(self._data, keys, value)
-        return f"{path} (command line): {problem}" if problem else None
+        try:
+            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            self._wrong.append((path, f"{text!r} is not valid YAML: {_short(error)}"))
+            return
+        if problem := _set(self._data, keys, value):
+            self._wrong.append((path, problem))
 
 
-def _lines(text: str, name: str) -> dict[str, int]:
+def _lines(text: str) -> dict[str, int]:
     """Dotted path -> line of every key and list item."""
     found: dict[str, int] = {}
 
@@ -102,21 +101,8 @@ def _lines(text: str, name: str) -> dict[str, int]:
                 found[f"{path}.{index}"] = item.start_mark.line + 1
                 walk(item, f"{path}.{index}")
 
-    try:
-        walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: not valid YAML: {_short(error)}") from error
+    walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
     return found
-
-
-def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{name}: not valid YAML: {_short(error)}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{name}: expected sections such as `data:` and `student:`, got a {type(data).__name__}")
-    return {str(key): value for key, value in data.items()}
 
 
 def _short(error: Exception) -> str:
@@ -145,11 +131,30 @@ def _set(data: Any, keys: list[str], value: Any) -> str | None:
     return None
 
 
-def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every text of the data: dotted path, the container that holds it, and its key there."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         inner = f"{path}.{key}" if path else str(key)
-        if isinstance(item, str):
-            yield inner, item
-        else:
+        if isinstance(item, dict | list):
             yield from _texts(item, inner)
+        elif isinstance(item, str):
+            yield inner, value, key
+
+
+def _followed(node: Any, path: str, problems: Problems) -> Any:
+    """Plain data, each reference replaced by what it names; one that cannot be followed is noted and becomes null."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    found: dict[Any, Any] = {}
+    keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        inner = f"{path}.{key}" if path else str(key)
+        try:
+            found[key] = _followed(node[key], inner, problems)
+        except MissingMandatoryValue:
+            message = f"expected a value from you; give it on the command line: {inner}=..."
+            problems.say(inner, message, unread=True)
+        except OmegaConfBaseException as error:
+            problems.say(inner, str(error).splitlines()[0], unread=True)
+        found.setdefault(key, None)
+    return found if isinstance(node, DictConfig) else list(found.values())

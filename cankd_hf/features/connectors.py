@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cankd_hf.config.distill import GRIDS
 from cankd_hf.errors import InputError
 from cankd_hf.features.grids import resize_map
 from cankd_hf.features.taps import Level
-
-GRIDS = ("teacher", "student", "finer", "coarser")
 
 
 class Connector(nn.Module):

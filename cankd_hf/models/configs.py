@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, Problem
 
 # Accepted by every configuration, though not all of them list it among their own fields.
 COMMON_KEYS = {
@@ -36,11 +36,13 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
         InputError: for a missing or unknown `model_type`, an unknown key (the nearest is offered) or a bad value.
     """
     if "model_type" not in values:
-        raise InputError(f"{place}: expected a key model_type (e.g. resnet), got {sorted(values)}; add it")
+        message = f"expected a key model_type (e.g. resnet), got {sorted(values)}; add it"
+        raise InputError([Problem(place, message)])
     model_type = values["model_type"]
     if model_type not in CONFIG_MAPPING:
         near = nearest(str(model_type), CONFIG_MAPPING.keys())
-        raise InputError(f"{place}.model_type: expected a model type of transformers, got {model_type!r}{near}")
+        message = f"expected a model type of transformers, got {model_type!r}{near}"
+        raise InputError([Problem(f"{place}.model_type", message)])
     check_keys(values, AutoConfig.for_model(model_type), place)
     for key, inner in values.items():
         if isinstance(inner, dict) and "model_type" in inner:
@@ -48,7 +50,8 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"{place}: {model_type} cannot be configured so: {' '.join(str(error).split())}") from error
+        message = f"{model_type} cannot be configured so: {' '.join(str(error).split())}"
+        raise InputError([Problem(place, message)]) from error
 
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
@@ -63,7 +66,7 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
     unknown = [key for key in values if key not in known]
     if unknown:
         raise InputError(
-            [f"{place}.{key}: no such key for {config.model_type}{nearest(key, known)}" for key in unknown]
+            [Problem(f"{place}.{key}", f"no such key for {config.model_type}{nearest(key, known)}") for key in unknown]
         )
 
 

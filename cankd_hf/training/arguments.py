@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from cankd_hf.config.hub import NO_TOKEN
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, Problem
 
 
 @dataclass
@@ -61,19 +63,23 @@ class CanKDConfig(TrainingArguments):
                 self.use_cpu = True
             self.dataloader_pin_memory = False
         super().__post_init__()
-        problems = []
-        if self.hub_token:
-            problems.append(f"training.hub_token: {NO_TOKEN}")
-        if not self.backbone_lr_scale > 0:
-            problems.append(f"training.backbone_lr_scale: expected a number > 0, got {self.backbone_lr_scale}")
-        if self.log_figures_steps < 0:
-            problems.append(
-                f"training.log_figures_steps: expected a number of steps, or 0 for never, got {self.log_figures_steps}"
-            )
-        if sorted(self.lr_drops) != self.lr_drops or not all(0 < share < 1 for share in self.lr_drops):
-            problems.append(f"training.lr_drops: expected rising shares between 0 and 1, got {self.lr_drops}")
+        problems = [Problem(f"training.{key}", message) for key, message in own_problems(vars(self))]
         if problems:
             raise InputError(problems)
+
+
+def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `CanKDConfig` refuses among its own settings, those of `TrainingArguments` left to it: key and message."""
+    if settings.get("hub_token"):
+        yield "hub_token", NO_TOKEN
+    scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
+    if not scale > 0:
+        yield "backbone_lr_scale", f"expected a number > 0, got {scale}"
+    if figures < 0:
+        yield "log_figures_steps", f"expected a number of steps, or 0 for never, got {figures}"
+    drops = settings.get("lr_drops", [])
+    if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
+        yield "lr_drops", f"expected rising shares between 0 and 1, got {drops}"
 
 
 def stepped_schedule(

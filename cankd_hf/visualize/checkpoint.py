@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.recipe import Recipe, load_recipe
+from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import image_stats
@@ -25,6 +25,7 @@ from cankd_hf.hub.files import RECIPE_FILE, read_json, student_files
 from cankd_hf.models import register
 from cankd_hf.models.inherit import inherit
 from cankd_hf.runs.build import build_student, build_teacher
+from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE

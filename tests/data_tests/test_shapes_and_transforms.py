@@ -52,10 +52,10 @@ def test_unknown_generated_key_and_bad_values_are_all_named() -> None:
     with pytest.raises(InputError) as caught:
         load_segmentation(shapes_config(generated={"trian": 3}, flip=2.0, on_error="go", crop_size=[3]))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "data.on_error",
         "data.crop_size",
         "data.flip",
-        "data.generated",
+        "data.on_error",
+        "data.generated.trian",
     ]
 
 

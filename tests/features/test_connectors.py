@@ -47,6 +47,6 @@ def test_projection_and_resize_commute() -> None:
 
 def test_bad_grid() -> None:
     with pytest.raises(
-        InputError, match=r"distill\.grid: expected one of teacher, student, finer, coarser, got 'big'"
+        InputError, match=r"distill\.grid: expected one of finer, coarser, student, teacher, got 'big'"
     ):
         connector(1, 1, "big")

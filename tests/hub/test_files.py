@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import ResNetBackbone, ResNetConfig
 
 from cankd_hf import push, train
-from cankd_hf.config.recipe import load_recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.config.recipe import recipe_differences, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.hub import upload
 from cankd_hf.hub.files import student_files
@@ -21,6 +21,7 @@ from cankd_hf.hub.publish import open_target
 from cankd_hf.hub.upload import check_target, open_repo, plan, push_in_background
 from cankd_hf.runs import run as runner
 from cankd_hf.runs.build import training_args
+from cankd_hf.runs.recipe import load_recipe
 
 LEFT = (
     "optimizer.pt",

@@ -38,11 +38,7 @@ LEVELS = {
 EXCEPTIONS = {
     ("", "_autoregister"),
     ("_autoregister", "models"),  # the one thing it does, when transformers asks for it
-    ("config", "training"),  # the training arguments, where they were in 0.1
     ("tasks", "training"),  # statistics of a batch read the distiller's measurements (types only)
-    ("config", "losses"),
-    ("config", "tasks"),
-    ("config", "models"),
     ("export", "benchmark"),  # clocks: forms that take turns
 }
 LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate", "accelerate", "matplotlib")
@@ -106,6 +102,19 @@ def test_losses_know_only_torch() -> None:
         f"{path.relative_to(ROOT)}:{line}: {target}"
         for path in package_files()
         if room(module_name(path)) == "losses"
+        for line, target in imports(path)
+        if target.split(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_config_imports_nothing_heavy() -> None:
+    """A recipe is told its mistakes of structure at once: not even a function of config/ imports torch."""
+    allowed = {"annotated_types", "cankd_hf", "omegaconf", "pydantic", "yaml", *sys.stdlib_module_names}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {target}"
+        for path in package_files()
+        if room(module_name(path)) == "config"
         for line, target in imports(path)
         if target.split(".")[0] not in allowed
     ]

@@ -1,0 +1,110 @@
+"""YAML and `section.key=value` overrides -> one `Recipe`, its structure checked without importing torch.
+
+Every mistake of structure (keys, types, ranges, names, references) is told at once. No code runs from YAML: tags and
+resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused, references such as `${output_dir}` are
+followed. Relative paths in a recipe are relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cankd_hf.config.advice import nearest
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.hub import NO_TOKEN, HubConfig
+from cankd_hf.config.recipe import Recipe, check_together
+from cankd_hf.config.schema import Problems
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.config.training import read_training, training_fields
+from cankd_hf.config.yaml_source import YamlSource
+from cankd_hf.errors import InputError
+
+# Where a key may belong that stands in a wrong place.
+_SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a recipe.
+
+    Raises:
+        InputError: if there is no such file, with the nearest name beside it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+        hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
+        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not one; {hint}")
+    return path.read_text(encoding="utf-8")
+
+
+def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> tuple[Recipe, Problems]:
+    """A recipe whose structure is right, and where to note what further checks find.
+
+    Args:
+        text: YAML.
+        overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
+            `teacher=null` for none.
+        source: what messages call the text, usually its file.
+
+    Raises:
+        InputError: with every mistake of structure, each with its dotted path, file and line.
+    """
+    given = YamlSource(text, overrides, source)
+    problems = Problems(given.place, _elsewhere)
+    data = given.read(problems)
+    for key in data["hub"] if isinstance(data.get("hub"), dict) else ():
+        if "token" in str(key):
+            problems.say(f"hub.{key}", NO_TOKEN, unread=True)
+    recipe: Recipe | None = problems.read(Recipe, data, "")
+    if recipe is not None:
+        recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))
+        _check(problems, recipe)
+    problems.raise_all()
+    assert recipe is not None
+    return recipe, problems
+
+
+def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> DataConfig:
+    """The `data:` section of a saved recipe, or of none, with `data.key=value` overrides.
+
+    Args:
+        path: a recipe; its other sections are not looked at. None starts from the defaults.
+        overrides: `data.key=value`.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    text = Path(path).read_text(encoding="utf-8") if path is not None else ""
+    given = YamlSource(text, overrides, str(path) if path is not None else "command line")
+    problems = Problems(given.place, _elsewhere)
+    for override in overrides:
+        if "=" in override and not override.startswith(("data.", "data=")):
+            problems.say(override.partition("=")[0], "only data.key=value counts here; leave it out")
+    config: DataConfig = problems.read(DataConfig, given.read(problems).get("data", {}), "data")
+    problems.check(config, "data")
+    problems.raise_all()
+    return config
+
+
+def _check(problems: Problems, recipe: Recipe) -> None:
+    """The rules of each section, then those between sections."""
+    problems.check(recipe, "")
+    several = {f"teachers.{name}": teacher for name, teacher in (recipe.teachers or {}).items()}
+    for path, teacher in {"teacher": recipe.teacher, **several}.items():
+        if teacher is not None and teacher.fit is not None:
+            read_training(problems, teacher.fit, f"{path}.fit")
+    for key, message in recipe.hub.clashes(recipe.training) if recipe.hub is not None else ():
+        problems.say(f"hub.{key}", message)
+    check_together(problems, recipe)
+
+
+def _elsewhere(key: str) -> str | None:
+    """The dotted path where a key belongs that was found where it does not."""
+    for section in _SECTIONS:
+        if any(item.name == key for item in dataclasses.fields(section)):
+            return f"{section.place}.{key}".lstrip(".")
+    return f"training.{key}" if key in training_fields() else None

@@ -1,0 +1,65 @@
+"""What is wrong with a recipe that only the classes of models, losses and arguments can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from transformers import AutoConfig
+
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.schema import Problems
+from cankd_hf.errors import InputError
+from cankd_hf.losses import LOSSES
+from cankd_hf.models.configs import config_from_dict
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+from cankd_hf.training.arguments import own_problems
+
+
+def check_models(recipe: Recipe, problems: Problems) -> None:
+    """Notes every value that a model, a loss or the training arguments refuse.
+
+    Args:
+        recipe: one whose structure is right.
+        problems: where to note them.
+    """
+    AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
+    teachers = {recipe.teacher_path(name): teacher for name, teacher in recipe.named_teachers().items()}
+    configs = {"student.config": recipe.student.config, "student.backbone": recipe.student.backbone}
+    configs |= {f"{path}.config": teacher.config for path, teacher in teachers.items()}
+    for path, config in configs.items():
+        if isinstance(config, dict):
+            _check_config(problems, config, path)
+    if recipe.student.fpn:
+        _try(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
+    for index, term in enumerate(recipe.distill.terms):
+        loss = LOSSES[term.loss_name]
+        _try(problems, f"distill.terms.{index}.options", partial(loss, 8, **term.options))
+    for path, settings in [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]:
+        for key, message in own_problems(settings):
+            problems.say(f"{path}.{key}", message)
+
+
+def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> None:
+    """Checks a model written as a dictionary, and those nested in it: known `model_type`, keys and values."""
+    if "pretrained" in config:  # settings on top of a saved configuration, which is not here yet
+        problems.read(str, config["pretrained"], f"{path}.pretrained")
+        return
+    nested = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, Mapping)}
+    found = len(problems.found)
+    for key, value in nested.items():
+        _check_config(problems, value, f"{path}.{key}")
+    if len(problems.found) == found:
+        known = {key: value for key, value in config.items() if not (key in nested and "pretrained" in value)}
+        _try(problems, path, partial(config_from_dict, known, path))
+
+
+def _try(problems: Problems, path: str, build: Callable[[], Any]) -> None:
+    """Builds an object and notes what its class refuses."""
+    try:
+        build()
+    except InputError as error:
+        problems.take(error, path)
+    except ValueError as error:
+        problems.say(path, str(error))

@@ -1,0 +1,34 @@
+"""From a file to a recipe that can be run: structure first, then what only models can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cankd_hf.config.reading import read_recipe, read_text
+from cankd_hf.config.recipe import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, applies overrides, and checks everything that can be checked without data or weights.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
+            `teacher=null` for none.
+
+    Raises:
+        InputError: with every problem found, each with its dotted path, file and line: first those of structure;
+            where there are none, those that the classes of models, losses and arguments find.
+    """
+    return parse_recipe(read_text(path), overrides, source=str(path))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """The same as `load_recipe` for YAML in a string; `source` names it in messages."""
+    recipe, problems = read_recipe(text, overrides, source)
+    from cankd_hf.runs.checks import check_models  # imports torch, which takes seconds
+
+    check_models(recipe, problems)
+    problems.raise_all()
+    return recipe.resolved()
