@@ -168,7 +168,10 @@ def test_what_models_refuse_is_told_after_the_structure_and_all_at_once() -> Non
         (["distill.terms=[{teacher: dinno}]"], "expected one of dino, sam, got 'dinno'; did you mean 'dino'?"),
         (["distill.terms=[{teacher: 3}]"], 'expected text or null, got 3; write it in quotes: "3"'),
         ([], "distill.terms.0.teacher (x.yaml): missing; name the teacher to learn from: dino or sam"),
-        (["distill.terms=[{teacher: sam}]", "teachers.1st.model=a"], "expected a letter or _, then letters, digits, _ and -"),
+        (
+            ["distill.terms=[{teacher: sam}]", "teachers.1st.model=a"],
+            "expected a letter or _, then letters, digits, _ and -",
+        ),
         (["teachers.sam.model=null"], "teachers.sam (x.yaml:8): expected exactly one of model and config"),
         (["teachers.sam.modle=a"], "teachers.sam.modle (command line): unknown key; did you mean 'model'?"),
         (["teachers.sam.fit.max_step=1"], "teachers.sam.fit.max_step (command line): unknown key; did you mean"),
