@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
@@ -23,9 +24,11 @@ def named_teachers(teacher: TeacherLike | None, teachers: Mapping[str, TeacherLi
         raise InputError("teachers: expected teacher or teachers, got both; put all of them into teachers")
     if teacher is not None:
         return {"teacher": teacher}
-    wrong = [name for name in teachers or {} if not name.isidentifier()]
+    wrong = [name for name in teachers or {} if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name)]
     if wrong:
-        raise InputError(f"teachers: expected names of letters, digits and _, got {', '.join(map(repr, wrong))}")
+        raise InputError(
+            f"teachers: expected a letter or _, then letters, digits, _ and -, got {', '.join(map(repr, wrong))}"
+        )
     return dict(teachers or {})
 
 

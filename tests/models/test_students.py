@@ -143,7 +143,7 @@ def test_which_calls_of_transformers_load_a_bare_backbone_folder(tmp_path: Path)
         ({"model": "a", "fpn": {"dropout": 0.1}}, "student.fpn: settings of a pyramid"),
         (
             {"backbone": RESNET, "fpn": {"head_chanels": 8}},
-            "student.fpn.head_chanels: no such setting; did you mean head_c",
+            "student.fpn.head_chanels: unknown key; did you mean 'head_channels'",
         ),
         ({"backbone": RESNET, "fpn": {"neck": "pan"}}, "FPNConfig.neck"),
         ({"backbone": RESNET, "fpn": {"strides": [64]}}, "no map of stride 64"),
