@@ -136,6 +136,27 @@ def test_a_native_detector_is_a_student_like_any_other(
     assert hub_task == "object-detection" or {"processor_config.json", "tokenizer.json"} <= uploads
 
 
+def test_a_model_changes_no_task_but_has_one_that_serves_it() -> None:
+    task = DetectionTask({0: "red", 1: "green", 2: "blue"})
+    before = dict(vars(task))
+    strict = task.build_student(StudentConfig(config=native_config("rt_detr")))
+    free = task.build_student(StudentConfig(backbone=RESNET, fpn=FCOS))
+    served, other = task.for_model(strict), task.for_model(free)
+    assert vars(task) == before and type(task).pipeline_tag == "object-detection"
+    assert (
+        served.rule.strict
+        and not other.rule.strict
+        and (served.model_type, other.model_type)
+        == (
+            "rt_detr",
+            "cankd_fpn",
+        )
+    )
+    sample = [{"pixel_values": torch.zeros(3, 60, 90)}]
+    assert served.collate(sample)["pixel_values"].shape[-2:] == (64, 96)
+    assert other.collate(sample)["pixel_values"].shape[-2:] == (60, 90)
+
+
 def test_one_class_is_enough_and_the_image_processor_does_as_evaluation_does(tmp_path: Path) -> None:
     task = DetectionTask({0: "one"})
     assert task.build_student(StudentConfig(backbone=RESNET, fpn=FCOS)).config.num_labels == 1

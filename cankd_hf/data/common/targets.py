@@ -9,11 +9,6 @@ from typing import Any, Protocol
 import torch
 
 
-def no_review(doubtful: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
-    """Nothing to say about a whole set."""
-    return []
-
-
 @dataclass(frozen=True)
 class Summary:
     """What the checks keep of one target once its image is gone.
@@ -34,7 +29,7 @@ class Summary:
     warnings: tuple[str, ...] = ()
     doubtful: bool = False
     counted: bool = True
-    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = no_review
+    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] | None = None
 
 
 class Target(Protocol):
