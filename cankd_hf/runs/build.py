@@ -106,8 +106,9 @@ def make_trainer(
     """A trainer for given models, with what the recipe says of terms, taps and data."""
     distill = recipe.distill
     if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
+        strategy = IntervalStrategy(args.eval_strategy).value
         raise InputError(
-            f"training.eval_strategy: {args.eval_strategy.value} needs a validation split, and data.eval_split names "
+            f"training.eval_strategy: {strategy} needs a validation split, and data.eval_split names "
             'none; name one, or set training.eval_strategy: "no"'
         )
     trainer = CanKDTrainer(

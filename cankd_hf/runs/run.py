@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
@@ -134,11 +135,11 @@ class _Session:
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
         """The teacher's own score, on images normalised its way; None where it does not do this very task."""
-        folder = teacher.config.model
-        if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(teacher.model):
+        folder, found = teacher.config.model, cast(PreTrainedModel, teacher.model)
+        if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(found):
             return None
         model = self.task.load(folder, teacher.config.revision)
-        if dict(model.config.id2label) != self.task.id2label:
+        if dict(model.config.id2label or {}) != self.task.id2label:
             logger.warning("teacher: knows other classes than the data have; it is not scored")
             return None
         args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)

@@ -159,7 +159,7 @@ class Teacher(nn.Module):
         return super().requires_grad_(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Teacher:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._settle_dtype()
         return self
 

@@ -62,7 +62,7 @@ class CanKDConfig(TrainingArguments):
             if self.bf16:
                 self.use_cpu = True
             self.dataloader_pin_memory = False
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         problems = [Problem(f"training.{key}", message) for key, message in own_problems(vars(self))]
         if problems:
             raise InputError(problems)

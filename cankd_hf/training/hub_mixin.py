@@ -13,6 +13,7 @@ from transformers.utils import PushInProgress
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import write_card
 from cankd_hf.hub.upload import open_repo, plan, push, push_in_background
+from cankd_hf.training.arguments import CanKDConfig
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,15 @@ class StudentHubMixin(Trainer):
     connectors and random states stay here, so a run is resumed from its own folder.
     """
 
+    args: CanKDConfig
+    hub_model_id: Any
+    push_in_progress: Any
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Creates the repository; bad names, missing rights and a missing token are told before any training."""
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        name = self.args.hub_model_id or Path(self.args.output_dir or "").absolute().name
         private = self.args.hub_private_repo if private is None else private
         self.hub_model_id, _ = open_repo(name, private, self.args.hub_revision, token)
         self.push_in_progress = None
@@ -40,6 +45,7 @@ class StudentHubMixin(Trainer):
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
+        *others: Any,
         **other: Any,
     ) -> None:
         """Writes the card beside the student, from what was recorded.
@@ -59,7 +65,7 @@ class StudentHubMixin(Trainer):
             raise InputError(f"create_model_card: {', '.join(given)}: facts come from the run; leave them out")
         if self.is_world_process_zero():
             more = [tags] if isinstance(tags, str) else list(tags or ())
-            write_card(self.args.output_dir, licence=license, tags=more, title=model_name)
+            write_card(self.args.output_dir or "", licence=license, tags=more, title=model_name)
 
     def push_to_hub(
         self,
@@ -98,7 +104,7 @@ class StudentHubMixin(Trainer):
         revision = self.args.hub_revision if revision is None else revision
         if revision is not None:
             open_repo(self.hub_model_id, revision=revision, token=token)
-        uploads = plan(self.args.output_dir, self.hub_model_id)
+        uploads = plan(self.args.output_dir or "", self.hub_model_id)
         send = push if blocking else push_in_background
         return send(uploads, self.hub_model_id, commit_message or "Student", revision, token)
 
@@ -113,8 +119,9 @@ class StudentHubMixin(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_step = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
-        places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        subfolders = ("", places[strategy]) if strategy in places else ("",)
+        own = Path(checkpoint_folder).name
+        places = {HubStrategy.CHECKPOINT: ("", "last-checkpoint"), HubStrategy.ALL_CHECKPOINTS: ("", own)}
+        subfolders = places.get(HubStrategy(strategy), ("",))
         try:
             uploads = plan(checkpoint_folder, self.hub_model_id, subfolders)
             message = f"Training in progress, {when}"
@@ -123,6 +130,6 @@ class StudentHubMixin(Trainer):
             logger.warning("Training in progress, %s, was not pushed: %s", when, error)
             return
         if pending is None or pending.is_done():
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # a list, whatever it says
         else:
             pending.jobs.append(job)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from cankd_hf.config.advice import nearest
 from cankd_hf.config.distill import LossTerm
-from cankd_hf.config.schema import nearest
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
 from cankd_hf.features.grids import class_count, logits_of
@@ -40,17 +40,17 @@ class Pair(tuple[Any, ...]):
     @property
     def student(self) -> int:
         """Index of the student's level."""
-        return self[0]
+        return int(self[0])
 
     @property
     def teacher(self) -> int:
         """Index of the teacher's level."""
-        return self[1]
+        return int(self[1])
 
     @property
     def of(self) -> str:
         """Name of the teacher; empty where there is only one."""
-        return self[2] if len(self) > 2 else ""
+        return str(self[2]) if len(self) > 2 else ""
 
     @property
     def name(self) -> str:

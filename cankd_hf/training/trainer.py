@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,24 +150,19 @@ class CanKDTrainer(StudentHubMixin):
     @property
     def distiller(self) -> Distiller:
         """Student, connectors and losses, whatever wraps them."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return cast(Distiller, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     @property
     def teacher(self) -> Teacher | None:
         """The teacher; of several the first; None where the student trains alone."""
         return next(iter(self.teachers.values()), None)
 
-    @property
-    def objective(self) -> Objective:
-        """What `train()` minimises; a new one may be set between two calls of it.
+    def set_objective(self, objective: Objective) -> None:
+        """Minimises something else from the next call of `train()` on.
 
         Connectors and losses of terms that stay are kept, see `Distiller.set_objective`; optimizer and schedule start
         anew.
         """
-        return self.distiller.objective
-
-    @objective.setter
-    def objective(self, objective: Objective) -> None:
         distiller = self.distiller
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
@@ -177,8 +172,7 @@ class CanKDTrainer(StudentHubMixin):
             torch.manual_seed(self.args.seed)
             distiller.set_objective(objective)
         self._place_teachers()
-        self.optimizer: Any = None
-        self.lr_scheduler: Any = None
+        self.optimizer = self.lr_scheduler = None
         self.model = self.model_wrapped = distiller
 
     def _place_teachers(self) -> None:
@@ -211,7 +205,7 @@ class CanKDTrainer(StudentHubMixin):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = Batch(inputs)
-        factors = self.objective.factors(self.state.global_step, self.state.max_steps)
+        factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
         given = self._ask_teachers(batch, factors, self._measures_now())
         outputs = model(**batch.inputs, **given)
         if outputs.loss is None:
@@ -253,7 +247,7 @@ class CanKDTrainer(StudentHubMixin):
         kept = self.task.model_inputs(batch.inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if self.task.needs_teacher_in_evaluation:
-                kept.update(self._ask_teachers(batch, [1.0] * len(self.objective.terms), True))
+                kept.update(self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True))
             outputs = model(**kept)
         loss = None if outputs.loss is None else outputs.loss.detach()
         if prediction_loss_only:
@@ -276,15 +270,15 @@ class CanKDTrainer(StudentHubMixin):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
         if self.args.backbone_lr_scale != 1.0:
-            self._scale_backbone(optimizer, self.model if model is None else model)
+            self._scale_backbone(optimizer, self.distiller if model is None else model)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        scheduler: Any = self.lr_scheduler  # type: ignore[has-type]
-        if self.args.lr_drops and scheduler is None:
+        if self.args.lr_drops and self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = stepped_schedule(optimizer, num_training_steps, self.args.lr_drops, warmup)
+            given = self.optimizer if optimizer is None else optimizer
+            assert given is not None
+            self.lr_scheduler = stepped_schedule(given, num_training_steps, self.args.lr_drops, warmup)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -306,7 +300,7 @@ class CanKDTrainer(StudentHubMixin):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
         self.student.save_pretrained(folder, state_dict=student)
@@ -337,4 +331,4 @@ class CanKDTrainer(StudentHubMixin):
             super()._load_best_model()
             return
         logger.info("Loading the best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))

@@ -184,7 +184,7 @@ def test_frozen_parts_keep_weights_and_running_statistics(tmp_path: Path) -> Non
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("running_mean" in name for name in moved) and any(name.startswith("student.backbone") for name in moved)
     with pytest.raises(InputError, match="no module 'nek'; did you mean 'neck'"):
-        made.objective = Objective(1.0, terms(), frozen=["nek"])
+        made.set_objective(Objective(1.0, terms(), frozen=["nek"]))
 
 
 def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:
     made.train()
     assert all("loss_task" not in entry for entry in losses(made))
     first, optimizer = weights(made), made.optimizer
-    made.objective = Objective(1.0, [*terms(weight=1.0), LossTerm(loss=L1, weight=0.1)], frozen=["backbone"])
+    made.set_objective(Objective(1.0, [*terms(weight=1.0), LossTerm(loss=L1, weight=0.1)], frozen=["backbone"]))
     carried = weights(made)
     assert all(torch.equal(first[name], carried[name]) for name in first)
     assert carried.keys() == first.keys(), "L1 has no weights, and shares the connectors"
@@ -202,7 +202,7 @@ def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:
     second = weights(made)
     assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("student.backbone"))
     assert not torch.equal(first["losses.cankd.0.w.weight"], second["losses.cankd.0.w.weight"])
-    made.objective = Objective(1.0)
+    made.set_objective(Objective(1.0))
     made.train()
     assert not made.distiller.connectors and losses(made)[0].keys() == {"loss", "loss_task"}
     third = weights(made)

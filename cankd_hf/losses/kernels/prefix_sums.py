@@ -87,7 +87,7 @@ def _row_of(index: Tensor, length: int) -> Tensor:
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """Rows [B, N] of x [B, M, D] flattened over images, [B, N, D]."""
-    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, x.shape[2])
 
 
 def _prefix_sums(falling: Tensor, ordered: Tensor) -> tuple[Tensor, Tensor]:
