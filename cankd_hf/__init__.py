@@ -26,9 +26,10 @@ _PUBLIC = {
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.config.distill",
     "Objective": "cankd_hf.training.objective",
-    "TeacherOutput": "cankd_hf.teachers.output",
+    "TeacherOutput": "cankd_hf.teachers.teacher",
     "load_recipe": "cankd_hf.runs.recipe",
     "load_teacher": "cankd_hf.teachers.load",
+    "run": "cankd_hf.runs.run",
 }
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
     from cankd_hf.runs.recipe import load_recipe
+    from cankd_hf.runs.run import run
     from cankd_hf.teachers.load import load_teacher
-    from cankd_hf.teachers.output import TeacherOutput
+    from cankd_hf.teachers.teacher import TeacherOutput
     from cankd_hf.training.arguments import CanKDConfig
     from cankd_hf.training.distiller import Distiller
     from cankd_hf.training.objective import Objective
@@ -63,6 +65,7 @@ __all__ = [
     "TeacherOutput",
     "load_recipe",
     "load_teacher",
+    "run",
 ]
 
 

@@ -13,22 +13,23 @@ from typing import Any
 
 # Old module -> the modules that hold its names now.
 MOVED: dict[str, tuple[str, ...]] = {
+    **{f"data.{name}": (f"data.common.{name}",) for name in ("checks", "dataset", "decode", "folders", "labels")},
+    **{f"data.{name}": (f"data.common.{name}",) for name in ("streams", "tables")},
+    **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("blocks", "moments", "output_norm")},
+    **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("prefix_sums", "projection")},
+    **{
+        f"monitoring.{name}": (f"training.monitoring.{name}",)
+        for name in ("energy", "interval", "progress", "trackers")
+    },
     "checkpoint": ("training.checkpoint", "training.callbacks"),
-    "data.checks": ("data.common.checks",),
     "data.coco": ("data.detection.coco",),
     "data.collate": ("data.segmentation.collate", "data.detection.collate"),
     "data.config": ("config.data",),
-    "data.dataset": ("data.common.dataset",),
-    "data.decode": ("data.common.decode",),
     "data.detection_transforms": ("data.detection.transforms",),
-    "data.folders": ("data.common.folders",),
-    "data.labels": ("data.common.labels",),
     "data.objects": ("data.detection.objects",),
     "data.seeded": ("data.common.views",),
     "data.shapes": ("data.generated",),
     "data.sources": ("data.common.sources", "data.segmentation.load", "data.features.load", "config.data"),
-    "data.streams": ("data.common.streams",),
-    "data.tables": ("data.common.tables",),
     "data.transforms": ("data.segmentation.transforms", "data.common.transforms"),
     "distiller": ("training.distiller",),
     "export.detectors": ("models.plain_detectors",),
@@ -37,18 +38,10 @@ MOVED: dict[str, tuple[str, ...]] = {
     "inspect": ("cli.dry_run",),
     "launch": ("runs.launch",),
     "losses.affinity": ("losses.affinities",),
-    "losses.blocks": ("losses.kernels.blocks",),
-    "losses.moments": ("losses.kernels.moments",),
-    "losses.output_norm": ("losses.kernels.output_norm",),
-    "losses.prefix_sums": ("losses.kernels.prefix_sums",),
-    "losses.projection": ("losses.kernels.projection",),
     "metrics.evaluate_adapter": ("metrics.evaluate_segmentation",),
+    "models.box_count": ("models.detr_num_boxes",),
     "models.student_config": ("config.student",),
     "monitoring": ("training.monitoring",),
-    "monitoring.energy": ("training.monitoring.energy",),
-    "monitoring.interval": ("training.monitoring.interval",),
-    "monitoring.progress": ("training.monitoring.progress",),
-    "monitoring.trackers": ("training.monitoring.trackers",),
     "recipe": ("config.recipe", "config.reading", "config.distill", "runs.recipe"),
     "recipe_checks": ("config.training", "runs.checks"),
     "report": ("cli.report",),
@@ -57,6 +50,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "teacher": ("teachers.teacher", "teachers.load", "config.teacher"),
     "trainer": ("training.trainer",),
     "yaml_source": ("config.yaml_source",),
+}
+# Old name -> the name now.
+RENAMED = {
+    "PushesStudent": "StudentHubMixin",
+    "SafeStop": "GracefulStopCallback",
+    "count_boxes_once": "patch_detr_num_boxes",
 }
 
 
@@ -79,8 +78,8 @@ class _Finder(MetaPathFinder, Loader):
         def find(name: str) -> Any:
             for place in places:
                 found = import_module(place)
-                if hasattr(found, name):
-                    return getattr(found, name)
+                if hasattr(found, RENAMED.get(name, name)):
+                    return getattr(found, RENAMED.get(name, name))
             raise AttributeError(f"module {old!r} has no attribute {name!r}; its names are in {' and '.join(places)}")
 
         vars(module)["__getattr__"] = find

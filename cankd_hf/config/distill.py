@@ -110,7 +110,7 @@ class LossTerm(Section):
         for key, place in _NAMED.items():
             if key in found and (names := declared.names(*place)):
                 found = {**found, key: Literal[tuple(names)]}
-        return {"options": {key: kind for key, kind in found.items() if key != "channels"}}
+        return {"options": {key: kind for key, kind in found.items() if key not in ("channels", "num_labels")}}
 
     def check(self) -> None:
         """Raises `InputError` with everything that is wrong with the term's values."""

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from cankd_hf.data.common.batch import Batch
-from cankd_hf.teachers.output import TeacherOutput
-from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.teachers.teacher import Teacher, TeacherOutput
 
 
 class TeacherSource(Protocol):

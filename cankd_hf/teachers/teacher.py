@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -23,9 +23,28 @@ from cankd_hf.features.inputs import (
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around
 from cankd_hf.models.prompts import attach_empty_prompt
-from cankd_hf.teachers.output import TeacherOutput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutput(Sequence[Tensor]):
+    """Feature maps and logits; as a sequence, the maps.
+
+    Attributes:
+        maps: `[B, C, H, W]` each, fine to coarse, in the teacher's dtype, without gradient.
+        logits: what its head gives, `[B, K, H, W]` or `[B, N, K]`; None where nobody reads them, and the forward ended
+            at the last map.
+    """
+
+    maps: list[Tensor]
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.maps[index]
 
 
 class Teacher(nn.Module):

@@ -23,9 +23,7 @@ class EpochSetter(TrainerCallback):
     def __init__(self, dataset: SeededDataset) -> None:
         self.dataset = dataset
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
@@ -39,9 +37,7 @@ class Stopwatch(TrainerCallback):
     def seconds(self) -> float:
         return time.perf_counter() - self._start
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         before = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
         self._start = time.perf_counter() - (before[-1] if before else 0.0)
 
@@ -72,16 +68,12 @@ class GracefulStopCallback(TrainerCallback):
             signal.signal(signum, handler)
         self._previous.clear()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.stopped = self._asked = False
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # All processes must stop at the same step, and asking them all each step would cost a synchronisation.
         if args.world_size > 1:
             if state.global_step % max(1, int(state.logging_steps)):
@@ -94,7 +86,5 @@ class GracefulStopCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore()

@@ -18,7 +18,7 @@ from cankd_hf.features.grids import logits_of, resize_map
 from cankd_hf.features.similarity import channel_correlation, linear_cka
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.losses.base import DistillationLoss
-from cankd_hf.teachers.output import TeacherOutput
+from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import (
     Pair,

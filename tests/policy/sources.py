@@ -53,3 +53,34 @@ def imports(path: Path) -> list[tuple[int, str]]:
             prefix = ".".join([*base, *([node.module] if node.module else [])])
             found += [(node.lineno, f"{prefix}.{alias.name}") for alias in node.names]
     return found
+
+
+def edges() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, inside functions and for type checking too.
+
+    `from package import name` is an edge to `package.name` where that is a module, else to the package itself.
+    """
+    modules = {module_name(path): path for path in package_files()}
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for _, target in imports(path):
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                found[name].add(target)
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which reaches all others of its group."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set(), [start]
+        while todo:
+            for following in graph.get(todo.pop(), ()):
+                if following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+        reach[start] = seen
+    groups = {frozenset({name, *(other for other in reach[name] if name in reach[other])}) for name in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)

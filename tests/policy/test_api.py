@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
+import warnings
+
+import pytest
 
 import cankd_hf
+from cankd_hf._moved import MOVED
 
 PUBLIC = {
     "CanKDConfig",
@@ -16,19 +22,74 @@ PUBLIC = {
     "FPNForSemanticSegmentation",
     "FeatureFiguresCallback",
     "InputError",
+    "InstanceMSELoss",
     "LossTerm",
+    "Objective",
+    "TeacherOutput",
     "load_recipe",
     "load_teacher",
+    "run",
+}
+# Imports that people have in their scripts: module of 0.1 -> some of its names.
+OLD_IMPORTS = {
+    "checkpoint": ["Stopwatch", "SafeStop", "read_student_weights"],
+    "config": ["CanKDConfig", "stepped_schedule"],
+    "data.collate": ["SegmentationCollator", "detection_collate", "original_sizes", "segmentation_collate"],
+    "data.config": ["DataConfig"],
+    "data.dataset": ["ImageDataset", "Source"],
+    "data.detection": ["DetectionData", "load_detection"],
+    "data.folders": ["FolderSource"],
+    "data.seeded": ["SeededDataset"],
+    "data.shapes": ["SHAPE_CLASSES", "ShapesSource"],
+    "data.sources": ["DataConfig", "load_images", "load_segmentation"],
+    "data.transforms": ["EvalTransform", "Normalize", "TrainTransform"],
+    "distiller": ["Distiller"],
+    "evaluate": ["main"],
+    "hub.mixin": ["PushesStudent"],
+    "hub_config": ["HubConfig"],
+    "inspect": ["dry_run"],
+    "losses.affinity": ["AFFINITIES"],
+    "losses.base": ["FeatureLoss", "compute_dtype"],
+    "losses.moments": ["instance_distance", "pair_moments"],
+    "metrics.evaluate_adapter": ["SegmentationMetric"],
+    "models.student_config": ["StudentConfig"],
+    "monitoring.energy": ["EnergyMeter"],
+    "push": ["main"],
+    "recipe": ["DistillConfig", "Recipe", "load_data_config", "load_recipe", "parse_recipe", "recipe_to_yaml"],
+    "report": ["print_report"],
+    "runner": ["Arm", "Report", "Stopped", "build_student", "build_teacher", "build_trainer", "run", "training_args"],
+    "teacher": ["Teacher", "TeacherConfig", "load_teacher"],
+    "train": ["main", "parser"],
+    "trainer": ["CanKDTrainer"],
 }
 
 
 def test_the_public_names_are_these() -> None:
-    missing = PUBLIC - set(cankd_hf.__all__)
-    assert not missing, f"gone from cankd_hf.__all__: {sorted(missing)}"
+    assert set(cankd_hf.__all__) == PUBLIC
 
 
 def test_every_public_name_resolves_and_is_documented() -> None:
     for name in cankd_hf.__all__:
-        if name.startswith("__"):
-            continue
         assert inspect.getdoc(getattr(cankd_hf, name)), f"cankd_hf.{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", OLD_IMPORTS)
+def test_imports_of_the_release_before_still_work(module: str) -> None:
+    sys.modules.pop(f"cankd_hf.{module}", None) if module in MOVED else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = importlib.import_module(f"cankd_hf.{module}")
+        assert all(getattr(found, name) is not None for name in OLD_IMPORTS[module])
+    said = [
+        str(w.message) for w in caught if issubclass(w.category, DeprecationWarning) and "cankd_hf" in str(w.message)
+    ]
+    assert bool(said) == (module in MOVED)
+    assert all(f"cankd_hf.{module} has moved to cankd_hf." in text for text in said)
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_every_moved_module_names_modules_that_exist(module: str) -> None:
+    for place in MOVED[module]:
+        importlib.import_module(f"cankd_hf.{place}")
+    with pytest.raises(AttributeError, match="its names are in cankd_hf."):
+        _ = importlib.import_module(f"cankd_hf.{module}").no_such_name

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .sources import PACKAGE, ROOT, imports, module_name, package_files
+from .sources import PACKAGE, ROOT, circles, edges, imports, module_name, package_files
 
 # Lower numbers know nothing of higher ones; rooms of level 1 know nothing of each other.
 LEVELS = {
@@ -128,3 +128,9 @@ def test_importing_the_package_is_light(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=env_path, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]", "import cankd_hf must stay fast: import these where they are needed"
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    """Not even inside a function or for type checking: what knows each other belongs together, or knows too much."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]], "the search finds none"
+    assert circles(edges()) == []

@@ -121,9 +121,7 @@ class EnergyMeter(TrainerCallback):
         logged = [entry[ENTRY] for entry in state.log_history if ENTRY in entry]
         return {"joules": logged[-1], "measured": self._label} if logged and self._label is not None else None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._counter = self._label = None
         before = state.log_history[-1].get(ENTRY) if state.log_history else None
         if state.global_step == 0:
@@ -134,9 +132,7 @@ class EnergyMeter(TrainerCallback):
         self._counter, self._label, self._joules = counter, counter.label, before
         self._last, self._looked = counter.read(), time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._counter is not None and time.perf_counter() - self._looked > LOOK_EVERY:
             self._look()
 
@@ -150,9 +146,7 @@ class EnergyMeter(TrainerCallback):
         if self._counter is not None:
             state.log_history[-1][ENTRY] = round(self._joules, 3)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._counter = None
 
     def _look(self) -> None:
