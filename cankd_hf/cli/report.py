@@ -43,7 +43,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print("The distilled student is worse than the student alone here: distillation did not help.")
     elif gap is not None:
         console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
-    elif {"teacher", "student alone"} <= {arm.name for arm in report.arms}:
+    elif report.teachers() and any(arm.name == "student alone" for arm in report.arms):
         console.print("The teacher is not better than the student alone here: there is no gap to close.")
     picture = Path(report.output_dir) / "predictions.png"
     if picture.is_file():

@@ -36,14 +36,22 @@ class Report:
     greater_is_better: bool = True
 
     def gap_closed(self) -> float | None:
-        """Share of the gap between student alone and teacher that distillation closed; None where unmeasured."""
-        found = {arm.name: arm.scores.get(self.metric) for arm in self.arms}
-        teacher, alone, distilled = (found.get(name) for name in ("teacher", "student alone", "student distilled"))
-        if teacher is None or alone is None or distilled is None:
+        """Share of the gap between student alone and (best) teacher that distillation closed; None where unmeasured."""
+        alone, distilled = (self._score(name) for name in ("student alone", "student distilled"))
+        teachers = [arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores]
+        if not teachers or alone is None or distilled is None:
             return None
+        teacher = max(teachers) if self.greater_is_better else min(teachers)
         if (teacher <= alone) if self.greater_is_better else (teacher >= alone):
             return None
         return (distilled - alone) / (teacher - alone)
+
+    def teachers(self) -> list[Arm]:
+        """The arms that are teachers: `teacher`, or `teacher NAME` of several."""
+        return [arm for arm in self.arms if arm.name.split()[0] == "teacher"]
+
+    def _score(self, name: str) -> float | None:
+        return next((arm.scores.get(self.metric) for arm in self.arms if arm.name == name), None)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -12,11 +12,11 @@ import pytest
 import cankd_hf
 from cankd_hf._moved import MOVED
 
-PUBLIC = set(
-    "CanKDConfig CanKDLoss CanKDTrainer Distiller FPNConfig FPNForObjectDetection FPNForSemanticSegmentation "
-    "FeatureFiguresCallback InputError InstanceMSELoss LossTerm Objective TeacherOutput load_recipe load_teacher "
-    "run".split()
-)
+NAMES = """
+CanKDConfig CanKDLoss CanKDTrainer Distiller FPNConfig FPNForObjectDetection FPNForSemanticSegmentation
+FeatureFiguresCallback InputError InstanceMSELoss LossTerm Objective TeacherOutput load_recipe load_teacher run
+"""
+PUBLIC = set(NAMES.split())
 # Imports that people have in their scripts: module of 0.1 -> some of its names.
 OLD_IMPORTS = {
     "checkpoint": ["Stopwatch", "SafeStop", "read_student_weights"],
