@@ -36,7 +36,7 @@ class Report:
     greater_is_better: bool = True
 
     def gap_closed(self) -> float | None:
-        """Share of the gap between student alone and (best) teacher that distillation closed; None where unmeasured."""
+        """Share of the gap between student alone and best teacher that distillation closed; None where unmeasured."""
         alone, distilled = (self._score(name) for name in ("student alone", "student distilled"))
         teachers = [arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores]
         if not teachers or alone is None or distilled is None:
