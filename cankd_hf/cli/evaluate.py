@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cankd_hf.cli import importing
 from cankd_hf.errors import InputError, exit_code
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ def _run(options: argparse.Namespace) -> int:
     saved = Path(options.checkpoint) / "recipe.yaml"
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
-    from rich.console import Console
-    from rich.table import Table
+    with importing():
+        from rich.console import Console
+        from rich.table import Table
 
-    from cankd_hf.training.arguments import CanKDConfig
-    from cankd_hf.training.trainer import CanKDTrainer
+        from cankd_hf.training.arguments import CanKDConfig
+        from cankd_hf.training.trainer import CanKDTrainer
 
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
     task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cankd_hf.cli import importing
 from cankd_hf.errors import exit_code
 
 EXAMPLES = """examples:
@@ -48,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.runs.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    # After the checks: these imports take seconds.
-    from cankd_hf.cli.report import print_report
-    from cankd_hf.runs.run import Stopped, run
+    with importing():
+        recipe = load_recipe(options.recipe, options.overrides)
+        # After the checks: these imports take seconds.
+        from cankd_hf.cli.report import print_report
+        from cankd_hf.runs.run import Stopped, run
 
+        if options.dry_run:
+            from cankd_hf.cli.dry_run import dry_run
     if options.dry_run:
-        from cankd_hf.cli.dry_run import dry_run
-
         return dry_run(recipe)
     try:
         report = run(recipe, restart=options.restart, resume=options.resume)
