@@ -60,7 +60,7 @@ RENAMED = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Stands behind the finders of files, so that it is asked for names that no file has."""
+    """Comes after the finders of files, so that it is asked only for names that no file has."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

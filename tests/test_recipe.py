@@ -170,7 +170,7 @@ distill:
         ("hub.token=hf_secret", "hub.token (command line): tokens are not taken"),
         ("hub.strategy=never", "expected one of end, every_save, checkpoint, all_checkpoints, got 'never'"),
         ("hub={id: me/a, privat: true}", "did you mean 'private'?"),
-        ("training.seed=1", "stands at the top of the recipe"),
+        ("training.seed=1", "belongs to the top level of the recipe"),
         ("training.warmup_ratio=0.1", "write warmup_steps"),
         ("training.lr_scheduler_type=cosin", "did you mean 'cosine'?"),
         ("training.report_to=3", "expected text or a list of texts or null"),

@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   python -m cankd_hf.train recipes/dinov2_seg.yaml --dry-run
   accelerate launch -m cankd_hf.train recipes/dinov2_seg.yaml
 
-exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (the same command goes on)"""
+exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (the same command continues)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start over where the output folder holds a run (the old one is moved aside)",
     )
-    made.add_argument("--resume", metavar="CHECKPOINT", help="go on from this checkpoint (default: the newest one)")
+    made.add_argument("--resume", metavar="CHECKPOINT", help="continue from this checkpoint (default: the newest one)")
     return made
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # intermixed: options may stand between the overrides.
     options = parser().parse_intermixed_args(argv)
     # Ctrl-C outside of the steps, which end in a checkpoint: loading, scoring, pushing.
-    return exit_code(lambda: _run(options), "what was finished is kept, and the same command goes on from it")
+    return exit_code(lambda: _run(options), "what was finished is kept, and the same command continues from it")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         report = run(recipe, restart=options.restart, resume=options.resume)
     except Stopped as stopped:
-        print(f"Stopped; a checkpoint is in {stopped.folder}. The same command goes on from it.", file=sys.stderr)
+        print(f"Stopped; a checkpoint is in {stopped.folder}. The same command continues from it.", file=sys.stderr)
         return 130
     print_report(report)
     return 0

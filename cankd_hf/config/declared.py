@@ -64,7 +64,7 @@ def fields(module: str, name: str) -> dict[str, Any]:
 
 
 def _live(module: str, dictionary: str) -> dict[str, Any] | None:
-    """The dictionary itself, where the module is imported (to its end)."""
+    """The dictionary itself, if the module is imported completely."""
     return vars(sys.modules[module]).get(dictionary) if module in sys.modules else None
 
 
@@ -97,7 +97,7 @@ def _tree(module: str) -> tuple[list[ast.stmt], str]:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, ast.AST | None]:
-    """The class, or the value, that a name at the top of a module stands for, and the module that defines it."""
+    """The class or value bound to a name at the top of a module, and the module that defines it."""
     body, package = _tree(module)
     for node in body:
         match node:
@@ -121,7 +121,7 @@ def _class(module: str, name: str) -> tuple[str, list[ast.stmt], list[str]]:
 
 
 def _type(node: ast.expr | None, module: str) -> Any:
-    """A type as it is written; `Any` for classes that a recipe cannot give. An enumeration stands for its values."""
+    """A type from its source; `Any` for classes that YAML cannot express, the values of an enumeration."""
     match node:
         case ast.Constant(value=str(text)):
             return _type(ast.parse(text, mode="eval").body, module)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from cankd_hf.config.schema import Section
 
-# Key of the section -> the setting of `training:` that it stands for.
+# Key of the section -> the setting of `training:` that it sets.
 SETTINGS = {
     "push": "push_to_hub",
     "id": "hub_model_id",

@@ -1,8 +1,8 @@
 """YAML and `section.key=value` overrides -> one `Recipe`, its structure checked without importing torch.
 
-Every mistake of structure (keys, types, ranges, names, references) is told at once. No code runs from YAML: tags and
-resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused, references such as `${output_dir}` are
-followed. Relative paths in a recipe are relative to the current directory.
+Every error of structure (keys, types, ranges, names, references) is reported at once. No code runs from YAML: tags
+and resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused, references such as `${output_dir}`
+are followed. Relative paths in a recipe are relative to the current directory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cankd_hf.config.training import read_training, training_fields
 from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
-# Where a key may belong that stands in a wrong place.
+# The sections in which a misplaced key may belong.
 _SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
 
 

@@ -80,7 +80,7 @@ class Recipe(Section):
         return dict(self.teachers or {}) if self.teacher is None else {"teacher": self.teacher}
 
     def teacher_path(self, name: str) -> str:
-        """Where a teacher stands in the recipe: `teacher` or `teachers.NAME`."""
+        """The key of a teacher in the recipe: `teacher` or `teachers.NAME`."""
         return "teacher" if self.teacher is not None else f"teachers.{name}"
 
     def resolved(self) -> Recipe:

@@ -1,4 +1,4 @@
-"""Plain YAML data -> typed dataclasses, strictly: pydantic checks, and what it finds is told in our messages."""
+"""Plain YAML data -> typed dataclasses, strictly: pydantic checks, and its errors become our messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Section:
     """Base of the dataclasses that are sections of a recipe: how they are read, and the rules of several fields.
 
     Attributes:
-        place: where the section stands in a recipe.
+        place: dotted path of the section in a recipe.
         one_of: fields of which exactly one is given.
     """
 
@@ -62,11 +62,11 @@ class Section:
 
 
 class Problems:
-    """Everything that is wrong with a recipe, told at once.
+    """Collects everything that is wrong with a recipe, to report it at once.
 
     Args:
         place: turns a dotted path into the words that name it for the user (path, file and line).
-        elsewhere: for a key unknown where it stands, the dotted path where it belongs, or None.
+        elsewhere: for a key that is unknown in its section, the dotted path where it belongs, or None.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Problems:
         Args:
             path: dotted; "" for a message that names its place itself.
             message: what was expected, what was found, what to write instead.
-            unread: the value there is of no use, so that nothing more is said about it.
+            unread: the value cannot be used, so that no further check reports it.
         """
         if self.usable(path):
             self.found.append((path, message))
@@ -97,8 +97,8 @@ class Problems:
     def raise_all(self) -> None:
         """Raises `InputError` with everything found so far, if anything was."""
         if self.found:
-            told = dict.fromkeys(self.found)
-            raise InputError([Problem(self.place(path) if path else "", message) for path, message in told])
+            found = dict.fromkeys(self.found)
+            raise InputError([Problem(self.place(path) if path else "", message) for path, message in found])
 
     def take(self, error: InputError, path: str) -> None:
         """Adds what another check raised; messages that know no place are about `path`."""
@@ -114,7 +114,7 @@ class Problems:
         Args:
             annotation: the type: of Python's own kinds and of dataclasses.
             value: plain data.
-            path: where it stands.
+            path: its dotted path.
         """
         value = _plain(value)
         for attempt in range(4):  # a required value may be taken out first and filled in then
@@ -180,7 +180,7 @@ class Problems:
         elif spot.of_key:
             self.say(where, f"expected text as key, got {show(spot.keys[-1])}; write it in quotes", unread=True)
         elif len(members(bare(spot.annotation))) > 1:
-            # Of several forms, the one that looks like the value tells best what is wrong inside of it.
+            # Of several forms, the errors of the one that looks like the value are the most useful.
             fitting = [kind for kind in members(bare(spot.annotation)) if _looks_like(kind, spot.value)]
             if len(fitting) == 1:
                 self.read(fitting[0], spot.value, where)
@@ -197,7 +197,7 @@ class Problems:
 class _Spot:
     """Where an error of pydantic's lies, followed through types and data up to the first union.
 
-    (Behind that, the location goes on with the names of the union's members, which are no keys of the data.)
+    (After that, pydantic's location holds names of the union's members, which are no keys of the data.)
     """
 
     def __init__(self, annotation: Any, value: Any, location: tuple[int | str, ...], error: str) -> None:
@@ -209,7 +209,7 @@ class _Spot:
         for key in location[: len(location) - self.of_key]:
             outer, kind = bare(self.annotation), kind_of(self.annotation)
             if words(self.annotation):
-                break  # `[height, width]` is told as a whole
+                break  # `[height, width]` is reported as a whole
             if dataclasses.is_dataclass(kind):
                 inner = _fields(outer).get(str(key), Any)
             elif kind in (list, dict):

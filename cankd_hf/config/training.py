@@ -12,8 +12,8 @@ from cankd_hf.config.schema import Problems
 # Settings of a run that stand elsewhere, or that people know from older releases of transformers.
 _MOVED = {
     "hub_token": NO_TOKEN,
-    "output_dir": "stands at the top of the recipe; write `output_dir:` there",
-    "seed": "stands at the top of the recipe; write `seed:` there",
+    "output_dir": "belongs to the top level of the recipe; write `output_dir:` there",
+    "seed": "belongs to the top level of the recipe; write `seed:` there",
     "warmup_ratio": "is gone from transformers 5; write warmup_steps, where a number below 1 is a share of the run",
     "evaluation_strategy": "is gone from transformers 5; write eval_strategy",
     "overwrite_output_dir": "is gone from transformers 5; name another output_dir or remove the folder",

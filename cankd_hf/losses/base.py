@@ -81,7 +81,7 @@ class DistillationLoss(nn.Module):
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor | None:
         """Size of the learned branch beside the student map, |output| / |s| [], or None for a loss without one.
 
-        A diagnostic without gradient: a share that grows while the raw similarity stands still says that the loss
+        A diagnostic without gradient: a share that grows while the raw similarity does not says that the loss
         falls in its own parameters and not in the student.
         """
         return None
@@ -132,7 +132,7 @@ class FeatureLoss(DistillationLoss):
 
 
 class LogitsLoss(DistillationLoss):
-    """A distance between the logits of two heads of one task; no connector stands between them.
+    """A distance between the logits of two heads of one task; there is no connector between them.
 
     Args:
         num_labels: classes K of both heads.

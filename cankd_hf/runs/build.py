@@ -62,7 +62,7 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
 
 @contextmanager
 def problems_of(place: str) -> Iterator[None]:
-    """Says in which section of the recipe a model stands that could not be had."""
+    """Adds the section of the recipe to errors about a model that could not be loaded."""
     try:
         yield
     except InputError as error:
@@ -133,7 +133,7 @@ def make_trainer(
 
 
 def build_teacher(recipe: Recipe, config: TeacherConfig) -> Teacher:
-    """A teacher of a recipe, told how the student's images are normalised."""
+    """A teacher of a recipe, with the student's input normalisation."""
     with problems_of("teacher"):
         teacher = load_teacher(config)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)

@@ -33,7 +33,7 @@ class TeacherOutput(Sequence[Tensor]):
 
     Attributes:
         maps: `[B, C, H, W]` each, fine to coarse, in the teacher's dtype, without gradient.
-        logits: what its head gives, `[B, K, H, W]` or `[B, N, K]`; None where nobody reads them, and the forward ended
+        logits: what its head gives, `[B, K, H, W]` or `[B, N, K]`; None where they are not read, and the forward ended
             at the last map.
     """
 
@@ -203,7 +203,7 @@ class Teacher(nn.Module):
 
 
 def _fingerprint(model: nn.Module, tensors: int = 8) -> str:
-    """sha256 over names and values of a few parameters, evenly spread: tells two teachers apart in a log."""
+    """sha256 over names and values of a few parameters, evenly spread: identifies a teacher in logs."""
     named = list(model.named_parameters())
     digest = hashlib.sha256()
     for index in sorted({round(i * (len(named) - 1) / (tensors - 1)) for i in range(tensors)}) if named else ():

@@ -57,7 +57,7 @@ class CanKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # CPUs compute in bf16 too, but transformers wants to be told that no accelerator is missing by mistake.
+        # CPUs compute in bf16 too, but transformers requires use_cpu to be set explicitly.
         if not torch.accelerator.is_available():
             if self.bf16:
                 self.use_cpu = True

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSetter(TrainerCallback):
-    """Tells the data set which epoch it is, so that each epoch draws its own augmentations."""
+    """Sets the epoch of the data set, so that each epoch draws its own augmentations."""
 
     def __init__(self, dataset: SeededDataset) -> None:
         self.dataset = dataset
@@ -48,7 +48,7 @@ class Stopwatch(TrainerCallback):
 class GracefulStopCallback(TrainerCallback):
     """Turns the first Ctrl-C (or SIGTERM) into: finish this step, save a checkpoint, stop. A second one stops at once.
 
-    `stopped` tells afterwards whether the run ended that way.
+    `stopped` says afterwards whether the run ended that way.
     """
 
     def __init__(self) -> None:

@@ -73,7 +73,7 @@ def run_facts(
 
 
 def _shown(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A teacher's manifest with the last part of its path alone: a path of this machine tells nobody anything."""
+    """A teacher's manifest with only the last part of a local path, which means nothing on another machine."""
     if hub_id(manifest["model"]) is None and not manifest["model"].startswith("torchvision/"):
         return {**manifest, "model": Path(manifest["model"]).name}
     return manifest

@@ -31,7 +31,7 @@ class StudentHubMixin(Trainer):
     push_in_progress: Any
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository; bad names, missing rights and a missing token are told before any training."""
+        """Creates the repository; bad names, missing rights and a missing token are reported before any training."""
         if not self.is_world_process_zero():
             return
         name = self.args.hub_model_id or Path(self.args.output_dir or "").absolute().name
@@ -109,7 +109,7 @@ class StudentHubMixin(Trainer):
         return send(uploads, self.hub_model_id, commit_message or "Student", revision, token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes a checkpoint's student beside the training; a failure is logged, the training goes on."""
+        """Pushes a checkpoint's student while training continues; a failure is logged and does not stop it."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return

@@ -134,13 +134,13 @@ def check_classes(
     place = f"distill.terms.{term.label}.loss: {term.loss_name} reads logits"
     found = logits_of(quiet_forward(student, image_size))
     shapes = {"student": None if found is None else found.shape, f"teacher {name}": teacher.logits}
-    without = [who for who, shape in shapes.items() if shape is None]
+    without = [name for name, shape in shapes.items() if shape is None]
     if without:
         raise InputError(f"{place}, and {' and '.join(without)} gives none; take a loss on maps")
-    counts = {who: class_count(shape) for who, shape in shapes.items() if shape is not None}
+    counts = {name: class_count(shape) for name, shape in shapes.items() if shape is not None}
     if len(set(counts.values())) > 1:
-        told = " and ".join(f"{count} of the {who}" for who, count in counts.items())
-        raise InputError(f"{place}: expected equal numbers of classes, got {told}; train both on the same classes")
+        found = " and ".join(f"{count} of the {name}" for name, count in counts.items())
+        raise InputError(f"{place}: expected equal numbers of classes, got {found}; train both on the same classes")
     return counts["student"]
 
 

@@ -67,7 +67,7 @@ def teacher_shapes(
     std: Sequence[float],
     image_size: tuple[int, int],
 ) -> dict[str, TeacherShape]:
-    """Tells each teacher how the student's images are normalised, and measures what it gives for one of this size."""
+    """Sets the input normalisation of each teacher and measures its outputs for images of this size."""
     shapes = {}
     for name, teacher in teachers.items():
         teacher.set_input_stats(mean, std)
@@ -84,7 +84,7 @@ def logits_shape(teacher: Teacher, objective: Objective, image_size: tuple[int, 
 def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
     """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
 
-    Augmentation is drawn from the seed, so that a run that goes on measures, and pairs, as it did at first.
+    Augmentation is drawn from the seed, so that a resumed run measures and pairs levels as the first call did.
     """
     for dataset in datasets:
         if dataset is None or isinstance(dataset, dict):

@@ -147,7 +147,7 @@ def test_ctrl_c_while_a_run_pushes_keeps_the_run(
     run = [f"output_dir={tmp_path}", "teacher=null", "training.use_cpu=true", "training.disable_tqdm=true"]
     command = [str(repo_root / "recipes" / "quickstart.yaml"), *sizes, *run]
     assert train.main(command) == 130
-    assert "Interrupted; what was finished is kept, and the same command goes on from it." in capsys.readouterr().err
+    assert "Interrupted; what was finished is kept, and the same command continues from it." in capsys.readouterr().err
     weights = (tmp_path / "model.safetensors").read_bytes()
     assert json.loads((tmp_path / "results.json").read_text())["arms"][0]["steps"] == 2
     # The same command trains nothing again, and comes to the push.

@@ -245,7 +245,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(tmp_path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "goes on from it" in errors
+    assert "continues from it" in errors
     checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
     assert len(checkpoints) == 1
     reached = int(checkpoints[0].name.partition("-")[2])

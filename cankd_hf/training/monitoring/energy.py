@@ -102,7 +102,7 @@ def rapl_counter(root: Path = POWERCAP) -> Counter | None:
 class EnergyMeter(TrainerCallback):
     """Puts the joules since the start of the training into each entry of the log history, `train_joules`.
 
-    A resumed run goes on from the last entry; where that has none, a part was not measured, and nothing is said.
+    A resumed run continues from the last entry; if that has none, nothing is logged.
 
     Args:
         find: finds the counter at the start of a training.

@@ -72,7 +72,7 @@ class BatchClock:
     """Times how long the process waits for batches. It reads the host's clock only.
 
     An interval begins with the first batch after a log line, so that evaluating and saving at a log line are no part
-    of it. Waiting is told apart from computing where every step ends in a synchronisation: always on a CPU, and on a
+    of it. Waiting differs from computing where every step ends in a synchronisation: always on a CPU, and on a
     GPU with `logging_nan_inf_filter` (the default), which looks at each loss. Without it a GPU's work would be taken
     for waiting, as copying a batch to the device waits for that; then no share is given.
 

@@ -64,7 +64,7 @@ def show_progress(callbacks: list[TrainerCallback], metric: str) -> None:
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
-    """What stands behind the bar: each term once, not each of its levels, and waiting where it is worth knowing."""
+    """The postfix of the bar: each term once, not each of its levels, and the data wait where it is noticeable."""
     totals = [name for name in logs if name == "loss" or (name.startswith("loss_") and "/" not in name)]
     shown = {name.removeprefix("loss_"): f"{logs[name]:.3g}" for name in totals}
     correlations = [value for name, value in logs.items() if name.startswith("raw_correlation/")]
