@@ -140,7 +140,7 @@ def write_report(
         images=[(image, [d for d in drawn if d.image == image]) for image in dict.fromkeys(d.image for d in drawn)],
         figures={**FIGURES, "pca": FIGURES["pca" if compared else "own"]},
         curves=curves,
-        made=[(heading, _plain(said)) for heading, said in made(facts, None)],
+        made=[(heading, _plain(said)) for heading, said in made(facts, licences=False)],
         terms=terms_table(facts),
         recipe=recipe_to_yaml(opened.recipe) if opened.recipe is not None else "",
     )
