@@ -1,4 +1,4 @@
-"""Measure what distillation costs: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
+"""Measures the cost of distillation: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from cankd_hf.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark; returns the exit code (2 for bad input).
-
-    Args:
-        argv: arguments without the program's name; those of the process if None.
-    """
+    """Runs one benchmark. Returns the exit code."""
     args = _parser().parse_args(argv)
     return exit_code(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
-    # imported here, so that --help answers at once
+    # imported here, so that --help is fast
     if args.command == "loss":
         from cankd_hf.benchmark.loss import run
 

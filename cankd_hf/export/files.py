@@ -1,4 +1,4 @@
-"""The files of an export: model, metadata, preprocessor and the lines that run it."""
+"""The files of an export: model, metadata, and the lines that run it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIXEL_VALUES = "[B, 3, H, W] float32, RGB, rescaled to 0..1, then (x - image_mea
 
 
 def metadata(source: Source, form: ExportForm, dtype: str, size: tuple[int, int], fixed: str | None) -> dict[str, str]:
-    """What the file says of itself, every value a string."""
+    """The file's own metadata, every value a string."""
     made = {
         "checkpoint": Path(source.name).name,
         "task": source.task,
@@ -43,11 +43,7 @@ def metadata(source: Source, form: ExportForm, dtype: str, size: tuple[int, int]
 
 
 def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, str]) -> None:
-    """Converts to ONNX, checks the file's form and writes it; weights beyond 2 GB go beside it.
-
-    Raises:
-        InputError: if the exporter cannot.
-    """
+    """Writes and checks an ONNX file, weights beyond 2 GB beside it. Raises InputError if it cannot be converted."""
     import onnx
 
     quiet = io.StringIO()
@@ -71,15 +67,15 @@ def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, st
         reason = " ".join(lines[0].split())[:250]
         raise InputError(
             f"ONNX: the exporter of torch {torch.__version__} cannot convert this model ({reason}); "
-            "--format torch-export may still do"
+            "--format torch-export may still work"
         ) from error
 
 
 def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -> None:
-    """Writes a `.pt2` file, the facts in it under `cankd.json`.
+    """Writes a `.pt2` file with the facts as `cankd.json`.
 
     Raises:
-        InputError: if the program holds what cannot be written, such as a size made by Python's `round`.
+        InputError: if the program cannot be serialised, for example a size computed by Python's `round`.
     """
     try:
         torch.export.save(program, file, extra_files={"cankd.json": json.dumps(facts)})
@@ -89,7 +85,7 @@ def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -
 
 
 def onnx_runner(file: Path, threads: int) -> Runner:
-    """A session of ONNX Runtime on the CPU, taking and giving tensors."""
+    """A session of ONNX Runtime on the CPU as a function of tensors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -98,24 +94,21 @@ def onnx_runner(file: Path, threads: int) -> Runner:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise InputError(
-            f"{file.name}: ONNX Runtime does not load it: {' '.join(str(error).split())[:250]}"
-        ) from error
-
-    def run(images: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {"pixel_values": images.numpy()})]
-
-    return run
+        reason = " ".join(str(error).split())[:250]
+        raise InputError(f"{file.name}: ONNX Runtime does not load it: {reason}") from error
+    return lambda images: [
+        torch.from_numpy(np.asarray(x)) for x in session.run(None, {"pixel_values": images.numpy()})
+    ]
 
 
 def program_runner(file: Path) -> Runner:
-    """A saved program, loaded again."""
+    """A saved program as a function of tensors."""
     module = torch.export.load(file).module()
     return lambda images: list(module(images))
 
 
 def snippet(file: Path, source: Source, form: ExportForm, size: tuple[int, int]) -> str:
-    """Lines that run the model on one image of noise; for ONNX they need numpy and onnxruntime alone."""
+    """Lines that run the model on one image of noise; for ONNX they need only numpy and onnxruntime."""
     mean = source.preprocessor.get("image_mean", [0.0] * 3)
     std = source.preprocessor.get("image_std", [1.0] * 3)
     onnx = file.suffix == ".onnx"

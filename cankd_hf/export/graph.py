@@ -1,4 +1,4 @@
-"""From the exportable form of a student to a traced program."""
+"""Traces the exportable form of a student with torch.export."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from torch.export import Dim, ExportedProgram
 from cankd_hf.errors import InputError
 from cankd_hf.export.source import Source
 
-# Model types whose windows are laid out for one size: traced for several they take minutes, and serve none but one.
+# Model types with windows laid out for one size: tracing them for any size takes minutes, and the program takes one.
 ONE_SIZE = {"swin", "swinv2", "maskformer-swin", "donut-swin", "swin2sr"}
 
 
 class Cast(nn.Module):
-    """Half precision inside, float32 outside."""
+    """Computes in half precision, with float32 inputs and outputs."""
 
     def __init__(self, form: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.form, self.dtype = form.to(dtype), dtype
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """As the form inside."""
+        """As the wrapped form."""
         outputs = self.form(pixel_values.to(self.dtype))
         return tuple(x.float() if x.is_floating_point() else x for x in outputs)
 
 
-def model_types(config: Any) -> set[str]:
+def _model_types(config: Any) -> set[str]:
     """The model types of a configuration and of the backbone in it."""
     backbone = getattr(config, "backbone_config", None)
-    return {config.model_type} | (set() if backbone is None else model_types(backbone))
+    return {config.model_type} | (set() if backbone is None else _model_types(backbone))
 
 
 @dataclass
 class Traced:
-    """An exported program; `fixed` says why it takes one size only, and is None where it takes any."""
+    """An exported program; `fixed`: why it takes only one size, None if it takes any; `smallest`: the least size."""
 
     program: ExportedProgram
     fixed: str | None
@@ -51,20 +51,20 @@ class Traced:
 def trace(
     form: nn.Module, source: Source, size: tuple[int, int], others: list[tuple[int, int]], fixed: str | None = None
 ) -> Traced:
-    """Traces with any batch and any size, where the model can be; else with any batch at one size.
+    """Traces with dynamic batch and size where possible, else with dynamic batch at one size.
 
     Args:
         form: the module.
         source: its student.
         size: height and width to trace at.
-        others: sizes that the program must take as well to count as dynamic.
-        fixed: why one size is enough, if it is known.
+        others: further sizes that a dynamic program must take.
+        fixed: why only one size is asked for.
 
     Raises:
         InputError: if it cannot be traced at all.
     """
     reason = fixed
-    windows = model_types(source.model.config) & ONE_SIZE
+    windows = _model_types(source.model.config) & ONE_SIZE
     if reason is None and windows:
         reason = f"the windows of {windows.pop()} are laid out for one size"
     if reason is None:
@@ -87,9 +87,9 @@ def trace(
 
 @contextlib.contextmanager
 def _sizes_by_shape(form: nn.Module) -> Iterator[None]:
-    """While it traces, `len(tensor)` in the code of transformers is `tensor.shape[0]`.
+    """While tracing, `len(tensor)` in the code of transformers is `tensor.shape[0]`.
 
-    Python's own must return a plain number, which makes the batch a constant (RT-DETR asks that way).
+    Python's own returns a plain number, which makes the batch a constant (RT-DETR).
     """
     names = {type(part).__module__ for part in form.modules()}
     modules = [sys.modules[name] for name in names if name.startswith("transformers.")]

@@ -1,4 +1,4 @@
-"""Figures of what a student sees beside its teacher; drawn without pyplot, so that nothing global changes."""
+"""Figures of student maps beside teacher maps; drawn without pyplot, so that no global state changes."""
 
 from __future__ import annotations
 

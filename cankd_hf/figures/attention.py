@@ -7,20 +7,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cankd_hf.figures.draw import FONT, HEAT, label_rows, overlay, pair_text, panels, title_columns
+from cankd_hf.figures.draw import FONT, HEAT, label, overlay, pair_text, panels
 from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import effective_keys
 from cankd_hf.losses import CanKDLoss, attention_map
 from cankd_hf.losses.affinities import AFFINITIES
-from cankd_hf.training.distiller import Pair
+from cankd_hf.training.placing import Pair
 
 
 def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure | None:
-    """What one pixel of the last student reads of the teacher, for each CanKD term and pair; None without such a term.
+    """Attention of one pixel of the last student over the teacher's map, for each CanKD term and pair.
 
     Args:
         seen: the maps.
-        pixel: row and column in the image before it was resized; the centre where None.
+        pixel: row and column in the image before it was resized; default: the centre.
+
+    Returns:
+        The figure, or None without a CanKD term.
     """
     blocks = {(term, pair): loss for term, pair, loss in seen.losses if isinstance(loss, CanKDLoss)}
     if not blocks:
@@ -44,8 +47,8 @@ def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure |
             loss = blocks[term, pair]
             _draw(figure, axis, seen, loss, attention_map(loss, student, teacher, cell))
             _mark_cell(axis, seen, (rows, columns), cell)
-    label_rows(axes, [pair_text(seen, pair) for pair in pairs])
-    title_columns(axes, [f"query pixel {y}, {x}", *(_title(term, blocks, pairs) for term in terms)])
+    titles = [f"query pixel {y}, {x}", *(_title(term, blocks, pairs) for term in terms)]
+    label(axes, [pair_text(seen, pair) for pair in pairs], titles)
     return figure
 
 
@@ -55,7 +58,7 @@ def _title(term: str, blocks: dict[tuple[str, Pair], CanKDLoss], pairs: list[Pai
 
 
 def _draw(figure: Figure, axis: Any, seen: Seen, loss: CanKDLoss, values: Tensor) -> None:
-    """One attention map with its own colour bar: the affinities have no common unit."""
+    """One attention map with its own colour bar, as the affinities have no common unit."""
     style: dict[str, Any]
     value_range = AFFINITIES[loss.affinity].value_range
     if value_range == "signed":
@@ -77,7 +80,7 @@ def _draw(figure: Figure, axis: Any, seen: Seen, loss: CanKDLoss, values: Tensor
 
 
 def _mark_cell(axis: Any, seen: Seen, grid: tuple[int, int], cell: tuple[int, int]) -> None:
-    """A frame of one size, seen on any ground, at the middle of the query's cell."""
+    """A frame of fixed size, visible on any background, at the middle of the query's cell."""
     height, width = seen.image.shape[:2]
     tall, wide = height / grid[0], width / grid[1]
     y, x = (cell[0] + 0.5) * tall, (cell[1] + 0.5) * wide

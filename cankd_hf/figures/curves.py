@@ -21,25 +21,29 @@ def series(history: History, key: str) -> list[tuple[float, float]]:
 
 
 def keys_with(history: History, prefix: str) -> list[str]:
-    """Logged names that begin so, in the order of their first appearance."""
+    """Logged names with this prefix, in the order of their first appearance."""
     return list(dict.fromkeys(key for entry in history for key in entry if key.startswith(prefix)))
 
 
+def loss_keys(history: History) -> list[str]:
+    """Names of the distillation losses: of a term with several pairs those of the pairs, without their sum."""
+    names = [key for key in keys_with(history, "loss_") if key != "loss_task"]
+    split = {key.split("/")[0] for key in names if "/" in key}
+    return [key for key in names if key not in split]
+
+
 def training_curves(histories: Mapping[str, History], metric: str) -> Figure | None:
-    """Losses, raw similarity, branch share, score and learning rate over the steps; None where nothing was logged.
+    """Losses, raw similarity, branch share, score and learning rate over the steps; None if nothing was logged.
 
     Args:
-        histories: name of each arm -> its `log_history`; the first is the distilled student, drawn with all its parts.
-        metric: the task's score, for `eval_METRIC`.
+        histories: name of each arm -> its `log_history`; the first is the distilled student, drawn in all detail.
+        metric: the task's score, logged as `eval_METRIC`.
     """
     main = next(iter(histories.values()))
-    parts = keys_with(main, "loss_")
-    terms = [key for key in parts if key != "loss_task"]
-    detailed = {key.split("/")[0] for key in terms if "/" in key}
     blocks: list[tuple[str, str, list[str], bool]] = [
         ("total loss", "", ["loss"], True),
         ("task loss", "loss_task", ["loss_task"], True),
-        ("feature losses, unweighted", "loss_", [key for key in terms if key not in detailed], False),
+        ("feature losses, unweighted", "loss_", loss_keys(main), False),
         ("raw correlation with the teacher", "raw_correlation/", keys_with(main, "raw_correlation/"), False),
         ("raw CKA with the teacher", "raw_cka/", keys_with(main, "raw_cka/"), False),
         ("share of the Can branch, |output| / |student|", "branch_share/", keys_with(main, "branch_share/"), False),
@@ -62,7 +66,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
 def _lines(
     histories: Mapping[str, History], prefix: str, keys: Sequence[str], all_arms: bool
 ) -> list[tuple[str, list[tuple[float, float]]]]:
-    """(legend, points) of what a panel shows: one key for every arm, or all keys of the distilled student."""
+    """(legend, points) of a panel's lines: one key of every arm, or all keys of the distilled student."""
     if all_arms:
         found = [(name, series(history, key)) for name, history in histories.items() for key in keys]
     else:
@@ -71,7 +75,7 @@ def _lines(
 
 
 def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]]]], styled: bool) -> None:
-    """One panel; terms differ by line, their levels by colour; arms by both (`styled`), as theirs often coincide."""
+    """One panel: terms differ by line style, levels by colour; arms by both (`styled`), as they often coincide."""
     groups = list(dict.fromkeys(name.rpartition("/")[0] for name, _ in lines))
     levels = list(dict.fromkeys(name.rpartition("/")[2] for name, _ in lines))
     colours = matplotlib.colormaps["viridis"]([0.8 * i / max(len(levels) - 1, 1) for i in range(len(levels))])
@@ -96,7 +100,7 @@ def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]
         Line2D([], [], color=colours[index], linestyle=_STYLES[index % len(_STYLES)] if styled else "-", label=level)
         for index, level in enumerate(levels)
     ]
-    if len(groups) > 1:  # one entry a level and one a term, instead of one a line
+    if len(groups) > 1:  # one entry per level and per term instead of per line
         handles += [
             Line2D([], [], color="gray", linestyle=_STYLES[index % len(_STYLES)], label=group)
             for index, group in enumerate(groups)

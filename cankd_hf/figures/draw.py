@@ -1,4 +1,4 @@
-"""Figures of maps over their image: levels down, models across."""
+"""Figures of maps over their image: one row a level, one column a model."""
 
 from __future__ import annotations
 
@@ -12,31 +12,26 @@ from torch import Tensor
 from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import activation, difference, pca_colours
 from cankd_hf.losses import CanKDLoss
-from cankd_hf.training.distiller import Pair
+from cankd_hf.training.placing import Pair
 
-CELL = 2.0  # inches a panel is wide: at 110 dots an inch, five of them fill the report's page at their own size
+CELL = 2.0  # inches, width of a panel: at 110 dots per inch five of them fill the report's page without scaling
 DPI = 110
 FONT = 10
 HEAT = "magma"
-MOST_UNLIKE = 1.5  # end of the scale of differences, the same in every figure; unrelated maps have 1 on average
-THROUGH = "through the Can block"
+MOST_UNLIKE = 1.5  # end of the scale of differences in every figure; unrelated maps have 1 on average
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG file's content."""
+    """The content of a PNG file of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
 def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> tuple[Figure, Any]:
-    """A figure of rows x columns panels with the image's proportions, without ticks and frames; axes [rows, columns].
+    """A figure of panels with the proportions of an image [H, W, 3] (at most 2:1), and its axes [rows, columns].
 
-    Args:
-        rows: of panels.
-        columns: of panels.
-        image: [H, W, 3]; panels are at most twice as high as wide, or wide as high.
-        footer: inches to add below.
+    `footer`: inches to add below.
     """
     share = min(max(image.shape[0] / image.shape[1], 0.5), 2.0)
     size = (CELL * columns + 1.0, (CELL * share + 0.15) * rows + 0.5 + footer)
@@ -51,9 +46,9 @@ def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> t
 
 
 def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **style: Any) -> Any:
-    """Draws a map [h, w] in colour over its image in grey; each cell keeps its edges. Returns the coloured layer.
+    """Draws a map [h, w] in colour over its image in grey, without interpolation. Returns the coloured layer.
 
-    The image is brought to middle greys, so that colours look alike over dark images and bright ones.
+    The image is mapped to middle greys, so that colours look alike over dark and bright images.
     """
     height, width = image.shape[:2]
     grey = image @ np.array([0.299, 0.587, 0.114])
@@ -64,20 +59,23 @@ def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **
     return axis.imshow(values.numpy(), **settings)
 
 
-def label_rows(axes: Any, texts: list[str]) -> None:
-    """Writes at the left of each row which level it is."""
-    for axis, text in zip(axes[:, 0], texts, strict=True):
+def label(axes: Any, rows: list[str], columns: list[str]) -> None:
+    """Writes a label at the left of each row and a title above each column."""
+    for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text, fontsize=FONT)
-
-
-def title_columns(axes: Any, titles: list[str]) -> None:
-    """Writes above each column whose maps stand there."""
-    for axis, title in zip(axes[0], titles, strict=True):
+    for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=FONT + 1)
 
 
+def colour_bar(figure: Figure, axes: Any, shown: Any, text: str, **settings: Any) -> Any:
+    """Adds a colour bar below all panels."""
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, **settings)
+    bar.set_label(text, fontsize=FONT)
+    return bar
+
+
 def pair_text(seen: Seen, pair: Pair) -> str:
-    """`level 2, stride 16` of the student and, where it is another, of the teacher."""
+    """`level 2, stride 16` of the student and, where it differs, of the teacher."""
     ours = level_text(seen, pair.student, next(iter(seen.students.values()))[pair.student])
     theirs = level_text(seen, pair.teacher, seen.teacher_map(pair))
     return ours if ours == theirs else f"{ours}\n{pair.of or 'teacher'}: {theirs}"
@@ -89,7 +87,7 @@ def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
 
 
 def heat_maps(seen: Seen) -> Figure:
-    """Where each level of each student, and of the teacher, is active (the paper's figure 6)."""
+    """Activation of each level of each student and of the teachers (the paper's figure 6)."""
     # student level -> the first pair with each teacher
     partners: dict[int, dict[str, Pair]] = {}
     for pair in seen.pairs:
@@ -112,20 +110,18 @@ def heat_maps(seen: Seen) -> Figure:
     texts = [level_text(seen, index, found) for index, found in enumerate(levels)]
     for level, pairs in partners.items():
         texts[level] = pair_text(seen, next(iter(pairs.values())))
-    label_rows(axes, texts)
-    title_columns(axes, titles)
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, ticks=[0, 1])
-    bar.ax.set_xticklabels(["low", "high"])
-    bar.set_label("mean absolute activation over channels, scaled for each map", fontsize=FONT)
+    label(axes, texts, titles)
+    text = "mean absolute activation over channels, scaled for each map"
+    colour_bar(figure, axes, shown, text, ticks=[0, 1]).ax.set_xticklabels(["low", "high"])
     return figure
 
 
 def difference_maps(seen: Seen) -> Figure | None:
-    """Where a student, after its connector, differs from the teacher, on one scale; None where nothing is connected.
+    """Difference of each student, after its connector, to the teacher, on one scale; None where nothing is connected.
 
-    The last column is the same for the student map as the first Can block of that pair makes it: what its loss sees.
+    The last column shows the student map after the first Can block of that pair, which is what its loss compares.
     """
-    columns = [(name, {pair: maps[0] for pair, maps in found.items()}) for name, found in seen.connected.items()]
+    columns = [(name, {pair: maps[0] for pair, maps in pairs.items()}) for name, pairs in seen.connected.items()]
     if not columns:
         return None
     last, found = next(reversed(seen.connected.items()))
@@ -135,27 +131,19 @@ def difference_maps(seen: Seen) -> Figure | None:
             student, teacher = (m[None] for m in found[pair])
             through[pair] = loss.transform(student, teacher)[0].detach()
     if through:
-        columns.append((f"{last},\n{THROUGH}", through))
-    teachers = {pair: maps[1] for pair, maps in found.items()}
-    values = {
-        (pair, title): difference(maps[pair], teachers[pair])
-        for pair in seen.pairs
-        for title, maps in columns
-        if pair in maps
-    }
+        columns.append((f"{last},\nthrough the Can block", through))
     figure, axes = panels(len(seen.pairs), len(columns), seen.image, footer=0.6)
     shown: Any = None
     for pair, row in zip(seen.pairs, axes, strict=True):
-        for (title, _), axis in zip(columns, row, strict=True):
-            if (pair, title) not in values:
+        for (_, maps), axis in zip(columns, row, strict=True):
+            if pair not in maps:
                 continue
-            value = values[pair, title]
+            value = difference(maps[pair], found[pair][1])
             shown = overlay(axis, seen.image, value, 0.8, cmap="viridis", vmin=0, vmax=MOST_UNLIKE)
             axis.set_xlabel(f"mean {value.mean():.2f}", fontsize=FONT)
-    label_rows(axes, [pair_text(seen, pair) for pair in seen.pairs])
-    title_columns(axes, [title for title, _ in columns])
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, extend="max")
-    bar.set_label("difference to the teacher: 0 equal, 1 as unlike as unrelated maps", fontsize=FONT)
+    label(axes, [pair_text(seen, pair) for pair in seen.pairs], [title for title, _ in columns])
+    text = "difference to the teacher: 0 equal, 1 as unlike as unrelated maps"
+    colour_bar(figure, axes, shown, text, extend="max")
     return figure
 
 
@@ -180,6 +168,5 @@ def pca_maps(seen: Seen) -> Figure:
     for colours, row in zip(rows, axes, strict=True):
         for axis, picture in zip(row, [seen.image, *(found.numpy() for found in colours)], strict=True):
             axis.imshow(picture, interpolation="nearest", aspect="auto")
-    label_rows(axes, texts)
-    title_columns(axes, titles)
+    label(axes, texts, titles)
     return figure

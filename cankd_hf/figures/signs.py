@@ -1,4 +1,4 @@
-"""Warning signs that a run's own numbers give: what a person would look for in the curves."""
+"""Warning signs in the numbers that a run logged: what a person would look for in the curves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cankd_hf.figures.curves import History, keys_with, series
+from cankd_hf.figures.curves import History, keys_with, loss_keys, series
 
-FELL = 0.15  # share of itself by which a loss must fall to count as learnt
-MOVED = 0.03  # how far raw similarity must rise to count as moved; it is in -1..1
+FELL = 0.15  # relative fall from which a loss counts as learnt
+MOVED = 0.03  # rise from which raw similarity, in -1..1, counts as changed
 LARGE_BRANCH = 0.5
-WORSE = 0.02  # share of the best score by which the last one may stay below it
+WORSE = 0.02  # relative distance that the last score may have from the best one
 
 
 def warning_signs(
@@ -20,17 +20,27 @@ def warning_signs(
     scores: Mapping[str, Mapping[str, Any]] | None = None,
     greater_is_better: bool = True,
 ) -> list[str]:
-    """What a reader should be warned of, one sentence each; empty where nothing stands out.
+    """Warnings about a run, one sentence each.
 
     Args:
         history: `log_history` of the distilled student.
         metric: the task's score.
         scores: scores of each arm of the run by name (`student alone`, `student distilled`), as far as measured.
-        greater_is_better: whether the score rises where a student gets better.
+        greater_is_better: the direction of the score.
     """
     sign = 1 if greater_is_better else -1
-    found = [sign for key in _terms(history) for sign in _of_term(history, key)]
-    found += _of_branches(history) + _of_losses(history) + _of_scores(history, metric, sign)
+    found = [sign for key in loss_keys(history) for sign in _of_term(history, key)]
+    for key in keys_with(history, "branch_share/"):
+        share = _ends(history, key)
+        if share is not None and share[1] > LARGE_BRANCH:
+            found.append(
+                f"{key.removeprefix('branch_share/')}: the Can branch ends at {share[1]:.0%} of the student map, so a "
+                "good part of what is compared with the teacher is the block's own output."
+            )
+    broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
+    if broken:
+        found.append(f"The loss was not a number at step {broken[0]}: nothing after it means anything.")
+    found += _of_scores(history, metric, sign)
     alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in ("student alone", "student distilled"))
     if alone is not None and distilled is not None and sign * distilled < sign * alone:
         found.append(
@@ -40,15 +50,8 @@ def warning_signs(
     return found
 
 
-def _terms(history: History) -> list[str]:
-    """Names of the losses that belong to one pair of levels each."""
-    names = [key for key in keys_with(history, "loss_") if key != "loss_task"]
-    split = {key.split("/")[0] for key in names if "/" in key}
-    return [key for key in names if key not in split]
-
-
 def _pair_of(history: History, key: str) -> str | None:
-    """The pair whose raw similarity belongs to a loss; None where the logs do not tell."""
+    """The pair whose raw similarity belongs to a loss; None if the logs do not show it."""
     term, _, pair = key.removeprefix("loss_").partition("/")
     if pair:
         return pair
@@ -90,23 +93,6 @@ def _of_term(history: History, key: str) -> list[str]:
         f"{name}: the loss fell by {1 - loss[1] / loss[0]:.0%} while {text}. The block or the connector learnt, not "
         "the student (the shortcut): compare with the control `loss: instance_mse`."
     ]
-
-
-def _of_branches(history: History) -> list[str]:
-    found = []
-    for key in keys_with(history, "branch_share/"):
-        share = _ends(history, key)
-        if share is not None and share[1] > LARGE_BRANCH:
-            found.append(
-                f"{key.removeprefix('branch_share/')}: the Can branch ends at {share[1]:.0%} of the student map, so a "
-                "good part of what is compared with the teacher is the block's own output."
-            )
-    return found
-
-
-def _of_losses(history: History) -> list[str]:
-    broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
-    return [f"The loss was not a number at step {broken[0]}: nothing after it means anything."] if broken else []
 
 
 def _of_scores(history: History, metric: str, sign: int) -> list[str]:
