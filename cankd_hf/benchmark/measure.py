@@ -62,7 +62,7 @@ def interleaved(
     return times
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> Table:
     """A table for the console, its first `left` columns aligned to the left and the others to the right."""
     made = Table(title=title, title_justify="left")
     for index, name in enumerate(columns):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIMILARITY = "raw similarity (log steps only)"
 
 
-def _medians(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def _medians(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     times = interleaved(list(parts.values()), repeats, DEVICE)
     return {name: statistics.median(values) for name, values in zip(parts, times, strict=True)}
 
@@ -166,8 +166,7 @@ def run_teacher(recipe: Recipe, repeats: int, console: Console, compile: bool = 
             forms["+ compile"] = load_teacher(config, dtype="bfloat16", compile=True)
         whole = forms["whole model, float32"]
         whole.taps = Taps(whole.model, whole.config.taps, stop_early=False)
-        parts = {form: partial(teacher.to(DEVICE), images) for form, teacher in forms.items()}
-        seconds = _medians(parts, repeats)
+        seconds = _medians({form: partial(teacher.to(DEVICE), images) for form, teacher in forms.items()}, repeats)
         base = seconds["whole model, float32"]
         rows = [(form, f"{value:.4f}", f"{base / value:.2f}x") for form, value in seconds.items()]
         which = f"teacher {name}" if len(teachers) > 1 else "teacher"

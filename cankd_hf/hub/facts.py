@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass
 class Facts:
-    """All that a card may say; an empty field was not recorded and is left out of the card.
+    """All that a card may say; what was not recorded is empty and left out of the card."""
 
-    Attributes:
-        folder: of the student.
-        config: its config.json.
-        run: what the trainer recorded (distillation.json).
-        results: what the run measured (results.json).
-        recipe: the resolved recipe.
-    """
-
-    folder: Path
     config: dict[str, Any]
-    run: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
+    """The student's config.json."""
+    run: dict[str, Any]
+    """What the trainer recorded, distillation.json."""
+    results: dict[str, Any]
+    """What the run measured, results.json."""
+    recipe: dict[str, Any]
+    """The resolved recipe."""
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -95,7 +90,7 @@ def read_facts(folder: str | Path) -> Facts:
     except yaml.YAMLError as error:
         raise InputError(f"{recipe}: expected YAML, got {' '.join(str(error).split())}; remove the file") from error
     config, run, results = (read_json(folder / name) for name in (CONFIG_NAME, FACTS_FILE, RESULTS_FILE))
-    return Facts(folder, config, run, results, settings if isinstance(settings, dict) else {})
+    return Facts(config, run, results, settings if isinstance(settings, dict) else {})
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is exported of a student: a module with plain inputs and outputs, and how its file is compared with PyTorch."""
+"""The exportable forms of students: a module with plain inputs and outputs, and its comparison with the file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# Largest difference in float32: absolute, and of the output's largest value on top, since sums taken in another order
-# differ by some units in the sixth digit whatever their size.
+# Largest difference in float32: absolute, plus relative to the output's largest value, since sums in another order
+# differ by some units in the sixth digit.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
-# In half precision: of the output's largest absolute value; and of detections, the share that must be found again.
+# In half precision: relative to the output's largest absolute value; of detections, the share that must agree.
 LOOSE, LOOSE_SHARE = 0.05, 0.9
 LOOSE_SCORE, LOOSE_BOX = 0.05, 0.02
 
@@ -26,10 +26,11 @@ class Compared:
     Args:
         shape: of `pixel_values`.
         difference: the largest absolute one over all outputs (of detections found in both).
-        allowed: what it may be.
-        detections: of the reference, where there are such.
-        missing: detections that only one of the two has.
-        error: where the file does not run at all.
+        allowed: limit of `difference`.
+        detections: number in the reference, for detectors of ours.
+        missing: number of detections that only one of the two has.
+        error: why the file does not run, if so.
+        passed: whether the file counts as equal.
     """
 
     shape: list[int]
@@ -49,7 +50,7 @@ class PlainOutputs(nn.Module):
         self.model, self.read = model, read
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that are read off the model's output."""
+        """The tensors read from the model's output."""
         return tuple(self.read(self.model(pixel_values=pixel_values)))
 
 
@@ -59,13 +60,13 @@ class ExportForm:
     Args:
         model: the student.
         outputs: name of each output -> its convention, for the file's metadata.
-        read: the outputs off what the student's own forward gives; default: its fields of these names.
+        read: takes the outputs from the output of the student's forward; default: its fields of these names.
         module: what to export; default: the student's own forward.
-        imports: packages that a `torch.export` program needs to be imported before it.
+        imports: packages that must be imported before a `torch.export` program is loaded.
     """
 
     compares_values: ClassVar[bool] = True
-    """Whether the student's own rounding in float32 bounds what a file can be asked for."""
+    """Whether the tolerance may be raised to the student's own rounding error in float32."""
 
     def __init__(
         self,
@@ -80,12 +81,12 @@ class ExportForm:
         self.module = module or PlainOutputs(model, self.read)
 
     def expected(self, model: Any, images: Tensor) -> list[Tensor]:
-        """What a student gives through its own forward."""
+        """The outputs of the student's own forward."""
         with torch.no_grad():
             return list(self.read(model(pixel_values=images)))
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """Every output by its own measure: what is reported comes nearest to its limit, or exceeds it.
+        """Compares each output with its own limit and returns the one nearest to its limit, or furthest beyond it.
 
         Args:
             wanted: the student's outputs.
@@ -106,10 +107,10 @@ class ExportForm:
 
 
 class QueriesForm(ExportForm):
-    """Rows of a DETR-like detector, in any order."""
+    """One row per query of a DETR-like detector, in any order."""
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """In the file's order; if that fails, in the student's."""
+        """Compares in the file's order; if that fails, in the student's."""
         result = super().compare(wanted, got, shape, exact)
         if result.passed or result.error is not None:
             return result
@@ -117,12 +118,12 @@ class QueriesForm(ExportForm):
 
 
 class DetectionsForm(ExportForm):
-    """Sets of detections (scores, labels, boxes), each met by one of its like."""
+    """Sets of detections (scores, labels, boxes), matched one to one."""
 
     compares_values = False
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """Detections in any order; each may be met once."""
+        """Compares detections in any order; each is matched once."""
         near_score, near_box = (TOLERANCE, TOLERANCE) if exact else (LOOSE_SCORE, LOOSE_BOX)
         total = missing = 0
         worst = 0.0
@@ -147,12 +148,7 @@ class DetectionsForm(ExportForm):
 
 
 def in_order(wanted: list[Tensor], got: list[Tensor]) -> list[Tensor]:
-    """The queries of a DETR-like detector in the order of the student's: those of equal rank may change places.
-
-    Args:
-        wanted: outputs `[B, N, *]` that belong together row by row.
-        got: the same of the file.
-    """
+    """The file's outputs [B, N, *] with the queries in the student's order, as those of equal rank may be swapped."""
     ours, theirs = (torch.cat([x.flatten(2).float() for x in outputs], dim=2) for outputs in (wanted, got))
     places = [torch.as_tensor(linear_sum_assignment(torch.cdist(a, b))[1]) for a, b in zip(ours, theirs, strict=True)]
     return [torch.stack([rows[place] for rows, place in zip(x, places, strict=True)]) for x in got]
