@@ -41,17 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cankd_hf.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     loss = commands.add_parser("loss", help="time and memory of the CanKD loss against the published form")
-    loss.add_argument(
-        "--sizes", help="comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"
-    )
+    sizes = "comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"
+    loss.add_argument("--sizes", help=sizes)
     loss.add_argument("--affinities", help="comma-separated affinities (default: all)")
     loss.add_argument("--batch", type=int, default=2, help="images (default: 2)")
-    loss.add_argument(
-        "--repeats", type=int, default=5, help="timed pairs of runs, ours and naive in turn (default: 5)"
-    )
-    loss.add_argument(
-        "--seconds", type=float, default=60.0, help="skip what would take longer than this for one run (default: 60)"
-    )
+    loss.add_argument("--repeats", type=int, default=5, help="timed runs of ours and naive in turn (default: 5)")
+    loss.add_argument("--seconds", type=float, default=60.0, help="skip runs longer than this (default: 60)")
     loss.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     loss.add_argument(
         "--cpu-time",

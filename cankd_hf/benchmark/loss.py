@@ -90,9 +90,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         for affinity in affinities:
             with console.status(f"{size} {affinity}"):
                 rows.append(_row(size, affinity, dtype, device, machine, args))
-    shown = table(
-        "CanKD loss, forward + backward", list(_cells(rows[0])), (_cells(row).values() for row in rows), left=2
-    )
+    shown = table("CanKD loss, forward + backward", _cells(rows[0]), (_cells(row).values() for row in rows), left=2)
     for column in shown.columns[:-1]:
         column.no_wrap = True
     shown.columns[-1].justify = "left"

@@ -19,20 +19,14 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Machine:
-    """Peak rates of the device, measured in this process.
-
-    Args:
-        name: description for the table.
-        flops: floating point operations per second of a matrix product in float32.
-        bandwidth: bytes per second read plus written by a copy.
-    """
+    """Peak rates of the device, measured in this process."""
 
     name: str
-    flops: float
-    bandwidth: float
+    flops: float  # floating point operations per second of a matrix product in float32
+    bandwidth: float  # bytes per second read plus written by a copy
 
     def floor(self, flops: float, size: float) -> float:
-        """Lower bound in seconds: the longer of computing and moving, perfectly overlapped."""
+        """Lower bound in seconds of a step: the longer of computing and moving `size` bytes, perfectly overlapped."""
         return max(flops / self.flops, size / self.bandwidth)
 
 

@@ -30,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("checkpoint", help="folder of a run or of a checkpoint, or a Hub id")
     made.add_argument("--format", default="onnx", help=f"{' or '.join(FORMATS)} (default: onnx)")
     made.add_argument("--dtype", default="float32", help="float32, float16, or bfloat16 (torch-export only)")
-    made.add_argument(
-        "--output", metavar="FILE_OR_FOLDER", help="where to (default: CHECKPOINT/onnx, .../torch-export)"
-    )
+    made.add_argument("--output", metavar="FILE_OR_FOLDER", help="default: CHECKPOINT/onnx, CHECKPOINT/torch-export")
     made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: preprocessor's)")
     made.add_argument("--batch-size", type=int, default=1, help="of the timed runs (default: 1)")
     made.add_argument("--runs", type=int, default=20, help="timed runs of each form, in turn (default: 20)")

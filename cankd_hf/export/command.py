@@ -23,10 +23,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.benchmark.measure import interleaved, table
 from cankd_hf.errors import InputError
+from cankd_hf.export import files
 from cankd_hf.export.checks import targets
 from cankd_hf.export.compare import accepted, compare, problem, shapes
-from cankd_hf.export.files import Runner, metadata, onnx_runner, program_runner, snippet, write_onnx, write_program
-from cankd_hf.export.graph import Cast, Traced, trace
+from cankd_hf.export.files import Traced, onnx_runner, program_runner, trace
 from cankd_hf.export.source import Source, load, teacher_of
 from cankd_hf.tasks.export_forms import Compared, ExportForm
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     _print(console, report, size)
     console.print(f"{file}: {report['bytes']:,} bytes; all numbers in {file.parent / REPORT_FILE}", soft_wrap=True)
     console.print("Run it with:", highlight=False)
-    console.print(snippet(file, source, form, size), soft_wrap=True, highlight=False, markup=False)
+    console.print(files.snippet(file, source, form, size), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -90,14 +90,20 @@ def _write_checked(
     module = form.module
     exact = options.dtype == "float32"
     if not exact:  # a copy: the student itself is the reference
-        module = Cast(load(source.name).form().module, getattr(torch, options.dtype)).eval()
+        module = files.Cast(load(source.name).form().module, getattr(torch, options.dtype)).eval()
     height, width = size
     others = accepted(source, [(height + 32, width), (height + 13, width + 37), (width, height)])
     traced = trace(module.eval(), source, size, others)
     while True:
-        facts = metadata(source, form, options.dtype, size, traced.fixed)
+        facts = files.metadata(source, form, options.dtype, size, traced.fixed)
         try:
-            runner = _write(traced, form, aside, facts, options.format, threads)
+            for old in aside.parent.iterdir():
+                old.unlink()
+            if options.format == "onnx":
+                files.write_onnx(traced, form, aside, facts)
+            else:
+                files.write_program(traced.program, aside, facts)
+            runner = _runner(aside, threads)
             results = compare(source, form, runner, shapes(size, others if traced.fixed is None else []), exact)
             wrong = [problem(result) for result in results if not result.passed]
         except InputError as error:
@@ -113,14 +119,8 @@ def _write_checked(
         traced = trace(module, source, size, [], fixed=reason)
 
 
-def _write(traced: Traced, form: ExportForm, file: Path, facts: dict[str, str], format: str, threads: int) -> Runner:
-    for old in file.parent.iterdir():
-        old.unlink()
-    if format == "onnx":
-        write_onnx(traced, form, file, facts)
-        return onnx_runner(file, threads)
-    write_program(traced.program, file, facts)
-    return program_runner(file)
+def _runner(file: Path, threads: int) -> files.Runner:
+    return onnx_runner(file, threads) if file.suffix == ".onnx" else program_runner(file)
 
 
 def _measure(
@@ -129,7 +129,7 @@ def _measure(
     """Parameters, bytes, operations and latency of teacher, student and file on this machine."""
     images = torch.randn(options.batch_size, 3, *size)
     model = source.model
-    exported = onnx_runner(file, threads) if file.suffix == ".onnx" else program_runner(file)
+    exported = _runner(file, threads)
     machine = {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
@@ -174,7 +174,7 @@ def _compiled(source: Source, images: Tensor) -> tuple[Callable[[], object] | No
         with torch.no_grad():
             run(pixel_values=images)
     except Exception as error:  # whatever the compiler raises; the export does not need it
-        return None, {"failed": " ".join(str(error).split())[:200]}
+        return None, {"failed": files.one_line(error)}
     return (lambda: run(pixel_values=images)), {"compile_seconds": time.perf_counter() - start}
 
 

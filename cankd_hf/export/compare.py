@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cankd_hf.export.files import Runner
+from cankd_hf.export.files import Runner, one_line
 from cankd_hf.export.source import Source
 from cankd_hf.tasks.export_forms import TOLERANCE, Compared, ExportForm
 
@@ -58,8 +58,7 @@ def compare(
         try:
             got = runner(images)
         except Exception as error:  # whatever the runtime raises
-            reason = " ".join(str(error).split())[:250]
-            found.append(Compared(listed, float("inf"), TOLERANCE, error=reason, passed=False))
+            found.append(Compared(listed, float("inf"), TOLERANCE, error=one_line(error), passed=False))
             continue
         result = form.compare(wanted, got, listed, exact)
         if form.compares_values and exact and not result.passed and result.error is None:

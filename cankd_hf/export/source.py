@@ -20,19 +20,12 @@ DEFAULT_SIZE = (512, 512)
 
 @dataclass
 class Source:
-    """A student to export.
+    """A student to export."""
 
-    Args:
-        name: folder or Hub id.
-        task: name of its task.
-        model: in eval mode and float32.
-        preprocessor: fields of its preprocessor_config.json; empty without the file.
-    """
-
-    name: str
+    name: str  # folder or Hub id
     task: str
-    model: PreTrainedModel
-    preprocessor: dict[str, Any] = field(default_factory=dict)
+    model: PreTrainedModel  # in eval mode and float32
+    preprocessor: dict[str, Any] = field(default_factory=dict)  # of preprocessor_config.json; empty without the file
 
     @property
     def classes(self) -> list[str]:

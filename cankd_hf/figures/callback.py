@@ -7,23 +7,19 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from cankd_hf.figures.attention import attention_maps
-from cankd_hf.figures.draw import difference_maps, heat_maps, pca_maps, to_png
+from cankd_hf.figures.draw import attention_maps, difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look
 from cankd_hf.tasks.pictures import denormalize, sample_evenly
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 

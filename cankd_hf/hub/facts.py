@@ -28,14 +28,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 class Facts:
     """All that a card may say; what was not recorded is empty and left out of the card."""
 
-    config: dict[str, Any]
-    """The student's config.json."""
-    run: dict[str, Any]
-    """What the trainer recorded, distillation.json."""
-    results: dict[str, Any]
-    """What the run measured, results.json."""
-    recipe: dict[str, Any]
-    """The resolved recipe."""
+    config: dict[str, Any]  # the student's config.json
+    run: dict[str, Any]  # what the trainer recorded, distillation.json
+    results: dict[str, Any]  # what the run measured, results.json
+    recipe: dict[str, Any]  # the resolved one
 
     @property
     def teachers(self) -> dict[str, dict[str, Any]]:

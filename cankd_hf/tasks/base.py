@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,11 @@ from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 
+NOTE = (
+    "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
+    "`trust_remote_code`."
+)
+
 
 class Metric(NamedTuple):
     """Names of a score: on the Hub (as a metric's type), in the tables of a card, and in a sentence."""
@@ -24,6 +30,16 @@ class Metric(NamedTuple):
     hub: str
     title: str
     short: str = ""
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes in a config.json; empty without classes."""
+    return [str(name) for name in (config.get("id2label") or {}).values()]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first twenty names, for a sentence."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def class_labels(model: PreTrainedModel) -> dict[int, str]:
@@ -45,19 +61,13 @@ def stretched(config: DataConfig) -> dict[str, Any]:
 class Task(ABC):
     """A task; all other code asks it for what depends on the kind of task. CONTRIBUTING says how to add one."""
 
-    name: ClassVar[str]
-    metric: ClassVar[str]
-    """Name of the score that selects the best checkpoint and fills the result table."""
-    greater_is_better: ClassVar[bool] = True
-    """The direction of `metric`."""
-    metrics: ClassVar[Mapping[str, Metric]]
-    """The scores that tables and cards show, in their order; `metric` among them."""
-    pipeline_tag: str
-    """The Hub's name of the task; may differ between students of one task."""
-    needs_teacher_in_evaluation: ClassVar[bool] = False
-    """Whether evaluation runs the teacher, to compare the student's maps with its maps."""
-    id2label: dict[int, str] = {}
-    """Names of the classes; empty for a task without classes."""
+    name: ClassVar[str]  # in a recipe
+    metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table
+    greater_is_better: ClassVar[bool] = True  # the direction of `metric`
+    metrics: ClassVar[Mapping[str, Metric]]  # the scores that tables and cards show, in their order
+    pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
+    needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
+    id2label: dict[int, str] = {}  # empty for a task without classes
 
     # Models
 
@@ -193,3 +203,35 @@ class Task(ABC):
     @abstractmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
         """The exportable form of a student in eval mode; `size`: height and width of an image that it takes."""
+
+
+class PipelineTask(Task):
+    """A task whose students run in a pipeline of transformers, which the usage code of a card calls."""
+
+    prints: ClassVar[str]  # what the code on a card prints of each result, beside its label
+
+    @classmethod
+    def call_arguments(cls, config: Mapping[str, Any]) -> str:
+        """Further arguments of the pipeline's call, as code."""
+        return ""
+
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        ours = bool(config.get("auto_map"))
+        trust = ", trust_remote_code=True" if ours else ""
+        local = not ours and str(config.get("model_type")).startswith("cankd_")
+        code = (
+            f"{'import cankd_hf  # knows the model' if local else ''}\n"
+            "from transformers import pipeline\n\n"
+            f'predict = pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(name)}{trust})\n'
+            f'for found in predict("photo.jpg"{cls.call_arguments(config)}):\n'
+            f'    print(found["label"], {cls.prints})'
+        )
+        return code.lstrip(), NOTE if ours else ""
+
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        known = config["model_type"] == "cankd_fpn"
+        ours = "import cankd_hf  # or trust_remote_code=True where it is not installed\n" if known else ""
+        call = f'pipeline("{cls.pipeline_tag_of(config)}", "{folder}")("photo.jpg"{cls.call_arguments(config)})'
+        return f"{ours}from transformers import pipeline\n{call}"

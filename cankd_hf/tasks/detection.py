@@ -39,10 +39,9 @@ from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetecti
 from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
 from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
-from cankd_hf.tasks.base import Metric, class_labels
+from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
 from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of, draw_detections
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
-from cankd_hf.tasks.pipeline import PipelineTask, class_names, listed
 
 logger = logging.getLogger(__name__)
 

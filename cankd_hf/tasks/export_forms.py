@@ -21,36 +21,25 @@ LOOSE_SCORE, LOOSE_BOX = 0.05, 0.02
 
 @dataclass
 class Compared:
-    """One comparison.
+    """The result of comparing student and file on one batch."""
 
-    Args:
-        shape: of `pixel_values`.
-        difference: the largest absolute one over all outputs (of detections found in both).
-        allowed: limit of `difference`.
-        detections: number in the reference, for detectors of ours.
-        missing: number of detections that only one of the two has.
-        error: why the file does not run, if so.
-        passed: whether the file counts as equal.
-    """
-
-    shape: list[int]
-    difference: float
+    shape: list[int]  # of `pixel_values`
+    difference: float  # the largest absolute one over all outputs (of detections found in both)
     allowed: float
-    detections: int | None = None
-    missing: int = 0
-    error: str | None = None
+    detections: int | None = None  # in the reference, for our own detectors
+    missing: int = 0  # detections that only one of the two has
+    error: str | None = None  # why the file does not run
     passed: bool = True
 
 
 class PlainOutputs(nn.Module):
-    """A model of `transformers` as `pixel_values [B, 3, H, W]` -> a tuple of tensors."""
+    """A model of `transformers` that takes `pixel_values` [B, 3, H, W] and returns a tuple of tensors."""
 
     def __init__(self, model: PreTrainedModel, read: Callable[[Any], Sequence[Tensor]]) -> None:
         super().__init__()
         self.model, self.read = model, read
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The tensors read from the model's output."""
         return tuple(self.read(self.model(pixel_values=pixel_values)))
 
 
@@ -86,13 +75,9 @@ class ExportForm:
             return list(self.read(model(pixel_values=images)))
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """Compares each output with its own limit and returns the one nearest to its limit, or furthest beyond it.
+        """Compares the outputs of student and file; returns the one nearest to, or furthest over, its limit.
 
-        Args:
-            wanted: the student's outputs.
-            got: the file's.
-            shape: of `pixel_values`.
-            exact: the file is in float32.
+        `shape`: of `pixel_values`; `exact`: whether the file is in float32.
         """
         results = []
         for a, b in zip(wanted, got, strict=True):

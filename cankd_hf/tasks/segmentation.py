@@ -21,10 +21,9 @@ from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models.students import build_student, load_student
-from cankd_hf.tasks.base import Metric, class_labels, stretched
+from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
-from cankd_hf.tasks.pipeline import PipelineTask, class_names, listed
 
 
 class SegmentationTask(PipelineTask):

@@ -39,31 +39,18 @@ _FROM_HUB = ["*.json", "*.yaml", "*.safetensors", "*.py"]
 
 @dataclass
 class OpenedCheckpoint:
-    """All that figures are made from.
+    """All that figures are made from."""
 
-    Attributes:
-        folder: of the student.
-        root: of its run; differs from `folder` for a checkpoint-N.
-        facts: what was recorded.
-        task: of the student.
-        data: how images are read.
-        recipe: the saved one with overrides; None if none was saved.
-        subjects: the students, the requested one last.
-        teachers: by name; empty if there was none, or one cannot be loaded.
-        histories: name of each arm -> what its Trainer logged; the requested one first.
-        notes: what had to be left out of the figures, and why.
-    """
-
-    folder: Path
-    root: Path
+    folder: Path  # of the student
+    root: Path  # of its run; differs from `folder` for a checkpoint-N
     facts: Facts
     task: Task
     data: DataConfig
-    recipe: Recipe | None
-    subjects: list[Subject]
-    teachers: dict[str, Teacher] = field(default_factory=dict)
-    histories: dict[str, History] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    recipe: Recipe | None  # the saved one with overrides
+    subjects: list[Subject] = field(default_factory=list)  # the students, the requested one last
+    teachers: dict[str, Teacher] = field(default_factory=dict)  # empty if there was none, or one cannot be loaded
+    histories: dict[str, History] = field(default_factory=dict)  # arm -> its Trainer's log; the requested one first
+    notes: list[str] = field(default_factory=list)  # what is left out of the figures, and why
 
 
 def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedCheckpoint:
@@ -88,7 +75,7 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedChe
     in_run = folder.name.startswith("checkpoint-") and (folder.parent / RECIPE_FILE).is_file()
     root = folder.parent if in_run else folder
     data = recipe.data if recipe is not None else _data_beside(folder)
-    opened = OpenedCheckpoint(folder, root, facts, task, data, recipe, [])
+    opened = OpenedCheckpoint(folder, root, facts, task, data, recipe)
     weights = None if recipe is None else _distiller_file(opened)
     if recipe is not None and recipe.named_teachers():
         opened.teachers = _teachers(opened, recipe, weights)

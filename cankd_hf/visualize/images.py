@@ -20,19 +20,12 @@ from cankd_hf.tasks.pictures import denormalize, sample_evenly
 
 @dataclass
 class Picture:
-    """One image, resized and normalised as in evaluation.
-
-    Attributes:
-        name: for headings.
-        pixel_values: [3, H, W].
-        size: height and width before it was resized.
-        image: the same without normalisation, [H, W, 3] in 0..1.
-    """
+    """One image, resized and normalised as in evaluation."""
 
     name: str
-    pixel_values: Tensor
-    size: tuple[int, int]
-    image: np.ndarray
+    pixel_values: Tensor  # [3, H, W]
+    size: tuple[int, int]  # height and width before it was resized
+    image: np.ndarray  # the same without normalisation, [H, W, 3] in 0..1
 
 
 def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: Callable[[str], None]) -> list[Picture]:

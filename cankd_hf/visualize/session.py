@@ -28,17 +28,11 @@ Pixel = tuple[int, int]
 
 @dataclass
 class Drawn:
-    """One figure.
+    """One figure."""
 
-    Attributes:
-        kind: a key of `figures` in the template.
-        image: name of the image; empty for the curves.
-        png: the file's content.
-    """
-
-    kind: str
-    image: str
-    png: bytes
+    kind: str  # a key of `figures` in the template
+    image: str  # its name; empty for the curves
+    png: bytes  # the file's content
 
     @property
     def source(self) -> str:
