@@ -48,11 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--repeats", type=int, default=5, help="timed runs of ours and naive in turn (default: 5)")
     loss.add_argument("--seconds", type=float, default=60.0, help="skip runs longer than this (default: 60)")
     loss.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    loss.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="CPU seconds instead of wall-clock, for a machine that others use too (with --threads 1)",
-    )
+    cpu_time = "CPU seconds instead of wall-clock, for a machine that others use too (with --threads 1)"
+    loss.add_argument("--cpu-time", action="store_true", help=cpu_time)
     loss.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")

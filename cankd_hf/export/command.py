@@ -25,7 +25,7 @@ from cankd_hf.benchmark.measure import interleaved, table
 from cankd_hf.errors import InputError
 from cankd_hf.export import files
 from cankd_hf.export.checks import targets
-from cankd_hf.export.compare import accepted, compare, problem, shapes
+from cankd_hf.export.compare import accepted, compare, problem
 from cankd_hf.export.files import Traced, onnx_runner, program_runner, trace
 from cankd_hf.export.source import Source, load, teacher_of
 from cankd_hf.tasks.export_forms import Compared, ExportForm
@@ -104,7 +104,10 @@ def _write_checked(
             else:
                 files.write_program(traced.program, aside, facts)
             runner = _runner(aside, threads)
-            results = compare(source, form, runner, shapes(size, others if traced.fixed is None else []), exact)
+            shapes = [(1, *size), (3, *size)]
+            if traced.fixed is None:
+                shapes += [(2 - index % 2, *other) for index, other in enumerate(others)]
+            results = compare(source, form, runner, shapes, exact)
             wrong = [problem(result) for result in results if not result.passed]
         except InputError as error:
             if traced.fixed is not None:
@@ -153,7 +156,15 @@ def _measure(
             forms["student, torch.compile"] = run_compiled
     name = "ONNX Runtime" if file.suffix == ".onnx" else "torch.export"
     forms[f"student, {name}, {options.dtype}"] = lambda: exported(images)
-    found["latency"] = _latencies(forms, options.runs)
+    with torch.no_grad():
+        for run in forms.values():  # a second warm-up
+            run()
+        times = interleaved(list(forms.values()), options.runs, torch.device("cpu"))
+    found["latency"] = {}
+    for name, seconds in zip(forms, times, strict=True):
+        ordered = sorted(1000 * value for value in seconds)
+        low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
+        found["latency"][name] = {"median_ms": statistics.median(ordered), "q1_ms": low, "q3_ms": high}
     return found
 
 
@@ -176,20 +187,6 @@ def _compiled(source: Source, images: Tensor) -> tuple[Callable[[], object] | No
     except Exception as error:  # whatever the compiler raises; the export does not need it
         return None, {"failed": files.one_line(error)}
     return (lambda: run(pixel_values=images)), {"compile_seconds": time.perf_counter() - start}
-
-
-def _latencies(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median and quartiles in milliseconds of each form, run in turn after two warm-up runs each."""
-    with torch.no_grad():
-        for run in forms.values():
-            run()
-        times = interleaved(list(forms.values()), repeats, torch.device("cpu"))
-    found = {}
-    for name, values in zip(forms, times, strict=True):
-        ordered = sorted(1000 * value for value in values)
-        low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
-        found[name] = {"median_ms": statistics.median(ordered), "q1_ms": low, "q3_ms": high}
-    return found
 
 
 def _print(console: Console, report: dict[str, Any], size: tuple[int, int]) -> None:

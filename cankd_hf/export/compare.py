@@ -41,11 +41,6 @@ def accepted(source: Source, sizes: Sequence[tuple[int, int]]) -> list[tuple[int
     return found
 
 
-def shapes(size: tuple[int, int], others: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Batch, height and width of every comparison, the traced size first."""
-    return [(1, *size), (3, *size), *((2 - i % 2, *other) for i, other in enumerate(others))]
-
-
 def compare(
     source: Source, form: ExportForm, runner: Runner, shapes: Sequence[tuple[int, int, int]], exact: bool
 ) -> list[Compared]:

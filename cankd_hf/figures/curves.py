@@ -140,7 +140,14 @@ def warning_signs(
     broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
     if broken:
         found.append(f"The loss was not a number at step {broken[0]}: nothing after it means anything.")
-    found += _of_scores(history, metric, sign)
+    points = series(history, f"eval_{metric}")
+    if len(points) > 1:
+        best, last = max(points, key=lambda point: sign * point[1]), points[-1]
+        if sign * last[1] < sign * best[1] * (1 - sign * WORSE):
+            found.append(
+                f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {last[1]:.4f}; "
+                "`load_best_model_at_end: true` keeps the best."
+            )
     alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in ("student alone", "student distilled"))
     if alone is not None and distilled is not None and sign * distilled < sign * alone:
         found.append(
@@ -192,17 +199,4 @@ def _of_term(history: History, key: str) -> list[str]:
     return [
         f"{name}: the loss fell by {1 - loss[1] / loss[0]:.0%} while {text}. The block or the connector learnt, not "
         "the student (the shortcut): compare with the control `loss: instance_mse`."
-    ]
-
-
-def _of_scores(history: History, metric: str, sign: int) -> list[str]:
-    points = series(history, f"eval_{metric}")
-    if len(points) < 2:
-        return []
-    best = max(points, key=lambda point: sign * point[1])
-    if sign * points[-1][1] >= sign * best[1] * (1 - sign * WORSE):
-        return []
-    return [
-        f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {points[-1][1]:.4f}; "
-        "`load_best_model_at_end: true` keeps the best."
     ]

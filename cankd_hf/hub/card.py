@@ -94,9 +94,7 @@ def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequen
     """
     teachers = [hub_id(manifest.get("model")) for manifest in facts.teachers.values()]
     base = list(dict.fromkeys(name for name in (facts.start_id, *teachers) if name is not None))
-    more: dict[str, Any] = {}
-    if base:
-        more.update(base_model=base, base_model_relation="finetune")
+    more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}
     if facts.dataset_id is not None:
         more["datasets"] = [facts.dataset_id]
     scores, split = sections.reached(facts)

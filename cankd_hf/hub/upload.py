@@ -83,14 +83,8 @@ def open_repo(
 ) -> tuple[str, bool]:
     """Creates repository and branch where they do not exist, and checks that the token may write there.
 
-    Args:
-        repo: `me/name`, or a name under the token's own account.
-        private: whether a new one is private; None leaves it to the account's settings.
-        revision: branch to push to.
-        token: default: that of the signed-in user.
-
-    Returns:
-        The full name, and whether the repository is private.
+    `repo` may lack the owner, which is then the token's; `private` None leaves it to the account's settings. Returns
+    the full name, and whether the repository is private.
 
     Raises:
         InputError: if the Hub refuses, or the repository exists and is public although a private one is asked for.
@@ -147,9 +141,7 @@ def push(
     Raises:
         InputError: if it failed; a second try does not send again what was uploaded before.
     """
-    operations = [
-        CommitOperationAdd(u.name, u.source if isinstance(u.source, bytes) else str(u.source)) for u in uploads
-    ]
+    operations = [CommitOperationAdd(upload.name, upload.source) for upload in uploads]
     with hub_problems(repo):
         return _api.create_commit(repo, operations, commit_message=message, revision=revision, token=token)
 

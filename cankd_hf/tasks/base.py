@@ -110,15 +110,9 @@ class Task(ABC):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[Task, TaskData]:
-        """Loads and checks the data set and creates its task.
+        """Loads and checks splits (of train, eval and test) of the data set, and creates its task.
 
-        Args:
-            config: the recipe's data section.
-            labelled: whether labels are needed.
-            splits: which of train, eval and test to load.
-
-        Raises:
-            InputError: for data that cannot be used.
+        `labelled`: whether labels are needed. Raises InputError for data that cannot be used.
         """
 
     @classmethod
