@@ -155,7 +155,8 @@ def _row(
     def naive() -> None:
         _step(loss, student, loss.published(student.to(loss.w.weight), teacher.to(loss.w.weight))[1])
 
-    fits, row.note = _fits(size, affinity, machine, device, args)
+    row.note = "" if args.no_naive else _too_large(size, affinity, machine, device, args.seconds)
+    fits = not args.no_naive and not row.note
     times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, args.clock)
     row.ours = min(times[0])
     row.share = row.floor / row.ours
@@ -176,20 +177,14 @@ def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
     student.grad = None
 
 
-def _fits(
-    size: Size, affinity: str, machine: Machine, device: torch.device, args: argparse.Namespace
-) -> tuple[bool, str]:
-    """Whether to run the published form, and the reason if not."""
-    if args.no_naive:
-        return False, ""
+def _too_large(size: Size, affinity: str, machine: Machine, device: torch.device, seconds: float) -> str:
+    """Why not to run the published form; empty if it fits."""
     need = naive_bytes(size, affinity)
     if need > 0.6 * free_memory(device):
-        return False, f"naive would need {need / 2**30:.1f} GiB"
+        return f"naive would need {need / 2**30:.1f} GiB"
     # two products of [N, M] by D forward, twice that back
     least = 12 * size.batch * size.positions * size.keys * max(size.channels // 2, 1) / machine.flops
-    if least > args.seconds:
-        return False, f"naive would take over {least:.0f} s and {need / 2**30:.1f} GiB"
-    return True, ""
+    return f"naive would take over {least:.0f} s and {need / 2**30:.1f} GiB" if least > seconds else ""
 
 
 def _cells(row: Row) -> dict[str, str]:

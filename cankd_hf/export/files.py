@@ -62,15 +62,8 @@ def trace(
 ) -> Traced:
     """Traces with dynamic batch and size where possible, else with dynamic batch at one size.
 
-    Args:
-        form: the module.
-        source: its student.
-        size: height and width to trace at.
-        others: further sizes that a dynamic program must take.
-        fixed: why only one size is asked for.
-
-    Raises:
-        InputError: if it cannot be traced at all.
+    `others`: further sizes that a dynamic program must take; `fixed`: why only one size is asked for. Raises
+    InputError if the form cannot be traced at all.
     """
     reason = fixed
     windows = _model_types(source.model.config) & ONE_SIZE
@@ -167,7 +160,7 @@ def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, st
             made.save(file)
         onnx.checker.check_model(str(file))
     except Exception as error:  # ConversionError, and whatever the checker raises
-        lines = [line for line in str(error).splitlines() if "Error" in line] or [error]
+        lines = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
         raise InputError(
             f"ONNX: the exporter of torch {torch.__version__} cannot convert this model ({one_line(lines[0])}); "
             "--format torch-export may still work"

@@ -48,8 +48,7 @@ def write_card(
 def card_for(folder: Path, repo: str) -> str:
     """The card to push: the one beside the student, with its folder replaced by the repository's name; else a new one.
 
-    Raises:
-        InputError: if a file with facts cannot be read.
+    Raises InputError if a file with facts cannot be read.
     """
     file = folder / CARD_FILE
     if not file.is_file():

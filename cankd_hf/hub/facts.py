@@ -74,11 +74,7 @@ class Facts:
 
 
 def read_facts(folder: str | Path) -> Facts:
-    """Reads what the files beside a student say about it.
-
-    Raises:
-        InputError: for a file that cannot be read.
-    """
+    """Reads what the files beside a student say about it. Raises InputError for a file that cannot be read."""
     folder = Path(folder)
     recipe = folder / RECIPE_FILE
     try:

@@ -71,11 +71,7 @@ def student_files(folder: Path) -> list[Path]:
 
 
 def check_no_secret(uploads: list[Upload]) -> None:
-    """Refuses files that contain a Hub token.
-
-    Raises:
-        InputError: naming the files, never the token.
-    """
+    """Raises InputError for files that contain a Hub token, naming the files and not the token."""
     own = (get_token() or "").encode()
     found = []
     for upload in uploads:
