@@ -49,7 +49,7 @@ def targets(options: argparse.Namespace) -> Path:
             raise InputError(f"--output: {given.name} does not end in {suffix}, as a file of {options.format} does")
         file = given if given.suffix == suffix else given / f"model{suffix}"
     if file.parent.exists() and not file.parent.is_dir():
-        raise InputError(f"--output: {file.parent} is no folder")
+        raise InputError(f"--output: {file.parent} is not a folder")
     for present in (file, file.parent / "export.json"):
         if present.exists() and not options.overwrite:
             raise InputError(f"{present}: exists already; name another --output, or replace it with --overwrite")

@@ -64,7 +64,7 @@ def compare(
 
 
 def _rounding(source: Source, form: ExportForm, images: Tensor, wanted: list[Tensor]) -> float:
-    """Largest difference between the student in float32 and in float64, a lower bound for the file's.
+    """Largest difference between the student in float32 and in float64; no file can be expected to be closer.
 
     Norms of small values amplify rounding: for a DINOv2 pyramid of random weights it is 1e-4 at outputs of 3.
     """

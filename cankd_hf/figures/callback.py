@@ -133,7 +133,7 @@ def _to_tensorboard(callback: Any, pictures: Mapping[str, Image.Image], step: in
 
 
 def _to_package(name: str, callback: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
-    """To wandb or trackio, which have one interface."""
+    """Logs to wandb or trackio, which have the same interface."""
     package = import_module(name)
     package.log({**{tag: package.Image(picture) for tag, picture in pictures.items()}, "train/global_step": step})
 

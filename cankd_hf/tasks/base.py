@@ -64,7 +64,7 @@ class Task(ABC):
     name: ClassVar[str]  # in a recipe
     metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table
     greater_is_better: ClassVar[bool] = True  # the direction of `metric`
-    metrics: ClassVar[Mapping[str, Metric]]  # the scores that tables and cards show, in their order
+    metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     id2label: dict[int, str] = {}  # empty for a task without classes
@@ -169,7 +169,10 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
-        """The student's purpose in one sentence, with ` of 62,894 parameters` and `distilled from me/teacher`."""
+        """The student's purpose in one sentence.
+
+        `size`: ` of 62,894 parameters`, or empty; `source`: its origin, such as `distilled from me/teacher`.
+        """
 
     @classmethod
     @abstractmethod

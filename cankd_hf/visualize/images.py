@@ -47,7 +47,7 @@ def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: C
 
 
 def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
-    """Images spread over the recipe's test split, or its validation split. Raises InputError if it cannot be read."""
+    """Images spread over the recipe's test split, else its validation split. Raises InputError if it is unreadable."""
     role = "test" if recipe.data.test_split is not None else "eval"
     config = replace(recipe.data, check="none", cache=False, on_error="skip")
     try:
