@@ -1,4 +1,4 @@
-"""Measure what distillation costs: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
+"""Measures the cost of distillation: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from cankd_hf.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark; returns the exit code (2 for bad input).
-
-    Args:
-        argv: arguments without the program's name; those of the process if None.
-    """
+    """Runs one benchmark. Returns the exit code."""
     args = _parser().parse_args(argv)
     return exit_code(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
-    # imported here, so that --help answers at once
+    # imported here, so that --help is fast
     if args.command == "loss":
         from cankd_hf.benchmark.loss import run
 
@@ -45,23 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cankd_hf.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     loss = commands.add_parser("loss", help="time and memory of the CanKD loss against the published form")
-    loss.add_argument(
-        "--sizes", help="comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"
-    )
+    sizes = "comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"
+    loss.add_argument("--sizes", help=sizes)
     loss.add_argument("--affinities", help="comma-separated affinities (default: all)")
     loss.add_argument("--batch", type=int, default=2, help="images (default: 2)")
-    loss.add_argument(
-        "--repeats", type=int, default=5, help="timed pairs of runs, ours and naive in turn (default: 5)"
-    )
-    loss.add_argument(
-        "--seconds", type=float, default=60.0, help="skip what would take longer than this for one run (default: 60)"
-    )
+    loss.add_argument("--repeats", type=int, default=5, help="timed runs of ours and naive in turn (default: 5)")
+    loss.add_argument("--seconds", type=float, default=60.0, help="skip runs longer than this (default: 60)")
     loss.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    loss.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="CPU seconds instead of wall-clock, for a machine that others use too (with --threads 1)",
-    )
+    cpu_time = "CPU seconds instead of wall-clock, for a machine that others use too (with --threads 1)"
+    loss.add_argument("--cpu-time", action="store_true", help=cpu_time)
     loss.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")

@@ -12,10 +12,9 @@ from statistics import median
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from cankd_hf.benchmark.measure import Clock, Machine, free_memory, interleaved, peak_extra, this_machine
+from cankd_hf.benchmark.measure import Machine, free_memory, interleaved, peak_extra, table, this_machine
 from cankd_hf.errors import InputError
 from cankd_hf.losses import CanKDLoss
 from cankd_hf.losses.affinities import AFFINITIES
@@ -24,7 +23,7 @@ SIZES = "25x42,50x84,100x168,200x336,64x128x2048"
 QUICK = "6x10,12x20x16,24x40x16"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CHANNELS = 256
-GROWTH = ((50, 84), (200, 336))  # the two ends between which the growth exponent is taken
+GROWTH = ((50, 84), (200, 336))  # the two sizes between which the growth exponent is taken
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Size:
 
     @property
     def values(self) -> int:
-        """Values of one map of the whole batch."""
+        """Values in one map of the whole batch."""
         return self.batch * self.channels * self.positions
 
     def __str__(self) -> str:
@@ -74,12 +73,13 @@ class Row:
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    """Measure all rows and print them as one table; see `python -m cankd_hf.benchmark loss --help`."""
+    """Measures all rows and prints them as one table; see `python -m cankd_hf.benchmark loss --help`."""
     sizes, affinities, dtype, device = _checked(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(width=max(Console().width, 150))
-    machine = this_machine(device, 3 if args.quick else 15, _clock(args))
+    args.clock = time.process_time if args.cpu_time else time.perf_counter
+    machine = this_machine(device, 3 if args.quick else 15, args.clock)
     clock = "CPU time" if args.cpu_time else "wall-clock"
     console.print(
         f"{machine.name}; {clock}; maps {args.dtype}; matrix products {machine.flops / 1e9:.0f} GFLOP/s, "
@@ -90,7 +90,11 @@ def run(args: argparse.Namespace) -> list[Row]:
         for affinity in affinities:
             with console.status(f"{size} {affinity}"):
                 rows.append(_row(size, affinity, dtype, device, machine, args))
-    console.print(_table(rows))
+    shown = table("CanKD loss, forward + backward", _cells(rows[0]), (_cells(row).values() for row in rows), left=2)
+    for column in shown.columns[:-1]:
+        column.no_wrap = True
+    shown.columns[-1].justify = "left"
+    console.print(shown)
     for affinity in affinities:
         exponent = growth(rows, affinity)
         if exponent is not None:
@@ -102,26 +106,25 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def growth(rows: list[Row], affinity: str) -> float | None:
     """Exponent of time over pixels between the ends of GROWTH; None unless both were measured."""
-    ends = [
-        next((row for row in rows if row.affinity == affinity and row.ours and row.size.startswith(f"{h}x{w} ")), None)
-        for h, w in GROWTH
-    ]
-    first, last = ends
-    if first is None or last is None:
+    timed = [row for row in rows if row.affinity == affinity and row.ours]
+    ends = []
+    for h, w in GROWTH:
+        ends += [(row.ours, row.positions) for row in timed if row.ours and row.size.startswith(f"{h}x{w} ")][:1]
+    if len(ends) != len(GROWTH):
         return None
-    assert first.ours is not None and last.ours is not None
-    return math.log(last.ours / first.ours) / math.log(last.positions / first.positions)
+    (first, few), (last, many) = ends
+    return math.log(last / first) / math.log(many / few)
 
 
 def flops(size: Size, affinity: str) -> float:
-    """Operations of forward and backward in the form we use, D = C / 2, without what does not grow with the map."""
+    """Operations of forward and backward in our form, D = C / 2, without those that do not grow with the map."""
     channels = size.channels
     one = AFFINITIES[affinity].flops(size.positions, size.keys, channels, max(channels // 2, 1))
     return float(size.batch * one)
 
 
 def naive_bytes(size: Size, affinity: str) -> int:
-    """Least memory of the published form: affinities [B, N, M] alive at once in its backward pass, float32."""
+    """Least memory of the published form: affinities [B, N, M] held at once in its backward pass, float32."""
     copies = AFFINITIES[affinity].published_copies(max(size.channels // 2, 1))
     return 4 * copies * size.batch * size.positions * size.keys
 
@@ -142,7 +145,7 @@ def _row(
         torch.nn.init.ones_(loss.output_norm.weight)
     shape = (size.batch, size.channels, size.height, size.width)
     student = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-    # on raw channels a softmax of unit-variance maps would be a hard choice; a quarter keeps it soft
+    # on raw channels a softmax of unit-variance maps would be close to one-hot; a quarter keeps it soft
     student = (student.detach() / 4).requires_grad_()
     teacher = torch.randn(shape, device=device, dtype=dtype)
 
@@ -152,8 +155,9 @@ def _row(
     def naive() -> None:
         _step(loss, student, loss.published(student.to(loss.w.weight), teacher.to(loss.w.weight))[1])
 
-    fits, row.note = _fits(size, affinity, machine, device, args)
-    times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, _clock(args))
+    row.note = "" if args.no_naive else _too_large(size, affinity, machine, device, args.seconds)
+    fits = not args.no_naive and not row.note
+    times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, args.clock)
     row.ours = min(times[0])
     row.share = row.floor / row.ours
     row.memory = peak_extra(ours, device)
@@ -165,10 +169,6 @@ def _row(
     return row
 
 
-def _clock(args: argparse.Namespace) -> Clock:
-    return time.process_time if args.cpu_time else time.perf_counter
-
-
 def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
     """One backward pass into fresh gradients, which count as memory of the loss."""
     student.grad = None
@@ -177,30 +177,14 @@ def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
     student.grad = None
 
 
-def _fits(
-    size: Size, affinity: str, machine: Machine, device: torch.device, args: argparse.Namespace
-) -> tuple[bool, str]:
-    """Whether to run the published form, and if not why."""
-    if args.no_naive:
-        return False, ""
+def _too_large(size: Size, affinity: str, machine: Machine, device: torch.device, seconds: float) -> str:
+    """Why not to run the published form; empty if it fits."""
     need = naive_bytes(size, affinity)
     if need > 0.6 * free_memory(device):
-        return False, f"naive would need {need / 2**30:.1f} GiB"
+        return f"naive would need {need / 2**30:.1f} GiB"
     # two products of [N, M] by D forward, twice that back
     least = 12 * size.batch * size.positions * size.keys * max(size.channels // 2, 1) / machine.flops
-    if least > args.seconds:
-        return False, f"naive would take over {least:.0f} s and {need / 2**30:.1f} GiB"
-    return True, ""
-
-
-def _table(rows: list[Row]) -> Table:
-    table = Table(title="CanKD loss, forward + backward", title_justify="left")
-    for name in _cells(rows[0]):
-        text = name in ("level", "affinity", "note")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "note")
-    for row in rows:
-        table.add_row(*_cells(row).values())
-    return table
+    return f"naive would take over {least:.0f} s and {need / 2**30:.1f} GiB" if least > seconds else ""
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -208,24 +192,20 @@ def _cells(row: Row) -> dict[str, str]:
     return {
         "level": row.size,
         "affinity": row.affinity,
-        "ours": _ms(row.ours),
-        "naive": _ms(row.naive),
-        "speedup": "" if row.speedup is None else f"{row.speedup:.1f}x",
-        "extra memory": _mib(row.memory),
-        "/ two maps": "" if row.memory_over_maps is None else f"{row.memory_over_maps:.2f}x",
-        "naive memory": _mib(row.naive_memory),
-        "floor": _ms(row.floor),
-        "share": "" if row.share is None else f"{row.share:.0%}",
+        "ours": _shown(row.ours, "{:.1f} ms", 1e3),
+        "naive": _shown(row.naive, "{:.1f} ms", 1e3),
+        "speedup": _shown(row.speedup, "{:.1f}x"),
+        "extra memory": _shown(row.memory, "{:.0f} MiB", 2**-20),
+        "/ two maps": _shown(row.memory_over_maps, "{:.2f}x"),
+        "naive memory": _shown(row.naive_memory, "{:.0f} MiB", 2**-20),
+        "floor": _shown(row.floor, "{:.1f} ms", 1e3),
+        "share": _shown(row.share, "{:.0%}"),
         "note": row.note,
     }
 
 
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value * 1e3:.1f} ms"
-
-
-def _mib(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.0f} MiB"
+def _shown(value: float | None, text: str, unit: float = 1) -> str:
+    return "" if value is None else text.format(value * unit)
 
 
 def _checked(args: argparse.Namespace) -> tuple[list[Size], list[str], torch.dtype, torch.device]:
@@ -249,7 +229,7 @@ def _checked(args: argparse.Namespace) -> tuple[list[Size], list[str], torch.dty
         if value is not None and value < 1:
             problems.append(f"--{key}: expected at least 1, got {value}; give a positive number")
     if args.cpu_time and (args.device != "cpu" or args.threads != 1):
-        problems.append("--cpu-time: expected --threads 1 on the CPU, where it means something; add --threads 1")
+        problems.append("--cpu-time: expected --threads 1 on the CPU, where it is meaningful; add --threads 1")
     if args.dtype not in DTYPES:
         problems.append(f"--dtype: expected one of {', '.join(DTYPES)}, got {args.dtype!r}; choose one of them")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -1,16 +1,17 @@
-"""Clocks, memory and the machine's own limits."""
+"""Clocks, memory, limits of the machine, and tables."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -18,53 +19,55 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device can do at best, measured in this process.
-
-    Args:
-        name: the machine in words.
-        flops: floating point operations a second of a matrix product in float32.
-        bandwidth: bytes a second read plus written by a copy.
-    """
+    """Peak rates of the device, measured in this process."""
 
     name: str
-    flops: float
-    bandwidth: float
+    flops: float  # floating point operations per second of a matrix product in float32
+    bandwidth: float  # bytes per second read plus written by a copy
 
     def floor(self, flops: float, size: float) -> float:
-        """Seconds no implementation can beat here: the longer of computing and moving, perfectly overlapped."""
+        """Lower bound in seconds of a step: the longer of computing and moving `size` bytes, perfectly overlapped."""
         return max(flops / self.flops, size / self.bandwidth)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device's queue."""
+    """Waits for the device's queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds(run: Run, device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """Time of one run by a clock: wall-clock, or `time.process_time` on a CPU that others use too."""
-    synchronise(device)
-    start = clock()
-    run()
-    synchronise(device)
-    return clock() - start
-
-
 def interleaved(
-    runs: list[Run], repeats: int, device: torch.device, clock: Clock = time.perf_counter
+    runs: Sequence[Run], repeats: int, device: torch.device, clock: Clock = time.perf_counter
 ) -> list[list[float]]:
-    """Times of several runs taken in turn, so that whatever else the machine does hits all of them alike."""
+    """Seconds of several runs taken in turn after one warm-up each, so that other load affects all of them alike.
+
+    The clock is wall-clock, or `time.process_time` on a CPU that other processes use too.
+    """
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
     for _ in range(repeats):
         for index, run in enumerate(runs):
-            times[index].append(seconds(run, device, clock))
+            synchronise(device)
+            start = clock()
+            run()
+            synchronise(device)
+            times[index].append(clock() - start)
     return times
 
 
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> Table:
+    """A table for the console, its first `left` columns aligned to the left and the others to the right."""
+    made = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index < left else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def peak_extra(run: Run, device: torch.device) -> int:
-    """Bytes torch had allocated at once during a run, beyond what was there before it."""
+    """Largest number of bytes that torch allocated during a run, beyond what was allocated before it."""
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -89,7 +92,7 @@ def peak_extra(run: Run, device: torch.device) -> int:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr: the profiler announces every use of it there."""
+    """Drops what native code writes to stderr: the profiler announces every use of it there."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -102,7 +105,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated without pushing anything out."""
+    """Bytes that can be allocated without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
@@ -113,7 +116,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def this_machine(device: torch.device, repeats: int = 15, clock: Clock = time.perf_counter) -> Machine:
-    """Measure the matrix rate and the copy bandwidth: the best of several, as a limit should be."""
+    """Measures the matrix rate and the copy bandwidth: the best of several, as they are upper limits."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     source = torch.randn(1 << 24, device=device)

@@ -1,4 +1,4 @@
-"""`python -m cankd_hf.export CHECKPOINT`: a student as one file that runs without its code, checked and timed."""
+"""`python -m cankd_hf.export CHECKPOINT`: a student as one file that runs without its Python code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ EXAMPLES = """examples:
   python -m cankd_hf.export me/my-student --format torch-export --dtype bfloat16 --output my-student.pt2
 
 Written are the model, the preprocessor's configuration and export.json with every number that is printed; nothing is
-written before the file has given what PyTorch gives, at several batch sizes and sizes.
+written before the file has given the outputs of PyTorch, at several batch sizes and image sizes.
 
 exit codes: 0 exported, 2 refused (the message says why), 130 interrupted"""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, without importing anything heavy."""
+    """The command line; imports nothing heavy."""
     made = argparse.ArgumentParser(
         prog="python -m cankd_hf.export",
         description="Export a saved student, check it against PyTorch and measure what the compression bought.",
@@ -30,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("checkpoint", help="folder of a run or of a checkpoint, or a Hub id")
     made.add_argument("--format", default="onnx", help=f"{' or '.join(FORMATS)} (default: onnx)")
     made.add_argument("--dtype", default="float32", help="float32, float16, or bfloat16 (torch-export only)")
-    made.add_argument(
-        "--output", metavar="FILE_OR_FOLDER", help="where to (default: CHECKPOINT/onnx, .../torch-export)"
-    )
+    made.add_argument("--output", metavar="FILE_OR_FOLDER", help="default: CHECKPOINT/onnx, CHECKPOINT/torch-export")
     made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: preprocessor's)")
     made.add_argument("--batch-size", type=int, default=1, help="of the timed runs (default: 1)")
     made.add_argument("--runs", type=int, default=20, help="timed runs of each form, in turn (default: 20)")
@@ -46,11 +44,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_args(argv)
-    return exit_code(lambda: _run(options), "nothing was written")
 
+    def run() -> int:
+        check_options(options)
+        from cankd_hf.export import command  # here, so that --help is fast
 
-def _run(options: argparse.Namespace) -> int:
-    check_options(options)
-    from cankd_hf.export.command import run  # here, so that --help answers at once
+        return command.run(options)
 
-    return run(options)
+    return exit_code(run, "nothing was written")

@@ -1,4 +1,4 @@
-"""What can be refused before anything heavy is imported."""
+"""Checks of the options, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses options that make no sense.
-
-    Raises:
-        InputError: naming the option and what it takes.
-    """
+    """Raises InputError for invalid options, naming the option and what it takes."""
     if options.format not in FORMATS:
         raise InputError(f"--format: expected {' or '.join(FORMATS)}, got {options.format!r}")
     if options.dtype not in DTYPES:
@@ -40,11 +36,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def targets(options: argparse.Namespace) -> Path:
-    """The model's file to write.
-
-    Raises:
-        InputError: if an export lies there already and is not to be replaced, or no folder can be.
-    """
+    """The model's file to write. Raises InputError if it exists without --overwrite, or its folder is a file."""
     suffix = FORMATS[options.format]
     if options.output is None:
         local = Path(options.checkpoint)
@@ -57,7 +49,7 @@ def targets(options: argparse.Namespace) -> Path:
             raise InputError(f"--output: {given.name} does not end in {suffix}, as a file of {options.format} does")
         file = given if given.suffix == suffix else given / f"model{suffix}"
     if file.parent.exists() and not file.parent.is_dir():
-        raise InputError(f"--output: {file.parent} is no folder")
+        raise InputError(f"--output: {file.parent} is not a folder")
     for present in (file, file.parent / "export.json"):
         if present.exists() and not options.overwrite:
             raise InputError(f"{present}: exists already; name another --output, or replace it with --overwrite")

@@ -1,4 +1,4 @@
-"""Does the file give what PyTorch gives? At several batch sizes and sizes, odd ones among them."""
+"""Compares the outputs of the file with those of PyTorch, at several batch sizes and image sizes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cankd_hf.export.files import Runner
+from cankd_hf.export.files import Runner, one_line
 from cankd_hf.export.source import Source
 from cankd_hf.tasks.export_forms import TOLERANCE, Compared, ExportForm
 
-# Where that is more: so many times the student's own rounding, as another library rounds elsewhere; never above MOST.
+# Where that is larger: this multiple of the student's own rounding error, but never above MOST.
 NOISE, MOST = 10.0, 1e-3
 
 
 def pictures(batch: int, height: int, width: int) -> Tensor:
-    """Noise with bright rectangles, so that a detector has something to say; always the same."""
+    """Noise with bright rectangles, so that a detector finds something; always the same."""
     generator = torch.Generator().manual_seed(batch * 7919 + height * 31 + width)
     images = 0.3 * torch.randn(batch, 3, height, width, generator=generator)
     for image in images:
@@ -28,14 +28,8 @@ def pictures(batch: int, height: int, width: int) -> Tensor:
     return images
 
 
-def other_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Larger, odd, and turned."""
-    height, width = size
-    return [(height + 32, width), (height + 13, width + 37), (width, height)]
-
-
 def accepted(source: Source, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those sizes that the student itself takes: RT-DETR wants multiples of its coarsest stride."""
+    """The sizes that the student itself takes: RT-DETR needs multiples of its coarsest stride."""
     found = []
     for size in sizes:
         try:
@@ -45,11 +39,6 @@ def accepted(source: Source, sizes: Sequence[tuple[int, int]]) -> list[tuple[int
             continue
         found.append(size)
     return found
-
-
-def shapes(size: tuple[int, int], others: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Batch, height and width of every comparison: the traced size first."""
-    return [(1, *size), (3, *size), *((2 - i % 2, *other) for i, other in enumerate(others))]
 
 
 def compare(
@@ -64,25 +53,22 @@ def compare(
         try:
             got = runner(images)
         except Exception as error:  # whatever the runtime raises
-            reason = " ".join(str(error).split())[:250]
-            found.append(Compared(listed, float("inf"), TOLERANCE, error=reason, passed=False))
+            found.append(Compared(listed, float("inf"), TOLERANCE, error=one_line(error), passed=False))
             continue
         result = form.compare(wanted, got, listed, exact)
         if form.compares_values and exact and not result.passed and result.error is None:
-            own = min(NOISE * rounding(source, form, images, wanted), MOST)
-            result.allowed = max(result.allowed, own)
+            result.allowed = max(result.allowed, min(NOISE * _rounding(source, form, images, wanted), MOST))
             result.passed = result.difference <= result.allowed
         found.append(result)
     return found
 
 
-def rounding(source: Source, form: ExportForm, images: Tensor, wanted: list[Tensor]) -> float:
-    """How far the student in float32 is from itself in float64: no file can be expected to come nearer to it.
+def _rounding(source: Source, form: ExportForm, images: Tensor, wanted: list[Tensor]) -> float:
+    """Largest difference between the student in float32 and in float64; no file can be expected to be closer.
 
-    Norms of small values enlarge rounding: a DINOv2 pyramid of random weights is 1e-4 off at outputs of 3.
+    Norms of small values amplify rounding: for a DINOv2 pyramid of random weights it is 1e-4 at outputs of 3.
     """
-    double = copy.deepcopy(source.model).double()
-    exact = form.expected(double, images.double())
+    exact = form.expected(copy.deepcopy(source.model).double(), images.double())
     return max(float((a.double() - b).abs().max()) for a, b in zip(wanted, exact, strict=True))
 
 

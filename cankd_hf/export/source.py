@@ -1,4 +1,4 @@
-"""What is exported: a saved student, how it wants its images, and what the run that made it says."""
+"""A saved student to export, with its preprocessor, and the teacher of its run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
-from cankd_hf.tasks import TASKS, Task, saved_task
+from cankd_hf.tasks import TASKS, saved_task
 from cankd_hf.tasks.export_forms import ExportForm
 
 DEFAULT_SIZE = (512, 512)
@@ -19,36 +20,24 @@ DEFAULT_SIZE = (512, 512)
 
 @dataclass
 class Source:
-    """A student to export.
+    """A student to export."""
 
-    Args:
-        name: folder or Hub id.
-        task: name of what it does.
-        model: in eval mode and float32.
-        preprocessor: fields of its preprocessor_config.json, empty where there is none.
-    """
-
-    name: str
+    name: str  # folder or Hub id
     task: str
-    model: PreTrainedModel
-    preprocessor: dict[str, Any] = field(default_factory=dict)
+    model: PreTrainedModel  # in eval mode and float32
+    preprocessor: dict[str, Any] = field(default_factory=dict)  # of preprocessor_config.json; empty without the file
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of the outputs, where the task has classes."""
-        return list(self.kind.from_model(self.model).id2label.values())
-
-    @property
-    def kind(self) -> type[Task]:
-        """What it does."""
-        return TASKS[self.task]
+        """Class names in the order of the outputs; empty for a task without classes."""
+        return list(TASKS[self.task].from_model(self.model).id2label.values())
 
     def form(self) -> ExportForm:
-        """What of it is exported."""
-        return self.kind.export_form(self.model, self.size())
+        """Its exportable form."""
+        return TASKS[self.task].export_form(self.model, self.size())
 
     def size(self) -> tuple[int, int]:
-        """Height and width that the preprocessor brings images to."""
+        """Height and width that the preprocessor resizes images to."""
         given = self.preprocessor.get("size") or {}
         height = given.get("height") or given.get("shortest_edge")
         width = given.get("width") or given.get("longest_edge") or height
@@ -56,11 +45,7 @@ class Source:
 
 
 def load(checkpoint: str) -> Source:
-    """Loads a student with everything that says how to feed it.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Loads a student and its preprocessor. Raises InputError if there is none, or it cannot be exported."""
     task = saved_task(checkpoint)
     reason = task.why_not_exported(PretrainedConfig.get_config_dict(checkpoint)[0])
     if reason is not None:
@@ -68,20 +53,13 @@ def load(checkpoint: str) -> Source:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = task.load(checkpoint)
-    return Source(checkpoint, task.name, model.eval().requires_grad_(False), _preprocessor(checkpoint))
-
-
-def _preprocessor(checkpoint: str) -> dict[str, Any]:
-    if Path(checkpoint).is_dir():
-        return read_json(Path(checkpoint) / "preprocessor_config.json")
-    from transformers.utils import cached_file
-
     file = cached_file(checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return {} if file is None else read_json(Path(file))
+    fields = {} if file is None else read_json(Path(file))
+    return Source(checkpoint, task.name, model.eval().requires_grad_(False), fields)
 
 
 def teacher_of(source: Source) -> tuple[Source | None, dict[str, Any]]:
-    """The teacher of the run, if it lies on this machine and is of the same task, and what results.json says of it."""
+    """The teacher of the run, if it is on this machine and of the same task, and its entry in results.json."""
     folder = Path(source.name)
     if not folder.is_dir():
         return None, {}

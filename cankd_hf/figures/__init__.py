@@ -1,12 +1,10 @@
-"""Figures of what a student sees beside its teacher; drawn without pyplot, so that nothing global changes."""
+"""Figures of student maps beside teacher maps; drawn without pyplot, so that no global state changes."""
 
 from __future__ import annotations
 
-from cankd_hf.figures.attention import attention_maps
-from cankd_hf.figures.curves import training_curves
-from cankd_hf.figures.draw import difference_maps, heat_maps, pca_maps, to_png
+from cankd_hf.figures.curves import training_curves, warning_signs
+from cankd_hf.figures.draw import attention_maps, difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look
-from cankd_hf.figures.signs import warning_signs
 
 __all__ = [
     "Seen",

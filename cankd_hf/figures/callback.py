@@ -1,27 +1,25 @@
-"""The figures while a run is on: to TensorBoard, Trackio and W&B, whichever it reports to."""
+"""Logs figures during training to TensorBoard, Trackio and W&B."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from cankd_hf.figures.attention import attention_maps
-from cankd_hf.figures.draw import difference_maps, heat_maps, pca_maps, to_png
+from cankd_hf.figures.draw import attention_maps, difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look
 from cankd_hf.tasks.pictures import denormalize, sample_evenly
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +32,16 @@ FIGURES: dict[str, Callable[[Seen], Figure | None]] = {
 
 
 class FeatureFiguresCallback(TrainerCallback):
-    """Logs figures of a few fixed validation images, student now beside student at the start and teacher.
+    """Logs figures of a few fixed validation images: the student now, the student at the start and the teachers.
 
     They go to every tracker among the trainer's callbacks (`report_to`), as images `features/FIGURE/NUMBER`. Training
-    is not touched: modes, gradients and random state stay as they were. If drawing fails, one warning says why and
+    is not affected: modes, gradients and random state stay as they were. If drawing fails, one warning says why and
     training goes on without figures.
 
     Args:
-        trainer: a `CanKDTrainer` with a validation set; the callback is added to it by the caller.
+        trainer: a `CanKDTrainer` with a validation set; the caller adds the callback to it.
         steps: log every so many steps; 0: at each evaluation.
-        images: how many, spread over the validation set.
+        images: number of images, spread over the validation set.
 
     Example:
         trainer.add_callback(FeatureFiguresCallback(trainer, steps=500))
@@ -76,7 +74,7 @@ class FeatureFiguresCallback(TrainerCallback):
             self._guarded(self._log, state)
 
     def _guarded(self, work: Callable[[TrainerState], None], state: TrainerState) -> None:
-        """Figures are worth a warning, never a run; what they draw at random is not drawn from the run's numbers."""
+        """A failure is a warning and never stops the run; the run's random state is restored."""
         if self._off:
             return
         devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
@@ -90,7 +88,7 @@ class FeatureFiguresCallback(TrainerCallback):
     def _begin(self, state: TrainerState) -> None:
         trainer: Any = self.trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise RuntimeError("the student's weights are spread over processes, so no process can look alone")
+            raise RuntimeError("the student's weights are sharded over processes, so no process can run it alone")
         dataset = trainer.eval_dataset
         if isinstance(dataset, Mapping):
             dataset = next(iter(dataset.values()), None)
@@ -101,16 +99,14 @@ class FeatureFiguresCallback(TrainerCallback):
 
     def _look(self, name: str) -> list[Seen]:
         trainer: Any = self.trainer
-        distiller = trainer.distiller
-        if distiller.taps is None:
-            raise RuntimeError("there is no feature loss, so no maps are read")
-        processor = trainer.processing_class
-        subject = Subject(name, distiller.taps, distiller)
-        found = []
-        for number, pixels in enumerate(self._pixels):
-            image = denormalize(pixels.float().cpu(), processor.image_mean, processor.image_std)
-            found.append(look(str(number), pixels, image, [subject], trainer.teachers))
-        return found
+        if trainer.distiller.taps is None:
+            raise RuntimeError("there is no distillation loss, so no maps are read")
+        stats = trainer.processing_class.image_mean, trainer.processing_class.image_std
+        subject = Subject(name, trainer.distiller.taps, trainer.distiller)
+        return [
+            look(str(number), pixels, denormalize(pixels.float().cpu(), *stats), [subject], trainer.teachers)
+            for number, pixels in enumerate(self._pixels)
+        ]
 
     def _log(self, state: TrainerState) -> None:
         callbacks = self.trainer.callback_handler.callbacks
@@ -136,21 +132,15 @@ def _to_tensorboard(callback: Any, pictures: Mapping[str, Image.Image], step: in
         callback.tb_writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
 
 
-def _to_wandb(callback: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
-    import wandb
-
-    wandb.log({**{tag: wandb.Image(picture) for tag, picture in pictures.items()}, "train/global_step": step})
-
-
-def _to_trackio(callback: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
-    import trackio
-
-    trackio.log({**{tag: trackio.Image(picture) for tag, picture in pictures.items()}, "train/global_step": step})
+def _to_package(name: str, callback: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
+    """Logs to wandb or trackio, which have the same interface."""
+    package = import_module(name)
+    package.log({**{tag: package.Image(picture) for tag, picture in pictures.items()}, "train/global_step": step})
 
 
-# A tracker's callback is there only where its package is installed.
+# A tracker's callback exists only where its package is installed.
 SENDERS: tuple[tuple[type, Callable[[Any, Mapping[str, Image.Image], int], None]], ...] = (
     (TensorBoardCallback, _to_tensorboard),
-    (WandbCallback, _to_wandb),
-    (TrackioCallback, _to_trackio),
+    (WandbCallback, partial(_to_package, "wandb")),
+    (TrackioCallback, partial(_to_package, "trackio")),
 )

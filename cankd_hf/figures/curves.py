@@ -1,7 +1,8 @@
-"""Training curves from a run's log history."""
+"""Training curves from a run's log history, and the warning signs in them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from cankd_hf.figures.draw import FONT
 
 History = Sequence[Mapping[str, Any]]
 _STYLES = ("-", "--", ":", "-.")
+FELL = 0.15  # relative fall from which a loss counts as learnt
+MOVED = 0.03  # rise from which raw similarity, in -1..1, counts as changed
+LARGE_BRANCH = 0.5
+WORSE = 0.02  # relative distance that the last score may have from the best one
 
 
 def series(history: History, key: str) -> list[tuple[float, float]]:
@@ -21,25 +26,29 @@ def series(history: History, key: str) -> list[tuple[float, float]]:
 
 
 def keys_with(history: History, prefix: str) -> list[str]:
-    """Logged names that begin so, in the order of their first appearance."""
+    """Logged names with this prefix, in the order of their first appearance."""
     return list(dict.fromkeys(key for entry in history for key in entry if key.startswith(prefix)))
 
 
+def loss_keys(history: History) -> list[str]:
+    """Names of the distillation losses: of a term with several pairs those of the pairs, without their sum."""
+    names = [key for key in keys_with(history, "loss_") if key != "loss_task"]
+    split = {key.split("/")[0] for key in names if "/" in key}
+    return [key for key in names if key not in split]
+
+
 def training_curves(histories: Mapping[str, History], metric: str) -> Figure | None:
-    """Losses, raw similarity, branch share, score and learning rate over the steps; None where nothing was logged.
+    """Losses, raw similarity, branch share, score and learning rate over the steps; None if nothing was logged.
 
     Args:
-        histories: name of each arm -> its `log_history`; the first is the distilled student, drawn with all its parts.
-        metric: the task's score, for `eval_METRIC`.
+        histories: name of each arm -> its `log_history`; the first is the distilled student, drawn in all detail.
+        metric: the task's score, logged as `eval_METRIC`.
     """
     main = next(iter(histories.values()))
-    parts = keys_with(main, "loss_")
-    terms = [key for key in parts if key != "loss_task"]
-    detailed = {key.split("/")[0] for key in terms if "/" in key}
     blocks: list[tuple[str, str, list[str], bool]] = [
         ("total loss", "", ["loss"], True),
         ("task loss", "loss_task", ["loss_task"], True),
-        ("feature losses, unweighted", "loss_", [key for key in terms if key not in detailed], False),
+        ("feature losses, unweighted", "loss_", loss_keys(main), False),
         ("raw correlation with the teacher", "raw_correlation/", keys_with(main, "raw_correlation/"), False),
         ("raw CKA with the teacher", "raw_cka/", keys_with(main, "raw_cka/"), False),
         ("share of the Can branch, |output| / |student|", "branch_share/", keys_with(main, "branch_share/"), False),
@@ -62,7 +71,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
 def _lines(
     histories: Mapping[str, History], prefix: str, keys: Sequence[str], all_arms: bool
 ) -> list[tuple[str, list[tuple[float, float]]]]:
-    """(legend, points) of what a panel shows: one key for every arm, or all keys of the distilled student."""
+    """(legend, points) of a panel's lines: one key of every arm, or all keys of the distilled student."""
     if all_arms:
         found = [(name, series(history, key)) for name, history in histories.items() for key in keys]
     else:
@@ -71,7 +80,7 @@ def _lines(
 
 
 def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]]]], styled: bool) -> None:
-    """One panel; terms differ by line, their levels by colour; arms by both (`styled`), as theirs often coincide."""
+    """One panel: terms differ by line style, levels by colour; arms by both (`styled`), as they often coincide."""
     groups = list(dict.fromkeys(name.rpartition("/")[0] for name, _ in lines))
     levels = list(dict.fromkeys(name.rpartition("/")[2] for name, _ in lines))
     colours = matplotlib.colormaps["viridis"]([0.8 * i / max(len(levels) - 1, 1) for i in range(len(levels))])
@@ -96,10 +105,98 @@ def _draw(axis: Any, title: str, lines: list[tuple[str, list[tuple[float, float]
         Line2D([], [], color=colours[index], linestyle=_STYLES[index % len(_STYLES)] if styled else "-", label=level)
         for index, level in enumerate(levels)
     ]
-    if len(groups) > 1:  # one entry a level and one a term, instead of one a line
+    if len(groups) > 1:  # one entry per level and per term instead of per line
         handles += [
             Line2D([], [], color="gray", linestyle=_STYLES[index % len(_STYLES)], label=group)
             for index, group in enumerate(groups)
         ]
     if len(lines) > 1:
         axis.legend(handles=handles, fontsize=FONT - 2, frameon=False, ncols=1 + (len(groups) > 1), handlelength=2.4)
+
+
+def warning_signs(
+    history: History,
+    metric: str,
+    scores: Mapping[str, Mapping[str, Any]] | None = None,
+    greater_is_better: bool = True,
+) -> list[str]:
+    """Warnings about a run, one sentence each.
+
+    Args:
+        history: `log_history` of the distilled student.
+        metric: the task's score.
+        scores: scores of each arm of the run by name (`student alone`, `student distilled`), as far as measured.
+        greater_is_better: the direction of the score.
+    """
+    sign = 1 if greater_is_better else -1
+    found = [sign for key in loss_keys(history) for sign in _of_term(history, key)]
+    for key in keys_with(history, "branch_share/"):
+        share = _ends(history, key)
+        if share is not None and share[1] > LARGE_BRANCH:
+            found.append(
+                f"{key.removeprefix('branch_share/')}: the Can branch ends at {share[1]:.0%} of the student map, so a "
+                "good part of what is compared with the teacher is the block's own output."
+            )
+    broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
+    if broken:
+        found.append(f"The loss was not a number at step {broken[0]}: nothing after it means anything.")
+    points = series(history, f"eval_{metric}")
+    if len(points) > 1:
+        best, last = max(points, key=lambda point: sign * point[1]), points[-1]
+        if sign * last[1] < sign * best[1] * (1 - sign * WORSE):
+            found.append(
+                f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {last[1]:.4f}; "
+                "`load_best_model_at_end: true` keeps the best."
+            )
+    alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in ("student alone", "student distilled"))
+    if alone is not None and distilled is not None and sign * distilled < sign * alone:
+        found.append(
+            f"The distilled student is worse than the student alone ({metric} {distilled:.4f} against {alone:.4f}): "
+            "distillation did not help here."
+        )
+    return found
+
+
+def _pair_of(history: History, key: str) -> str | None:
+    """The pair whose raw similarity belongs to a loss; None if the logs do not show it."""
+    term, _, pair = key.removeprefix("loss_").partition("/")
+    if pair:
+        return pair
+    own = [name.rpartition("/")[2] for name in keys_with(history, f"branch_share/{term}/")]
+    named = own or [name.rpartition("/")[2] for name in keys_with(history, "raw_correlation/")]
+    return named[0] if len(named) == 1 else None
+
+
+def _ends(history: History, key: str) -> tuple[float, float] | None:
+    """Means of the first and of the last tenth of what was logged; None for fewer than four values."""
+    values = [value for _, value in series(history, key) if math.isfinite(value)]
+    if len(values) < 4:
+        return None
+    part = max(1, len(values) // 10)
+    return sum(values[:part]) / part, sum(values[-part:]) / part
+
+
+def _of_term(history: History, key: str) -> list[str]:
+    loss, pair = _ends(history, key), _pair_of(history, key)
+    if loss is None or pair is None:
+        return []
+    name = key.removeprefix("loss_")
+    if loss == (0.0, 0.0):
+        return [
+            f"{name}: the loss was 0 from the start, so this pair teaches nothing. A map of one cell is 0 after "
+            "instance normalisation: leave the pair out, or use larger images."
+        ]
+    if loss[1] > 0.98 * loss[0]:
+        return [
+            f"{name}: the loss did not fall ({loss[0]:.3g} to {loss[1]:.3g}). The student may be too small for this "
+            "pair, or the pair or the weight is wrong."
+        ]
+    ends = {kind: _ends(history, f"raw_{kind}/{pair}") for kind in ("correlation", "cka")}
+    known = {kind: end for kind, end in ends.items() if end is not None}
+    if loss[1] > (1 - FELL) * loss[0] or not known or any(end[1] - end[0] >= MOVED for end in known.values()):
+        return []
+    text = " and ".join(f"raw {kind} only went from {end[0]:.2f} to {end[1]:.2f}" for kind, end in known.items())
+    return [
+        f"{name}: the loss fell by {1 - loss[1] / loss[0]:.0%} while {text}. The block or the connector learnt, not "
+        "the student (the shortcut): compare with the control `loss: instance_mse`."
+    ]

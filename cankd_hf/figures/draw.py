@@ -1,4 +1,4 @@
-"""Figures of maps over their image: levels down, models across."""
+"""Figures of maps over their image: one row a level, one column a model."""
 
 from __future__ import annotations
 
@@ -10,33 +10,29 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cankd_hf.figures.look import Seen
-from cankd_hf.figures.maps import activation, difference, pca_colours
-from cankd_hf.losses import CanKDLoss
-from cankd_hf.training.distiller import Pair
+from cankd_hf.figures.maps import activation, difference, effective_keys, pca_colours
+from cankd_hf.losses import CanKDLoss, attention_map
+from cankd_hf.losses.affinities import AFFINITIES
+from cankd_hf.training.placing import Pair
 
-CELL = 2.0  # inches a panel is wide: at 110 dots an inch, five of them fill the report's page at their own size
+CELL = 2.0  # inches, width of a panel: at 110 dots per inch five of them fill the report's page without scaling
 DPI = 110
 FONT = 10
 HEAT = "magma"
-MOST_UNLIKE = 1.5  # end of the scale of differences, the same in every figure; unrelated maps have 1 on average
-THROUGH = "through the Can block"
+MOST_UNLIKE = 1.5  # end of the scale of differences in every figure; unrelated maps have 1 on average
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG file's content."""
+    """The content of a PNG file of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
 def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> tuple[Figure, Any]:
-    """A figure of rows x columns panels with the image's proportions, without ticks and frames; axes [rows, columns].
+    """A figure of panels with the proportions of an image [H, W, 3] (at most 2:1), and its axes [rows, columns].
 
-    Args:
-        rows: of panels.
-        columns: of panels.
-        image: [H, W, 3]; panels are at most twice as high as wide, or wide as high.
-        footer: inches to add below.
+    `footer`: inches to add below.
     """
     share = min(max(image.shape[0] / image.shape[1], 0.5), 2.0)
     size = (CELL * columns + 1.0, (CELL * share + 0.15) * rows + 0.5 + footer)
@@ -51,9 +47,9 @@ def panels(rows: int, columns: int, image: np.ndarray, footer: float = 0.0) -> t
 
 
 def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **style: Any) -> Any:
-    """Draws a map [h, w] in colour over its image in grey; each cell keeps its edges. Returns the coloured layer.
+    """Draws a map [h, w] in colour over its image in grey, without interpolation. Returns the coloured layer.
 
-    The image is brought to middle greys, so that colours look alike over dark images and bright ones.
+    The image is mapped to middle greys, so that colours look alike over dark and bright images.
     """
     height, width = image.shape[:2]
     grey = image @ np.array([0.299, 0.587, 0.114])
@@ -64,20 +60,23 @@ def overlay(axis: Any, image: np.ndarray, values: Tensor, alpha: float = 0.7, **
     return axis.imshow(values.numpy(), **settings)
 
 
-def label_rows(axes: Any, texts: list[str]) -> None:
-    """Writes at the left of each row which level it is."""
-    for axis, text in zip(axes[:, 0], texts, strict=True):
+def label(axes: Any, rows: list[str], columns: list[str]) -> None:
+    """Writes a label at the left of each row and a title above each column."""
+    for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text, fontsize=FONT)
-
-
-def title_columns(axes: Any, titles: list[str]) -> None:
-    """Writes above each column whose maps stand there."""
-    for axis, title in zip(axes[0], titles, strict=True):
+    for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=FONT + 1)
 
 
+def colour_bar(figure: Figure, axes: Any, shown: Any, text: str, **settings: Any) -> Any:
+    """Adds a colour bar below all panels."""
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, **settings)
+    bar.set_label(text, fontsize=FONT)
+    return bar
+
+
 def pair_text(seen: Seen, pair: Pair) -> str:
-    """`level 2, stride 16` of the student and, where it is another, of the teacher."""
+    """`level 2, stride 16` of the student and, where it differs, of the teacher."""
     ours = level_text(seen, pair.student, next(iter(seen.students.values()))[pair.student])
     theirs = level_text(seen, pair.teacher, seen.teacher_map(pair))
     return ours if ours == theirs else f"{ours}\n{pair.of or 'teacher'}: {theirs}"
@@ -89,7 +88,7 @@ def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
 
 
 def heat_maps(seen: Seen) -> Figure:
-    """Where each level of each student, and of the teacher, is active (the paper's figure 6)."""
+    """Activation of each level of each student and of the teachers (the paper's figure 6)."""
     # student level -> the first pair with each teacher
     partners: dict[int, dict[str, Pair]] = {}
     for pair in seen.pairs:
@@ -112,20 +111,18 @@ def heat_maps(seen: Seen) -> Figure:
     texts = [level_text(seen, index, found) for index, found in enumerate(levels)]
     for level, pairs in partners.items():
         texts[level] = pair_text(seen, next(iter(pairs.values())))
-    label_rows(axes, texts)
-    title_columns(axes, titles)
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, ticks=[0, 1])
-    bar.ax.set_xticklabels(["low", "high"])
-    bar.set_label("mean absolute activation over channels, scaled for each map", fontsize=FONT)
+    label(axes, texts, titles)
+    text = "mean absolute activation over channels, scaled for each map"
+    colour_bar(figure, axes, shown, text, ticks=[0, 1]).ax.set_xticklabels(["low", "high"])
     return figure
 
 
 def difference_maps(seen: Seen) -> Figure | None:
-    """Where a student, after its connector, differs from the teacher, on one scale; None where nothing is connected.
+    """Difference of each student, after its connector, to the teacher, on one scale; None where nothing is connected.
 
-    The last column is the same for the student map as the first Can block of that pair makes it: what its loss sees.
+    The last column shows the student map after the first Can block of that pair, which is what its loss compares.
     """
-    columns = [(name, {pair: maps[0] for pair, maps in found.items()}) for name, found in seen.connected.items()]
+    columns = [(name, {pair: maps[0] for pair, maps in pairs.items()}) for name, pairs in seen.connected.items()]
     if not columns:
         return None
     last, found = next(reversed(seen.connected.items()))
@@ -135,27 +132,19 @@ def difference_maps(seen: Seen) -> Figure | None:
             student, teacher = (m[None] for m in found[pair])
             through[pair] = loss.transform(student, teacher)[0].detach()
     if through:
-        columns.append((f"{last},\n{THROUGH}", through))
-    teachers = {pair: maps[1] for pair, maps in found.items()}
-    values = {
-        (pair, title): difference(maps[pair], teachers[pair])
-        for pair in seen.pairs
-        for title, maps in columns
-        if pair in maps
-    }
+        columns.append((f"{last},\nthrough the Can block", through))
     figure, axes = panels(len(seen.pairs), len(columns), seen.image, footer=0.6)
     shown: Any = None
     for pair, row in zip(seen.pairs, axes, strict=True):
-        for (title, _), axis in zip(columns, row, strict=True):
-            if (pair, title) not in values:
+        for (_, maps), axis in zip(columns, row, strict=True):
+            if pair not in maps:
                 continue
-            value = values[pair, title]
+            value = difference(maps[pair], found[pair][1])
             shown = overlay(axis, seen.image, value, 0.8, cmap="viridis", vmin=0, vmax=MOST_UNLIKE)
             axis.set_xlabel(f"mean {value.mean():.2f}", fontsize=FONT)
-    label_rows(axes, [pair_text(seen, pair) for pair in seen.pairs])
-    title_columns(axes, [title for title, _ in columns])
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, pad=0.02, extend="max")
-    bar.set_label("difference to the teacher: 0 equal, 1 as unlike as unrelated maps", fontsize=FONT)
+    label(axes, [pair_text(seen, pair) for pair in seen.pairs], [title for title, _ in columns])
+    text = "difference to the teacher: 0 equal, 1 as unlike as unrelated maps"
+    colour_bar(figure, axes, shown, text, extend="max")
     return figure
 
 
@@ -180,6 +169,80 @@ def pca_maps(seen: Seen) -> Figure:
     for colours, row in zip(rows, axes, strict=True):
         for axis, picture in zip(row, [seen.image, *(found.numpy() for found in colours)], strict=True):
             axis.imshow(picture, interpolation="nearest", aspect="auto")
-    label_rows(axes, texts)
-    title_columns(axes, titles)
+    label(axes, texts, titles)
     return figure
+
+
+def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure | None:
+    """Attention of one pixel of the last student over the teacher's map, for each CanKD term and pair.
+
+    Args:
+        seen: the maps.
+        pixel: row and column in the image before it was resized; default: the centre.
+
+    Returns:
+        The figure, or None without a CanKD term.
+    """
+    blocks = {(term, pair): loss for term, pair, loss in seen.losses if isinstance(loss, CanKDLoss)}
+    if not blocks:
+        return None
+    height, width = seen.size
+    y, x = pixel if pixel is not None else (height // 2, width // 2)
+    terms = list(dict.fromkeys(term for term, _ in blocks))
+    pairs = sorted({pair for _, pair in blocks})
+    maps = next(reversed(seen.connected.values()))
+    figure, axes = panels(len(pairs), 1 + len(terms), seen.image, footer=0.3 * len(pairs))
+    for pair, row in zip(pairs, axes, strict=True):
+        student, teacher = maps[pair]
+        rows, columns = student.shape[1:]
+        cell = (y * rows // height, x * columns // width)
+        row[0].imshow(seen.image, extent=(0, seen.image.shape[1], seen.image.shape[0], 0), aspect="auto")
+        _mark_cell(row[0], seen, (rows, columns), cell)
+        for term, axis in zip(terms, row[1:], strict=True):
+            if (term, pair) not in blocks:
+                axis.text(0.5, 0.5, "not compared\nby this term", ha="center", va="center", fontsize=FONT)
+                continue
+            loss = blocks[term, pair]
+            _draw_attention(figure, axis, seen, loss, attention_map(loss, student, teacher, cell))
+            _mark_cell(axis, seen, (rows, columns), cell)
+    titles = [f"query pixel {y}, {x}", *(_title(term, blocks, pairs) for term in terms)]
+    label(axes, [pair_text(seen, pair) for pair in pairs], titles)
+    return figure
+
+
+def _title(term: str, blocks: dict[tuple[str, Pair], CanKDLoss], pairs: list[Pair]) -> str:
+    affinity = next(blocks[term, pair].affinity for pair in pairs if (term, pair) in blocks)
+    return affinity.replace("_", " ") if term in (affinity, "cankd") else f"{term}:\n{affinity.replace('_', ' ')}"
+
+
+def _draw_attention(figure: Figure, axis: Any, seen: Seen, loss: CanKDLoss, values: Tensor) -> None:
+    """One attention map with its own colour bar, as the affinities have no common unit."""
+    style: dict[str, Any]
+    value_range = AFFINITIES[loss.affinity].value_range
+    if value_range == "signed":
+        limit = float(values.abs().max()) or 1.0
+        style = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "alpha": 0.85}
+        note = "of either sign"
+    else:
+        style = {"cmap": HEAT, "vmin": 0, "vmax": float(values.max()) or 1.0}
+        note = "at least 0" if values.any() else "0 everywhere: it reads nothing"
+    shown = overlay(axis, seen.image, values, **style)
+    if value_range == "softmax":
+        note = f"spread over {effective_keys(values):.3g} of {values.numel()} keys"
+    bar = figure.colorbar(shown, ax=axis, location="bottom", aspect=30, pad=0.02, fraction=0.06)
+    bar.ax.ticklabel_format(axis="x", scilimits=(-2, 3))
+    bar.ax.locator_params(nbins=3)
+    bar.ax.tick_params(labelsize=FONT - 2)
+    bar.ax.xaxis.get_offset_text().set_fontsize(FONT - 2)
+    axis.set_xlabel(note, fontsize=FONT - 1)
+
+
+def _mark_cell(axis: Any, seen: Seen, grid: tuple[int, int], cell: tuple[int, int]) -> None:
+    """A frame of fixed size, visible on any background, at the middle of the query's cell."""
+    height, width = seen.image.shape[:2]
+    tall, wide = height / grid[0], width / grid[1]
+    y, x = (cell[0] + 0.5) * tall, (cell[1] + 0.5) * wide
+    for colour, line in (("black", 3.5), ("white", 1.5)):
+        axis.plot([x], [y], "s", markersize=10, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=line)
+    axis.set_xlim(0, width)
+    axis.set_ylim(height, 0)

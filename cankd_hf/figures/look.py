@@ -1,9 +1,10 @@
-"""One image through several students and their teacher: the maps that the figures are drawn from."""
+"""Runs one image through students and teachers: the maps that the figures are drawn from."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
@@ -23,10 +24,9 @@ class Subject:
     """One student to look at.
 
     Attributes:
-        name: what figures call it: `student before`.
-        taps: on the student, where its maps are read.
-        distiller: connectors and losses that belong to these very weights; None: its maps are shown as they are and
-            compared with nothing.
+        name: its title in figures, such as `student before`.
+        taps: where the student's maps are read.
+        distiller: connectors and losses of these weights; None: its maps are not compared with a teacher.
     """
 
     name: str
@@ -44,16 +44,16 @@ class SeenLoss(NamedTuple):
 
 @dataclass
 class Seen:
-    """What everybody made of one image. All maps are float32 on the CPU.
+    """All maps of one image, float32 on the CPU.
 
     Attributes:
         name: of the image.
         image: [H, W, 3] in 0..1, as the student got it.
-        size: height and width of the image before it was resized; pixels are named in it.
+        size: height and width of the image before it was resized; pixel coordinates refer to it.
         students: name -> maps [C, h, w], fine to coarse.
         teachers: name -> maps [C, h, w]; empty without a teacher.
         connected: name -> pair -> student and teacher map of one shape [C, h, w], after the student's connector.
-        losses: term, pair and loss on maps of the last subject that has any.
+        losses: losses on maps of the last subject that has any.
     """
 
     name: str
@@ -88,15 +88,15 @@ def look(
     teachers: Mapping[str, Teacher] | Teacher | None = None,
     size: tuple[int, int] | None = None,
 ) -> Seen:
-    """Runs one image through all models, in eval mode; their modes, gradients and random state stay as they were.
+    """Runs one image through all models in eval mode; their modes, gradients and random state stay as they were.
 
     Args:
         name: of the image.
         pixel_values: [3, H, W], normalised with the student's statistics.
-        image: the same image for the eye, [H, W, 3] in 0..1.
+        image: the same image without normalisation, [H, W, 3] in 0..1.
         subjects: the students.
-        teachers: one or several by name, told the student's statistics; None: nothing is compared.
-        size: height and width of the image before it was resized; None: it was not.
+        teachers: one, or several by name, with `set_input_stats` called; None: nothing is compared.
+        size: height and width of the image before it was resized; None: it was not resized.
     """
     seen = Seen(name, image, size or (image.shape[0], image.shape[1]))
     batch = pixel_values[None].float()
@@ -104,7 +104,7 @@ def look(
         output = teacher(batch.to(teacher.input_scale.device))
         seen.teachers[label] = [found[0].float().cpu() for found in output.maps]
     for subject in subjects:
-        with _EvalMode(subject.taps.model):
+        with _eval_mode(subject.taps.model):
             device = next(subject.taps.model.parameters()).device
             maps = subject.taps.run(batch.to(device), **subject.taps.forward_kwargs)
         seen.students[subject.name] = [found[0].float().cpu() for found in maps]
@@ -114,7 +114,9 @@ def look(
 
 
 def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
-    """Adds the maps after the connectors, and copies of the losses: figures compute on copies, on the CPU."""
+    """Adds the maps after the connectors and copies of the losses, which figures compute with on the CPU."""
+    if not distiller.pairs:  # all losses are on logits
+        return
     ours = seen.students[name]
     found: dict[Pair, tuple[Tensor, Tensor]] = {}
     for label, pair in distiller.pairs.items():
@@ -129,16 +131,13 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
     ]
 
 
-class _EvalMode:
-    """A model in eval mode; afterwards each of its modules is in the mode it had, frozen BatchNorms too."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modes = [(module, module.training) for module in model.modules()]
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *problem: object) -> None:
-        for module, training in self._modes:
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module is in the mode it had, frozen BatchNorms too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
             module.training = training

@@ -1,4 +1,4 @@
-"""From feature maps to what a figure shows: numbers only, no drawing."""
+"""The numbers that figures show of feature maps; no drawing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from torch import Tensor
 
 
 def activation(feature_map: Tensor) -> Tensor:
-    """Mean over channels of the absolute value, brought to 0..1 for each map (its 2nd to 98th percentile).
+    """Mean over channels of the absolute value of a map [C, h, w], scaled to 0..1 (its 2nd to 98th percentile).
 
-    Args:
-        feature_map: [C, h, w].
-
-    Returns:
-        [h, w]; 0 everywhere for a constant map. It says where a map is active, not how strongly: two networks have
-        no common scale.
+    Returns [h, w], 0 everywhere for a constant map: where a map is active and not how strongly, since two networks
+    have no common scale.
     """
     strength = feature_map.abs().mean(dim=0)
     low, high = _percentiles(strength.flatten(), 0.02, 0.98)
@@ -32,15 +28,8 @@ def instance_normalised(feature_map: Tensor) -> Tensor:
 def difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Half the squared difference of the instance-normalised maps, mean over channels, at each position.
 
-    Its mean over positions is the distance of the CanKD loss (instance-norm MSE), without or with the Can block as
-    `student` is the student map or the transformed one. 0: equal; 1 on average: as unlike as unrelated maps.
-
-    Args:
-        student: [C, h, w], after the connector.
-        teacher: [C, h, w].
-
-    Returns:
-        [h, w].
+    The mean of the result [h, w] is the distance of the CanKD loss (instance-norm MSE) between the teacher map
+    [C, h, w] and the student map [C, h, w], before or after the Can block. 0: equal; 1 on average: unrelated maps.
     """
     gap = instance_normalised(student) - instance_normalised(teacher)
     return 0.5 * gap.square().mean(dim=0)
@@ -50,12 +39,12 @@ def pca_colours(reference: Tensor, *others: Tensor) -> list[Tensor]:
     """The first three principal components of a map as red, green and blue, and other maps in the same basis.
 
     Maps are instance-normalised first, because the loss leaves scale and mean of each channel free. Each component is
-    brought to 0..1 by the reference's 2nd to 98th percentile; what lies outside is clipped. The sign of a component,
-    which a decomposition leaves open, is chosen so that its largest weight is positive.
+    scaled to 0..1 by the reference's 2nd to 98th percentile and clipped. The sign of a component, which is arbitrary,
+    is chosen so that its largest weight is positive.
 
     Args:
-        reference: [C, h, w], which gives basis and scale.
-        others: [C, *, *], of the same channels.
+        reference: [C, h, w], from which basis and scale are computed.
+        others: [C, *, *].
 
     Returns:
         [h, w, 3] in 0..1 for the reference and each of the others.
@@ -77,7 +66,7 @@ def pca_colours(reference: Tensor, *others: Tensor) -> list[Tensor]:
 
 
 def effective_keys(weights: Tensor) -> float:
-    """How many keys share a softmax's attention: exp of its entropy, 1 (one key) to M (all alike)."""
+    """Effective number of keys of a softmax: exp of its entropy, from 1 (one key) to M (uniform)."""
     share = weights.double().flatten()
     return float(torch.exp(-torch.xlogy(share, share).sum()))
 

@@ -1,4 +1,4 @@
-"""The card of a student: facts in, README.md out. What was not recorded is left out, never guessed."""
+"""The model card of a student, from recorded facts; what was not recorded is left out, never guessed."""
 
 from __future__ import annotations
 
@@ -12,41 +12,27 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from cankd_hf.hub.facts import Facts, licence_of, read_facts
+from cankd_hf.hub import sections
+from cankd_hf.hub.facts import Facts, hub_id, read_facts
 from cankd_hf.hub.files import CARD_FILE
-from cankd_hf.hub.sections import (
-    citation,
-    limits,
-    made,
-    markdown,
-    purpose,
-    reached,
-    results_table,
-    terms_table,
-)
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 _MARK = "<!-- written by cankd_hf "
-# The Hub's word for a licence that nobody has stated.
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # the Hub's identifier for an unstated licence
 
 
 def write_card(
     folder: str | Path, *, licence: str | None = None, tags: Sequence[str] = (), title: str | None = None
 ) -> Path:
-    """Writes README.md beside a saved student from the files there; one that a person has changed is kept.
+    """Writes README.md beside a saved student from the files there and returns its path; an edited one is kept.
 
     Args:
         folder: of a run or of a checkpoint.
-        licence: the student's licence, a Hub identifier such as `apache-2.0`; where not given what the recipe says
-            under `hub:`, else `unknown`.
+        licence: a Hub identifier such as `apache-2.0`; default: the recipe's `hub.license`, else `unknown`.
         tags: further tags, beside the recipe's.
-        title: heading; the folder's name where not given.
-
-    Returns:
-        The card's path.
+        title: heading; default: the folder's name.
 
     Raises:
         InputError: if a file with facts cannot be read.
@@ -60,10 +46,9 @@ def write_card(
 
 
 def card_for(folder: Path, repo: str) -> str:
-    """The card to push: the one beside the student, its folder replaced by the repository's name; else a new one.
+    """The card to push: the one beside the student, with its folder replaced by the repository's name; else a new one.
 
-    Raises:
-        InputError: if a file with facts cannot be read.
+    Raises InputError if a file with facts cannot be read.
     """
     file = folder / CARD_FILE
     if not file.is_file():
@@ -78,31 +63,23 @@ def card_for(folder: Path, repo: str) -> str:
 def render_card(
     facts: Facts, name: str, licence: str | None = None, tags: Sequence[str] = (), title: str | None = None
 ) -> str:
-    """The card's text.
-
-    Args:
-        facts: from `read_facts`.
-        name: what `from_pretrained` takes: a Hub id or a folder.
-        licence: see `write_card`.
-        tags: see `write_card`.
-        title: see `write_card`.
-    """
+    """The card's text; `name` is what `from_pretrained` takes, the rest as in `write_card`."""
     title = title or Path(name).name
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     code, code_note = facts.task.usage(facts.config, name)
-    rows, table_note = results_table(facts)
+    rows, table_note = sections.results_table(facts)
     text = template.render(
         metadata=card_data(facts, title, licence, tags).to_yaml().strip(),
         title=title,
-        purpose=purpose(facts),
+        purpose=sections.purpose(facts),
         code=code,
         code_note=code_note,
-        table=markdown(rows),
+        table=sections.markdown(rows),
         table_note=table_note,
-        made=made(facts, licence_of(facts.teacher_id, facts.teacher.get("revision"))),
-        terms=markdown(terms_table(facts)),
-        limits=limits(facts),
-        citation=citation(facts),
+        made=sections.made(facts),
+        terms=sections.markdown(sections.terms_table(facts)),
+        limits=sections.limits(facts),
+        citation=sections.citation(facts),
     )
     mark = json.dumps({"for": name, "sha256": _digest(text)})
     return f"{text}\n{_MARK}{mark} -->\n"
@@ -112,20 +89,19 @@ def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequen
     """The Hub's metadata.
 
     `base_model` lists the Hub models that the student descends from: the one whose weights it started from, then the
-    teacher. The Hub knows four relations and none for distillation; `finetune` is the nearest, the text is exact.
+    teachers. The Hub has no relation for distillation; `finetune` is the nearest.
     """
-    base = list(dict.fromkeys(name for name in (facts.start_id, facts.teacher_id) if name is not None))
-    more: dict[str, Any] = {}
-    if base:
-        more.update(base_model=base, base_model_relation="finetune")
+    teachers = [hub_id(manifest.get("model")) for manifest in facts.teachers.values()]
+    base = list(dict.fromkeys(name for name in (facts.start_id, *teachers) if name is not None))
+    more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}
     if facts.dataset_id is not None:
         more["datasets"] = [facts.dataset_id]
-    scores, split = reached(facts)
+    scores, split = sections.reached(facts)
     if scores:
         more["metrics"] = [facts.task.metrics[name].hub for name in scores]
     if scores and facts.data.get("path"):  # a score without its data set says nothing
         more.update(model_name=title, eval_results=_eval_results(facts, scores, split))
-    own = ["cankd"] + (["knowledge-distillation"] if facts.teacher else [])
+    own = ["cankd"] + (["knowledge-distillation"] if facts.teachers else [])
     return ModelCardData(
         license=licence or facts.hub.get("license") or UNKNOWN,
         library_name="transformers",
@@ -157,7 +133,7 @@ def _digest(text: str) -> str:
 
 
 def _is_ours(text: str) -> bool:
-    """Whether a card is as it was written: a hash at its end tells."""
+    """Whether a card is unchanged since it was written, by the hash at its end."""
     body, mark, rest = text.rpartition(f"\n{_MARK}")
     if not mark:
         return False

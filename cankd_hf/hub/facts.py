@@ -1,4 +1,4 @@
-"""What is known about a student: written down by the trainer, gathered again from its folder for the card."""
+"""What is recorded about a student: written by the trainer, read again from its folder for the card."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import os
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from transformers.utils import CONFIG_NAME
 
@@ -26,31 +26,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass
 class Facts:
-    """All that a card may say; what is empty was not recorded and stays unsaid.
+    """All that a card may say; what was not recorded is empty and left out of the card."""
 
-    Attributes:
-        folder: where the student lies.
-        config: its config.json.
-        run: what the trainer wrote down (`trainer_facts`).
-        results: what the run measured (results.json).
-        recipe: the resolved recipe.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    run: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]  # the student's config.json
+    run: dict[str, Any]  # what the trainer recorded, distillation.json
+    results: dict[str, Any]  # what the run measured, results.json
+    recipe: dict[str, Any]  # the resolved one
 
     @property
-    def teacher(self) -> dict[str, Any]:
-        """The teacher's manifest; empty where there was none, or none is known."""
-        return self.run.get("teacher") or {}
-
-    @property
-    def teacher_id(self) -> str | None:
-        """The teacher on the Hub, where it is there."""
-        return hub_id(self.teacher.get("model"))
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        """Manifest of each teacher by name; the only one is called `teacher`."""
+        one = self.run.get("teacher")
+        return self.run.get("teachers") or ({"teacher": one} if one else {})
 
     @property
     def start_id(self) -> str | None:
@@ -62,7 +49,7 @@ class Facts:
 
     @property
     def dataset_id(self) -> str | None:
-        """The data set on the Hub, where it is there."""
+        """The data set on the Hub, if it is there."""
         return hub_id(self.data.get("path"))
 
     @property
@@ -77,21 +64,17 @@ class Facts:
 
     @property
     def task(self) -> type[Task]:
-        """What the student does."""
+        """The student's task."""
         return recorded_task(self.run, self.config)
 
     @property
     def pipeline_tag(self) -> str:
-        """The Hub's name of it."""
+        """The Hub's name of the task."""
         return self.run.get("pipeline_tag") or self.task.pipeline_tag_of(self.config)
 
 
 def read_facts(folder: str | Path) -> Facts:
-    """Gathers what the files beside a student say about it.
-
-    Raises:
-        InputError: for a file that cannot be read.
-    """
+    """Reads what the files beside a student say about it. Raises InputError for a file that cannot be read."""
     folder = Path(folder)
     recipe = folder / RECIPE_FILE
     try:
@@ -99,46 +82,41 @@ def read_facts(folder: str | Path) -> Facts:
     except yaml.YAMLError as error:
         raise InputError(f"{recipe}: expected YAML, got {' '.join(str(error).split())}; remove the file") from error
     config, run, results = (read_json(folder / name) for name in (CONFIG_NAME, FACTS_FILE, RESULTS_FILE))
-    return Facts(folder, config, run, results, settings if isinstance(settings, dict) else {})
+    return Facts(config, run, results, settings if isinstance(settings, dict) else {})
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes what the trainer knows beside the student."""
+    """Writes what the trainer recorded beside the student."""
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
 def hub_id(name: object) -> str | None:
-    """`name` if it can be a repository on the Hub and is no folder here."""
+    """`name` if it can be a repository on the Hub and is not a local folder."""
     text = str(name or "")
-    if text.startswith("torchvision/"):
-        return None
-    if text.startswith("timm/") and "." not in text:  # an architecture; weights on the Hub have a tag: timm/x.y
+    # timm/x is an architecture; weights on the Hub have a tag: timm/x.y
+    if text.startswith("torchvision/") or (text.startswith("timm/") and "." not in text):
         return None
     return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
 
 
 @cache
 def licence_of(model: str | None, revision: str | None = None) -> str | None:
-    """The licence that a model's own card names, where it can be looked up and names one."""
+    """The licence in a model's own card; None where the card cannot be read or names none."""
     if model is None:
         return None
     try:
         file = Path(model) / "README.md"
-        card = ModelCard.load(file) if file.is_file() else _hub_card(model, revision)
+        if not file.is_file():
+            file = Path(hf_hub_download(model, "README.md", revision=revision, etag_timeout=5))
+        card = ModelCard.load(file)
     except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError):
-        return None  # offline, gated or without a card: then it is not known
+        return None  # offline, gated or without a card
     licence = card.data.get("license_name") or card.data.get("license")
     return licence if isinstance(licence, str) else None
 
 
-def _hub_card(model: str, revision: str | None) -> ModelCard:
-    from huggingface_hub import hf_hub_download
-
-    return ModelCard.load(hf_hub_download(model, "README.md", revision=revision, etag_timeout=5))
-
-
 def hardware(device: torch.device) -> str:
-    """The machine in words: `NVIDIA H200`, `CPU (x86_64, 2 threads, 4 cores)`."""
+    """Name of the machine: `NVIDIA H200`, `CPU (x86_64, 2 threads, 4 cores)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Which files of a folder are the student: the only ones that ever leave this machine."""
+"""Which files of a folder belong to the student: the only ones that are ever pushed."""
 
 from __future__ import annotations
 
@@ -19,51 +19,41 @@ CARD_FILE = "README.md"
 FACTS_FILE = "distillation.json"
 RECIPE_FILE = "recipe.yaml"
 RESULTS_FILE = "results.json"
-# Beside configuration, weights and code. Everything that is not named here stays: optimizer, connectors, teacher,
-# random states, pictures of the data.
+# Pushed beside configuration, weights and code. All other files stay local: optimizer, connectors, teacher, random
+# states, pictures of the data.
 _BESIDE = (
     *(IMAGE_PROCESSOR_NAME, "processor_config.json", RECIPE_FILE, FACTS_FILE, RESULTS_FILE),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),  # of those that read a text
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
 )
-# First part of a tensor's name that marks a whole training module rather than a student.
+# First part of a tensor's name in the weights of a whole training module instead of a student.
 _NOT_A_STUDENT = {"student", "teacher", "connectors", "losses"}
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One file to push.
-
-    Attributes:
-        name: its path in the repository.
-        source: the file, or its content.
-    """
+    """One file to push: its path in the repository, and the local file or the content."""
 
     name: str
     source: Path | bytes
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def text(self) -> bytes:
-        """The content, for what is not weights."""
+        """The content."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
 def student_files(folder: Path) -> list[Path]:
-    """The files that make up a saved student, without its card.
+    """The files that make up a saved student, without its card, in the folder of a run or of a checkpoint.
 
-    Args:
-        folder: of a run or of a checkpoint.
-
-    Returns:
-        Configuration, weights, model code, image processor, tokenizer, recipe, facts and results, as far as they are
-        there.
+    Configuration, weights, model code, image processor, tokenizer, recipe, facts and results, as far as present.
 
     Raises:
-        InputError: if there is no student, or the weights are not a student's alone.
+        InputError: if there is no student, or the weights are not only a student's.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: expected the folder of a saved student, got no folder; check the path")
@@ -81,11 +71,7 @@ def student_files(folder: Path) -> list[Path]:
 
 
 def check_no_secret(uploads: list[Upload]) -> None:
-    """Refuses files that hold a Hub token: a push is forever.
-
-    Raises:
-        InputError: naming the files, never the token.
-    """
+    """Raises InputError for files that contain a Hub token, naming the files and not the token."""
     own = (get_token() or "").encode()
     found = []
     for upload in uploads:
@@ -99,11 +85,7 @@ def check_no_secret(uploads: list[Upload]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file, or nothing where there is none.
-
-    Raises:
-        InputError: if it cannot be read as an object.
-    """
+    """The object in a JSON file; empty without the file. Raises InputError if the file holds anything else."""
     if not file.is_file():
         return {}
     try:
@@ -143,7 +125,7 @@ def _check_names(file: Path) -> None:
 
 
 def _code(folder: Path, config: Path) -> list[Path]:
-    """The Python files that `trust_remote_code=True` will run, and those which they import."""
+    """The Python files that `trust_remote_code=True` runs, and those that they import."""
     listed = read_json(config).get("auto_map", {}).values()
     classes = [name for value in listed for name in ([value] if isinstance(value, str) else value) if name]
     # "other/repo--module.Class" is code that lives elsewhere.

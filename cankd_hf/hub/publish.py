@@ -1,4 +1,4 @@
-"""What a run does with the Hub: ask before the training whether it may push, and push when everything is written."""
+"""What a run does with the Hub: check before training that it may push, and push when everything is written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from cankd_hf.hub.upload import open_repo, plan, push
 
 
 def open_target(folder: str | Path, args: TrainingArguments) -> str | None:
-    """Creates the repository that `training.push_to_hub` asks for, before hours of training are at stake.
+    """Creates the repository that `training.push_to_hub` asks for; done before training, so that it fails early.
 
-    Args:
-        folder: of the run; its name is the repository's where `hub_model_id` gives none.
-        args: the run's settings.
-
-    Returns:
-        The repository's full name; None where nothing is to be pushed.
+    Returns its full name (by default the run folder's name), or None where nothing is to be pushed.
 
     Raises:
         InputError: without a token, without rights, or without network.
@@ -33,15 +28,10 @@ def open_target(folder: str | Path, args: TrainingArguments) -> str | None:
 def publish(folder: str | Path, args: TrainingArguments) -> str | None:
     """Writes the card of a finished run beside its student, and pushes both where the run asks for it.
 
-    Args:
-        folder: of the run, with everything in it.
-        args: the run's settings.
-
-    Returns:
-        The commit's address; None where nothing was to be pushed.
+    Returns the commit's URL, or None where nothing was to be pushed.
 
     Raises:
-        InputError: if the push failed; the student lies safe in the folder, and the message says how to repeat it.
+        InputError: if the push failed; the student stays in the folder, and the message says how to push again.
     """
     if args.process_index != 0:
         return None

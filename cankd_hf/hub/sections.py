@@ -1,4 +1,4 @@
-"""What a card says, one function a section; each says only what the facts hold."""
+"""The sections of a card, one function each, from recorded facts only."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cankd_hf.hub.facts import Facts
+from cankd_hf.hub.facts import Facts, hub_id, licence_of
 from cankd_hf.losses import LOSSES
 
-# Rows of the result table, in the order they are read.
+# Rows of the result table, in their order.
 _ROWS = ("student alone", "student", "student distilled", "teacher")
 
 
 def purpose(facts: Facts) -> str:
     """What the student is for, in one sentence."""
     size = f" of {facts.run['parameters']:,} parameters" if "parameters" in facts.run else ""
-    source = f"distilled from {_teacher_name(facts)}" if facts.teacher else "trained without a teacher"
+    teachers = " and ".join(_teacher_name(facts, name) for name in facts.teachers)
+    source = f"distilled from {teachers}" if teachers else "trained without a teacher"
     return facts.task.purpose(facts.config, size, source)
 
 
 def reached(facts: Facts) -> tuple[dict[str, float], str]:
-    """The scores of the student that tables show, and the split they were taken on; empty where not measured."""
+    """The student's scores that tables show, and the split they were measured on; empty where not measured."""
     arms = facts.results.get("arms") or []
     if arms:
         return _known(facts, arms[-1].get("scores") or {}), str(facts.results.get("split", "test"))
@@ -34,27 +35,29 @@ def _known(facts: Facts, scores: dict[str, Any]) -> dict[str, float]:
 
 
 def results_table(facts: Facts) -> tuple[list[list[str]], str]:
-    """The table of student alone, student and teacher, as far as they were measured, and a line on it."""
+    """The table of student alone, student and teacher, as far as they were measured, and a note on it."""
     scores, split = reached(facts)
     if not scores:
         return [], ""
-    arms = facts.results.get("arms") or [{"name": "student", "scores": facts.run["scores"], **_size(facts)}]
+    run = facts.run
+    student = {"name": "student", "parameters": run.get("parameters"), "steps": run.get("step")}
+    arms = facts.results.get("arms") or [{**student, "scores": run["scores"]}]
     arms = sorted(arms, key=lambda arm: _ROWS.index(arm["name"]) if arm["name"] in _ROWS else len(_ROWS))
-    header = ["model", "parameters", "steps", *(facts.task.metrics[name].title for name in scores)]
-    rows = [header]
+    rows = [["model", "parameters", "steps", *(facts.task.metrics[name].title for name in scores)]]
     for arm in arms:
         known = _known(facts, arm.get("scores") or {})
         sizes = [f"{arm[key]:,}" if arm.get(key) else "" for key in ("parameters", "steps")]
         name = arm["name"] + (" †" if arm.get("inherited") else "")
         rows.append([name, *sizes, *(f"{known[key]:.4f}" if key in known else "" for key in scores)])
-    note = f"Scores of the {split} split, from one run{_seed(facts)}."
+    seed = f" with seed {run['seed']}" if "seed" in run else ""
+    note = f"Scores of the {split} split, from one run{seed}."
     if any(arm.get("inherited") for arm in arms):
         note += " † starts with parts of the teacher's weights."
     return rows, note + _gap(facts)
 
 
 def _gap(facts: Facts) -> str:
-    """What distillation brought, in one sentence; nothing where it was not measured."""
+    """How much distillation improved the score, in one sentence; empty where it was not measured."""
     gap = facts.results.get("gap_closed")
     if gap is None:
         return ""
@@ -67,34 +70,27 @@ def _gap(facts: Facts) -> str:
     return f" Distillation closed {gap:.0%} of the gap in {metric} between the student alone and the teacher."
 
 
-def _size(facts: Facts) -> dict[str, int]:
-    return {"parameters": facts.run.get("parameters", 0), "steps": facts.run.get("step", 0)}
-
-
-def _seed(facts: Facts) -> str:
-    return f" with seed {facts.run['seed']}" if "seed" in facts.run else ""
-
-
 def markdown(rows: list[list[str]]) -> str:
-    """A table, its head first, numbers to the right; nothing of no rows."""
+    """A Markdown table, header first, numbers aligned to the right; empty without rows."""
     if not rows:
         return ""
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
-    """How the student came to be: (heading, text)."""
+def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
+    """How the student was trained, as (heading, text); `licences`: look up the teachers' licences."""
     run, lines = facts.run, []
     if facts.start_id:
         lines.append(("Start", f"the weights of {_link(facts.start_id)}"))
-    if facts.teacher:
-        lines.append(("Teacher", _teacher(facts, teacher_licence)))
+    for name in facts.teachers:
+        heading = f"Teacher {name}" if len(facts.teachers) > 1 else "Teacher"
+        lines.append((heading, _teacher(facts, name, licences)))
     if run.get("inherited"):
         lines.append(("Inherited", f"started with the teacher's weights in {', '.join(run['inherited'])}"))
     if (data := _data(facts)) is not None:
         lines.append(("Data", data))
-    if "task_weight" in run and facts.teacher:
+    if "task_weight" in run and facts.teachers:
         lines.append(("Loss", f"{run['task_weight']:g} x task loss + the feature losses in the table below"))
     if run.get("step"):
         planned = f" of {run['planned_steps']:,} planned" if run.get("planned_steps", 0) > run["step"] else ""
@@ -119,12 +115,13 @@ def made(facts: Facts, teacher_licence: str | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _teacher(facts: Facts, licence: str | None) -> str:
-    manifest = facts.teacher
-    parts = [_link(facts.teacher_id) if facts.teacher_id else _teacher_name(facts)]
-    if manifest.get("revision"):
-        parts.append(f"revision `{manifest['revision']}`")
-    if licence:
+def _teacher(facts: Facts, name: str, licences: bool) -> str:
+    manifest = facts.teachers[name]
+    model, revision = hub_id(manifest.get("model")), manifest.get("revision")
+    parts = [_link(model) if model else _teacher_name(facts, name)]
+    if revision:
+        parts.append(f"revision `{revision}`")
+    if licences and (licence := licence_of(model, revision)):
         parts.append(f"licence {licence}")
     if "parameters" in manifest:
         parts.append(f"{manifest['parameters']:,} parameters up to its last tap")
@@ -133,17 +130,19 @@ def _teacher(facts: Facts, licence: str | None) -> str:
     return ", ".join(parts)
 
 
-def _teacher_name(facts: Facts) -> str:
-    if facts.teacher_id:
-        return facts.teacher_id
-    if str(facts.teacher.get("model")).startswith("torchvision/"):
-        return f"`{facts.teacher['model']}`"
-    fitted = bool((facts.recipe.get("teacher") or {}).get("fit"))
-    kind = facts.teacher.get("class", "model")
-    if facts.teacher.get("model") == "random weights":
+def _teacher_name(facts: Facts, name: str) -> str:
+    manifest = facts.teachers[name]
+    model, kind = manifest.get("model"), manifest.get("class", "model")
+    if hub_id(model):
+        return str(model)
+    if str(model).startswith("torchvision/"):
+        return f"`{model}`"
+    if model == "random weights":
         return f"a {kind} with random weights"
-    called = f" (`{facts.teacher['model']}`)" if facts.teacher.get("model") not in (None, "", kind) else ""
-    return f"a {kind} trained in the same run" if fitted else f"a local {kind}{called}"
+    recipe = (facts.recipe.get("teachers") or {}).get(name) or facts.recipe.get("teacher") or {}
+    if recipe.get("fit"):
+        return f"a {kind} trained in the same run"
+    return f"a local {kind}" + (f" (`{model}`)" if model not in (None, "", kind) else "")
 
 
 def _data(facts: Facts) -> str | None:
@@ -167,7 +166,7 @@ def _data(facts: Facts) -> str | None:
     return ", ".join(parts)
 
 
-def _link(name: str | None, kind: str = "") -> str:
+def _link(name: str, kind: str = "") -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})"
 
 
@@ -177,23 +176,25 @@ def _duration(seconds: float) -> str:
 
 
 def terms_table(facts: Facts) -> list[list[str]]:
-    """Each feature loss at each pair of levels, with its weight; for CanKD also the paper's mu."""
+    """Each distillation loss at each pair of levels, with its weight; for CanKD also the paper's mu."""
     terms = facts.run.get("terms") or []
     if not terms:
         return []
-    rows = [["feature loss", "student stride", "teacher stride", "weight", "mu"]]
+    several = len(facts.teachers) > 1
+    rows = [["feature loss", *(["teacher"] * several), "student stride", "teacher stride", "weight", "mu"]]
     for term in terms:
         for pair in term["pairs"]:
-            # The authors' loss has the factor 0.5 outside of mu, ours inside of the loss.
+            # The authors' loss has the factor 0.5 outside mu, ours inside the loss.
             mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
             read = [pair.get(f"{side}_stride") for side in ("student", "teacher")]
             strides = ["logits" if stride is None else f"{stride:.3g}" for stride in read]
-            rows.append([term["name"], *strides, f"{pair['weight']:g}", mu])
+            teacher = [term.get("teacher") or ""] if several else []
+            rows.append([term["name"], *teacher, *strides, f"{pair['weight']:g}", mu])
     return rows
 
 
 def limits(facts: Facts) -> list[str]:
-    """What a user should not expect, as far as the facts tell."""
+    """Known limits of the student, as far as the facts show them."""
     said = facts.task.limits(facts.config)
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
@@ -206,7 +207,9 @@ def limits(facts: Facts) -> list[str]:
         said.append("No score was recorded for these weights.")
     else:
         said.append("The scores come from one run; how far another seed would be from them is not known.")
-    if facts.teacher:
+    if len(facts.teachers) > 1:
+        said.append("What is wrong with its teachers may be wrong with it, and their licences may bind it too.")
+    elif facts.teachers:
         said.append("What is wrong with its teacher may be wrong with it, and the teacher's licence may bind it too.")
     return said
 

@@ -1,4 +1,4 @@
-"""Pushing a student: one commit, nothing but the student in it, and clear words where the Hub says no."""
+"""Pushing a student: one commit with only the student in it, and clear messages where the Hub refuses."""
 
 from __future__ import annotations
 
@@ -20,18 +20,14 @@ from cankd_hf.hub.files import CARD_FILE, Upload, check_no_secret, student_files
 
 logger = logging.getLogger(__name__)
 
-# One for the process: its single worker keeps background pushes in order.
+# One per process: its single worker keeps background pushes in order.
 _api = HfApi(library_name="cankd_hf")
 _SIGN_IN = "set the environment variable HF_TOKEN to a token with write access, or run `hf auth login`"
 
 
 @contextmanager
 def hub_problems(repo: str) -> Iterator[None]:
-    """Says in one line why the Hub did not do what was asked.
-
-    Raises:
-        InputError: instead of what the client raises.
-    """
+    """Turns the client's errors into an InputError that says in one line what went wrong."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -45,7 +41,7 @@ def hub_problems(repo: str) -> Iterator[None]:
             f"{repo}: the Hub at {constants.ENDPOINT} cannot be reached ({_line(error)}); nothing was lost, "
             "check the network and push again"
         ) from error
-    except RuntimeError as error:  # the client's word for weights that did not arrive
+    except RuntimeError as error:  # raised by the client for an upload that did not complete
         raise InputError(
             f"{repo}: the upload broke off ({_line(error.__cause__ or error)}); nothing was lost, push again"
         ) from error
@@ -75,11 +71,7 @@ def _line(error: object) -> str:
 
 
 def check_target(repo: str, token: str | None = None) -> None:
-    """Refuses what cannot be pushed to, without asking the Hub.
-
-    Raises:
-        InputError: for a name that is none, or where there is no token.
-    """
+    """Raises InputError for an invalid repository name or without a token, without a request to the Hub."""
     with hub_problems(repo):
         validate_repo_id(repo)
     if token is None and get_token() is None:
@@ -89,24 +81,18 @@ def check_target(repo: str, token: str | None = None) -> None:
 def open_repo(
     repo: str, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> tuple[str, bool]:
-    """Creates the repository, and the branch, where they are not there yet; makes sure that we may write there.
+    """Creates repository and branch where they do not exist, and checks that the token may write there.
 
-    Args:
-        repo: `me/name`, or a name under the token's own account.
-        private: whether a new one is private; None leaves it to the account's settings.
-        revision: branch to push to.
-        token: instead of the one that is signed in.
-
-    Returns:
-        The full name, and whether the repository is private.
+    `repo` may lack the owner, which is then the token's; `private` None leaves it to the account's settings. Returns
+    the full name, and whether the repository is private.
 
     Raises:
-        InputError: if the Hub refuses, or the repository is there and public although a private one is asked for.
+        InputError: if the Hub refuses, or the repository exists and is public although a private one is asked for.
     """
     check_target(repo, token)
     with hub_problems(repo):
         name = _api.create_repo(repo, private=private, exist_ok=True, token=token).repo_id
-        _api.auth_check(name, write=True, token=token)  # creating passes over what is there, even where it is not ours
+        _api.auth_check(name, write=True, token=token)  # create_repo accepts an existing one of another owner
         is_private = bool(_api.model_info(name, token=token).private)
     if private and not is_private:
         raise InputError(
@@ -120,15 +106,12 @@ def open_repo(
 
 
 def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> list[Upload]:
-    """What a push of this folder would upload: the student, and a card that names the repository.
+    """What a push of a run or checkpoint would upload: the student, and a card that names the repository.
 
-    Args:
-        folder: of a run or of a checkpoint.
-        repo: where it goes.
-        subfolders: places in the repository, "" for its root; each gets the whole student.
+    Each of the repository's `subfolders` ("" for its root) gets the whole student.
 
     Raises:
-        InputError: if there is no student, or a file holds a token.
+        InputError: if there is no student, or a file contains a token.
     """
     folder = Path(folder)
     files = [_without_home(Upload(file.name, file)) for file in student_files(folder)]
@@ -142,7 +125,7 @@ def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> 
 
 
 def _without_home(upload: Upload) -> Upload:
-    """Facts and recipe with `~` for the home folder, whose name is nobody's business."""
+    """Facts and recipe with `~` in place of the home folder, whose name is private."""
     home = str(Path.home())
     if not upload.name.endswith((".json", ".yaml")) or len(home) < 2:
         return upload
@@ -153,24 +136,20 @@ def _without_home(upload: Upload) -> Upload:
 def push(
     uploads: list[Upload], repo: str, message: str, revision: str | None = None, token: str | None = None
 ) -> CommitInfo:
-    """Uploads files in one commit: the repository holds all of them or is as it was.
+    """Uploads files in one commit: all of them or none.
 
     Raises:
-        InputError: if it did not work; it can be repeated, and what was uploaded before is not sent again.
+        InputError: if it failed; a second try does not send again what was uploaded before.
     """
+    operations = [CommitOperationAdd(upload.name, upload.source) for upload in uploads]
     with hub_problems(repo):
-        return _api.create_commit(
-            repo, _operations(uploads), commit_message=message, revision=revision, token=token, repo_type="model"
-        )
+        return _api.create_commit(repo, operations, commit_message=message, revision=revision, token=token)
 
 
 def push_in_background(
     uploads: list[Upload], repo: str, message: str, revision: str | None = None, token: str | None = None
 ) -> Future[CommitInfo]:
-    """The same beside the training, from a copy: the files may change or go while it runs.
-
-    A failure is logged as one line and never reaches the training.
-    """
+    """The same during training, from a copy of the files, which may change meanwhile; a failure is only logged."""
     copies = Path(tempfile.mkdtemp(prefix="cankd-push-"))
     kept = {upload.source for upload in uploads if isinstance(upload.source, Path)}
     places = {source: copies / source.name for source in kept}
@@ -188,7 +167,3 @@ def push_in_background(
             shutil.rmtree(copies)
 
     return _api.run_as_future(job)
-
-
-def _operations(uploads: list[Upload]) -> list[CommitOperationAdd]:
-    return [CommitOperationAdd(u.name, u.source if isinstance(u.source, bytes) else str(u.source)) for u in uploads]

@@ -1,4 +1,4 @@
-"""The tasks, by the name a recipe calls them."""
+"""The tasks, by their names in a recipe."""
 
 from __future__ import annotations
 
@@ -36,11 +36,7 @@ __all__ = [
 
 
 def task_for(model: PreTrainedModel) -> Task:
-    """The task a model is made for.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """The task of a model. Raises InputError if there is none."""
     for task in TASKS.values():
         if task.accepts(model):
             return task.from_model(model)
@@ -51,10 +47,7 @@ def task_for(model: PreTrainedModel) -> Task:
 
 
 def saved_task(checkpoint: str) -> type[Task]:
-    """The task of a saved student, by the class that its config.json names.
-
-    Args:
-        checkpoint: folder or Hub id.
+    """The task of a saved student (a folder or Hub id), by the class that its config.json names.
 
     Raises:
         InputError: if there is no student, or one of no task.
@@ -74,12 +67,7 @@ def saved_task(checkpoint: str) -> type[Task]:
 
 
 def recorded_task(run: Mapping[str, Any], config: Mapping[str, Any]) -> type[Task]:
-    """The task of a student by what is written beside it; of one that says nothing, that of a bare backbone.
-
-    Args:
-        run: what its trainer recorded, as far as it did.
-        config: its config.json.
-    """
+    """The task of a student by what its trainer recorded and its config.json; by default that of a bare backbone."""
     architecture = (config.get("architectures") or [""])[0]
     by_tag = [task for task in TASKS.values() if task.pipeline_tag == run.get("pipeline_tag")]
     by_class = [task for task in TASKS.values() if task.recognises(architecture)]

@@ -1,7 +1,8 @@
-"""What a task is: one object that knows all of its kind, and nothing of distillation."""
+"""The base class of tasks: all that depends on the kind of a task, and nothing of distillation."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,23 +18,37 @@ from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 
+NOTE = (
+    "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
+    "`trust_remote_code`."
+)
+
 
 class Metric(NamedTuple):
-    """What a score is called.
-
-    Attributes:
-        hub: by the Hub, as the type of a metric.
-        title: in the tables of a card.
-        short: in a sentence.
-    """
+    """Names of a score: on the Hub (as a metric's type), in the tables of a card, and in a sentence."""
 
     hub: str
     title: str
     short: str = ""
 
 
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes in a config.json; empty without classes."""
+    return [str(name) for name in (config.get("id2label") or {}).values()]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first twenty names, for a sentence."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def class_labels(model: PreTrainedModel) -> dict[int, str]:
+    """Names of a model's classes; empty without classes."""
+    return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+
+
 def stretched(config: DataConfig) -> dict[str, Any]:
-    """Settings of an image processor that resizes as evaluation does, without regard to aspect, and normalises."""
+    """Settings of an image processor that resizes as evaluation does, ignoring the aspect ratio, and normalises."""
     size = config.image_size
     return {
         "do_resize": size is not None,
@@ -44,46 +59,40 @@ def stretched(config: DataConfig) -> dict[str, Any]:
 
 
 class Task(ABC):
-    """One kind of learning: all that depends on the kind is asked of it. CONTRIBUTING says how to add one."""
+    """A task; all other code asks it for what depends on the kind of task. CONTRIBUTING says how to add one."""
 
-    name: ClassVar[str]
-    metric: ClassVar[str]
-    """Name of the score that picks the best checkpoint and fills the result table."""
-    greater_is_better: ClassVar[bool] = True
-    """The direction of `metric`."""
-    metrics: ClassVar[Mapping[str, Metric]]
-    """The scores that tables and cards show, in their order; `metric` among them."""
-    pipeline_tag: str
-    """The Hub's name of what the student does; one task's students may do it in several ways."""
-    needs_teacher_in_evaluation: ClassVar[bool] = False
-    """Whether evaluation compares the student's maps with the teacher's, so that the teacher runs in it."""
-    id2label: dict[int, str] = {}
-    """Names of the classes; empty for a task without classes."""
+    name: ClassVar[str]  # in a recipe
+    metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table
+    greater_is_better: ClassVar[bool] = True  # the direction of `metric`
+    metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
+    pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
+    needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
+    id2label: dict[int, str] = {}  # empty for a task without classes
 
     # Models
 
     @classmethod
     @abstractmethod
     def recognises(cls, architecture: str) -> bool:
-        """Whether a saved model of this class name is a student of this task."""
+        """Whether a model of this class name is a student of this task."""
 
     @classmethod
     def accepts(cls, model: PreTrainedModel) -> bool:
-        """Whether a student of this class is trained by this task."""
+        """Whether this model can be trained by this task."""
         return cls.recognises(type(model).__name__)
 
     @classmethod
     @abstractmethod
     def from_model(cls, model: PreTrainedModel) -> Task:
-        """The task as the model's config describes it, for use without a recipe."""
+        """The task as described by the model's config, for use without a recipe."""
 
     def for_model(self, model: PreTrainedModel) -> Task:
-        """The task with what this very model needs of its batches and its image processor."""
+        """The task with batches and image processor adapted to this model."""
         return self
 
     @abstractmethod
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
-        """The student with a head that fits the data."""
+        """The student with a head for the classes of the data."""
 
     @classmethod
     @abstractmethod
@@ -101,15 +110,9 @@ class Task(ABC):
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[Task, TaskData]:
-        """Loads and checks the data set and makes the task that fits it.
+        """Loads and checks splits (of train, eval and test) of the data set, and creates its task.
 
-        Args:
-            config: where the data are and how to read them.
-            labelled: whether labels are needed.
-            splits: which of train, eval and test to load.
-
-        Raises:
-            InputError: for data that cannot be used.
+        `labelled`: whether labels are needed. Raises InputError for data that cannot be used.
         """
 
     @classmethod
@@ -124,11 +127,11 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def eval_transform(cls, config: DataConfig) -> Transform:
-        """What evaluation does to an image [3, H, W] and its label, if it has one."""
+        """The transform of evaluation, for an image [3, H, W] and its label or None."""
 
     @abstractmethod
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples -> one batch."""
+        """Makes a batch of samples."""
 
     # Evaluation
 
@@ -140,7 +143,7 @@ class Task(ABC):
     def statistics(
         self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel
     ) -> Tensor | dict[str, Tensor]:
-        """What the scores need of each image, [B, ...]; small, so that a whole validation set fits in memory.
+        """Statistics of each image for the scores, [B, ...], small enough to keep for a whole validation set.
 
         Args:
             outputs: of the `Distiller`: `logits`, the student's own `outputs`, `similarity` where it is measured.
@@ -150,63 +153,82 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, statistics: Any) -> dict[str, float]:
-        """All images' statistics, as arrays [N, ...], -> scores, exact whatever the number of processes."""
+        """Scores from the statistics of all images, arrays [N, ...]; exact for any number of processes."""
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        """Draws what a person would look at first. Returns whether there is something to draw."""
+        """Draws predictions of the models into a file. Returns whether the task has such a picture."""
         return False
 
-    # The card; `config` is the student's config.json
+    # The card; `config` is the student's config.json, `name` or `folder` what `from_pretrained` takes
 
     @classmethod
     def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
-        """The Hub's name of what a saved student does."""
+        """The `pipeline_tag` of a saved student."""
         return cls.pipeline_tag
 
     @classmethod
     @abstractmethod
     def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
-        """What a student is for, in one sentence.
+        """The student's purpose in one sentence.
 
-        Args:
-            config: of the student.
-            size: ` of 62,894 parameters`, or nothing.
-            source: where it comes from, such as `distilled from me/teacher`.
+        `size`: ` of 62,894 parameters`, or empty; `source`: its origin, such as `distilled from me/teacher`.
         """
 
     @classmethod
     @abstractmethod
     def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        """At most five lines of code that load and use a student, and a remark on them or nothing.
-
-        Args:
-            config: of the student.
-            name: what `from_pretrained` takes.
-        """
+        """At most five lines of code that load and use a student, and a note on them, which may be empty."""
 
     @classmethod
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
-        """The lines that a run prints at its end; as `usage`, for a terminal."""
+        """The shorter code that a run prints at its end."""
         return cls.usage(config, folder)[0]
 
     @classmethod
     def limits(cls, config: Mapping[str, Any]) -> list[str]:
-        """What a student cannot do by its kind, one sentence each."""
+        """Limits of a student, one sentence each."""
         return []
 
     # Export
 
     @classmethod
     def why_not_exported(cls, config: Mapping[str, Any]) -> str | None:
-        """Why a student cannot be exported, told before its weights are loaded; None where it can."""
+        """Why a student cannot be exported, checked before its weights are loaded; None if it can."""
         return None
 
     @classmethod
     @abstractmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
-        """The exportable form of a student.
+        """The exportable form of a student in eval mode; `size`: height and width of an image that it takes."""
 
-        Args:
-            model: in eval mode.
-            size: height and width of an image that it takes.
-        """
+
+class PipelineTask(Task):
+    """A task whose students run in a pipeline of transformers, which the usage code of a card calls."""
+
+    prints: ClassVar[str]  # what the code on a card prints of each result, beside its label
+
+    @classmethod
+    def call_arguments(cls, config: Mapping[str, Any]) -> str:
+        """Further arguments of the pipeline's call, as code."""
+        return ""
+
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        ours = bool(config.get("auto_map"))
+        trust = ", trust_remote_code=True" if ours else ""
+        local = not ours and str(config.get("model_type")).startswith("cankd_")
+        code = (
+            f"{'import cankd_hf  # knows the model' if local else ''}\n"
+            "from transformers import pipeline\n\n"
+            f'predict = pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(name)}{trust})\n'
+            f'for found in predict("photo.jpg"{cls.call_arguments(config)}):\n'
+            f'    print(found["label"], {cls.prints})'
+        )
+        return code.lstrip(), NOTE if ours else ""
+
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        known = config["model_type"] == "cankd_fpn"
+        ours = "import cankd_hf  # or trust_remote_code=True where it is not installed\n" if known else ""
+        call = f'pipeline("{cls.pipeline_tag_of(config)}", "{folder}")("photo.jpg"{cls.call_arguments(config)})'
+        return f"{ours}from transformers import pipeline\n{call}"

@@ -32,29 +32,20 @@ from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
 from cankd_hf.metrics.detection import detection_scores, detection_statistics
-from cankd_hf.models import register
+from cankd_hf.models import prompts, register
 from cankd_hf.models.backbones import load_config
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
-from cankd_hf.models.prompts import (
-    PROMPTED,
-    ImageTextProcessor,
-    attach_prompt,
-    load_tokenizer,
-    reads_text,
-    text_input,
-)
+from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
-from cankd_hf.tasks.base import Metric, Task
-from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of
-from cankd_hf.tasks.detection_pictures import draw_detections
+from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
+from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of, draw_detections
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
-from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 logger = logging.getLogger(__name__)
 
-# Outputs of an exported file and their conventions: of our own detectors, and of those that give one row a query.
+# Outputs of an exported file and their conventions: of our own detectors, and of those with one row per query.
 DETECTIONS = {
     "scores": "[B, N] float32, best first, 0 after the last detection",
     "labels": "[B, N] int64, -1 after the last detection",
@@ -66,13 +57,12 @@ QUERIES = {
 }
 
 
-class DetectionTask(Task):
-    """Objects are found as boxes with a class; scored by COCO average precision of the whole data set.
+class DetectionTask(PipelineTask):
+    """Finds objects as boxes with a class; scored by COCO average precision of the whole data set.
 
     Args:
         id2label: name of every class.
-        model_type: of the student, which decides how its outputs are read by the image processor saved beside it;
-            `for_model` takes it, and what else a student needs, from the student.
+        model_type: of the student, which decides the image processor saved beside it; set by `for_model`.
     """
 
     name = "detection"
@@ -83,6 +73,7 @@ class DetectionTask(Task):
         "ap75": Metric("map_75", "AP75"),
     }
     pipeline_tag = "object-detection"
+    prints = 'found["score"], found["box"]'
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -98,19 +89,20 @@ class DetectionTask(Task):
     def accepts(cls, model: PreTrainedModel) -> bool:
         if not super().accepts(model):
             return False
-        # One that reads a text is a detector of fixed classes where these have names.
-        return not reads_text(model) or (model.config.model_type in PROMPTED and _has_names(model.config.id2label))
+        # A model with a text prompt is a detector of fixed classes if these have names.
+        named = any(name != f"LABEL_{index}" for index, name in class_labels(model).items())
+        return not prompts.reads_text(model) or (model.config.model_type in PROMPTED and named)
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> DetectionTask:
-        return cls(model.config.id2label).for_model(_prepared(model, model.name_or_path))
+        return cls(class_labels(model)).for_model(_prepared(model, model.name_or_path))
 
     def for_model(self, model: PreTrainedModel) -> DetectionTask:
         task = copy.copy(self)
         task.model_type = model.config.model_type
         task.pipeline_tag = self.pipeline_tag_of({"model_type": task.model_type})
         task.rule = input_rule(model)
-        given = text_input(model) if task.model_type in PROMPTED else None
+        given = prompts.text_input(model) if task.model_type in PROMPTED else None
         task.tokenizer = None if given is None else given.tokenizer
         return task
 
@@ -136,7 +128,8 @@ class DetectionTask(Task):
         return _prepared(load_student(auto_class, folder, revision, cls.name), str(folder), revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
-        stats = {"image_mean": list(config.image_mean), "image_std": list(config.image_std), "do_normalize": True}
+        stats: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+        stats["do_normalize"] = True
         size = config.image_size
         if self.rule.strict:
             height, width = self.rule.size((size[0], size[1]) if size is not None else (640, 640))
@@ -148,19 +141,18 @@ class DetectionTask(Task):
                     *(self.model_type, self.rule.multiple, height, width, height, width),
                 )
             return RTDetrImageProcessor(size={"height": height, "width": width}, do_resize=True, **stats)
+        settings: dict[str, Any] = {**stats, "do_resize": size is not None}
         if size is not None and config.keep_aspect:
-            scaled = {"do_resize": True, "size": {"shortest_edge": min(size), "longest_edge": max(size)}}
+            settings["size"] = {"shortest_edge": min(size), "longest_edge": max(size)}
         elif size is not None:
-            scaled = {"do_resize": True, "size": {"height": size[0], "width": size[1]}}
-        else:
-            scaled = {"do_resize": False}
+            settings["size"] = {"height": size[0], "width": size[1]}
         if self.tokenizer is not None:
-            return ImageTextProcessor(self.tokenizer, **scaled, **stats)
+            return prompts.ImageTextProcessor(self.tokenizer, **settings)
         if self.model_type in SOFTMAX:
-            return DetrImageProcessor(**scaled, **stats)
-        # Only the first pads a batch, and tells the model where.
+            return DetrImageProcessor(**settings)
+        # DeformableDetr's pads a batch and returns a mask of the padding.
         fixed = size is not None and not config.keep_aspect
-        return (RTDetrImageProcessor if fixed else DeformableDetrImageProcessor)(**scaled, **stats)
+        return (RTDetrImageProcessor if fixed else DeformableDetrImageProcessor)(**settings)
 
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:
@@ -182,7 +174,7 @@ class DetectionTask(Task):
         return detection_scores(statistics, self.id2label)
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        draw_detections(self.id2label, data, models, file, config.image_mean, config.image_std)
+        draw_detections(self.id2label, data, models, file, config)
         return True
 
     @classmethod
@@ -196,13 +188,9 @@ class DetectionTask(Task):
         return f"An object detector{size} that finds and boxes {kinds}, {source}."
 
     @classmethod
-    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        prints = 'found["score"], found["box"]'
-        return pipeline_usage(config, cls.pipeline_tag_of(config), name, prints, _candidates(config))
-
-    @classmethod
-    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
-        return quick_pipeline_usage(config, cls.pipeline_tag_of(config), folder, _candidates(config))
+    def call_arguments(cls, config: Mapping[str, Any]) -> str:
+        # A zero-shot pipeline needs the classes that the student was trained on.
+        return f", candidate_labels={class_names(config)}" if config.get("model_type") in PROMPTED else ""
 
     @classmethod
     def limits(cls, config: Mapping[str, Any]) -> list[str]:
@@ -233,28 +221,19 @@ class DetectionTask(Task):
 
 
 def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> PreTrainedModel:
-    """A detector that takes images alone: one that reads a text gets its class names as its prompt."""
+    """A detector that needs only images: one with a text prompt gets its class names as the prompt."""
     patch_detr_num_boxes()
-    if model.config.model_type not in PROMPTED or text_input(model) is not None:
+    if model.config.model_type not in PROMPTED or prompts.text_input(model) is not None:
         return model
     if not tokenizer:
         raise InputError(
             f"student: {model.config.model_type} reads its class names with a tokenizer, and nothing says which; "
             "name a folder or Hub id that holds it as student.tokenizer"
         )
-    names = model.config.id2label
-    attach_prompt(model, load_tokenizer(tokenizer, revision), [names[index] for index in sorted(names)])
+    names = [name for _, name in sorted(class_labels(model).items())]
+    prompts.attach_prompt(model, prompts.load_tokenizer(tokenizer, revision), names)
     return model
 
 
 def _auto_class(model_type: str | None) -> Any:
     return AutoModelForZeroShotObjectDetection if model_type in PROMPTED else AutoModelForObjectDetection
-
-
-def _candidates(config: Mapping[str, Any]) -> str:
-    """The text that a zero-shot pipeline needs: the classes the student was trained on."""
-    return f", candidate_labels={class_names(config)}" if config.get("model_type") in PROMPTED else ""
-
-
-def _has_names(id2label: Mapping[int, str]) -> bool:
-    return any(name != f"LABEL_{index}" for index, name in id2label.items())

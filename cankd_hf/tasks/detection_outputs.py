@@ -1,30 +1,39 @@
-"""What detectors of every family found, read off their outputs."""
+"""Detections of every family of detectors, read from their outputs and drawn beside the ground truth."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
+from transformers import PreTrainedModel
 
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.detection.collate import detection_collate, original_objects
+from cankd_hf.features.inputs import input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS
 from cankd_hf.models.prompts import PROMPTED, phrase_probabilities
+from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 
-# Model types whose last class is "no object", under a softmax; all others, ours too, rate each class by a sigmoid
-# (those that read a text: each word of each class).
+THRESHOLD = 0.3  # detections with a lower score are not drawn
+# Model types with a softmax whose last class is "no object"; all others, ours too, have a sigmoid per class (those
+# with a text prompt: for each word of each class).
 SOFTMAX = {"detr", "table-transformer", "yolos"}
 
 
 def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS) -> list[dict[str, Tensor]]:
-    """What a detector found, for every family alike: the best pairs of a box and a class.
+    """The detections of a detector of any family: the best pairs of a box and a class.
 
     Args:
-        outputs: `logits` [B, N, K] (one more for the families in `SOFTMAX`) and `pred_boxes` [B, N, 4] as centre x,
+        outputs: `logits` [B, N, K] (K + 1 for the families in `SOFTMAX`) and `pred_boxes` [B, N, 4] as centre x,
             centre y, width, height, in 0..1 of the batch's images; of the families in `PROMPTED` also `input_ids`.
-        sizes: [B, 2], height and width that the shares are taken of.
+        sizes: [B, 2], height and width that the boxes are scaled to.
         model_type: of the detector's config.
-        limit: how many an image can have.
+        limit: largest number of detections of an image.
 
     Returns:
         For each image, best first: `scores` [n] above 0, `labels` [n] in 0..K-1, `boxes` [n, 4] as x0, y0, x1, y1.
@@ -47,6 +56,53 @@ def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DE
 
 
 def detections_of(output: Any) -> list[Tensor]:
-    """What our own detectors give: scores [B, N], labels [B, N], -1 after the last, and boxes [B, N, 4], corners."""
+    """Detections of our own detectors: scores [B, N], labels [B, N], -1 after the last, boxes [B, N, 4], corners."""
     scores, labels = output.logits.sigmoid().max(dim=-1)
     return [scores, torch.where(scores > 0, labels, -1), box_convert(output.pred_boxes, "cxcywh", "xyxy")]
+
+
+def draw_detections(
+    id2label: Mapping[int, str], data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig
+) -> None:
+    """Writes a PNG with one sample a row: the image with its true boxes, then with the boxes of each model."""
+    samples, titles = sample_evenly(data, ROWS), ["ground truth", *models]
+    colours = class_colours(len(id2label), None) / 255
+    images = [denormalize(sample["pixel_values"], config.image_mean, config.image_std) for sample in samples]
+    found = [
+        [
+            original_objects(sample["labels"], torch.tensor(image.shape[:2])),
+            *(_found(model, sample) for model in models.values()),
+        ]
+        for sample, image in zip(samples, images, strict=True)
+    ]
+
+    def mark(axis: Any, row: int, column: int) -> None:
+        objects = found[row][column]
+        labels = objects["labels"] if "labels" in objects else objects["class_labels"]
+        _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
+
+    rows = [[image] * len(titles) for image in images]
+    legend = [(id2label[label], colours[label]) for label in sorted(id2label)[:24]]
+    title = f"detections with a score of at least {THRESHOLD:g}"
+    draw_grid(file, titles, rows, legend, 3.2, mark, ncols=3 * len(titles), title=title, title_fontsize=9)
+
+
+def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[int], colours: np.ndarray) -> None:
+    from matplotlib.patches import Rectangle
+
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        # A dark line under the coloured one makes it visible on any background.
+        for colour, line in (("k", 2.2), (colours[label], 1.5)):
+            box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line)
+            axis.add_patch(box)
+
+
+@torch.no_grad()
+def _found(model: PreTrainedModel, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+    model.eval()
+    rule = input_rule(model)
+    batch = detection_collate([{"pixel_values": sample["pixel_values"]}], rule.multiple if rule.strict else 1)
+    padded = torch.tensor(batch["pixel_values"].shape[-2:])
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    found = detections(model(**inputs), padded[None], model.config.model_type)[0]
+    return {key: value[found["scores"] >= THRESHOLD].cpu() for key, value in found.items()}

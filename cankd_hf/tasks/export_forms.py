@@ -1,4 +1,4 @@
-"""What is exported of a student: a module with plain inputs and outputs, and how its file is compared with PyTorch."""
+"""The exportable forms of students: a module with plain inputs and outputs, and its comparison with the file."""
 
 from __future__ import annotations
 
@@ -11,45 +11,35 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# Largest difference in float32: absolute, and of the output's largest value on top, since sums taken in another order
-# differ by some units in the sixth digit whatever their size.
+# Largest difference in float32: absolute, plus relative to the output's largest value, since sums in another order
+# differ by some units in the sixth digit.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
-# In half precision: of the output's largest absolute value; and of detections, the share that must be found again.
+# In half precision: relative to the output's largest absolute value; of detections, the share that must agree.
 LOOSE, LOOSE_SHARE = 0.05, 0.9
 LOOSE_SCORE, LOOSE_BOX = 0.05, 0.02
 
 
 @dataclass
 class Compared:
-    """One comparison.
+    """The result of comparing student and file on one batch."""
 
-    Args:
-        shape: of `pixel_values`.
-        difference: the largest absolute one over all outputs (of detections found in both).
-        allowed: what it may be.
-        detections: of the reference, where there are such.
-        missing: detections that only one of the two has.
-        error: where the file does not run at all.
-    """
-
-    shape: list[int]
-    difference: float
+    shape: list[int]  # of `pixel_values`
+    difference: float  # the largest absolute one over all outputs (of detections found in both)
     allowed: float
-    detections: int | None = None
-    missing: int = 0
-    error: str | None = None
+    detections: int | None = None  # in the reference, for our own detectors
+    missing: int = 0  # detections that only one of the two has
+    error: str | None = None  # why the file does not run
     passed: bool = True
 
 
 class PlainOutputs(nn.Module):
-    """A model of `transformers` as `pixel_values [B, 3, H, W]` -> a tuple of tensors."""
+    """A model of `transformers` that takes `pixel_values` [B, 3, H, W] and returns a tuple of tensors."""
 
     def __init__(self, model: PreTrainedModel, read: Callable[[Any], Sequence[Tensor]]) -> None:
         super().__init__()
         self.model, self.read = model, read
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that are read off the model's output."""
         return tuple(self.read(self.model(pixel_values=pixel_values)))
 
 
@@ -59,13 +49,13 @@ class ExportForm:
     Args:
         model: the student.
         outputs: name of each output -> its convention, for the file's metadata.
-        read: the outputs off what the student's own forward gives; default: its fields of these names.
+        read: takes the outputs from the output of the student's forward; default: its fields of these names.
         module: what to export; default: the student's own forward.
-        imports: packages that a `torch.export` program needs to be imported before it.
+        imports: packages that must be imported before a `torch.export` program is loaded.
     """
 
     compares_values: ClassVar[bool] = True
-    """Whether the student's own rounding in float32 bounds what a file can be asked for."""
+    """Whether the tolerance may be raised to the student's own rounding error in float32."""
 
     def __init__(
         self,
@@ -80,18 +70,14 @@ class ExportForm:
         self.module = module or PlainOutputs(model, self.read)
 
     def expected(self, model: Any, images: Tensor) -> list[Tensor]:
-        """What a student gives through its own forward."""
+        """The outputs of the student's own forward."""
         with torch.no_grad():
             return list(self.read(model(pixel_values=images)))
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """Every output by its own measure: what is reported comes nearest to its limit, or exceeds it.
+        """Compares the outputs of student and file; returns the one nearest to, or furthest over, its limit.
 
-        Args:
-            wanted: the student's outputs.
-            got: the file's.
-            shape: of `pixel_values`.
-            exact: the file is in float32.
+        `shape`: of `pixel_values`; `exact`: whether the file is in float32.
         """
         results = []
         for a, b in zip(wanted, got, strict=True):
@@ -106,10 +92,10 @@ class ExportForm:
 
 
 class QueriesForm(ExportForm):
-    """Rows of a DETR-like detector, in any order."""
+    """One row per query of a DETR-like detector, in any order."""
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """In the file's order; if that fails, in the student's."""
+        """Compares in the file's order; if that fails, in the student's."""
         result = super().compare(wanted, got, shape, exact)
         if result.passed or result.error is not None:
             return result
@@ -117,12 +103,12 @@ class QueriesForm(ExportForm):
 
 
 class DetectionsForm(ExportForm):
-    """Sets of detections (scores, labels, boxes), each met by one of its like."""
+    """Sets of detections (scores, labels, boxes), matched one to one."""
 
     compares_values = False
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
-        """Detections in any order; each may be met once."""
+        """Compares detections in any order; each is matched once."""
         near_score, near_box = (TOLERANCE, TOLERANCE) if exact else (LOOSE_SCORE, LOOSE_BOX)
         total = missing = 0
         worst = 0.0
@@ -147,12 +133,7 @@ class DetectionsForm(ExportForm):
 
 
 def in_order(wanted: list[Tensor], got: list[Tensor]) -> list[Tensor]:
-    """The queries of a DETR-like detector in the order of the student's: those of equal rank may change places.
-
-    Args:
-        wanted: outputs `[B, N, *]` that belong together row by row.
-        got: the same of the file.
-    """
+    """The file's outputs [B, N, *] with the queries in the student's order, as those of equal rank may be swapped."""
     ours, theirs = (torch.cat([x.flatten(2).float() for x in outputs], dim=2) for outputs in (wanted, got))
     places = [torch.as_tensor(linear_sum_assignment(torch.cdist(a, b))[1]) for a, b in zip(ours, theirs, strict=True)]
     return [torch.stack([rows[place] for rows, place in zip(x, places, strict=True)]) for x in got]

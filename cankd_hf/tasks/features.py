@@ -1,4 +1,4 @@
-"""Label-free distillation: the student learns the teacher's maps from any images."""
+"""Label-free distillation: the student learns the teacher's feature maps from any images."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from cankd_hf.tasks.export_forms import ExportForm
 
 
 class FeaturesTask(Task):
-    """A backbone learns to give its teacher's maps; scored by raw similarity on held-out images.
+    """A backbone learns the feature maps of its teacher; scored by their raw similarity on held-out images.
 
-    `correlation` is taken after the connector, `cka` between the maps as they are; neither sees a Can block.
+    `correlation` is computed after the connector, `cka` between the maps as they are; both without a Can block.
     """
 
     name = "features"
@@ -95,15 +95,11 @@ class FeaturesTask(Task):
     @classmethod
     def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
         quoted, model = json.dumps(name), (config.get("architectures") or ["AutoModel"])[0]
-        if model == "TimmBackbone":  # its own from_pretrained takes a timm name and nothing else
-            call = "load_backbone"
-            imports = "from cankd_hf.models.backbones import load_backbone\nfrom PIL import Image\n"
-            imports += "from transformers import AutoImageProcessor"
-        else:
-            call = f"{model}.from_pretrained"
-            imports = f"from PIL import Image\nfrom transformers import AutoImageProcessor, {model}"
+        imports, call, own = "", f"{model}.from_pretrained", f", {model}"
+        if model == "TimmBackbone":  # its own from_pretrained takes only a timm name
+            imports, call, own = "from cankd_hf.models.backbones import load_backbone\n", "load_backbone", ""
         code = (
-            f"{imports}\n\n"
+            f"{imports}from PIL import Image\nfrom transformers import AutoImageProcessor{own}\n\n"
             f'images = AutoImageProcessor.from_pretrained({quoted})(Image.open("photo.jpg"), return_tensors="pt")\n'
             f"for features in {call}({quoted})(**images).feature_maps:\n"
             "    print(features.shape)"

@@ -1,4 +1,4 @@
-"""What pictures of predictions are made of."""
+"""Parts of pictures of predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS = 4  # samples in a picture
 
 
 def sample_evenly(data: Any, count: int) -> list[Any]:
-    """`count` samples from all over a data set (the first ones of a stream)."""
+    """`count` samples spread over a data set (the first ones of a stream)."""
     if not hasattr(data, "__len__"):
         return list(islice(iter(data), count))
     positions = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
@@ -23,7 +23,7 @@ def sample_evenly(data: Any, count: int) -> list[Any]:
 
 
 def class_colours(count: int, palette: Mapping[int, Sequence[int]] | None) -> np.ndarray:
-    """One RGB colour a class, uint8 [count, 3]: the data set's own, or well separated ones."""
+    """One RGB colour per class, uint8 [count, 3]: the data set's own, or well separated ones."""
     if palette is not None and all(label in palette for label in range(count)):
         return np.asarray([palette[label] for label in range(count)], dtype=np.uint8)
     import matplotlib
@@ -34,7 +34,7 @@ def class_colours(count: int, palette: Mapping[int, Sequence[int]] | None) -> np
 
 
 def denormalize(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """A normalised image [3, H, W] as it looks, [H, W, 3] in 0..1."""
+    """Undoes the normalisation of an image [3, H, W]; returns [H, W, 3] in 0..1."""
     image = pixel_values * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
@@ -48,15 +48,15 @@ def draw_grid(
     mark: Callable[[Any, int, int], None] | None = None,
     **settings: Any,
 ) -> None:
-    """Writes a grid of pictures, one sample a row.
+    """Writes a PNG with a grid of pictures, one sample a row.
 
     Args:
-        file: the PNG to write.
+        file: where to.
         titles: of the columns.
         rows: the pictures of each sample, [H, W, 3]; the first gives the row its shape.
-        legend: name and colour of what is named below.
+        legend: names and colours.
         cell: width of a column in inches.
-        mark: (axis, row, column) -> draws on a picture.
+        mark: draws on a picture, called with (axis, row, column).
         settings: of the legend.
     """
     from matplotlib.figure import Figure

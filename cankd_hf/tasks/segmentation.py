@@ -21,18 +21,17 @@ from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models.students import build_student, load_student
-from cankd_hf.tasks.base import Metric, Task, stretched
+from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
-from cankd_hf.tasks.pipeline_usage import class_names, listed, pipeline_usage, quick_pipeline_usage
 
 
-class SegmentationTask(Task):
-    """Every pixel gets one class; scored by mean intersection over union of the whole data set.
+class SegmentationTask(PipelineTask):
+    """Gives every pixel a class; scored by mean intersection over union of the whole data set.
 
     Args:
         id2label: name of every class.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that are ignored.
         palette: colour of every class for pictures, RGB in 0..255.
     """
 
@@ -44,6 +43,7 @@ class SegmentationTask(Task):
         "mean_accuracy": Metric("mean_accuracy", "Mean class accuracy"),
     }
     pipeline_tag = "image-segmentation"
+    prints = 'found["mask"].size'
 
     def __init__(
         self, id2label: dict[int, str], ignore_index: int = 255, palette: Mapping[int, Sequence[int]] | None = None
@@ -58,7 +58,7 @@ class SegmentationTask(Task):
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> SegmentationTask:
-        return cls(model.config.id2label, getattr(model.config, "semantic_loss_ignore_index", 255))
+        return cls(class_labels(model), getattr(model.config, "semantic_loss_ignore_index", 255))
 
     @classmethod
     def from_data(
@@ -88,7 +88,7 @@ class SegmentationTask(Task):
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         kept = dict(inputs)
         sizes = kept.pop("label_sizes", None)
-        # Masks of several sizes, padded to one, do not lie over their images: they can be scored, but give no loss.
+        # Masks of several sizes, padded to one, do not match their images: they can be scored, but give no loss.
         if sizes is not None and (sizes != sizes.new_tensor(kept["labels"].shape[-2:])).any():
             kept.pop("labels")
         return kept
@@ -108,7 +108,7 @@ class SegmentationTask(Task):
             void.append(truth == self.ignore_index)
             maps = [truth, *(_predicted(model, sample["pixel_values"], truth.shape) for model in models.values())]
             painted = [colours[np.clip(labels, 0, len(colours) - 1)] for labels in maps]
-            # Nothing is asked of a prediction where there is no label.
+            # Predictions without a label are not shown.
             painted = [np.where(void[-1][..., None], np.uint8(0), one) for one in painted]
             rows.append([denormalize(sample["pixel_values"], config.image_mean, config.image_std), *painted])
         legend = [(self.id2label[label], colours[label] / 255) for label in sorted(self.id2label)[:24]]
@@ -124,22 +124,15 @@ class SegmentationTask(Task):
         return f"A segmentation model{size} that gives every pixel of an image{which}, {source}."
 
     @classmethod
-    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        return pipeline_usage(config, cls.pipeline_tag, name, 'found["mask"].size')
-
-    @classmethod
-    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
-        return quick_pipeline_usage(config, cls.pipeline_tag, folder)
-
-    @classmethod
     def limits(cls, config: Mapping[str, Any]) -> list[str]:
         names = class_names(config)
         return [f"It knows {len(names)} classes and gives every pixel one of them: {listed(names)}."] if names else []
 
     @classmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
-        outputs = {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
-        return ExportForm(model, outputs)
+        return ExportForm(
+            model, {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
+        )
 
 
 @torch.no_grad()

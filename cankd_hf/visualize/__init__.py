@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cankd_hf.errors import exit_code
+from cankd_hf.errors import InputError, exit_code
 
 EXAMPLES = """examples:
   python -m cankd_hf.visualize runs/quickstart
@@ -21,7 +21,7 @@ exit codes: 0 written, 2 bad input (the message says what), 130 interrupted"""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, without importing anything heavy."""
+    """The command line; imports nothing heavy."""
     made = argparse.ArgumentParser(
         prog="python -m cankd_hf.visualize",
         description="Show what a student sees beside its teacher: maps, attention, training curves, one HTML report.",
@@ -32,12 +32,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the saved recipe")
     made.add_argument("--images", nargs="+", metavar="FILE", help="images (default: some of the recipe's own split)")
     made.add_argument("--count", type=int, default=3, help="how many of the recipe's own images (default: 3)")
-    made.add_argument(
-        "--pixel",
-        type=_pixel,
-        metavar="Y,X",
-        help="whose attention to show: row,column in the image (default: centre)",
-    )
+    shown = "whose attention to show: row,column in the image (default: centre)"
+    made.add_argument("--pixel", type=_pixel, metavar="Y,X", help=shown)
     made.add_argument("--output", metavar="DIR", help="where to write (default: visualize/ inside of the checkpoint)")
     return made
 
@@ -56,14 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cankd_hf.errors import InputError
     from cankd_hf.visualize.session import visualize
 
     if options.count < 1:
         raise InputError(f"--count: expected at least 1, got {options.count}")
     output = Path(options.output) if options.output else None
-    report = visualize(
-        options.checkpoint, options.overrides, options.images, options.count, options.pixel, output, say=print
-    )
+    report = visualize(options.checkpoint, options.overrides, options.images, options.count, options.pixel, output)
     print(f"Look at {report}")
     return 0

@@ -1,4 +1,4 @@
-"""A checkpoint opened for looking at: students before and after, teacher, connectors, what was logged and measured."""
+"""Opens a checkpoint for figures: students before and after, teachers, connectors, logged and measured numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.recipe import Recipe
-from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import image_stats
 from cankd_hf.features.taps import Taps
@@ -31,43 +30,31 @@ from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.setup import teacher_shapes
 
 STATE_FILE = "trainer_state.json"
-# What a student on the Hub is made of; its code is looked for, but never run.
+# The files of a student on the Hub; its code must be there, but is never run.
 _FROM_HUB = ["*.json", "*.yaml", "*.safetensors", "*.py"]
 
 
 @dataclass
 class OpenedCheckpoint:
-    """All that can be looked at.
+    """All that figures are made from."""
 
-    Attributes:
-        folder: of the student.
-        root: of its run; the same, but for a checkpoint-N.
-        facts: what was recorded.
-        task: what the student does.
-        data: how images are read.
-        recipe: the saved one with overrides; None where none was saved.
-        subjects: the students, the one asked for last.
-        teacher: None where there was none, or it cannot be had.
-        histories: name of each arm -> what its Trainer logged; the one asked for first.
-        notes: what the figures are of, and what had to be left out.
-    """
-
-    folder: Path
-    root: Path
+    folder: Path  # of the student
+    root: Path  # of its run; differs from `folder` for a checkpoint-N
     facts: Facts
     task: Task
     data: DataConfig
-    recipe: Recipe | None
-    subjects: list[Subject]
-    teacher: Teacher | None = None
-    histories: dict[str, History] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    recipe: Recipe | None  # the saved one with overrides
+    subjects: list[Subject] = field(default_factory=list)  # the students, the requested one last
+    teachers: dict[str, Teacher] = field(default_factory=dict)  # empty if there was none, or one cannot be loaded
+    histories: dict[str, History] = field(default_factory=dict)  # arm -> its Trainer's log; the requested one first
+    notes: list[str] = field(default_factory=list)  # what is left out of the figures, and why
 
 
 def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedCheckpoint:
-    """Opens a run, a checkpoint of it, or a student on the Hub. What cannot be had is left out with a note.
+    """Opens a run, a checkpoint of it, or a student on the Hub. What cannot be loaded is left out with a note.
 
     Args:
         checkpoint: folder or Hub id.
@@ -88,10 +75,11 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedChe
     in_run = folder.name.startswith("checkpoint-") and (folder.parent / RECIPE_FILE).is_file()
     root = folder.parent if in_run else folder
     data = recipe.data if recipe is not None else _data_beside(folder)
-    opened = OpenedCheckpoint(folder, root, facts, task, data, recipe, [])
-    if recipe is not None and recipe.teacher is not None:
-        opened.teacher = _teacher(opened, recipe, recipe.teacher)
-    _add_students(opened, model)
+    opened = OpenedCheckpoint(folder, root, facts, task, data, recipe)
+    weights = None if recipe is None else _distiller_file(opened)
+    if recipe is not None and recipe.named_teachers():
+        opened.teachers = _teachers(opened, recipe, weights)
+    _add_students(opened, model, weights)
     opened.histories = _histories(opened)
     return opened
 
@@ -117,7 +105,7 @@ def _recipe(folder: Path, overrides: Sequence[str]) -> Recipe | None:
 
 
 def _data_beside(folder: Path) -> DataConfig:
-    """How images are read, as the image processor beside a student without a recipe says."""
+    """How images are read, from the image processor beside a student without a recipe."""
     stats = image_stats(str(folder))
     size = read_json(folder / "preprocessor_config.json").get("size") or {}
     known = {"height", "width"} <= size.keys()
@@ -128,34 +116,41 @@ def _data_beside(folder: Path) -> DataConfig:
     )
 
 
-def _teacher(opened: OpenedCheckpoint, recipe: Recipe, config: TeacherConfig) -> Teacher | None:
-    """The teacher, where the checkpoint has something that compares with it and it can be had."""
-    weights = _distiller_file(opened)
+def _teachers(opened: OpenedCheckpoint, recipe: Recipe, weights: Path | None) -> dict[str, Teacher]:
+    """The teachers; none if the checkpoint has no connectors, or one of them cannot be loaded."""
     if weights is None:
         opened.notes.append(
             f"There is no {DISTILLER_FILE} (a pushed student, or its checkpoints are gone), so nothing connects the "
             "student with its teacher: figures that compare them are left out."
         )
-        return None
-    if config.fit is not None:
-        beside = opened.root / "teacher"
-        place = beside if beside.is_dir() else Path(recipe.output_dir) / "teacher"
-        config = replace(config, model=str(place), config=None, fit=None)
-    try:
-        teacher = build_teacher(recipe, config)
-    except InputError as error:
-        opened.notes.append(
-            f"The teacher could not be loaded ({'; '.join(error.problems)}): figures that need it are left out. "
-            "Name it with teacher.model=..."
-        )
-        return None
-    then = read_json(weights.parent / MANIFEST_FILE).get("fingerprint")
-    if then not in (None, teacher.fingerprint):
-        opened.notes.append(
-            f"The teacher here ({teacher.name}) is not the one of the training (other weights): distances to it mean "
-            "nothing."
-        )
-    return teacher
+        return {}
+    configs, teachers = recipe.named_teachers(), {}
+    manifests = read_json(weights.parent / MANIFEST_FILE)
+    for name, config in configs.items():
+        if config.fit is not None:
+            beside = opened.root / _arm_of(recipe, name).replace(" ", "-")
+            place = beside if beside.is_dir() else Path(recipe.output_dir) / beside.name
+            config = replace(config, model=str(place), config=None, fit=None)
+        try:
+            teachers[name] = teacher = build_teacher(recipe, config)
+        except InputError as error:
+            opened.notes.append(
+                f"The {_arm_of(recipe, name)} could not be loaded ({'; '.join(error.problems)}): figures that need it "
+                f"are left out. Name it with {recipe.teacher_path(name)}.model=..."
+            )
+            return {}
+        then = (manifests if len(configs) == 1 else manifests.get(name) or {}).get("fingerprint")
+        if then not in (None, teacher.fingerprint):
+            opened.notes.append(
+                f"The {_arm_of(recipe, name)} here ({teacher.name}) is not the one of the training (other weights): "
+                "distances to it mean nothing."
+            )
+    return teachers
+
+
+def _arm_of(recipe: Recipe, name: str) -> str:
+    """What a run calls a teacher: `teacher`, or of several `teacher NAME`."""
+    return "teacher" if len(recipe.named_teachers()) == 1 else f"teacher {name}"
 
 
 def _distiller_file(opened: OpenedCheckpoint) -> Path | None:
@@ -170,9 +165,9 @@ def _distiller_file(opened: OpenedCheckpoint) -> Path | None:
     return file if file.is_file() else None
 
 
-def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel) -> None:
-    """Before, alone and after, as far as they can be had."""
-    recipe = opened.recipe
+def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, weights: Path | None) -> None:
+    """Adds the student before, alone and after, as far as available."""
+    recipe, teachers = opened.recipe, opened.teachers
     taps = recipe.student.taps if recipe is not None else "auto"
     if recipe is not None:
         try:
@@ -180,35 +175,35 @@ def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel) -> None:
         except InputError as error:
             opened.notes.append(f"The initial student cannot be built again and is left out: {error.problems[0]}")
         else:
-            if recipe.student.inherit and opened.teacher is not None:
-                inherit(before, opened.teacher.model, recipe.student.inherit)
-            if opened.teacher is not None or not recipe.student.inherit:
-                distiller = None if opened.teacher is None else _distiller(recipe, before, opened.teacher)
-                found = distiller.taps if distiller is not None and distiller.taps is not None else Taps(before, taps)
-                opened.subjects.append(Subject("student before", found, distiller))
+            for teacher in teachers.values():
+                inherit(before, teacher.model, recipe.student.inherit)
+            if teachers:
+                opened.subjects.append(_subject("student before", recipe, before, teachers))
+            elif not recipe.student.inherit:
+                opened.subjects.append(Subject("student before", Taps(before, taps)))
             else:
                 opened.notes.append("The initial student inherits parts of a teacher that is not here: left out.")
     alone = opened.root / "alone"
     if (alone / "config.json").is_file() and (alone / "arm.json").is_file():
         opened.subjects.append(Subject("student alone", Taps(opened.task.load(alone), taps)))
-    weights = None if opened.teacher is None else _distiller_file(opened)
-    if recipe is None or opened.teacher is None or weights is None:
+    if recipe is None or not teachers or weights is None:
         opened.subjects.append(Subject("student", Taps(model, taps)))
         return
-    distiller = _distiller(recipe, model, opened.teacher)
-    _load(distiller, weights, opened)
-    assert distiller.taps is not None
-    opened.subjects.append(Subject("student after", distiller.taps, distiller))
+    after = _subject("student after", recipe, model, teachers)
+    assert after.distiller is not None
+    _load(after.distiller, weights, opened)
+    opened.subjects.append(after)
 
 
-def _distiller(recipe: Recipe, model: PreTrainedModel, teacher: Teacher) -> Distiller:
-    """Connectors and losses as they were before the first step: drawn as the trainer draws them."""
-    size = recipe.data.crop_size or recipe.data.image_size or [224, 224]
-    image_size = (size[0], size[1])
-    torch.manual_seed(recipe.seed)
-    distill = recipe.distill
+def _subject(name: str, recipe: Recipe, model: PreTrainedModel, teachers: dict[str, Teacher]) -> Subject:
+    """A student with connectors and losses as before the first step, initialised as in the trainer."""
+    height, width = recipe.data.crop_size or recipe.data.image_size or [224, 224]
+    distill, data = recipe.distill, recipe.data
     objective = Objective(distill.task_weight, distill.terms)
-    return Distiller(model, objective, teacher.levels(image_size), image_size, recipe.student.taps, distill.grid)
+    shapes = teacher_shapes(teachers, objective, data.image_mean, data.image_std, (height, width))
+    torch.manual_seed(recipe.seed)
+    distiller = Distiller(model, objective, shapes, (height, width), recipe.student.taps, distill.grid)
+    return Subject(name, distiller.taps or Taps(model, recipe.student.taps), distiller)
 
 
 def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None:
@@ -231,8 +226,10 @@ def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None
 
 
 def _histories(opened: OpenedCheckpoint) -> dict[str, History]:
-    name = "student" if opened.recipe is None or opened.recipe.teacher is None else "student distilled"
-    files = {name: opened.folder / STATE_FILE}
-    files |= {"student alone": opened.root / "alone" / STATE_FILE, "teacher": opened.root / "teacher" / STATE_FILE}
+    recipe = opened.recipe
+    arms = [] if recipe is None else [_arm_of(recipe, teacher) for teacher in recipe.named_teachers()]
+    name = "student distilled" if arms else "student"
+    files = {name: opened.folder / STATE_FILE, "student alone": opened.root / "alone" / STATE_FILE}
+    files |= {arm: opened.root / arm.replace(" ", "-") / STATE_FILE for arm in arms or ["teacher"]}
     found = {arm: read_json(file).get("log_history") or [] for arm, file in files.items()}
     return {arm: history for arm, history in found.items() if history or arm == name}

@@ -1,4 +1,4 @@
-"""The images to look at: files, or some of the recipe's own data."""
+"""The images to show: files, or some of the recipe's own data."""
 
 from __future__ import annotations
 
@@ -20,27 +20,16 @@ from cankd_hf.tasks.pictures import denormalize, sample_evenly
 
 @dataclass
 class Picture:
-    """One image, resized and normalised as in evaluation.
-
-    Attributes:
-        name: for headings.
-        pixel_values: [3, H, W].
-        size: height and width before it was resized.
-        image: [H, W, 3] in 0..1.
-    """
+    """One image, resized and normalised as in evaluation."""
 
     name: str
-    pixel_values: Tensor
-    size: tuple[int, int]
-    image: np.ndarray
+    pixel_values: Tensor  # [3, H, W]
+    size: tuple[int, int]  # height and width before it was resized
+    image: np.ndarray  # the same without normalisation, [H, W, 3] in 0..1
 
 
 def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: Callable[[str], None]) -> list[Picture]:
-    """Reads image files; one that does not open is said and left out.
-
-    Raises:
-        InputError: if none can be used.
-    """
+    """Reads image files; reports and leaves out those that do not open. Raises InputError if none does."""
     transform = task.eval_transform(data)
     found, problems = [], []
     for file in files:
@@ -49,7 +38,7 @@ def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: C
         except Unusable as problem:
             problems.append(str(problem))
             continue
-        found.append(_picture(Path(file).name, transform(image, None)["pixel_values"], image, data))
+        found.append(_picture(Path(file).name, transform(image, None)["pixel_values"], image.shape[-2:], data))
     if not found:
         raise InputError([*problems, "--images: expected at least one image that opens, got none"])
     for text in problems:
@@ -58,11 +47,7 @@ def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: C
 
 
 def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
-    """Some images from all over the recipe's test split, or its validation split where it names no test split.
-
-    Raises:
-        InputError: if the data cannot be had.
-    """
+    """Images spread over the recipe's test split, else its validation split. Raises InputError if it is unreadable."""
     role = "test" if recipe.data.test_split is not None else "eval"
     config = replace(recipe.data, check="none", cache=False, on_error="skip")
     try:
@@ -73,26 +58,27 @@ def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
     dataset = data.test if role == "test" else data.eval
     if not isinstance(dataset, ImageDataset):  # a stream has neither names nor a length
         values = [sample["pixel_values"] for sample in sample_evenly(dataset, count)]
-        return [_picture(f"image {n}", value, value, recipe.data) for n, value in enumerate(values, start=1)]
+        return [
+            _picture(f"image {n}", value, value.shape[-2:], recipe.data) for n, value in enumerate(values, start=1)
+        ]
     found = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
         name = "/".join(Path(dataset.source.name(dataset.indices[index])).parts[-2:])
-        found.append(_picture(name, dataset[index]["pixel_values"], dataset.raw(index).image, recipe.data))
+        size = dataset.raw(index).image.shape[-2:]
+        found.append(_picture(name, dataset[index]["pixel_values"], size, recipe.data))
     return found
 
 
 def padded(picture: Picture, task: Task, data: DataConfig) -> Picture:
-    """The picture as the task's batches hold it: padded at the right and the bottom for models that want multiples."""
+    """The picture as in the task's batches: padded at the right and the bottom for models that need multiples."""
     pixel_values = task.collate([{"pixel_values": picture.pixel_values}])["pixel_values"][0]
     if pixel_values.shape == picture.pixel_values.shape:
         return picture
     before, now = picture.pixel_values.shape[1:], pixel_values.shape[1:]
-    height, width = (round(own * new / old) for own, new, old in zip(picture.size, now, before, strict=True))
-    return Picture(
-        picture.name, pixel_values, (height, width), denormalize(pixel_values, data.image_mean, data.image_std)
-    )
+    size = [round(own * new / old) for own, new, old in zip(picture.size, now, before, strict=True)]
+    return _picture(picture.name, pixel_values, size, data)
 
 
-def _picture(name: str, pixel_values: Tensor, image: Tensor, data: DataConfig) -> Picture:
-    size = (image.shape[-2], image.shape[-1])
-    return Picture(name, pixel_values, size, denormalize(pixel_values, data.image_mean, data.image_std))
+def _picture(name: str, pixel_values: Tensor, size: Sequence[int], data: DataConfig) -> Picture:
+    image = denormalize(pixel_values, data.image_mean, data.image_std)
+    return Picture(name, pixel_values, (size[0], size[1]), image)

@@ -1,30 +1,48 @@
-"""From a checkpoint and images to figures, PNG files and the report."""
+"""From a checkpoint and images to figures, PNG files and the report.
+
+The report is one HTML file that holds all it shows, needs no network and no script.
+"""
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import torch
 from matplotlib.figure import Figure
 
+from cankd_hf import figures
+from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.errors import InputError
-from cankd_hf.figures import (
-    attention_maps,
-    difference_maps,
-    heat_maps,
-    look,
-    pca_maps,
-    to_png,
-    training_curves,
-    warning_signs,
-)
+from cankd_hf.hub import sections
 from cankd_hf.visualize.checkpoint import OpenedCheckpoint, open_checkpoint
 from cankd_hf.visualize.images import Picture, padded, pictures_of_files, pictures_of_recipe
-from cankd_hf.visualize.report import Drawn, write_report
 
+TEMPLATE = Path(__file__).with_name("report.html")
 Pixel = tuple[int, int]
+
+
+@dataclass
+class Drawn:
+    """One figure."""
+
+    kind: str  # a key of `figures` in the template
+    image: str  # its name; empty for the curves
+    png: bytes  # the file's content
+
+    @property
+    def source(self) -> str:
+        """The picture for an `img` element."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def width(self) -> int:
+        """Width of the picture in pixels."""
+        return int.from_bytes(self.png[16:20], "big")
 
 
 def visualize(
@@ -36,7 +54,7 @@ def visualize(
     output: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Draws everything that can be drawn of a checkpoint and writes the report.
+    """Draws all figures of a checkpoint and writes the report.
 
     Args:
         checkpoint: folder of a run or of a checkpoint, or a Hub id.
@@ -45,7 +63,7 @@ def visualize(
         count: how many of those.
         pixel: row and column in each image whose attention is shown; None: the centre.
         output: where to write; None: `visualize/` inside of the checkpoint.
-        say: told of each step, and of what is left out.
+        say: called with a line of text for each step and for what is left out.
 
     Returns:
         The report's path.
@@ -57,7 +75,12 @@ def visualize(
     opened = open_checkpoint(checkpoint, overrides)
     for note in opened.notes:
         say(f"note: {note}")
-    pictures = _pictures(opened, images, count, say)
+    if images is not None:
+        pictures = pictures_of_files(images, opened.task, opened.data, say)
+    elif opened.recipe is not None:
+        pictures = pictures_of_recipe(opened.recipe, count)
+    else:
+        raise InputError("--images: expected image files, got none; there is no recipe that says where data are")
     _check_pixel(pixel, pictures)
     if output is None:
         local = Path(checkpoint).is_dir()
@@ -66,67 +89,82 @@ def visualize(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for subject in opened.subjects:
         subject.taps.model.to(device)
-    if opened.teacher is not None:
-        opened.teacher.to(device)
+    for teacher in opened.teachers.values():
+        teacher.to(device)
     drawn = []
     for number, picture in enumerate(pictures, start=1):
         say(f"image {number} of {len(pictures)}: {picture.name}")
         drawn += _draw(opened, picture, number, pixel, output)
-    curves = _curves(opened, output)
     task, history = opened.task, next(iter(opened.histories.values()))
-    signs = warning_signs(history, task.metric, _scores(opened), task.greater_is_better)
+    figure = figures.training_curves(opened.histories, task.metric)
+    curves = None if figure is None else _save("curves", "", figure, output / "curves.png")
+    scores = {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
+    signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better)
     for sign in signs:
         say(f"warning sign: {sign}")
-    return write_report(output / "report.html", checkpoint, opened, drawn, curves, signs)
-
-
-def _pictures(
-    opened: OpenedCheckpoint, images: Sequence[str] | None, count: int, say: Callable[[str], None]
-) -> list[Picture]:
-    if images is not None:
-        return pictures_of_files(images, opened.task, opened.data, say)
-    if opened.recipe is None:
-        raise InputError("--images: expected image files, got none; there is no recipe that says where data are")
-    return pictures_of_recipe(opened.recipe, count)
+    report = output / "report.html"
+    report.write_text(_html(checkpoint, opened, drawn, curves, signs), encoding="utf-8")
+    return report
 
 
 def _check_pixel(pixel: Pixel | None, pictures: Sequence[Picture]) -> None:
-    outside = [p for p in pictures if pixel and (pixel[0] >= p.size[0] or pixel[1] >= p.size[1])]
-    if outside and pixel:
-        height, width = outside[0].size
-        raise InputError(
-            f"--pixel: expected a row below {height} and a column below {width} for {outside[0].name}, "
-            f"got {pixel[0]},{pixel[1]}"
-        )
+    for picture in pictures:
+        height, width = picture.size
+        if pixel and (pixel[0] >= height or pixel[1] >= width):
+            raise InputError(
+                f"--pixel: expected a row below {height} and a column below {width} for {picture.name}, "
+                f"got {pixel[0]},{pixel[1]}"
+            )
 
 
 def _draw(opened: OpenedCheckpoint, picture: Picture, number: int, pixel: Pixel | None, output: Path) -> list[Drawn]:
     picture = padded(picture, opened.task, opened.data)
-    seen = look(picture.name, picture.pixel_values, picture.image, opened.subjects, opened.teacher, picture.size)
-    figures = {
-        "heat": heat_maps(seen),
-        "difference": difference_maps(seen),
-        "pca": pca_maps(seen),
-        "attention": attention_maps(seen, pixel),
+    seen = figures.look(
+        picture.name, picture.pixel_values, picture.image, opened.subjects, opened.teachers, picture.size
+    )
+    made = {
+        "heat": figures.heat_maps(seen),
+        "difference": figures.difference_maps(seen),
+        "pca": figures.pca_maps(seen),
+        "attention": figures.attention_maps(seen, pixel),
     }
     stem = re.sub(r"[^\w.-]+", "_", Path(picture.name).stem)
     return [
         _save(kind, picture.name, figure, output / f"{number}_{stem}_{kind}.png")
-        for kind, figure in figures.items()
+        for kind, figure in made.items()
         if figure is not None
     ]
 
 
-def _curves(opened: OpenedCheckpoint, output: Path) -> Drawn | None:
-    figure = training_curves(opened.histories, opened.task.metric)
-    return None if figure is None else _save("curves", "", figure, output / "curves.png")
-
-
 def _save(kind: str, image: str, figure: Figure, file: Path) -> Drawn:
-    content = to_png(figure)
+    content = figures.to_png(figure)
     file.write_bytes(content)
     return Drawn(kind, image, content)
 
 
-def _scores(opened: OpenedCheckpoint) -> dict[str, dict[str, float]]:
-    return {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
+def _html(
+    name: str, opened: OpenedCheckpoint, drawn: Sequence[Drawn], curves: Drawn | None, signs: Sequence[str]
+) -> str:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    facts = opened.facts
+    table, note = sections.results_table(facts)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name,
+        purpose=_plain(sections.purpose(facts)),
+        signs=signs,
+        logged=any(opened.histories.values()),
+        notes=opened.notes,
+        results=table,
+        results_note=note,
+        images=[(image, [d for d in drawn if d.image == image]) for image in dict.fromkeys(d.image for d in drawn)],
+        compared=bool(opened.teachers),
+        curves=curves,
+        made=[(heading, _plain(said)) for heading, said in sections.made(facts, licences=False)],
+        terms=sections.terms_table(facts),
+        recipe=recipe_to_yaml(opened.recipe) if opened.recipe is not None else "",
+    )
+
+
+def _plain(text: str) -> str:
+    """Text of the card without Markdown links and code marks."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "")

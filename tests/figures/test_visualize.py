@@ -121,7 +121,7 @@ def test_before_and_after_are_the_weights_of_the_run(finished: Path) -> None:
     """Before: what the run began with, connectors too, so that its first loss comes out again."""
     opened = open_checkpoint(str(finished))
     assert [subject.name for subject in opened.subjects] == ["student before", "student alone", "student after"]
-    assert opened.notes == [] and opened.teacher is not None
+    assert opened.notes == [] and list(opened.teachers) == ["teacher"]
     saved = load_file(finished / "checkpoint-4" / "distiller.safetensors")
     after = opened.subjects[-1].distiller
     assert after is not None
@@ -259,6 +259,33 @@ def test_a_label_free_student(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert visualize.main([str(folder), "--count", "1", "--output", str(out)]) == 0
     assert set(kinds(out)) >= set(KINDS)
+
+
+def test_several_teachers_are_opened_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "cankd_fpn", "backbone_config": RESNET, "fpn_channels": 16, "head_channels": 16}
+    teachers = {"fitted": {"config": config, "fit": {"max_steps": 1}}, "random": {"config": RESNET}}
+    terms = [
+        {"name": "dot", "teacher": "fitted", "pairs": [[1, 1]]},
+        {"name": "plain", "loss": "instance_mse", "teacher": "random", "pairs": [[1, 0]]},
+    ]
+    folder = run(tmp_path, teacher=None, teachers=teachers, distill={"terms": terms}, baseline=False)
+    opened = open_checkpoint(str(folder))
+    assert list(opened.teachers) == ["fitted", "random"]
+    # A teacher of random weights is another one each time; the fitted one is that of the run.
+    assert len(opened.notes) == 1 and "teacher random here (random weights) is not" in opened.notes[0]
+    assert list(opened.histories) == ["student distilled", "teacher fitted"]
+    distiller = opened.subjects[-1].distiller
+    assert distiller is not None and list(distiller.pairs) == ["fitted_s1t1", "random_s1t0"]
+    assert visualize.main([str(folder), "--count", "1", "--output", str(tmp_path / "a")]) == 0
+    assert kinds(tmp_path / "a") == sorted([*KINDS, "curves"])
+    text = Page(tmp_path / "a" / "report.html").text
+    assert "Teacher fitted" in text and "Teacher random" in text
+    absent = f"teachers.random={{model: {tmp_path / 'gone'}}}"
+    capsys.readouterr()
+    assert visualize.main([str(folder), absent, "--count", "1", "--output", str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
+    assert "note: The teacher random could not be loaded" in shown and "teachers.random.model=" in shown
+    assert kinds(tmp_path / "b") == ["curves", "heat", "pca"]
 
 
 def test_models_that_want_multiples_get_padded_images() -> None:

@@ -146,6 +146,33 @@ def test_a_detector_says_what_it_finds_what_it_drops_and_that_it_did_not_gain(tm
     assert {result.metric_type for result in data.eval_results} == {"map", "map_50"}
 
 
+def test_several_teachers_are_all_named(tmp_path: Path) -> None:
+    local = {"model": "second", "class": "FPNForSemanticSegmentation", "taps": ["neck.0"]}
+    dino = RUN["teacher"]
+    cankd, control = RUN["terms"]
+    logits = {"name": "kl", "loss": "kl", "teacher": "local", "pairs": [{"weight": 2.0}]}
+    terms = [{**cankd, "teacher": "dino"}, {**control, "teacher": "local"}, logits]
+    recipe = {**RECIPE, "teachers": {"dino": {"model": dino["model"]}, "local": {"fit": {"max_steps": 2}}}}
+    run = {**RUN, "teachers": {"dino": dino, "local": local, "sam": {"model": "facebook/sam"}}, "terms": terms}
+    file = write_card(folder_with(tmp_path, run, RESULTS, recipe))
+    card, data = file.read_text(), ModelCard.load(file).data
+    fitted = "a FPNForSemanticSegmentation trained in the same run"
+    for words in (
+        f"distilled from facebook/dinov2-base and {fitted} and facebook/sam",
+        "- **Teacher dino**: [facebook/dinov2-base](https://huggingface.co/facebook/dinov2-base), revision `f9e44c8`",
+        f"- **Teacher local**: {fitted}, taps `neck.0`",
+        "- **Teacher sam**: [facebook/sam]",
+        "| feature loss | teacher | student stride | teacher stride | weight | mu |",
+        "| cankd | dino | 16 | 14 | 10 | 5 |",
+        "| control | local | 16 | 14 | 1 |  |",
+        "| kl | local | logits | logits | 2 |  |",
+        "their licences may bind it too",
+    ):
+        assert words in card, words
+    assert data.base_model == ["timm/resnet18.a1_in1k", "facebook/dinov2-base", "facebook/sam"]
+    assert "**Teacher**" not in card and problems(card) == []
+
+
 def test_metadata_is_complete_and_valid(tmp_path: Path) -> None:
     file = write_card(folder_with(tmp_path, RUN, RESULTS, RECIPE), licence="apache-2.0", tags=["streets"])
     assert problems(file.read_text()) == []

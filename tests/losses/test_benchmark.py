@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from cankd_hf.benchmark import main
 from cankd_hf.benchmark.loss import Row, Size, flops, growth, naive_bytes
 from cankd_hf.benchmark.measure import Machine, peak_extra
+from cankd_hf.losses import LOSSES, LogitsLoss
 from cankd_hf.losses.affinities import AFFINITIES
 
 CPU = torch.device("cpu")
@@ -40,6 +42,47 @@ def test_bad_arguments_are_said_together(capsys: pytest.CaptureFixture[str]) -> 
     assert main(args) == 2
     said = [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()]
     assert said == ["--sizes", "--affinities", "--batch", "--dtype"]
+
+
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+RESNET |= {"layer_type": "basic", "out_indices": [1, 2]}
+
+
+class Logits(LogitsLoss):
+    """A loss on logits."""
+
+    def compute(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (student - teacher).square().mean()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_step_and_teacher_time_one_teacher_and_several(
+    several: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"model_type": "cankd_fpn", "backbone_config": RESNET, "fpn_channels": 8, "head_channels": 8}
+    recipe: dict[str, Any] = {
+        "output_dir": str(tmp_path / "run"),
+        "data": {"path": "shapes", "generated": {"train": 4, "validation": 2, "size": 64}, "image_size": [64, 64]},
+        "student": {"backbone": RESNET, "fpn": {"fpn_channels": 8, "head_channels": 8}},
+        "training": {"per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True},
+    }
+    if several:
+        monkeypatch.setitem(LOSSES, "instance_mse", Logits)
+        recipe["teachers"] = {"plain": {"config": RESNET}, "head": {"config": {**head, "num_labels": 6}}}
+        terms = [{"teacher": "plain", "pairs": [[0, 0]]}, {"teacher": "head", "loss": "instance_mse"}]
+        recipe["distill"] = {"terms": terms}
+    else:
+        recipe["teacher"] = {"config": RESNET}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    assert main(["step", str(file), "--repeats", "1"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("teacher forward", "connectors + loss", "whole step", "Overhead of distillation", "Peak memory"):
+        assert words in shown, words
+    assert main(["teacher", str(file), "--repeats", "1", "--no-compile"]) == 0
+    shown = capsys.readouterr().out
+    for title in ("teacher plain forward", "teacher head forward") if several else ("teacher forward",):
+        assert title in shown and "early stop" in shown
 
 
 def test_counts() -> None:
