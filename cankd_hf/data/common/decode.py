@@ -1,4 +1,4 @@
-"""From the bytes of an image or a mask to a tensor, the same way in checks, training, evaluation and prediction."""
+"""Decodes images and masks to tensors, the same way in checks, training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Sample(NamedTuple):
 
     @property
     def label(self) -> Any:
-        """What a transform gets beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
+        """The argument of transforms beside the image: of a mask its labels [H, W], of boxes the `Objects`, else
+        None."""
         return None if self.target is None else self.target.value
 
     def standing_in(self) -> Sample:
@@ -49,15 +50,15 @@ class Unusable(InputError):
 
 
 class WrongLabels(InputError):
-    """A mask or a box whose labels make no sense: a fault of the whole set, never skipped."""
+    """A mask or a box whose labels are invalid: a fault of the whole set, never skipped."""
 
 
 @dataclass
 class Decoder:
-    """Decodes images and masks, and says by name what is wrong with one that it cannot use.
+    """Decodes images and masks, and names the file and the fault of one that it cannot use.
 
     Attributes:
-        max_pixels: larger images are refused from their header, before any memory is taken.
+        max_pixels: larger images are refused from their header, before any memory is allocated.
         ignore_index: label of void.
         reduce_labels: label 0 is void, the others go down by one.
         palette: colours of the classes, for masks that are RGB pictures: label -> (r, g, b).
@@ -74,7 +75,7 @@ class Decoder:
         """Decode an image and its mask, each given with its name.
 
         Raises:
-            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not fit together.
+            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not match.
             WrongLabels: as `mask` does.
         """
         pixels = self.image(*image)
@@ -90,12 +91,9 @@ class Decoder:
         return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
-        """Decode an image of any mode to RGB, upright.
+        """Decode an image of any mode to RGB [3, H, W], uint8, upright.
 
         16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken.
-
-        Returns:
-            [3, H, W], uint8.
 
         Raises:
             Unusable: naming the file, if it is missing, broken, empty or too large.
@@ -104,16 +102,13 @@ class Decoder:
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
     def mask(self, data: Data, name: str) -> torch.Tensor:
-        """Decode a mask to labels.
+        """Decode a mask to labels [H, W], uint8 where every label and `ignore_index` fit, else int32.
 
         Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`.
 
-        Returns:
-            [H, W], uint8 where every label and `ignore_index` fit, else int32.
-
         Raises:
             Unusable: naming the file, if it is missing, broken or too large.
-            WrongLabels: if it holds a label that is no class, or colours that the palette does not explain.
+            WrongLabels: if it holds a label outside the classes, or colours outside the palette.
         """
         picture = self._open(data, name)
         if picture.mode in ("L", "P"):
@@ -127,7 +122,7 @@ class Decoder:
         return self._finish(labels, name)
 
     def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
-        """Open and decode, after a look at the size in the header; turned as EXIF says if `upright`."""
+        """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -196,7 +191,7 @@ class Decoder:
 
 
 def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
-    """The decoder a set needs."""
+    """The decoder for a data set."""
     num_labels = len(labels.id2label) or None
     return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
@@ -217,7 +212,7 @@ def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _why_broken(data: Data, error: Exception) -> str:
-    """The reason in words: empty, a Git LFS pointer, a web page, or what the decoder said."""
+    """The reason in words: empty, a Git LFS pointer, a web page, or the decoder's message."""
     head = data[:200] if isinstance(data, bytes) else data.read_bytes()[:200] if data.is_file() else None
     if head is None:
         return "no file"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cankd_hf.data.common.collate import stack_padded
+from cankd_hf.data.common.batch import stack_padded
 
 
 def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[str, Any]:
