@@ -36,8 +36,7 @@ class Sample(NamedTuple):
 
     @property
     def label(self) -> Any:
-        """The argument of transforms beside the image: of a mask its labels [H, W], of boxes the `Objects`, else
-        None."""
+        """What transforms get beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
         return None if self.target is None else self.target.value
 
     def standing_in(self) -> Sample:
