@@ -71,11 +71,8 @@ class ShapesSource:
 
 
 def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, ShapesSource]:
-    """The three splits, with `sizes` in place of the defaults of `GENERATED`.
-
-    Raises:
-        InputError: for a size below 1, a seed below 0 or images under 16 pixels.
-    """
+    """The three splits, with `sizes` in place of the defaults of `GENERATED`. Raises InputError for a size below 1, a
+    seed below 0 or images under 16 pixels."""
     values = GENERATED | sizes
     problems = [f"data.generated.{key}: expected at least 1, got {values[key]}" for key in SPLITS if values[key] < 1]
     if values["size"] < 16:

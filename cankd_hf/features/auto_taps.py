@@ -53,9 +53,7 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
 def auto_taps(model: nn.Module) -> list[str]:
     """Finds a model's taps, in the syntax of `Taps`: its own feature maps if it is a backbone, the table, else a
     search.
-
-    Raises:
-        InputError: if the search finds nothing that looks like a feature map.
+    Raises InputError if the search finds nothing that looks like a feature map.
     """
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
@@ -75,11 +73,8 @@ def auto_taps(model: nn.Module) -> list[str]:
 
 
 def resolve_path(model: nn.Module, tap: str) -> list[str]:
-    """Expands the `*` and `-1` of a module path ("." is the model) into names that `model.get_submodule` takes.
-
-    Raises:
-        InputError: naming the part that does not exist and the nearest names that do.
-    """
+    """Expands the `*` and `-1` of a module path ("." is the model) into names that `model.get_submodule` takes. Raises
+    InputError naming the part that does not exist and the nearest names that do."""
     if tap == ".":
         return [""]
     found = [""]

@@ -47,10 +47,7 @@ def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Reshapes tokens `[B, N, C]` to a map `[B, C, h, w]`, dropping the prefix tokens (CLS, registers) at their start.
-
-    Raises:
-        ValueError: if N < h * w.
-    """
+    Raises ValueError if N < h * w."""
     height, width = grid
     batch, count, channels = tokens.shape
     if count < height * width:

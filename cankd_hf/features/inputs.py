@@ -93,11 +93,8 @@ class ImageStats:
 
 
 def image_stats(name: str, revision: str | None = None) -> ImageStats:
-    """Finds the statistics of a local folder, a Hub id (also offline, from the cache) or `timm/NAME`.
-
-    Returns:
-        Those of `preprocessor_config.json`, or of timm's pretrained configuration, else ImageNet's.
-    """
+    """Finds the statistics of a local folder, a Hub id (also offline, from the cache) or `timm/NAME`. Returns those of
+    `preprocessor_config.json`, or of timm's pretrained configuration, else ImageNet's."""
     if name.startswith("timm/"):
         return timm_stats(name.removeprefix("timm/"))
     from transformers.utils import cached_file

@@ -49,11 +49,8 @@ def segmentation_areas(
 def prediction_areas(
     prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int = 255
 ) -> torch.Tensor:
-    """`segmentation_areas` [3, K] of one image, from its predicted classes [H, W] in 0..K-1.
-
-    Raises:
-        ValueError: for a label that is neither a class nor `ignore_index`, or maps of two sizes.
-    """
+    """`segmentation_areas` [3, K] of one image, from its predicted classes [H, W] in 0..K-1. Raises ValueError for a
+    label that is neither a class nor `ignore_index`, or maps of two sizes."""
     if prediction.shape != labels.shape:
         raise ValueError(f"expected maps of one size, got {tuple(prediction.shape)} and {tuple(labels.shape)}")
     outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))

@@ -85,9 +85,7 @@ def backbone_config(
     """The configuration that `load_backbone` would use, without loading weights.
 
     Where the source does not name the stages it requests only the last one, even for a saved backbone with others.
-
-    Raises:
-        InputError: as `load_backbone` does.
+    Raises InputError as `load_backbone` does.
     """
     name, overrides = _split(source)
     from_timm = None if name is None else _timm_source(name)
@@ -124,10 +122,9 @@ def _overridden(name: str, overrides: dict[str, Any], hub: dict[str, Any]) -> Pr
 def random_backbone(
     values: dict[str, Any], out_indices: list[int] | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """A backbone with random weights from the fields of its configuration.
-
-    Raises:
-        InputError: for a bad configuration, or a model type without a Backbone class.
+    """A backbone with random weights from the fields of its configuration. Raises InputError for a bad configuration,
+    or
+    a model type without a Backbone class.
     """
     values = dict(values) if out_indices is None else {**values, "out_indices": out_indices}
     config = config_from_dict(values, "backbone")
@@ -140,11 +137,7 @@ def random_backbone(
 
 
 def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
-    """The configuration of a folder or Hub id.
-
-    Raises:
-        InputError: if there is none, or its model type is unknown.
-    """
+    """The configuration of a folder or Hub id. Raises InputError if there is none, or its model type is unknown."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise InputError(
             f"{name}: expected a model folder with a config.json, found none; name the checkpoint's own folder"
@@ -177,10 +170,7 @@ def _backbone_class(config: PretrainedConfig, name: str, hub: dict[str, Any]) ->
 
 def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str] = ()) -> None:
     """Refuses a model with parameters that were not loaded; norms added by a Backbone class are allowed, and logged.
-
-    Raises:
-        InputError: listing the keys.
-    """
+    Raises InputError listing the keys."""
     absent = sorted({*missing, *mismatched})
     added = [key for key in absent if ADDED_NORMS.search(key)]
     absent = [key for key in absent if key not in added]

@@ -49,10 +49,9 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
 
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
-    """Refuses keys that are not fields of the configuration; `transformers` would silently store them.
-
-    Raises:
-        InputError: one line per unknown key, with the nearest known one.
+    """Refuses keys that are not fields of the configuration; `transformers` would silently store them. Raises
+    InputError
+    one line per unknown key, with the nearest known one.
     """
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}

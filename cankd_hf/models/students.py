@@ -87,11 +87,7 @@ def build_student(
 
 
 def load_student(auto_class: Any, folder: str | Path, revision: str | None, task: str) -> PreTrainedModel:
-    """A saved student in float32.
-
-    Raises:
-        InputError: if there is none that the auto class knows.
-    """
+    """A saved student in float32. Raises InputError if there is none that the auto class knows."""
     register()
     try:
         return auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)

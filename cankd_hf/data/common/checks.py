@@ -144,10 +144,9 @@ def _look(role: str, source: Source, index: int) -> _Finding:
 
 
 def _review_labels(findings: list[_Finding], report: Report, class_names: dict[int, str]) -> None:
-    """Report dropped parts and oddities of labels, and classes that training never sees.
-
-    Raises:
-        InputError: where oddities of many labels must be a fault of the whole set.
+    """Report dropped parts and oddities of labels, and classes that training never sees. Raises InputError where
+    oddities
+    of many labels must be a fault of the whole set.
     """
     labels = [(finding, finding.label) for finding in findings if finding.label is not None]
     if not labels:

@@ -71,11 +71,9 @@ class Decoder:
     num_labels: int | None = None
 
     def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
-        """Decode an image and its mask, each given with its name.
-
-        Raises:
-            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not match.
-            WrongLabels: as `mask` does.
+        """Decode an image and its mask, each given with its name. Raises Unusable as `image` and `mask` do, and if
+        their
+        sizes differ: crops would not match. Raises WrongLabels as `mask` does.
         """
         pixels = self.image(*image)
         if mask is None:
@@ -92,10 +90,8 @@ class Decoder:
     def image(self, data: Data, name: str) -> torch.Tensor:
         """Decode an image of any mode to RGB [3, H, W], uint8, upright.
 
-        16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken.
-
-        Raises:
-            Unusable: naming the file, if it is missing, broken, empty or too large.
+        16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken. Raises Unusable
+        naming the file, if it is missing, broken, empty or too large.
         """
         array = _rgb_array(self._open(data, name, upright=True), name)
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
@@ -103,11 +99,9 @@ class Decoder:
     def mask(self, data: Data, name: str) -> torch.Tensor:
         """Decode a mask to labels [H, W], uint8 where every label and `ignore_index` fit, else int32.
 
-        Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`.
-
-        Raises:
-            Unusable: naming the file, if it is missing, broken or too large.
-            WrongLabels: if it holds a label outside the classes, or colours outside the palette.
+        Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`. Raises Unusable
+        naming the file, if it is missing, broken or too large. Raises WrongLabels if it holds a label outside the
+        classes, or colours outside the palette.
         """
         picture = self._open(data, name)
         if picture.mode in ("L", "P"):

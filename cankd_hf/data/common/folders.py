@@ -65,11 +65,8 @@ class FolderSource:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Canonical split name -> folder; a folder without split folders is one `train` split.
-
-    Raises:
-        InputError: if two folders are the same split.
-    """
+    """Canonical split name -> folder; a folder without split folders is one `train` split. Raises InputError if two
+    folders are the same split."""
     found: dict[str, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         split = SPLIT_NAMES.get(folder.name.lower())
@@ -134,11 +131,8 @@ def read_split(
 
 
 def slice_of(text: str, size: int) -> tuple[str, range]:
-    """Parse `train[:90%]` into the name of the split and the range of its samples.
-
-    Raises:
-        InputError: for an invalid slice.
-    """
+    """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError for an invalid
+    slice."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*)(%?):(\d*)(%?)\])?", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {text!r}")

@@ -48,9 +48,8 @@ class Labels:
 
 def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | None = None) -> Labels:
     """Combine the labels file, else the names in the data set's features, with the recipe's settings, which win.
-
-    Raises:
-        InputError: if the file cannot be read, or names and ids do not match.
+    Raises
+    InputError if the file cannot be read, or names and ids do not match.
     """
     if file is not None:
         labels = _read_file(file, config.ignore_index)

@@ -121,11 +121,7 @@ def split_of(config: DataConfig, role: str) -> str | None:
 def by_role(
     config: DataConfig, catalog: SplitCatalog, roles: Sequence[str]
 ) -> dict[str, tuple[AnySource, Sequence[int]]]:
-    """Source and indices of each role's split.
-
-    Raises:
-        InputError: listing all missing splits.
-    """
+    """Source and indices of each role's split. Raises InputError listing all missing splits."""
     names = catalog.names()
     result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []

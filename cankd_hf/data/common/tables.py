@@ -98,10 +98,9 @@ class _Table:
 
 
 def open_table(config: DataConfig, need_masks: bool) -> _Table:
-    """Open parquet files, a saved data set or a Hub data set.
-
-    Raises:
-        InputError: if there is no such data set here or on the Hub, or it has no image column.
+    """Open parquet files, a saved data set or a Hub data set. Raises InputError if there is no such data set here or
+    on
+    the Hub, or it has no image column.
     """
     import datasets
 

@@ -37,10 +37,9 @@ class CocoSplit:
 
 
 def coco_files(root: Path, pattern: str) -> dict[str, Path]:
-    """Split -> json file of a folder, by a pattern with `{split}` in it; `auto` tries the usual ones.
-
-    Raises:
-        InputError: for a pattern that is invalid, leaves the folder, or matches no file.
+    """Split -> json file of a folder, by a pattern with `{split}` in it; `auto` tries the usual ones. Raises
+    InputError
+    for a pattern that is invalid, leaves the folder, or matches no file.
     """
     if pattern == "auto":
         return next((files for usual in AUTO_PATTERNS if (files := _matching(root, usual))), {})
@@ -57,10 +56,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     """Read one json file of a split.
 
     Annotation ids are not used: messages name boxes by their position. Crowds keep their box; of an RLE only the area
-    counts. With `skip`, annotations without an image are only a warning.
-
-    Raises:
-        InputError: for invalid COCO json, images outside the data folder `root`, and unusable entries.
+    counts. With `skip`, annotations without an image are only a warning. Raises InputError for invalid COCO json,
+    images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
     content = _content(file, place)

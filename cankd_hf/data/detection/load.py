@@ -104,12 +104,9 @@ class AnnotatedSource(FolderSource):
 
 
 def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
-    """Add objects to a decoded image.
-
-    Raises:
-        WrongLabels: for an unknown category.
-        Unusable: naming the boxes that cannot be used, and a wrong size in the metadata; with `skip` only if no box of
-            the image can be used.
+    """Add objects to a decoded image. Raises WrongLabels for an unknown category. Raises Unusable naming the boxes
+    that
+    cannot be used, and a wrong size in the metadata; with `skip` only if no box of the image can be used.
     """
     if annotation.wrong:
         raise WrongLabels(annotation.wrong)

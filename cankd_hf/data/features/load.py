@@ -16,9 +16,7 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
     """Open, check and transform any set of images, labels or not, for label-free distillation.
 
     Without a validation split, every n-th training image is held out, so that about `config.holdout` of them are.
-
-    Raises:
-        InputError: for a set that does not exist or holds unusable images (see `load_segmentation`).
+    Raises InputError for a set that does not exist or holds unusable images (see `load_segmentation`).
     """
     config.check_values()
     catalog = open_set(config, need_masks=False)
