@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -68,7 +68,7 @@ def load_backbone(
     cls = _backbone_class(config, name, hub)
     loader: Callable[..., Any] = cls.from_pretrained
     if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
-        loader = partial(PreTrainedModel.from_pretrained.__func__, cls)
+        loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
     # Mismatched shapes are allowed here, to be listed with the missing keys below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
     try:
@@ -116,7 +116,7 @@ def _overridden(name: str, overrides: dict[str, Any], hub: dict[str, Any]) -> Pr
     try:
         return AutoConfig.from_pretrained(name, **hub, **overrides) if overrides else config
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"backbone {name}: cannot be configured so: {' '.join(str(error).split())}") from error
+        raise InputError(f"backbone {name}: cannot be configured: {' '.join(str(error).split())}") from error
 
 
 def random_backbone(
@@ -132,7 +132,7 @@ def random_backbone(
     try:
         model = AutoBackbone.from_config(copy.deepcopy(config))
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise InputError(f"backbone: cannot build {config.model_type}: {first_line(error)}") from error
+        raise InputError(f"backbone: {config.model_type} cannot be built: {first_line(error)}") from error
     return model if dtype is None else model.to(dtype)
 
 
@@ -164,8 +164,7 @@ def _backbone_class(config: PretrainedConfig, name: str, hub: dict[str, Any]) ->
     if hub["trust_remote_code"] and "AutoBackbone" in auto_map:
         return get_class_from_dynamic_module(auto_map["AutoBackbone"], name, revision=hub["revision"])
     _check_backbone(f"backbone {name}", config)
-    found: type[PreTrainedModel] = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    return found
+    return cast(type[PreTrainedModel], MODEL_FOR_BACKBONE_MAPPING[type(config)])
 
 
 def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str] = ()) -> None:
@@ -207,7 +206,7 @@ def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
     try:
         return TimmBackboneConfig(**{"backbone": name, "out_indices": [-1], **overrides})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"backbone timm/{name}: cannot be configured so: {' '.join(str(error).split())}") from error
+        raise InputError(f"backbone timm/{name}: cannot be configured: {' '.join(str(error).split())}") from error
 
 
 def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:

@@ -14,8 +14,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from cankd_hf.errors import InputError, Problem
 
 # Accepted by every configuration, though not all of them list it among their own fields.
-COMMON_KEYS = {"model_type", "num_labels", "id2label", "label2id", "out_indices", "out_features"} | {
-    "attn_implementation"
+COMMON_KEYS = {
+    *("model_type", "num_labels", "id2label", "label2id", "out_indices", "out_features", "attn_implementation")
 }
 
 
@@ -44,14 +44,14 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        message = f"{model_type} cannot be configured so: {' '.join(str(error).split())}"
+        message = f"{model_type} cannot be configured: {' '.join(str(error).split())}"
         raise InputError([Problem(place, message)]) from error
 
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
-    """Refuses keys that are not fields of the configuration; `transformers` would silently store them. Raises
+    """Refuses keys that are not fields of the configuration, which `transformers` would silently store. Raises
     InputError
-    one line per unknown key, with the nearest known one.
+    with one line per unknown key and the nearest known one.
     """
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Findin
 
     logger.info("checking %d images; data.check=N looks at N of each split, data.check=none at none", total)
     console = Console(stderr=True)
-    options = {"console": console, "transient": True, "disable": not console.is_terminal}
+    options: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
     yield from track(findings, f"checking {total} images", total, **options)
 
 

@@ -188,7 +188,11 @@ def wrap(
             loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
             continue
         loaded[role] = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
-    sizes = {role: len(loaded[role]) if role in report.usable else None for role in ROLES if role in loaded}
+    sizes = {
+        role: len(dataset) if isinstance(dataset, ImageDataset) else None
+        for role in ROLES
+        if (dataset := loaded.get(role)) is not None
+    }
     facts = {
         "source": config.path,
         "revision": config.revision,
