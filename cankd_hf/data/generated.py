@@ -27,14 +27,9 @@ SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 class ShapesSource:
-    """A split of the generated set; sample `index` of a split is the same on every machine and in every run.
+    """A split of the generated set: `size` square images of `pixels`, with or without masks.
 
-    Args:
-        split: `train`, `validation` or `test`.
-        size: number of images.
-        pixels: height and width of an image.
-        seed: of the whole set.
-        masks: False: samples come without masks.
+    Sample `index` of a split is the same on every machine and in every run with the same seed.
     """
 
     generated = True

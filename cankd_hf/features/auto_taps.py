@@ -52,9 +52,7 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
 
 def auto_taps(model: nn.Module) -> list[str]:
     """Finds a model's taps, in the syntax of `Taps`: its own feature maps if it is a backbone, the table, else a
-    search.
-    Raises InputError if the search finds nothing that looks like a feature map.
-    """
+    search. Raises InputError if the search finds nothing that looks like a feature map."""
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
 
@@ -84,17 +82,11 @@ def resolve_path(model: nn.Module, tap: str) -> list[str]:
 
 
 def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
-    """Searches an unknown model for taps: the last map of each stride from 4 to 32, else its last tokens.
+    """Searches an unknown model for taps, fine to coarse: the last map of each stride from 4 to 32, else its last
+    tokens.
 
-    Args:
-        model: run on one synthetic image, in eval mode, without gradient.
-        image_size: side of that image; by default the configuration's, else 128.
-
-    Returns:
-        Module paths, fine to coarse.
-
-    Raises:
-        InputError: if no module returns anything like a feature map.
+    The model is run on one synthetic image of side `image_size` (by default the configuration's, else 128). Raises
+    InputError if no module returns anything like a feature map.
     """
     side = image_size or _config_value(model, "image_size") or 128
     size = (side, side)
@@ -138,13 +130,10 @@ def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
 def quiet_forward(
     model: nn.Module, image_size: tuple[int, int], runner: Callable[..., Any] | None = None, **kwargs: Any
 ) -> Any:
-    """Runs one synthetic image through a model in eval mode, without changing its mode or the random state.
+    """Runs one synthetic image `[1, 3, H, W]` through a model in eval mode, without changing its mode or the random
+    state.
 
-    Args:
-        model: called with `pixel_values [1, 3, H, W]` in its own dtype and on its own device.
-        image_size: height and width.
-        runner: called instead of the model, with the same arguments.
-        **kwargs: passed on.
+    `runner` is called instead of the model, with the same arguments, in the model's own dtype and on its device.
     """
     training = [module for module in model.modules() if module.training]
     parameter = next(model.parameters(), torch.zeros(()))

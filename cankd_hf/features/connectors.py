@@ -36,9 +36,7 @@ class Connector(nn.Module):
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
         """Connects the maps `[B, C_s, H, W]` and `[B, C_t, h, w]`. Returns student and teacher maps, both `[B, C_t,
-        *]`
-        on one grid; the teacher's values are only resized.
-        """
+        *]` on one grid; the teacher's values are only resized."""
         ours = (student_map.shape[-2], student_map.shape[-1])
         theirs = (teacher_map.shape[-2], teacher_map.shape[-1])
         student_is_finer = ours[0] * ours[1] >= theirs[0] * theirs[1]

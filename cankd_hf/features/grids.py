@@ -21,16 +21,11 @@ _OUTPUT_KEYS = ("feature_maps", "last_hidden_state")
 
 
 def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None = None) -> tuple[int, int] | None:
-    """Infers the rows and columns of a token sequence.
+    """Infers rows and columns of a sequence of `tokens`, prefix tokens (CLS, registers) included; None when no grid
+    fits.
 
-    Args:
-        tokens: length N of the sequence, prefix tokens (CLS, registers) included.
-        image_size: height and width of the image in pixels.
-        patch_size: pixels per token, if known.
-
-    Returns:
-        (h, w), or None when no grid fits. A known patch size comes first; otherwise the fewest prefix tokens win,
-        because 197 tokens of a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
+    A known patch size (pixels per token) is tried first; otherwise the fewest prefix tokens win, because 197 tokens of
+    a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
     """
     height, width = image_size
     own: tuple[int, ...] = () if patch_size is None else (patch_size,)

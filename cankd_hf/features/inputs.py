@@ -29,19 +29,12 @@ FIXED_SIZE = {"data2vec-vision", "eomt", "eomt_dinov3", "hiera", "vitpose_backbo
 
 @dataclass(frozen=True)
 class InputRule:
-    """The image sizes that a model takes without cutting anything off.
+    """The image sizes that a model takes without cutting anything off."""
 
-    Attributes:
-        multiple: height and width must be multiples of this.
-        fixed: the only size it takes, if there is one.
-        square: whether it takes only square images (others are stretched to the square of equal area).
-        strict: whether other sizes raise an error, rather than having their edges cut off.
-    """
-
-    multiple: int = 1
-    fixed: tuple[int, int] | None = None
-    square: bool = False
-    strict: bool = False
+    multiple: int = 1  # height and width must be multiples of this
+    fixed: tuple[int, int] | None = None  # the only size it takes, if there is one
+    square: bool = False  # whether it takes only square images (others are stretched to the square of equal area)
+    strict: bool = False  # whether other sizes raise an error, rather than having their edges cut off
 
     def size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """The height and width to resize an image to, enlarged by `scale`: the nearest multiples, at least one."""

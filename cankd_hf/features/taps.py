@@ -20,19 +20,12 @@ from cankd_hf.features.inputs import input_rule
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of a model, measured in a forward.
+    """One feature map of a model, measured in a forward."""
 
-    Attributes:
-        tap: where it comes from, in the syntax of `Taps`.
-        channels: C.
-        stride: image pixels per cell (geometric mean of both sides).
-        size: height and width in cells.
-    """
-
-    tap: str
-    channels: int
-    stride: float
-    size: tuple[int, int]
+    tap: str  # where it comes from, in the syntax of `Taps`
+    channels: int  # C
+    stride: float  # image pixels per cell (geometric mean of both sides)
+    size: tuple[int, int]  # height and width in cells
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,11 @@ from torch import Tensor, nn
 
 
 def drop_unread_stages(model: nn.Module, read: Callable[[], list[Tensor]]) -> int:
-    """Removes the blocks of a `transformers` backbone after its last requested map; other modules are left as they
-    are.
+    """Removes the blocks of a `transformers` backbone after its last requested map, in place; returns their number.
 
     A backbone runs all its blocks even when only early maps are asked for. The lists of blocks are found by their
-    length (as many as the configuration has stages), and a removal is kept only if the maps stay bit-equal.
-
-    Args:
-        model: changed in place.
-        read: runs the model on one fixed image and returns its maps.
-
-    Returns:
-        The number of blocks removed.
+    length (as many as the configuration has stages), and a removal is kept only if the maps that `read` returns for
+    one fixed image stay bit-equal. Other modules are left as they are.
     """
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
@@ -56,12 +49,8 @@ def _maps(read: Callable[[], list[Tensor]]) -> list[Tensor] | None:
 
 
 def compile_around(model: nn.Module, tapped: Collection[str]) -> None:
-    """Compiles the largest parts without a tap inside, so that hooks and the early stop stay outside of graphs.
-
-    Args:
-        model: the forwards of its parts are changed in place.
-        tapped: names of the tapped modules; "" is the model itself, which is then compiled whole.
-    """
+    """Compiles, in place, the largest parts without a tapped module inside, so that hooks and the early stop stay
+    outside of graphs. If "" (the model itself) is tapped, it is compiled whole."""
     if "" in tapped:
         model.forward = torch.compile(model.forward)
         return

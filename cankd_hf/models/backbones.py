@@ -123,9 +123,7 @@ def random_backbone(
     values: dict[str, Any], out_indices: list[int] | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """A backbone with random weights from the fields of its configuration. Raises InputError for a bad configuration,
-    or
-    a model type without a Backbone class.
-    """
+    or a model type without a Backbone class."""
     values = dict(values) if out_indices is None else {**values, "out_indices": out_indices}
     config = config_from_dict(values, "backbone")
     _check_backbone("backbone", config)

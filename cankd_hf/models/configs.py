@@ -20,14 +20,11 @@ COMMON_KEYS = {
 
 
 def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
-    """A configuration (hence random weights) from a dictionary with `model_type` and any fields of that type.
+    """A configuration (hence random weights) from a dictionary like `{"model_type": "resnet", "depths": [1, 1, 1,
+    1]}`.
 
-    Args:
-        values: e.g. `{"model_type": "resnet", "depths": [1, 1, 1, 1]}`.
-        place: path of the dictionary in the recipe, for messages, e.g. `student.config`.
-
-    Raises:
-        InputError: for a missing or unknown `model_type`, an unknown key (with the nearest one) or a bad value.
+    `place` is the dictionary's path in the recipe, e.g. `student.config`. Raises InputError for a missing or unknown
+    `model_type`, an unknown key (with the nearest one) or a bad value.
     """
     if "model_type" not in values:
         raise InputError([Problem(place, f"expected a key model_type (e.g. resnet), got {sorted(values)}; add it")])
@@ -50,9 +47,7 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
     """Refuses keys that are not fields of the configuration, which `transformers` would silently store. Raises
-    InputError
-    with one line per unknown key and the nearest known one.
-    """
+    InputError with one line per unknown key and the nearest known one."""
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}
     known = set(config.to_dict()) | set(config.attribute_map) | settings | COMMON_KEYS

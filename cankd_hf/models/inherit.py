@@ -38,15 +38,11 @@ class Inherited:
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[Inherited]:
-    """Copies parts of the teacher into the student, tensor by tensor, where name and shape agree.
+    """Copies parts (module or parameter paths such as `neck`, `model.decoder`) of the teacher where name and shape
+    agree.
 
-    Args:
-        student: changed in place; tensors that do not fit keep their initialisation.
-        teacher: of the same architecture in these parts; torchvision's models are mapped to our names.
-        parts: module or parameter paths such as `neck`, `head` and `model.decoder`.
-
-    Raises:
-        InputError: for a part that the student lacks, or of which nothing fits.
+    The student is changed in place; tensors that do not fit keep their initialisation. torchvision's models are mapped
+    to our names. Raises InputError for a part that the student lacks, or of which nothing fits.
     """
     own = student.state_dict()
     given = teacher.state_as_ours() if isinstance(teacher, TorchvisionNet) else teacher.state_dict()

@@ -54,16 +54,9 @@ def suppress(
 ) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression within each group of each image, at once.
 
-    Args:
-        boxes: `[B, M, 4]` corners in pixels.
-        scores: `[B, M]`, `ABSENT` for excluded candidates.
-        groups: `[B, M]` int64, 0 to `count` - 1.
-        overlap: from which the weaker box is suppressed.
-        count: number of groups.
-        limit: N.
-
-    Returns:
-        `[B, N]` scores, best first, `ABSENT` after the last, and indices among the M.
+    Takes boxes `[B, M, 4]` (corners in pixels), scores `[B, M]` (`ABSENT` for excluded candidates), groups `[B, M]`
+    int64 in 0..`count` - 1, and the overlap from which the weaker box is suppressed. Returns scores `[B, limit]`, best
+    first, `ABSENT` after the last, and indices among the M.
     """
     side = math.ceil(math.sqrt(count))  # a square keeps coordinates small, and float32 exact enough
     images = torch.arange(boxes.shape[0]).unsqueeze(1)

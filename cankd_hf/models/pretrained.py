@@ -61,15 +61,8 @@ def load_dense_or_plain(
 ) -> PreTrainedModel:
     """Loads a dense-prediction model with its head, or a plain ViT, in float32 and strictly.
 
-    Args:
-        name: local folder or Hub id; None builds the configuration with random weights.
-        config: its configuration.
-        auto_class: from `dense_or_plain_class`.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: whether code from the model's repository may run.
-
-    Raises:
-        InputError: if it cannot be loaded, weights are missing (they are listed), or its input is not an image.
+    Without a `name` (local folder or Hub id) the weights are random; `auto_class` is from `dense_or_plain_class`.
+    Raises InputError if it cannot be loaded, weights are missing (they are listed), or its input is not an image.
     """
     loader = getattr(transformers, _VISION_TOWERS.get(config.model_type, auto_class))
     tower = config.model_type in _VISION_TOWERS

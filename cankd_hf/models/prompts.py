@@ -32,11 +32,10 @@ NO_WORDS = (101, 1012, 102)
 
 
 class TextInput:
-    """A forward pre-hook that gives a model its text where the caller gives only images.
+    """A forward pre-hook that gives a model its text (inputs `[1, T]` or None by name) where the caller gives only
+    images.
 
-    Args:
-        text: inputs by name, each `[1, T]` or None; repeated for every image of a batch.
-        tokenizer: of the text, to be saved beside the model.
+    The text is repeated for every image of a batch; its tokenizer is saved beside the model.
     """
 
     def __init__(self, text: Mapping[str, Tensor | None], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -107,18 +106,10 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], longest: int) -> dict[str, Tensor]:
-    """Class names -> one prompt, in which phrase k is class k.
+    """Class names -> one prompt, in which phrase k is class k: inputs by name, int64 `[1, T]`.
 
-    Args:
-        tokenizer: BERT's.
-        names: of the classes; converted to lower case, with spaces for `_`, `.` and `?`.
-        longest: the model's maximum number of tokens.
-
-    Returns:
-        `input_ids`, `attention_mask` and `token_type_ids`, int64 `[1, T]`.
-
-    Raises:
-        InputError: if the prompt is too long, or does not have one phrase per class, all different.
+    Names are converted to lower case, with spaces for `_`, `.` and `?`. Raises InputError if the prompt is longer than
+    `longest` tokens, or does not have one phrase per class, all different.
     """
     words = [" ".join(re.sub(r"[._?]", " ", name).lower().split()) for name in names]
     text = ". ".join(words) + "."
@@ -143,9 +134,8 @@ def phrase_probabilities(logits: Tensor, input_ids: Tensor) -> Tensor:
     """Token scores -> class scores `[B, N, K]` in 0..1, float32: the mean over the tokens of each phrase, as
     published.
 
-    Args:
-        logits: `[B, N, L]` of every box against every token; -inf after the end of the prompt.
-        input_ids: `[B, T]`, T <= L, with the same number of phrases in every prompt.
+    `logits` are `[B, N, L]` of every box against every token, -inf after the end of the prompt; `input_ids` are `[B,
+    T]`, T <= L, with the same number of phrases in every prompt.
     """
     phrases = torch.stack(_phrases(input_ids, logits.shape[-1])).to(logits.device, torch.float32)
     return logits.float().sigmoid() @ (phrases / phrases.sum(dim=-1, keepdim=True)).transpose(1, 2)

@@ -33,12 +33,7 @@ class TorchvisionNet(nn.Module):
 
     A detector's maps are those of its `backbone`, which is backbone and pyramid, fine to coarse; its
     `GeneralizedRCNNTransform` (a resize to 800 pixels and a normalisation) is left out. A segmentation model's map is
-    the last of its backbone.
-
-    Attributes:
-        taps: of its maps, in the syntax of `Taps`.
-        image_mean: of red, green, blue, for pixels in 0..1.
-        image_std: likewise.
+    the last of its backbone. `taps` are in the syntax of `Taps`, `image_mean` and `image_std` for pixels in 0..1.
     """
 
     backbone: nn.Module

@@ -26,20 +26,13 @@ LONG = 200  # number of images from which progress is shown
 
 @dataclass
 class Report:
-    """Result of the checks.
+    """Result of the checks."""
 
-    Attributes:
-        usable: role -> indices of its source to use.
-        skipped: file -> reason.
-        warnings: notes that do not stop a run.
-        checked: number of images checked.
-        dropped: file -> the parts of its label that are left out, and why.
-    """
-
-    usable: dict[str, list[int]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    checked: int = 0
+    usable: dict[str, list[int]] = field(default_factory=dict)  # role -> indices of its source to use
+    skipped: dict[str, str] = field(default_factory=dict)  # file -> reason
+    warnings: list[str] = field(default_factory=list)  # notes that do not stop a run
+    checked: int = 0  # number of images checked
+    # file -> the parts of its label that are left out, and why
     dropped: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -56,23 +49,13 @@ class _Finding:
     fatal: bool = False
 
 
-def preflight(
-    config: DataConfig,
-    sources: Sources,
-    class_names: dict[int, str] | None,
-) -> Report:
+def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] | None) -> Report:
     """Decode images and labels as training will, and report all problems at once.
 
-    How many are decoded is `config.check`; a number of them is spread evenly over each split.
-
-    Args:
-        config: the `data:` section.
-        sources: role -> source and the indices that will be used.
-        class_names: names of the classes; None: only images are needed.
-
-    Raises:
-        InputError: naming the files that cannot be used; with `on_error: skip` only if a whole split is unusable.
-            Labels out of range always stop: they are a fault of the set, and training on the rest would hide it.
+    How many are decoded is `config.check`; a number of them is spread evenly over each split. Without `class_names`
+    only images are needed. Raises InputError naming the files that cannot be used; with `on_error: skip` only if a
+    whole split is unusable. Labels out of range always stop: they are a fault of the set, and training on the rest
+    would hide it.
     """
     report = Report()
     findings = list(_look_at_all(config, sources))
@@ -146,9 +129,7 @@ def _look(role: str, source: Source, index: int) -> _Finding:
 
 def _review_labels(findings: list[_Finding], report: Report, class_names: dict[int, str]) -> None:
     """Report dropped parts and oddities of labels, and classes that training never sees. Raises InputError where
-    oddities
-    of many labels must be a fault of the whole set.
-    """
+    oddities of many labels must be a fault of the whole set."""
     labels = [(finding, finding.label) for finding in findings if finding.label is not None]
     if not labels:
         return

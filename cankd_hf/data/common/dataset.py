@@ -42,15 +42,11 @@ Sources = Mapping[str, tuple[AnySource, Sequence[int]]]  # role -> source and th
 
 
 class ImageDataset(Dataset):
-    """Samples of a source, transformed when read.
+    """Samples of a source, or those at `indices`, transformed when read: (image [3, H, W] uint8, `Sample.label`) ->
+    item.
 
-    Args:
-        source: the samples.
-        transform: (image [3, H, W] uint8, `Sample.label`) -> the tensors of a batch.
-        indices: samples to use, in order; None: all.
-        cache: keep decoded samples in memory.
-        on_error: `stop` raises for an image that does not decode; `skip` replaces it by the next one that does (marked
-            not to count, so that nothing is scored twice).
+    `cache` keeps decoded samples in memory. For an image that does not decode, `on_error` `stop` raises; `skip`
+    replaces it by the next one that does (marked not to count, so that nothing is scored twice).
     """
 
     def __init__(

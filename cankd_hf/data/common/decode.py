@@ -22,17 +22,11 @@ SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 class Sample(NamedTuple):
-    """One decoded image.
+    """One decoded image."""
 
-    Attributes:
-        image: [3, H, W], uint8, upright.
-        target: its label, such as a `Mask`; None without labels.
-        name: file name or place, for messages.
-    """
-
-    image: torch.Tensor
-    target: Target | None
-    name: str
+    image: torch.Tensor  # [3, H, W], uint8, upright
+    target: Target | None  # its label, such as a `Mask`; None without labels
+    name: str  # file name or place, for messages
 
     @property
     def label(self) -> Any:
@@ -54,27 +48,18 @@ class WrongLabels(InputError):
 
 @dataclass
 class Decoder:
-    """Decodes images and masks, and names the file and the fault of one that it cannot use.
+    """Decodes images and masks, and names the file and the fault of one that it cannot use."""
 
-    Attributes:
-        max_pixels: larger images are refused from their header, before any memory is allocated.
-        ignore_index: label of void.
-        reduce_labels: label 0 is void, the others go down by one.
-        palette: colours of the classes, for masks that are RGB pictures: label -> (r, g, b).
-        num_labels: number of classes; None: labels are not checked.
-    """
-
-    max_pixels: int = PILLOW_LIMIT
-    ignore_index: int = 255
-    reduce_labels: bool = False
+    max_pixels: int = PILLOW_LIMIT  # larger images are refused from their header, before any memory is allocated
+    ignore_index: int = 255  # label of void
+    reduce_labels: bool = False  # label 0 is void, the others go down by one
+    # colours of the classes, for masks that are RGB pictures: label -> (r, g, b)
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    num_labels: int | None = None
+    num_labels: int | None = None  # number of classes; None: labels are not checked
 
     def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
         """Decode an image and its mask, each given with its name. Raises Unusable as `image` and `mask` do, and if
-        their
-        sizes differ: crops would not match. Raises WrongLabels as `mask` does.
-        """
+        their sizes differ: crops would not match. Raises WrongLabels as `mask` does."""
         pixels = self.image(*image)
         if mask is None:
             return Sample(pixels, None, image[1])

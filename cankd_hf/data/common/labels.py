@@ -14,18 +14,12 @@ from cankd_hf.errors import InputError
 
 @dataclass
 class Labels:
-    """The meaning of a set's labels.
+    """The meaning of a set's labels."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1; empty if unknown.
-        ignore_index: label left out of losses and scores.
-        reduce_labels: label 0 of the masks is void, the classes begin at 1.
-        palette: colours of the data set itself; empty if it has none.
-    """
-
-    id2label: dict[int, str] = field(default_factory=dict)
-    ignore_index: int = 255
-    reduce_labels: bool = False
+    id2label: dict[int, str] = field(default_factory=dict)  # names of the classes 0..K-1; empty if unknown
+    ignore_index: int = 255  # label left out of losses and scores
+    reduce_labels: bool = False  # label 0 of the masks is void, the classes begin at 1
+    # colours of the data set itself; empty if it has none
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def check_names(self, config: DataConfig, example: str) -> None:
@@ -48,9 +42,7 @@ class Labels:
 
 def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | None = None) -> Labels:
     """Combine the labels file, else the names in the data set's features, with the recipe's settings, which win.
-    Raises
-    InputError if the file cannot be read, or names and ids do not match.
-    """
+    Raises InputError if the file cannot be read, or names and ids do not match."""
     if file is not None:
         labels = _read_file(file, config.ignore_index)
         labels.reduce_labels = labels.reduce_labels or config.reduce_labels

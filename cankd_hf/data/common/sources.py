@@ -25,21 +25,14 @@ ROLES = ("train", "eval", "test")
 
 @dataclass
 class TaskData:
-    """The splits of one data set, ready for the Trainer.
+    """The splits of one data set, ready for the Trainer."""
 
-    Attributes:
-        train: items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented.
-        eval: the same at `image_size`, for scoring; None without such a split.
-        test: the same for the final table.
-        facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
-        collate: samples -> one batch.
-    """
-
-    train: Any
-    eval: Any
-    test: Any
+    train: Any  # items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented
+    eval: Any  # the same at `image_size`, for scoring; None without such a split
+    test: Any  # the same for the final table
+    # plain data for reports and cards: source, splits, skipped, warnings, class names
     facts: dict[str, Any] = field(default_factory=dict)
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None  # samples -> one batch
 
 
 class SplitCatalog(Protocol):
@@ -160,19 +153,11 @@ def wrap(
     augment: Transform,
     evaluate: Transform,
 ) -> TaskData:
-    """Check the sources and apply transforms to them.
+    """Check the sources (from `by_role`) and apply the transforms: `augment` for training, `evaluate` for other
+    splits.
 
-    Args:
-        config: the `data:` section.
-        catalog: the data set.
-        sources: from `by_role`.
-        labelled: whether labels are needed.
-        seed: of the shuffle of a stream.
-        augment: transform for training.
-        evaluate: transform for the other splits.
-
-    Raises:
-        InputError: as `preflight` does.
+    `labelled` says whether labels are needed, `seed` is for the shuffle of a stream. Raises InputError as `preflight`
+    does.
     """
     names = list(catalog.labels.id2label.values())
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)

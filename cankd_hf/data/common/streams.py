@@ -26,17 +26,11 @@ def stream_of(source: Source, shards: int = 8) -> StreamSource:
 
 
 class StreamDataset(IterableDataset):
-    """Samples of a stream, transformed when read, without a length: training needs `training.max_steps`.
+    """Samples of a stream, at most `limit`, transformed when read, without a length: training needs
+    `training.max_steps`.
 
-    Shards of rows are distributed among loading processes by `datasets`.
-
-    Args:
-        source: rows and how to decode them.
-        transform: (image, `Sample.label`) -> the tensors of a batch.
-        shuffle_buffer: size of the shuffle buffer in rows; 0: in order.
-        limit: number of rows to read.
-        on_error: `stop`, or `skip` a row that cannot be used, with a warning.
-        seed: of the shuffle.
+    Shards of rows are distributed among loading processes by `datasets`. `shuffle_buffer` is in rows (0: in order).
+    For a row that cannot be used, `on_error` `stop` raises; `skip` leaves it out with a warning.
     """
 
     def __init__(

@@ -34,12 +34,8 @@ def _is_saved(folder: Path) -> bool:
 class TableSource:
     """Samples of a `datasets.Dataset` whose image columns are cast to `Image(decode=False)`.
 
-    Args:
-        table: the data set.
-        columns: of the image and, if there are masks, of the mask.
-        decoder: decodes both.
-        split: name of the split, for messages.
-        label: reads other columns.
+    `columns` are that of the image and, if there are masks, of the mask; `label` reads other columns. `split` is for
+    messages.
     """
 
     generated = False
@@ -99,9 +95,7 @@ class _Table:
 
 def open_table(config: DataConfig, need_masks: bool) -> _Table:
     """Open parquet files, a saved data set or a Hub data set. Raises InputError if there is no such data set here or
-    on
-    the Hub, or it has no image column.
-    """
+    on the Hub, or it has no image column."""
     import datasets
 
     path = str(config.path)

@@ -16,24 +16,15 @@ def no_review(doubtful: Sequence[str], counted: int, class_names: dict[int, str]
 
 @dataclass(frozen=True)
 class Summary:
-    """What the checks keep of one target after its image is freed.
+    """What the checks keep of one target after its image is freed."""
 
-    Attributes:
-        classes: the classes it holds; empty where the targets have none.
-        noun: the word for a sample of the set in warnings.
-        dropped: the parts that were left out, and why.
-        warnings: notes about it.
-        doubtful: it has an oddity that is a fault if many samples of the set have it.
-        counted: it could have been doubtful.
-        review: (names of the doubtful samples, number of the counted, class names) -> warnings; or raises.
-    """
-
-    classes: frozenset[int] = frozenset()
-    noun: str = "image"
-    dropped: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    doubtful: bool = False
-    counted: bool = True
+    classes: frozenset[int] = frozenset()  # the classes it holds; empty where the targets have none
+    noun: str = "image"  # the word for a sample of the set in warnings
+    dropped: tuple[str, ...] = ()  # the parts that were left out, and why
+    warnings: tuple[str, ...] = ()  # notes about it
+    doubtful: bool = False  # it has an oddity that is a fault if many samples of the set have it
+    counted: bool = True  # it could have been doubtful
+    # (names of the doubtful samples, number of the counted, class names) -> warnings; or raises
     review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = no_review
 
 

@@ -14,17 +14,11 @@ from cankd_hf.config.data import DataConfig
 
 
 class RandomScaleCrop(v2.Transform):
-    """Resize by a random scale and cut a random crop, in one step.
+    """Resize by a random factor in `scale` (of `base_size`, or of the image's own size) and cut a random crop, in one
+    step.
 
     Only the part of the image inside the crop is resized, which costs a fraction of resizing all of it. A scaled image
-    smaller than the crop is placed at random on a plain background.
-
-    Args:
-        crop_size: (height, width) of the result.
-        scale: (smallest, largest), relative to `base_size`.
-        base_size: (height, width) at scale 1; None: the image's own.
-        fill: colour of the background, [3] in 0..255.
-        mask_fill: label of the background.
+    smaller than the crop is placed at random on a background of the colour `fill` (0..255) and the label `mask_fill`.
     """
 
     def __init__(

@@ -19,28 +19,18 @@ REQUIRED_KEYS = {"images": {"id", "file_name"}, "annotations": {"image_id"}, "ca
 
 @dataclass
 class CocoSplit:
-    """One json file.
+    """One json file."""
 
-    Attributes:
-        rows: its images, in the order of the file.
-        annotations: their objects.
-        names: names of the classes 0..K-1, in the order of the ids in the file.
-        category_ids: the file's id of each class.
-        warnings: about the file.
-    """
-
-    rows: list[Row]
-    annotations: list[Annotation]
-    names: list[str]
-    category_ids: list[int]
-    warnings: list[str] = field(default_factory=list)
+    rows: list[Row]  # its images, in the order of the file
+    annotations: list[Annotation]  # their objects
+    names: list[str]  # names of the classes 0..K-1, in the order of the ids in the file
+    category_ids: list[int]  # the file's id of each class
+    warnings: list[str] = field(default_factory=list)  # about the file
 
 
 def coco_files(root: Path, pattern: str) -> dict[str, Path]:
     """Split -> json file of a folder, by a pattern with `{split}` in it; `auto` tries the usual ones. Raises
-    InputError
-    for a pattern that is invalid, leaves the folder, or matches no file.
-    """
+    InputError for a pattern that is invalid, leaves the folder, or matches no file."""
     if pattern == "auto":
         return next((files for usual in AUTO_PATTERNS if (files := _matching(root, usual))), {})
     problem = path_problem("data", "annotations", {"annotations": pattern})

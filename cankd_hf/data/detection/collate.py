@@ -34,16 +34,10 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
 
 
 def original_sizes(labels: Sequence[Mapping[str, torch.Tensor]], height: int, width: int) -> torch.Tensor:
-    """`target_sizes` for `post_process_object_detection`: boxes relative to a padded batch -> pixels of the data set's
-    images.
+    """`target_sizes` for `post_process_object_detection`: boxes relative to a padded batch -> pixels of the data set.
 
-    Args:
-        labels: of the batch.
-        height: of the batch's `pixel_values`.
-        width: the same.
-
-    Returns:
-        float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
+    Returns float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
+    `height` and `width` are those of the batch's `pixel_values`.
     """
     rows = [label["orig_size"].float() / label["size"].float() for label in labels]
     return torch.stack(rows) * torch.tensor([height, width], device=rows[0].device)

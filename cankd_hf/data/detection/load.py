@@ -44,15 +44,11 @@ EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "categ
 
 @dataclass(kw_only=True)
 class DetectionData(TaskData):
-    """The data sets of a detection run; `labels` come from `detection_labels`, in training without crowds.
+    """The data sets of a detection run; `labels` come from `detection_labels`, in training without crowds."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1.
-        category_ids: the set's own id of each class, such as those of a COCO json, which may have gaps. The facts hold
-            them too and, if there are any, `dropped_boxes`.
-    """
-
-    id2label: dict[int, str]
+    id2label: dict[int, str]  # names of the classes 0..K-1
+    # the set's own id of each class, such as those of a COCO json, which may have gaps. The facts hold them too and,
+    # if there are any, `dropped_boxes`
     category_ids: list[int]
 
 
@@ -105,9 +101,7 @@ class AnnotatedSource(FolderSource):
 
 def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
     """Add objects to a decoded image. Raises WrongLabels for an unknown category. Raises Unusable naming the boxes
-    that
-    cannot be used, and a wrong size in the metadata; with `skip` only if no box of the image can be used.
-    """
+    that cannot be used, and a wrong size in the metadata; with `skip` only if no box of the image can be used."""
     if annotation.wrong:
         raise WrongLabels(annotation.wrong)
     height, width = sample.image.shape[-2:]

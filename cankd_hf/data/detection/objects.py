@@ -23,27 +23,16 @@ Categories = Mapping[Any, int]
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one image, in its own pixels, upright.
+    """The objects of one image, in its own pixels, upright."""
 
-    Attributes:
-        boxes: float32 [n, 4], x0, y0, x1, y1.
-        classes: int64 [n], 0..K-1.
-        area: float32 [n]: that of the outline if known, else of the box.
-        iscrowd: int64 [n]: 1 for a region of many objects that is left out of losses and scores.
-        image_id: number of the image; below 0: it replaces another image and does not count in scores.
-        dropped: what was left out, and why.
-        warnings: notes about the boxes.
-        looks_xyxy: the boxes leave the image, and would not as [x0, y0, x1, y1].
-    """
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
-    area: torch.Tensor
-    iscrowd: torch.Tensor
-    image_id: int
-    dropped: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    looks_xyxy: bool = False
+    boxes: torch.Tensor  # float32 [n, 4], x0, y0, x1, y1
+    classes: torch.Tensor  # int64 [n], 0..K-1
+    area: torch.Tensor  # float32 [n]: that of the outline if known, else of the box
+    iscrowd: torch.Tensor  # int64 [n]: 1 for a region of many objects that is left out of losses and scores
+    image_id: int  # number of the image; below 0: it replaces another image and does not count in scores
+    dropped: tuple[str, ...] = ()  # what was left out, and why
+    warnings: tuple[str, ...] = ()  # notes about the boxes
+    looks_xyxy: bool = False  # the boxes leave the image, and would not as [x0, y0, x1, y1]
 
     @property
     def value(self) -> Objects:
@@ -77,29 +66,17 @@ def _refuse_corners(corners: Sequence[str], counted: int, class_names: dict[int,
 
 @dataclass(frozen=True)
 class Annotation:
-    """The objects of one image as annotated, checked as far as possible without its pixels.
+    """The objects of one image as annotated, checked as far as possible without its pixels."""
 
-    Attributes:
-        numbers: int64 [n], positions in the annotated list, for messages.
-        boxes: float64 [n, 4], x, y, width, height.
-        classes: int64 [n].
-        area: float64 [n].
-        iscrowd: int64 [n].
-        image_id: number of the image.
-        size: (width, height) in the metadata, if any.
-        faults: boxes that cannot be used.
-        wrong: unknown categories: a fault of the whole set.
-    """
-
-    numbers: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    area: np.ndarray
-    iscrowd: np.ndarray
-    image_id: int
-    size: tuple[int, int] | None = None
-    faults: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()
+    numbers: np.ndarray  # int64 [n], positions in the annotated list, for messages
+    boxes: np.ndarray  # float64 [n, 4], x, y, width, height
+    classes: np.ndarray  # int64 [n]
+    area: np.ndarray  # float64 [n]
+    iscrowd: np.ndarray  # int64 [n]
+    image_id: int  # number of the image
+    size: tuple[int, int] | None = None  # (width, height) in the metadata, if any
+    faults: tuple[str, ...] = ()  # boxes that cannot be used
+    wrong: tuple[str, ...] = ()  # unknown categories: a fault of the whole set
 
 
 def read_annotation(
@@ -112,14 +89,9 @@ def read_annotation(
 ) -> Annotation:
     """Read the objects of one image.
 
-    Args:
-        value: a dict of lists (`bbox`, `category` and, optionally, `area`, `iscrowd`), a list of dicts with the same
-            keys, or None for no objects.
-        name: of the image, for messages.
-        categories: category ids and names -> class 0..K-1.
-        box_format: `xywh` or `xyxy`, in pixels.
-        image_id: number of the image.
-        size: (width, height) in the metadata.
+    `value` is a dict of lists (`bbox`, `category` and, optionally, `area`, `iscrowd`), a list of dicts with the same
+    keys, or None for no objects. `categories` maps ids and names to classes 0..K-1; `box_format` is `xywh` or `xyxy`,
+    in pixels; `size` is the (width, height) in the metadata; `name` is for messages.
     """
     rows: list[tuple[int, list[float], int, float, int]] = []
     faults: list[str] = []

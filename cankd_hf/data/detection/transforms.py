@@ -19,12 +19,9 @@ TRIES = 50  # crops that are drawn until one holds the centre of an object; a dr
 
 
 def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep_aspect: bool) -> tuple[int, int]:
-    """(height, width) at scale 1 of an image.
+    """(height, width) at scale 1 of an image of size `own`: stretched to `image_size`; its own size without one.
 
-    Args:
-        own: its (height, width).
-        image_size: (height, width) to stretch to, or to fit into; None: the image's own size.
-        keep_aspect: fit into `image_size`, rotated so that short side meets short side.
+    With `keep_aspect` it is fitted into `image_size`, rotated so that short side meets short side.
     """
     if image_size is None:
         return own[0], own[1]

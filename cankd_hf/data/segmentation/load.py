@@ -14,17 +14,11 @@ from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 
 @dataclass(kw_only=True)
 class SegmentationData(TaskData):
-    """The data sets of a segmentation run; `labels` are [h, w], in evaluation of the size of each mask.
+    """The data sets of a segmentation run; `labels` are [h, w], in evaluation of the size of each mask."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1.
-        ignore_index: label left out of losses and scores.
-        palette: a colour for each class.
-    """
-
-    id2label: dict[int, str]
-    ignore_index: int
-    palette: dict[int, tuple[int, int, int]]
+    id2label: dict[int, str]  # names of the classes 0..K-1
+    ignore_index: int  # label left out of losses and scores
+    palette: dict[int, tuple[int, int, int]]  # a colour for each class
 
 
 def load_segmentation(

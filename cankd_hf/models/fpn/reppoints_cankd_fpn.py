@@ -149,14 +149,9 @@ class OverlapMatcher(Matcher):
 def assign_centres(boxes: Tensor, cells: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Assigns each object's initial points to the nearest centre on the level of its size.
 
-    Args:
-        boxes: `[n, 4]`.
-        cells: `[A, 3]`, from `cell_centres`.
-        scale: the level of an object is the binary logarithm, rounded down, of its size (the root of its area) over
-            this; distances are relative to its width and height.
-
-    Returns:
-        Cells `[m]` and objects `[m]`: pairs, m <= n; a cell of several objects gets the nearest.
+    The level of a box `[n, 4]` is the binary logarithm, rounded down, of its size (the root of its area) over `scale`;
+    distances to the cells `[A, 3]` are relative to its width and height. Returns cells `[m]` and objects `[m]`: pairs,
+    m <= n; a cell of several objects gets the nearest.
     """
     centres, sizes = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
     octaves = (sizes / scale).log2().mean(dim=1).trunc()
