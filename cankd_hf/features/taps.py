@@ -104,17 +104,11 @@ class Taps:
         return list(taps)
 
     def collect(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Returns the maps of the model's last forward and clears them.
+        """Returns the maps `[B, C, H, W]` of the model's last forward, on images of `image_size`, and clears them.
 
-        Args:
-            image_size: height and width in pixels of the images of that forward.
-
-        Returns:
-            Maps `[B, C, H, W]`, fine to coarse; maps of equal size keep the order of the taps.
-
-        Raises:
-            RuntimeError: if no forward ran since the last call, or a tapped module did not run in it.
-            InputError: if a tap's output contains no feature map.
+        They are ordered fine to coarse; maps of equal size keep the order of the taps. Raises RuntimeError if no
+        forward ran since the last call, or a tapped module did not run in it; InputError if a tap's output contains no
+        feature map.
         """
         return [feature_map for _, feature_map, _ in self._collect(image_size)]
 

@@ -20,6 +20,8 @@ from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDet
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
 ABSENT = -1.0  # score of an excluded candidate
+Size = tuple[int, int]  # height, width
+Detections = tuple[Tensor, Tensor, Tensor]
 
 
 def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
@@ -90,9 +92,7 @@ class DetectorForm(nn.Module):
         super().__init__()
         self.model = model
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
         """Boxes `[B, M, 4]` in pixels, scores `[B, M]` and labels `[B, M]`."""
         raise NotImplementedError
 
@@ -113,9 +113,7 @@ class DetectorForm(nn.Module):
 class DenseForm(DetectorForm):
     """RetinaNet, FCOS and RepPoints."""
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
         """The best of each level, as in torchvision."""
         config = self.model.config
         head: Any = self.model.head
@@ -148,9 +146,7 @@ class DenseForm(DetectorForm):
 class FasterRCNNForm(DetectorForm):
     """Faster R-CNN with a fixed number of proposals an image, padded with empty boxes."""
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
         """Every class of every proposal."""
         head = self.model.head
         assert isinstance(head, FasterRCNNDetector)
@@ -169,7 +165,7 @@ class FasterRCNNForm(DetectorForm):
         return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
 
     def _propose(
-        self, head: FasterRCNNDetector, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+        self, head: FasterRCNNDetector, maps: list[Tensor], size: Size, covered: Size
     ) -> tuple[Tensor, Tensor]:
         """Proposals `[B, n, 4]` in pixels and whether each exists `[B, n]`."""
         rpn = head.rpn

@@ -81,20 +81,11 @@ def split_folders(root: Path) -> dict[str, Path]:
 def read_split(
     root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
 ) -> tuple[list[Row], list[str]]:
-    """Read the rows of one split.
+    """Read the rows of the split in `folder`; returns them and warnings.
 
-    Args:
-        root: the data folder; no path may leave it.
-        folder: the folder of the split.
-        image_column: `auto` or `image`: the key `file_name`; another name X: the key `X_file_name`.
-        mask_column: the same for the mask; None: no masks are needed.
-        keep: other keys whose values the rows keep, where a line has them.
-
-    Returns:
-        The rows, and warnings.
-
-    Raises:
-        InputError: listing every line that cannot be used.
+    `image_column` is `auto` or `image` for the key `file_name`, another name X for the key `X_file_name`; the same
+    goes for `mask_column`, None without masks. `keep` names other keys whose values the rows keep, where a line has
+    them. Raises InputError listing every line that cannot be used; no path may leave the data folder `root`.
     """
     metadata, base = _metadata_file(root, folder)
     if metadata is None:

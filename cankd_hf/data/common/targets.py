@@ -9,11 +9,6 @@ from typing import Any, Protocol
 import torch
 
 
-def no_review(doubtful: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
-    """The default review of a set: no warnings."""
-    return []
-
-
 @dataclass(frozen=True)
 class Summary:
     """What the checks keep of one target after its image is freed."""
@@ -25,7 +20,7 @@ class Summary:
     doubtful: bool = False  # it has an oddity that is a fault if many samples of the set have it
     counted: bool = True  # it could have been doubtful
     # (names of the doubtful samples, number of the counted, class names) -> warnings; or raises
-    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = no_review
+    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = lambda *_: []
 
 
 class Target(Protocol):

@@ -23,8 +23,7 @@ class CocoSplit:
 
     rows: list[Row]  # its images, in the order of the file
     annotations: list[Annotation]  # their objects
-    names: list[str]  # names of the classes 0..K-1, in the order of the ids in the file
-    category_ids: list[int]  # the file's id of each class
+    categories: dict[int, str]  # id in the file -> name, in the order of the classes 0..K-1
     warnings: list[str] = field(default_factory=list)  # about the file
 
 
@@ -54,8 +53,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
     if len(categories) != len(content["categories"]):
         raise InputError(f"{place}: expected categories with an id of their own, got one id twice")
-    ids = sorted(categories)
-    classes = {number: index for index, number in enumerate(ids)}
+    categories = dict(sorted(categories.items()))
+    classes = {number: index for index, number in enumerate(categories)}
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
         entries[entry.get("image_id")].append(entry)
@@ -84,7 +83,7 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
         number = image["id"] if isinstance(image["id"], int) else len(rows)
         rows.append(Row(name, path))
         annotations.append(read_annotation(entries[image["id"]], name, classes, "xywh", number, size))
-    return CocoSplit(rows, annotations, [categories[number] for number in ids], ids, warnings)
+    return CocoSplit(rows, annotations, categories, warnings)
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:

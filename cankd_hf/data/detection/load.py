@@ -55,19 +55,11 @@ class DetectionData(TaskData):
 def load_detection(
     config: DataConfig, need_labels: bool = True, splits: Sequence[str] = ROLES, seed: int = 0
 ) -> DetectionData:
-    """Open, check and transform a detection set.
+    """Open, check and transform a detection set; the arguments are those of `load_segmentation`.
 
     With `on_error: stop`, an image with an unusable box stops the run. With `skip` that box is left out, or the image
-    if no box remains; what is left out is named and counted. Unknown categories always stop.
-
-    Args:
-        config: the `data:` section.
-        need_labels: False: boxes are not read, items hold `pixel_values` alone.
-        splits: which of train, eval, test to load.
-        seed: of the shuffle of a stream.
-
-    Raises:
-        InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or boxes.
+    if no box remains; what is left out is named and counted. Unknown categories always stop. Raises InputError for a
+    set that does not exist, lacks a split or class names, or holds unusable images or boxes.
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
@@ -81,7 +73,7 @@ def load_detection(
     if "dropped" in data.facts:
         data.facts["dropped_boxes"] = data.facts.pop("dropped")
     id2label = catalog.labels.id2label
-    category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
+    category_ids = list(catalog.categories if isinstance(catalog, _Coco) else id2label)
     data.facts["category_ids"] = category_ids
     data.collate = detection_collate
     return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
@@ -151,19 +143,16 @@ class _Coco:
         named = [find_split(name, list(files)) for role in roles if (name := split_of(config, role)) is not None]
         first = next((name for name in named if name), next(iter(files)))
         self._read: dict[str, CocoSplit] = {}
-        content = self._split(first)
-        self.category_ids = content.category_ids
-        self.labels = read_labels(config, None, content.names)
-        self.known = dict(zip(content.category_ids, content.names, strict=True))
+        self.categories = self._split(first).categories
+        self.labels = read_labels(config, None, list(self.categories.values()))
 
     def names(self) -> list[str]:
         return list(self.files)
 
     def source(self, name: str) -> AnySource:
         content = self._split(name)
-        known = dict(zip(content.category_ids, content.names, strict=True))
-        if known != self.known:
-            odd = sorted(set(known.items()) ^ set(self.known.items()))
+        if content.categories != self.categories:
+            odd = sorted(set(content.categories.items()) ^ set(self.categories.items()))
             raise InputError(f"{self.files[name]}: expected the categories of the other splits, got others: {odd[:6]}")
         self.warnings += content.warnings
         return _annotated(self.config, content.rows, content.annotations, self.labels)

@@ -37,6 +37,8 @@ from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, r
 
 PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
 RATIOS = (0.5, 1.0, 2.0)
+Maps = list[Tensor]  # `[B, C, H, W]` each, fine to coarse
+Losses = dict[str, Tensor]
 Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
 
 
@@ -80,19 +82,12 @@ class DenseDetector(nn.Module):
     head: nn.Module
     anchor_generator: Callable[[ImageList, list[Tensor]], list[Tensor]]
     # (targets, outputs, anchors of each image, number of anchors of each level) -> the head's losses
-    compute_loss: Callable[[list[Boxes], Boxes, list[Tensor], list[int]], dict[str, Tensor]]
+    compute_loss: Callable[[list[Boxes], Boxes, list[Tensor], list[int]], Losses]
     postprocess_detections: Callable[..., list[Boxes]]
 
-    def forward(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[dict[str, Tensor], list[Boxes]]:
-        """Losses where there are targets, detections in eval mode.
-
-        Args:
-            maps: `[B, C, H, W]`, fine to coarse.
-            images: the padded size, as a tensor's shape, and each image's size without padding.
-            targets: of each image.
-        """
+    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
+        """Losses where there are targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
+        and each image's size without padding."""
         predicted = self.head(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             outputs = {name: value.float() for name, value in predicted.items()}
@@ -136,9 +131,7 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
         )
         del self.backbone, self.transform
 
-    def compute_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
+    def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         return RetinaNet.compute_loss(self, targets, outputs, anchors)
 
 
@@ -185,9 +178,7 @@ class RepPointsDetector(DenseDetector):
         """For each image the same: centre and stride of every cell, `[A, 3]`."""
         return [cell_centres(maps, self.strides)] * len(images.image_sizes)
 
-    def compute_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
+    def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         cells = anchors[0]
         initial, refined = (
             self.box_coder.decode_single(outputs[name], cells) for name in ("initial_points", "bbox_regression")
@@ -219,9 +210,7 @@ class FasterRCNNDetector(FasterRCNN):
         )
         del self.backbone, self.transform
 
-    def forward(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[dict[str, Tensor], list[Boxes]]:
+    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
         """As `DenseDetector.forward`."""
         if targets is not None:  # 0 is the background here
             targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
@@ -238,9 +227,7 @@ class FasterRCNNDetector(FasterRCNN):
         found = self.roi_heads.postprocess_detections(logits, regression, proposals, images.image_sizes)
         return losses, [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
 
-    def _propose(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _propose(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[list[Tensor], Losses]:
         """torchvision's `RegionProposalNetwork.forward`, with losses in eval mode too."""
         rpn = self.rpn
         predicted, shifts = rpn.head(maps)
@@ -268,9 +255,7 @@ class FasterRCNNDetector(FasterRCNN):
         logits, regression = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
         return logits.float(), regression.float()
 
-    def _box_losses(
-        self, maps: list[Tensor], images: ImageList, proposals: list[Tensor], targets: list[Boxes]
-    ) -> dict[str, Tensor]:
+    def _box_losses(self, maps: Maps, images: ImageList, proposals: list[Tensor], targets: list[Boxes]) -> Losses:
         sampled, _, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
         logits, regression = self._classify(maps, images, sampled)
         with torch.autocast(logits.device.type, enabled=False):

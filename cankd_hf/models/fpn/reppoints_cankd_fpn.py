@@ -169,20 +169,12 @@ def assign_centres(boxes: Tensor, cells: Tensor, scale: float) -> tuple[Tensor, 
 def reppoints_losses(
     targets: list[dict[str, Tensor]], logits: Tensor, initial: Tensor, refined: Tensor, cells: Tensor, scale: float
 ) -> dict[str, Tensor]:
-    """The three losses, each a sum over the batch divided by the number of its positive cells (an image has at least
-    one).
+    """`loss_classification`, `loss_points_init` (times 0.5) and `loss_points_refine`.
 
-    Args:
-        targets: of each image `boxes` `[n, 4]` and `labels` `[n]`.
-        logits: `[B, A, K]`.
-        initial: boxes `[B, A, 4]` of the initial points, to which objects are matched by overlap for the other two
-            losses.
-        refined: boxes `[B, A, 4]` of the refined points.
-        cells: `[A, 3]`, from `cell_centres`.
-        scale: `anchor_scale`; boxes are compared in units of this many strides.
-
-    Returns:
-        `loss_classification`, `loss_points_init` (times 0.5) and `loss_points_refine`.
+    Each is a sum over the batch divided by the number of its positive cells (an image has at least one). Takes of each
+    image `boxes` `[n, 4]` and `labels` `[n]`, class logits `[B, A, K]`, the boxes `[B, A, 4]` of the initial and of
+    the refined points and the cells `[A, 3]`. Objects are matched to the initial boxes by overlap, for the classes and
+    the refined points; boxes are compared in units of `scale` (`anchor_scale`) strides.
     """
     matcher, unit = OverlapMatcher(), scale * cells[:, 2:]
     sums: list[list[Tensor]] = [[], [], []]
