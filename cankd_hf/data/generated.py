@@ -6,6 +6,8 @@ so that no colour, stripe or brightness gives a class away, and shapes occlude o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -26,20 +28,19 @@ SHAPE_PALETTE = {
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
+@dataclass(eq=False)
 class ShapesSource:
     """A split of the generated set: `size` square images of `pixels`, with or without masks.
 
     Sample `index` of a split is the same on every machine and in every run with the same seed.
     """
 
+    split: str
+    size: int
+    pixels: int = 96
+    seed: int = 0
+    masks: bool = True
     generated = True
-
-    def __init__(self, split: str, size: int, pixels: int = 96, seed: int = 0, masks: bool = True) -> None:
-        self.masks = masks
-        self.split = split
-        self.size = size
-        self.pixels = pixels
-        self.seed = seed
 
     def __len__(self) -> int:
         return self.size

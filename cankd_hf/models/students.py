@@ -42,10 +42,7 @@ IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
 def build_student(
-    config: StudentConfig,
-    auto_class: Any,
-    id2label: Mapping[int, str],
-    ignore_index: int | None = 255,
+    config: StudentConfig, auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None = 255
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
@@ -105,7 +102,7 @@ def _classes(id2label: Mapping[int, str]) -> dict[str, Any]:
 
 def _bare_student(config: StudentConfig) -> PreTrainedModel:
     if config.fpn:
-        raise InputError("student.fpn: a label-free run trains the backbone alone, without a pyramid; remove it")
+        raise InputError("student.fpn: a label-free run trains only the backbone, without a pyramid; remove it")
     if config.config is not None:
         return random_backbone(config.config)
     source = config.backbone if config.backbone is not None else config.model

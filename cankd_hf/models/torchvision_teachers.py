@@ -88,7 +88,7 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
     known = list_models(module=detection) + list_models(module=segmentation)
     if net not in known:
         hint = nearest(net, known).replace("mean ", f"mean {PREFIX}") or f"; known: {', '.join(known)}"
-        raise InputError(f"{place}: torchvision has no such detector or segmentation net{hint}")
+        raise InputError(f"{place}: torchvision has no such detector or segmentation model{hint}")
     if weights is not None:
         return TorchvisionNet(_from_file(place, net, Path(weights))), Path(weights).name
     choices = get_model_weights(net)

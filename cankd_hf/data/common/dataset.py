@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -29,12 +30,12 @@ class Source(Protocol):
         """Decode one sample; raises `Unusable` naming the file."""
 
 
+@dataclass(eq=False)
 class StreamSource:
-    """A stream: `rows` is a `datasets.IterableDataset` of undecoded rows; `decode` (row, running number) -> sample."""
+    """Samples of a stream."""
 
-    def __init__(self, rows: Any, decode: Callable[[dict[str, Any], int], Sample]) -> None:
-        self.rows = rows
-        self.decode = decode
+    rows: Any  # a `datasets.IterableDataset` of undecoded rows
+    decode: Callable[[dict[str, Any], int], Sample]  # (row, running number) -> sample
 
 
 AnySource = Source | StreamSource

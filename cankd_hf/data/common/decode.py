@@ -68,7 +68,7 @@ class Decoder:
             (height, width), (rows, columns) = pixels.shape[-2:], labels.shape
             raise Unusable(
                 f"{mask[1]}: expected the size of its image {image[1]}, {width} x {height} (upright), "
-                f"got {columns} x {rows}; make the mask anew at the image's size"
+                f"got {columns} x {rows}; regenerate the mask at the image's size"
             )
         return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
@@ -161,7 +161,7 @@ class Decoder:
                 after = " after data.reduce_labels" if self.reduce_labels else ""
                 raise WrongLabels(
                     f"{name}: expected labels 0..{self.num_labels - 1} or {self.ignore_index} (void){after}, "
-                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; mend the mask, "
+                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; correct the mask, "
                     "the labels file, data.ignore_index or data.reduce_labels"
                 )
         fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
@@ -201,5 +201,5 @@ def _why_broken(data: Data, error: Exception) -> str:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page; download the file again"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "no image that Pillow knows"
+        return "no image format that Pillow reads"
     return f"a broken file ({error})"

@@ -44,14 +44,13 @@ class Row:
     values: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+@dataclass(eq=False)
 class FolderSource:
     """Samples of a local folder; `decoder` reads its `rows`."""
 
+    rows: list[Row]
+    decoder: Decoder
     generated = False
-
-    def __init__(self, rows: list[Row], decoder: Decoder) -> None:
-        self.rows = rows
-        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+@dataclass(eq=False)
 class TableSource:
     """Samples of a `datasets.Dataset` whose image columns are cast to `Image(decode=False)`.
 
@@ -38,16 +40,12 @@ class TableSource:
     messages.
     """
 
+    table: Any
+    columns: Sequence[str]
+    decoder: Decoder
+    split: str
+    label: Label | None = None
     generated = False
-
-    def __init__(
-        self, table: Any, columns: Sequence[str], decoder: Decoder, split: str, label: Label | None = None
-    ) -> None:
-        self.table = table
-        self.columns = columns
-        self.decoder = decoder
-        self.split = split
-        self.label = label
 
     def __len__(self) -> int:
         return len(self.table)
@@ -119,7 +117,7 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which is none that opens: "
+            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which does not open: "
             f"{type(error).__name__}: {error}"
         ) from error
     return _Table(config, tables, need_masks)

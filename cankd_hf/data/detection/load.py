@@ -10,7 +10,7 @@ from typing import Any
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import shortened
 from cankd_hf.data.common.dataset import AnySource, Sources
-from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels, make_decoder
+from cankd_hf.data.common.decode import Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
@@ -79,13 +79,12 @@ def load_detection(
     return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
 
 
+@dataclass(eq=False)
 class AnnotatedSource(FolderSource):
     """Images of a folder with their objects; `skip` leaves out unusable boxes instead of refusing their image."""
 
-    def __init__(self, rows: list[Row], annotations: list[Annotation], decoder: Decoder, skip: bool) -> None:
-        super().__init__(rows, decoder)
-        self.annotations = annotations
-        self.skip = skip
+    annotations: list[Annotation]
+    skip: bool
 
     def load(self, index: int) -> Sample:
         return with_objects(super().load(index), self.annotations[index], self.skip)
@@ -199,7 +198,7 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     """The data set at `data.path`, whatever kind it is."""
     path = str(config.path)
     if path == "shapes":
-        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects have masks alone")
+        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects only have masks")
     root = Path(path)
     if is_table_path(path) or not root.exists():
         return _ObjectTable(config)
@@ -213,7 +212,7 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
 
 
 def _annotated(config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels) -> AnySource:
-    source = AnnotatedSource(rows, annotations, make_decoder(config, labels), config.on_error == "skip")
+    source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip")
     return stream_of(source) if config.streaming and rows else source
 
 
@@ -231,8 +230,9 @@ def _check_annotations(config: DataConfig, sources: Sources) -> None:
     """Report all box problems of the images to be used, before any image is decoded."""
     problems: list[str] = []
     for source, indices in sources.values():
-        for annotation in [source.annotations[i] for i in indices] if isinstance(source, AnnotatedSource) else []:
-            problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
+        if isinstance(source, AnnotatedSource):
+            for annotation in (source.annotations[index] for index in indices):
+                problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
     if problems:
         raise InputError(shortened(problems))
 

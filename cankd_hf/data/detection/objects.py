@@ -162,7 +162,7 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
     if looks_xyxy:
         warnings.append(
             f"{name}: its {len(boxes)} boxes (box {annotation.numbers[0]} ...) all fit as [x0, y0, x1, y1], "
-            "but not as [x, y, width, height]; if they are corners, mend them or set data.box_format=xyxy"
+            "but not as [x, y, width, height]; if they are corners, convert them or set data.box_format=xyxy"
         )
     return Objects(
         torch.from_numpy(cut[keep]).float(),
@@ -183,8 +183,8 @@ def size_problem(annotation: Annotation, height: int, width: int, name: str) -> 
     stated = f"{annotation.size[0]} x {annotation.size[1]}"
     turned = " (it is turned by its EXIF orientation)" if annotation.size == (height, width) else ""
     return (
-        f"{name}: the metadata tell {stated}, the file is {width} x {height}{turned}; boxes are taken as pixels of "
-        "the file: scale them, or mend width and height"
+        f"{name}: the metadata say {stated}, the file is {width} x {height}{turned}; boxes are taken as pixels of "
+        "the file: scale them, or correct width and height"
     )
 
 
@@ -220,7 +220,7 @@ def _read_box(value: Any, place: str, box_format: str) -> list[float] | str:
         values[2:] = [values[2] - values[0], values[3] - values[1]]
     if values[2] <= 0 or values[3] <= 0:
         size = f"{values[2]:g} x {values[3]:g}"
-        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or mend the box"
+        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or correct the box"
     return values
 
 

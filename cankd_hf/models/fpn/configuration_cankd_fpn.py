@@ -156,9 +156,7 @@ class FPNConfig(PretrainedConfig):
         ):
             raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
         if self.head in ("psp", "aspp") and self.neck != "none":
-            raise ValueError(
-                f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'"
-            )
+            raise ValueError(f"FPNConfig: the {self.head!r} head reads the backbone's last map; set neck to 'none'")
         if self.head in DETECTION_HEADS:
             self._check_detection()
 

@@ -145,7 +145,7 @@ class SimplePyramid(nn.Module):
 
     def fit(self, pixel_values: Tensor) -> Tensor:
         """Resizes the images to a multiple of the patch: a ViT would silently crop the rest, and shift its map."""
-        # Whole numbers alone, which torch.export can follow through any size.
+        # Integer arithmetic, which torch.export can trace for any size.
         height, width = (max(1, (n + self.patch // 2) // self.patch) * self.patch for n in pixel_values.shape[-2:])
         return resize(pixel_values, (height, width))
 

@@ -226,7 +226,7 @@ def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
     """Height and width of each image without its padding, from a mask `[B, H, W]`."""
     seen = pixel_mask.bool()
     heights, widths = seen.any(dim=2).sum(dim=1), seen.any(dim=1).sum(dim=1)
-    return list(zip(heights.tolist(), widths.tolist(), strict=True))
+    return [(height, width) for height, width in torch.stack([heights, widths], dim=1).tolist()]
 
 
 FPNForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
