@@ -82,8 +82,7 @@ def resolve_path(model: nn.Module, tap: str) -> list[str]:
 
 
 def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
-    """Searches an unknown model for taps, fine to coarse: the last map of each stride from 4 to 32, else its last
-    tokens.
+    """Searches a model for taps, fine to coarse: the last map of each stride from 4 to 32, else its last tokens.
 
     The model is run on one synthetic image of side `image_size` (by default the configuration's, else 128). Raises
     InputError if no module returns anything like a feature map.
@@ -130,8 +129,8 @@ def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
 def quiet_forward(
     model: nn.Module, image_size: tuple[int, int], runner: Callable[..., Any] | None = None, **kwargs: Any
 ) -> Any:
-    """Runs one synthetic image `[1, 3, H, W]` through a model in eval mode, without changing its mode or the random
-    state.
+    """Runs one synthetic image `[1, 3, H, W]` through a model in eval mode; its mode and the random state do not
+    change.
 
     `runner` is called instead of the model, with the same arguments, in the model's own dtype and on its device.
     """

@@ -35,8 +35,8 @@ class Connector(nn.Module):
             self.projection = nn.Conv2d(student.channels, teacher.channels, kernel_size=1)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Connects the maps `[B, C_s, H, W]` and `[B, C_t, h, w]`. Returns student and teacher maps, both `[B, C_t,
-        *]` on one grid; the teacher's values are only resized."""
+        """Connects the maps `[B, C_s, H, W]` and `[B, C_t, h, w]`. Returns the student's and the teacher's map on one
+        grid, both with C_t channels; the teacher's values are only resized."""
         ours = (student_map.shape[-2], student_map.shape[-1])
         theirs = (teacher_map.shape[-2], teacher_map.shape[-1])
         student_is_finer = ours[0] * ours[1] >= theirs[0] * theirs[1]

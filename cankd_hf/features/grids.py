@@ -21,8 +21,7 @@ _OUTPUT_KEYS = ("feature_maps", "last_hidden_state")
 
 
 def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None = None) -> tuple[int, int] | None:
-    """Infers rows and columns of a sequence of `tokens`, prefix tokens (CLS, registers) included; None when no grid
-    fits.
+    """Infers rows and columns of a sequence of `tokens` with its prefix (CLS, registers); None when no grid fits.
 
     A known patch size (pixels per token) is tried first; otherwise the fewest prefix tokens win, because 197 tokens of
     a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
@@ -87,8 +86,7 @@ def class_count(logits_shape: Sequence[int]) -> int:
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes a map `[B, C, H, W]` bilinearly, with anti-aliasing where it shrinks; equal sizes return the map
-    itself."""
+    """Resizes a map `[B, C, H, W]` bilinearly, with anti-aliasing where it shrinks; equal sizes return the map."""
     height, width = x.shape[-2:]
     if (height, width) == tuple(size):
         return x

@@ -47,8 +47,7 @@ class InputRule:
 
 
 def input_rule(model: nn.Module) -> InputRule:
-    """Reads a model's rule from its configuration or its backbone's; other modules than `PreTrainedModel` take any
-    size."""
+    """Reads a model's rule from its configuration or its backbone's; modules without one take any size."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -129,8 +128,7 @@ def timm_stats(name: str) -> ImageStats:
 
 
 def timm_stages(name: str) -> list[int]:
-    """The `out_indices` to take of a timm model: the last map of each stride from 4 on; of a plain ViT the last of
-    all."""
+    """The `out_indices` to take of a timm model: the last map of each stride from 4 on; of a plain ViT its last."""
     import timm
     import torch
 

@@ -10,11 +10,10 @@ from cankd_hf.features.grids import resize_map
 
 @torch.no_grad()
 def channel_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channels of the Pearson correlation over positions, `[B]` float32 in -1..1; constant channels count as
-    0.
+    """Mean over channels of the Pearson correlation over positions, `[B]` float32 in -1..1.
 
-    Takes `[B, C, H, W]` and `[B, C, h, w]`; the larger map is resized to the smaller one's grid. Raises ValueError if
-    batch sizes or channels differ.
+    Takes `[B, C, H, W]` and `[B, C, h, w]`; the larger map is resized to the smaller one's grid, and constant channels
+    count as 0. Raises ValueError if batch sizes or channels differ.
     """
     if a.shape[:2] != b.shape[:2]:
         raise ValueError(

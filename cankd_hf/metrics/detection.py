@@ -70,9 +70,9 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
 
     Returns:
         In 0..1, nan for anything absent from the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
-            `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
-            `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
-            `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class.
+        `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
+        `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
+        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class.
 
     Raises:
         ValueError: if the statistics are not [N, R, 7], or hold a class without a name.

@@ -74,7 +74,7 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
 
     Returns:
         `miou`: mean IoU over the classes that occur in labels or predictions; `pixel_accuracy`; `mean_accuracy`: mean
-            recall over the labelled classes; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
+        recall over the labelled classes; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
 
     Raises:
         ValueError: if the areas are not [..., 3, K] with K names.

@@ -182,8 +182,8 @@ def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str]
 
 
 def _timm_source(name: str) -> tuple[str, str] | None:
-    """Architecture and address of the weights for timm's models: `timm/NAME`, a bare timm name, or a folder that timm
-    wrote (its `config.json` has a key `architecture`)."""
+    """Architecture and weights of timm's models: `timm/NAME`, a bare timm name, or a folder that timm wrote (its
+    `config.json` has a key `architecture`)."""
     if Path(name).is_dir():
         file = Path(name) / "config.json"
         architecture = json.loads(file.read_text(encoding="utf-8")).get("architecture") if file.is_file() else None

@@ -14,8 +14,7 @@ from cankd_hf.models.torchvision_teachers import TorchvisionNet
 
 @dataclass
 class Inherited:
-    """What one part (module path) of a student inherited: the tensors that were copied, and those left, with the
-    reasons."""
+    """The tensors that one part (module path) of a student inherited, and those left, with the reasons."""
 
     part: str
     copied: list[str] = field(default_factory=list)
@@ -38,8 +37,7 @@ class Inherited:
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[Inherited]:
-    """Copies parts (module or parameter paths such as `neck`, `model.decoder`) of the teacher where name and shape
-    agree.
+    """Copies parts (paths such as `neck` or `model.decoder`) of the teacher where name and shape of tensors agree.
 
     The student is changed in place; tensors that do not fit keep their initialisation. torchvision's models are mapped
     to our names. Raises InputError for a part that the student lacks, or of which nothing fits.

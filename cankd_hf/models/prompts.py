@@ -32,10 +32,9 @@ NO_WORDS = (101, 1012, 102)
 
 
 class TextInput:
-    """A forward pre-hook that gives a model its text (inputs `[1, T]` or None by name) where the caller gives only
-    images.
+    """A forward pre-hook that gives a model its text (inputs `[1, T]` or None by name) along with its images.
 
-    The text is repeated for every image of a batch; its tokenizer is saved beside the model.
+    The text is repeated for every image of a batch; its tokenizer is saved with the model.
     """
 
     def __init__(self, text: Mapping[str, Tensor | None], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -53,8 +52,7 @@ class TextInput:
 
 
 class ImageTextProcessor(GroundingDinoImageProcessor):
-    """An image processor (of these `settings`) that is saved together with a tokenizer, as Grounding DINO's
-    processor."""
+    """An image processor (with these `settings`) that is saved with a tokenizer, as Grounding DINO's processor."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> None:
         super().__init__(**settings)
@@ -78,8 +76,8 @@ def reads_text(model: PreTrainedModel) -> bool:
 def attach_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
     """Makes a zero-shot detector (of a type in `PROMPTED`) one of fixed classes, which takes only images.
 
-    The saved model is the same as before; `input_ids` given by a caller have precedence. Raises InputError as
-    `read_prompt` does.
+    The saved model is the same as before; `input_ids` given by a caller have precedence. Raises InputError like
+    `read_prompt`.
     """
     _attach(model, TextInput(read_prompt(tokenizer, names, model.config.max_text_len), tokenizer))
 
@@ -131,11 +129,10 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], longes
 
 
 def phrase_probabilities(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Token scores -> class scores `[B, N, K]` in 0..1, float32: the mean over the tokens of each phrase, as
-    published.
+    """Token scores -> class scores `[B, N, K]` in 0..1, float32: the mean over the tokens of each phrase.
 
-    `logits` are `[B, N, L]` of every box against every token, -inf after the end of the prompt; `input_ids` are `[B,
-    T]`, T <= L, with the same number of phrases in every prompt.
+    `logits` are those of every box against every token, `[B, N, L]`, -inf after the end of the prompt; `input_ids` are
+    `[B, T]`, T <= L, with the same number of phrases in every prompt.
     """
     phrases = torch.stack(_phrases(input_ids, logits.shape[-1])).to(logits.device, torch.float32)
     return logits.float().sigmoid() @ (phrases / phrases.sum(dim=-1, keepdim=True)).transpose(1, 2)

@@ -43,8 +43,7 @@ Sources = Mapping[str, tuple[AnySource, Sequence[int]]]  # role -> source and th
 
 
 class ImageDataset(Dataset):
-    """Samples of a source, or those at `indices`, transformed when read: (image [3, H, W] uint8, `Sample.label`) ->
-    item.
+    """Samples of a source, or those at `indices`, with `transform` applied to (image [3, H, W] uint8, `Sample.label`).
 
     `cache` keeps decoded samples in memory. For an image that does not decode, `on_error` `stop` raises; `skip`
     replaces it by the next one that does (marked not to count, so that nothing is scored twice).

@@ -121,8 +121,8 @@ def read_split(
 
 
 def slice_of(text: str, size: int) -> tuple[str, range]:
-    """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError for an invalid
-    slice."""
+    """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError if it is
+    invalid."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*)(%?):(\d*)(%?)\])?", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {text!r}")

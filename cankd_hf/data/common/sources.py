@@ -153,11 +153,10 @@ def wrap(
     augment: Transform,
     evaluate: Transform,
 ) -> TaskData:
-    """Check the sources (from `by_role`) and apply the transforms: `augment` for training, `evaluate` for other
-    splits.
+    """Check the sources (from `by_role`) and apply the transforms: `augment` for training, else `evaluate`.
 
-    `labelled` says whether labels are needed, `seed` is for the shuffle of a stream. Raises InputError as `preflight`
-    does.
+    `labelled` says whether labels are needed, `seed` is for the shuffle of a stream. Raises InputError like
+    `preflight`.
     """
     names = list(catalog.labels.id2label.values())
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)

@@ -26,8 +26,7 @@ def stream_of(source: Source, shards: int = 8) -> StreamSource:
 
 
 class StreamDataset(IterableDataset):
-    """Samples of a stream, at most `limit`, transformed when read, without a length: training needs
-    `training.max_steps`.
+    """Transformed samples of a stream, at most `limit`, without a length: training needs `training.max_steps`.
 
     Shards of rows are distributed among loading processes by `datasets`. `shuffle_buffer` is in rows (0: in order).
     For a row that cannot be used, `on_error` `stop` raises; `skip` leaves it out with a warning.

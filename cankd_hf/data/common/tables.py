@@ -36,8 +36,7 @@ def _is_saved(folder: Path) -> bool:
 class TableSource:
     """Samples of a `datasets.Dataset` whose image columns are cast to `Image(decode=False)`.
 
-    `columns` are that of the image and, if there are masks, of the mask; `label` reads other columns. `split` is for
-    messages.
+    `columns` are that of the image and, if needed, of the mask; `label` reads other columns; `split` is for messages.
     """
 
     table: Any

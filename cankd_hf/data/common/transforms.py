@@ -14,8 +14,7 @@ from cankd_hf.config.data import DataConfig
 
 
 class RandomScaleCrop(v2.Transform):
-    """Resize by a random factor in `scale` (of `base_size`, or of the image's own size) and cut a random crop, in one
-    step.
+    """Resize by a random factor in `scale` (of `base_size`, or of the image's own size) and cut a random crop.
 
     Only the part of the image inside the crop is resized, which costs a fraction of resizing all of it. A scaled image
     smaller than the crop is placed at random on a background of the colour `fill` (0..255) and the label `mask_fill`.

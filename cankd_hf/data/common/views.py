@@ -12,8 +12,7 @@ from cankd_hf.data.common.batch import META
 
 
 class SeededDataset(Dataset):
-    """Reads each sample of a map-style data set under a random state of its own, and adds its number and view as
-    `meta`.
+    """Reads each sample of a map-style data set under its own random state, and adds its number and view as `meta`.
 
     A run that is resumed, or split over more workers or processes, then sees the same crops and flips: with the usual
     stream of random numbers the workers of a resumed epoch draw other ones, because skipped batches draw none.

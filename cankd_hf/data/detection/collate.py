@@ -19,8 +19,8 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
 
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
-            a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
-            detectors of `transformers` expect; `size` is still that of the image without padding.
+        a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
+        detectors of `transformers` expect; `size` is still that of the image without padding.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}

@@ -166,8 +166,8 @@ def detection_labels(
 
     Returns:
         `boxes` float32 [n, 4], centre x, centre y, width, height relative to the transformed image; `class_labels`
-            int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64
-            [n]; `image_id` [1], `size` [2] and `orig_size` [2], int64.
+        int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64
+        [n]; `image_id` [1], `size` [2] and `orig_size` [2], int64.
     """
     boxes = box_convert(sample["boxes"].as_subclass(torch.Tensor).float(), "xyxy", "cxcywh")
     return {

@@ -16,8 +16,8 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
 
     Returns:
         `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
-            (height, width of each mask) where the masks differ in size from their images, so that each is scored on
-            its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
+        (height, width of each mask) where the masks differ in size from their images, so that each is scored on
+        its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
     """
     batch = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
     if all("labels" in sample for sample in samples):

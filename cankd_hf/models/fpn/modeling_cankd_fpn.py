@@ -340,7 +340,7 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
         Returns:
             `loss` (mean cross entropy over labelled pixels, float32; 0 where there are none), `logits` `[B, K, h, w]`,
-                `hidden_states`.
+            `hidden_states`.
         """
         maps = self.pyramid(pixel_values)
         logits, auxiliary = self.head(maps)

@@ -173,7 +173,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         return targets
 
     def encode(self, found: list[Boxes], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Detections -> `logits` and `pred_boxes` with a fixed number of rows, which can be stacked over batches and
+        """Detections -> `logits` and `pred_boxes` with a fixed number of rows, to be stacked over batches and
         processes."""
         device = found[0]["boxes"].device
         logits = torch.full((len(found), self.config.max_detections, self.config.num_labels), ABSENT, device=device)

@@ -97,8 +97,8 @@ class PointConv2d(DeformConv2d):
 
 
 class RepPointsHead(nn.Module):
-    """Predicts the points of every cell twice, the second time and the classes from features sampled at the first
-    points."""
+    """Predicts the points of every cell twice; the second time, and for the classes, from features sampled at the
+    first."""
 
     def __init__(self, channels: int, num_classes: int, layers: int) -> None:
         super().__init__()
