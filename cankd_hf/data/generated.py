@@ -1,10 +1,12 @@
-"""The generated set: shapes on textured grounds, for tests, the quickstart and trials without any download.
+"""The generated data set: shapes on textured backgrounds, for tests, the quickstart and trials without a download.
 
-A shape is told by its outline alone: ground and shapes draw their colours and textures from the same distribution, so
-that no colour, stripe or brightness gives a class away, and shapes hide one another.
+Only its outline identifies a shape: background and shapes draw their colours and textures from the same distribution,
+so that no colour, stripe or brightness gives a class away, and shapes occlude one another.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,31 +28,24 @@ SHAPE_PALETTE = {
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
+@dataclass(eq=False)
 class ShapesSource:
-    """A split of the generated set; sample `index` of a split is the same on every machine and in every run.
+    """A split of the generated set: `size` square images of `pixels`, with or without masks.
 
-    Args:
-        split: `train`, `validation` or `test`.
-        size: number of images.
-        pixels: height and width of an image.
-        seed: of the whole set.
-        masks: False: samples come without masks.
+    Sample `index` of a split is the same on every machine and in every run with the same seed.
     """
 
+    split: str
+    size: int
+    pixels: int = 96
+    seed: int = 0
+    masks: bool = True
     generated = True
-
-    def __init__(self, split: str, size: int, pixels: int = 96, seed: int = 0, masks: bool = True) -> None:
-        self.masks = masks
-        self.split = split
-        self.size = size
-        self.pixels = pixels
-        self.seed = seed
 
     def __len__(self) -> int:
         return self.size
 
     def name(self, index: int) -> str:
-        """`shapes/SPLIT/INDEX`."""
         return f"shapes/{self.split}/{index}"
 
     def load(self, index: int) -> Sample:
@@ -72,11 +67,8 @@ class ShapesSource:
 
 
 def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, ShapesSource]:
-    """The three splits, with `sizes` over the defaults of `GENERATED`.
-
-    Raises:
-        InputError: for a size below 1 or images under 16 pixels.
-    """
+    """The three splits, with `sizes` in place of the defaults of `GENERATED`. Raises InputError for a size below 1, a
+    seed below 0 or images under 16 pixels."""
     values = GENERATED | sizes
     problems = [f"data.generated.{key}: expected at least 1, got {values[key]}" for key in SPLITS if values[key] < 1]
     if values["size"] < 16:
@@ -89,7 +81,7 @@ def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, Sha
 
 
 def _outline(random: np.random.Generator, label: int, pixels: int) -> np.ndarray:
-    """Where a shape of random place, size and turn lies: [H, W], bool."""
+    """Whether each pixel lies inside a shape of random position, size and angle: [H, W], bool."""
     radius = random.uniform(0.12, 0.26) * pixels
     centre = random.uniform(0.1, 0.9, 2) * pixels
     turn = random.uniform(0, 2 * np.pi)
@@ -110,7 +102,7 @@ def _outline(random: np.random.Generator, label: int, pixels: int) -> np.ndarray
 
 
 def _texture(random: np.random.Generator, pixels: int) -> np.ndarray:
-    """[3, H, W] in about 0..255: a colour, moved along another one by stripes and by smooth noise."""
+    """[3, H, W] in about 0..255: a colour, varied along another one by stripes and smooth noise."""
     colour = random.uniform(40, 215, (3, 1, 1))
     direction = random.normal(0, 1, (3, 1, 1))
     direction *= random.uniform(15, 45) / np.abs(direction).max()
@@ -132,7 +124,7 @@ def _smooth_noise(random: np.random.Generator, cells: int, pixels: int) -> np.nd
 
 
 def _light(random: np.random.Generator, pixels: int) -> np.ndarray:
-    """[H, W] around 1: the light falls off to one side."""
+    """[H, W] around 1: brightness falls off to one side."""
     slope = random.uniform(-0.35, 0.35, 2)
     y, x = np.mgrid[0:pixels, 0:pixels] / pixels - 0.5
     return 1 + slope[0] * y + slope[1] * x

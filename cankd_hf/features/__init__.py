@@ -1,4 +1,4 @@
-"""Feature maps out of any model: taps, grids, pairs, connectors, similarity."""
+"""Feature maps from any model: taps, grids, pairs, connectors, similarity."""
 
 from __future__ import annotations
 

@@ -13,55 +13,37 @@ from torch import Tensor, nn
 from cankd_hf.errors import InputError
 from cankd_hf.features.grids import to_maps
 
-# model_type -> taps, fine to coarse not needed. Necks before heads: what a head reads, a student's head can use too.
-# `*` stands for every child, `-1` for the last one.
+# model_type -> taps, in any order. Necks rather than heads: a student's head can use what another head reads.
 AUTO_TAPS: dict[str, tuple[str, ...]] = {
     # semantic and universal segmentation
     "segformer": ("decode_head.linear_projections.*",),
     "upernet": ("decode_head.fpn_convs.*", "decode_head.bottleneck"),
-    "beit": ("decode_head.fpn_convs.*", "decode_head.psp_bottleneck"),
-    "data2vec-vision": ("decode_head.fpn_convs.*", "decode_head.psp_bottleneck"),
+    **dict.fromkeys(("beit", "data2vec-vision"), ("decode_head.fpn_convs.*", "decode_head.psp_bottleneck")),
     "dpt": ("neck",),
     "mobilenet_v2": ("segmentation_head.conv_projection",),
-    "mobilevit": ("segmentation_head.aspp",),
-    "mobilevitv2": ("segmentation_head.aspp",),
+    **dict.fromkeys(("mobilevit", "mobilevitv2"), ("segmentation_head.aspp",)),
     "maskformer": ("model.pixel_level_module.decoder.fpn",),
-    "mask2former": (
-        "model.pixel_level_module.decoder:mask_features",
-        "model.pixel_level_module.decoder:multi_scale_features",
+    **dict.fromkeys(
+        ("mask2former", "oneformer"),
+        tuple(f"model.pixel_level_module.decoder:{key}" for key in ("mask_features", "multi_scale_features")),
     ),
-    "oneformer": (
-        "model.pixel_level_module.decoder:mask_features",
-        "model.pixel_level_module.decoder:multi_scale_features",
-    ),
-    "eomt": ("layers.-1",),
-    "eomt_dinov3": ("layers.-1",),
+    **dict.fromkeys(("eomt", "eomt_dinov3"), ("layers.-1",)),
     # depth
     "depth_anything": ("neck",),
     "glpn": ("decoder",),
     # detection
-    "rt_detr": ("model.encoder:last_hidden_state",),
-    "rt_detr_v2": ("model.encoder:last_hidden_state",),
-    "d_fine": ("model.encoder:last_hidden_state",),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), ("model.encoder:last_hidden_state",)),
     "deimv2": ("model.encoder",),
     "deformable_detr": ("model.input_proj.*",),
-    "detr": ("model.input_projection",),
-    "table-transformer": ("model.input_projection",),
-    "conditional_detr": ("model.input_projection",),
-    "dab-detr": ("model.input_projection",),
+    **dict.fromkeys(("detr", "table-transformer", "conditional_detr", "dab-detr"), ("model.input_projection",)),
     "yolos": ("vit.layernorm",),
-    "rf_detr": ("model.backbone.projector",),
-    "lw_detr": ("model.backbone.projector",),
-    # detection by a text: the image's maps before they meet it
-    "grounding-dino": ("model.input_proj_vision.*",),
-    "mm-grounding-dino": ("model.input_proj_vision.*",),
+    **dict.fromkeys(("rf_detr", "lw_detr"), ("model.backbone.projector",)),
+    # zero-shot detection: the image's maps before they meet the text
+    **dict.fromkeys(("grounding-dino", "mm-grounding-dino"), ("model.input_proj_vision.*",)),
     "omdet-turbo": ("encoder:extracted_states",),
     # plain ViTs, which have no Backbone class: the normalised tokens of the last block
-    "vit": ("layernorm",),
-    "vit_msn": ("layernorm",),
-    "deit": ("layernorm",),
-    "siglip_vision_model": ("post_layernorm",),
-    "siglip2_vision_model": ("post_layernorm",),
+    **dict.fromkeys(("vit", "vit_msn", "deit"), ("layernorm",)),
+    **dict.fromkeys(("siglip_vision_model", "siglip2_vision_model"), ("post_layernorm",)),
     "clip_vision_model": ("encoder.layers.-1",),
     # ours
     "cankd_fpn": ("neck",),
@@ -69,17 +51,8 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
 
 
 def auto_taps(model: nn.Module) -> list[str]:
-    """Finds a model's taps: its own feature maps if it is a backbone, the table, else a search by a dummy forward.
-
-    Args:
-        model: any vision model.
-
-    Returns:
-        Taps, in the syntax of `Taps`.
-
-    Raises:
-        InputError: if the search finds nothing that looks like a map.
-    """
+    """Finds a model's taps, in the syntax of `Taps`: its own feature maps if it is a backbone, the table, else a
+    search. Raises InputError if the search finds nothing that looks like a feature map."""
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
 
@@ -87,29 +60,19 @@ def auto_taps(model: nn.Module) -> list[str]:
         return ["."]
     if isinstance(model, PreTrainedModel):
         config = model.config.to_dict()
-        # A pooling or ASPP head reads the last stage alone, and that is the map the paper distils.
+        # A pooling or ASPP head reads only the last stage, and that is the map the paper distils.
         if config["model_type"] == "cankd_fpn" and config.get("head") in ("psp", "aspp"):
             return ["backbone:-1"]
         known = AUTO_TAPS.get(config["model_type"], ())
-        # The table is about models with their dense head: of a SegformerModel alone it names what is not there.
+        # The table describes models with their dense head: a bare SegformerModel lacks the modules it names.
         if known and all(_exists(model, tap) for tap in known):
             return list(known)
     return discover_taps(model)
 
 
 def resolve_path(model: nn.Module, tap: str) -> list[str]:
-    """Expands a tap's `*` and `-1` and checks that its modules exist.
-
-    Args:
-        model: the model the path starts at.
-        tap: "module.path", without ":KEY"; "." is the model itself.
-
-    Returns:
-        Names that `model.get_submodule` takes ("" for ".").
-
-    Raises:
-        InputError: naming the part that does not exist and the nearest names that do.
-    """
+    """Expands the `*` and `-1` of a module path ("." is the model) into names that `model.get_submodule` takes. Raises
+    InputError naming the part that does not exist and the nearest names that do."""
     if tap == ".":
         return [""]
     found = [""]
@@ -119,17 +82,10 @@ def resolve_path(model: nn.Module, tap: str) -> list[str]:
 
 
 def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
-    """Searches a model nobody described: the last map of each stride from 4 to 32, else its last tokens.
+    """Searches a model for taps, fine to coarse: the last map of each stride from 4 to 32, else its last tokens.
 
-    Args:
-        model: called with one made-up image, in eval, without gradient.
-        image_size: side of that image; by default the configuration's, else 128.
-
-    Returns:
-        Module paths, fine to coarse.
-
-    Raises:
-        InputError: if no module returns anything like a map.
+    The model is run on one synthetic image of side `image_size` (by default the configuration's, else 128). Raises
+    InputError if no module returns anything like a feature map.
     """
     side = image_size or _config_value(model, "image_size") or 128
     size = (side, side)
@@ -173,20 +129,14 @@ def discover_taps(model: nn.Module, image_size: int | None = None) -> list[str]:
 def quiet_forward(
     model: nn.Module, image_size: tuple[int, int], runner: Callable[..., Any] | None = None, **kwargs: Any
 ) -> Any:
-    """One forward of a made-up image that leaves no trace: in eval, no random numbers used up.
+    """Runs one synthetic image `[1, 3, H, W]` through a model in eval mode; its mode and the random state do not
+    change.
 
-    Args:
-        model: called with `pixel_values [1, 3, H, W]` in its own dtype and on its own device.
-        image_size: height and width.
-        runner: called instead of the model itself, with the same arguments.
-        **kwargs: passed on.
-
-    Returns:
-        What the model returns.
+    `runner` is called instead of the model, with the same arguments, in the model's own dtype and on its device.
     """
     training = [module for module in model.modules() if module.training]
     parameter = next(model.parameters(), torch.zeros(()))
-    # A ramp: of zeros a fresh model without biases would make zeros everywhere, and hide what differs.
+    # A ramp: from zeros a fresh model without biases would make zeros everywhere, and hide differences.
     ramp = torch.linspace(-1, 1, 3 * image_size[0] * image_size[1]).view(1, 3, *image_size)
     pixels = ramp.to(parameter.device, parameter.dtype)
     devices = [parameter.device] if parameter.device.type == "cuda" else []
@@ -195,22 +145,22 @@ def quiet_forward(
         with torch.random.fork_rng(devices), torch.autocast(parameter.device.type, enabled=False):
             return (runner or model)(pixels, **kwargs)
     finally:
-        for module in training:  # one by one: a part frozen in eval stays so
+        for module in training:  # one by one: a part frozen in eval mode stays so
             module.training = True
 
 
 def token_patch_size(model: nn.Module) -> int | None:
-    """Pixels per token as the configuration states it, if it does (also inside a backbone's configuration)."""
+    """Pixels per token according to the configuration, or to the backbone's configuration inside it."""
     return _config_value(model, "patch_size")
 
 
 def trailing_tokens(model: nn.Module) -> int:
-    """How many tokens that stand for no patch come after the patches (YOLOS puts its queries there)."""
+    """Number of tokens after the patches that belong to no patch (YOLOS puts its queries there)."""
     return _config_value(model, "num_detection_tokens") or 0
 
 
 def _config_value(model: nn.Module, key: str) -> int | None:
-    """A whole number of a Hugging Face configuration, or of the backbone's configuration inside it."""
+    """An integer of a Hugging Face configuration, or of the backbone's configuration inside it."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):

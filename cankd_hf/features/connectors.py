@@ -1,4 +1,4 @@
-"""Bringing a student's map and a teacher's map to one shape."""
+"""Projects a student's feature map to the teacher's channels and brings both to one grid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cankd_hf.features.taps import Level
 
 
 class Connector(nn.Module):
-    """Lifts the student's channels to the teacher's with a 1x1 convolution and brings both maps to one grid.
+    """Projects the student's channels to the teacher's with a 1x1 convolution and brings both maps to one grid.
 
     The convolution (no norm, no activation) exists only where the channels differ. It runs on the smaller of the two
     grids: it commutes with the resize, whose weights sum to one at every cell.
@@ -19,10 +19,10 @@ class Connector(nn.Module):
     Args:
         student: the student's level.
         teacher: the teacher's level.
-        grid: whose grid both maps are brought to: "teacher", "student", "finer" (more cells) or "coarser".
+        grid: whose grid both maps are resized to: "teacher", "student", "finer" (more cells) or "coarser".
 
     Raises:
-        InputError: if grid is none of these.
+        InputError: for any other grid.
     """
 
     def __init__(self, student: Level, teacher: Level, grid: str = "finer") -> None:
@@ -35,15 +35,8 @@ class Connector(nn.Module):
             self.projection = nn.Conv2d(student.channels, teacher.channels, kernel_size=1)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Connects one pair of maps of any sizes.
-
-        Args:
-            student_map: `[B, C_s, H, W]`.
-            teacher_map: `[B, C_t, h, w]`.
-
-        Returns:
-            Student and teacher maps, both `[B, C_t, *]` on one grid; the teacher's values are only resized.
-        """
+        """Connects the maps `[B, C_s, H, W]` and `[B, C_t, h, w]`. Returns the student's and the teacher's map on one
+        grid, both with C_t channels; the teacher's values are only resized."""
         ours = (student_map.shape[-2], student_map.shape[-1])
         theirs = (teacher_map.shape[-2], teacher_map.shape[-1])
         student_is_finer = ours[0] * ours[1] >= theirs[0] * theirs[1]

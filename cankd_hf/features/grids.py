@@ -1,4 +1,4 @@
-"""From whatever a module returns to a list of feature maps `[B, C, H, W]`."""
+"""Converts module outputs to feature maps `[B, C, H, W]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cankd_hf.errors import InputError
 
-# Strides of hierarchical models; then every other one, for models that do not state their patch size.
+# Strides of hierarchical models; then all others, for models whose configuration has no patch size.
 _USUAL = (16, 32, 8, 4, 2, 64, 1)
 _ANY = (16, 14, 32, 8, 4, 2, 64, 1, *(s for s in range(3, 64) if s not in (4, 8, 14, 16, 32)))
 # CLS and registers; then also the queries that EoMT puts before the patches.
@@ -21,47 +21,27 @@ _OUTPUT_KEYS = ("feature_maps", "last_hidden_state")
 
 
 def infer_grid(tokens: int, image_size: tuple[int, int], patch_size: int | None = None) -> tuple[int, int] | None:
-    """Finds how many rows and columns a token sequence stands for.
+    """Infers rows and columns of a sequence of `tokens` with its prefix (CLS, registers); None when no grid fits.
 
-    Args:
-        tokens: length N of the sequence, prefix tokens (CLS, registers) included.
-        image_size: height and width of the image in pixels.
-        patch_size: pixels per token if known; tried first.
-
-    Returns:
-        (h, w), or None when no grid fits. A stated patch size comes first; otherwise the fewest prefix tokens win,
-        because 197 tokens of a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
+    A known patch size (pixels per token) is tried first; otherwise the fewest prefix tokens win, because 197 tokens of
+    a 224 x 224 image are 14 x 14 + 1 and not 13 x 13 + 28.
     """
+    height, width = image_size
     own: tuple[int, ...] = () if patch_size is None else (patch_size,)
     attempts: list[tuple[tuple[int, ...], int]] = [(own, _PREFIX), (_USUAL, 0), (own, _QUERIES)]
     attempts += [(_ANY, most) for most in (0, 1, 5, 32)]
     for strides, most in attempts:
         for stride in strides:
-            for h, w in _grids(image_size, stride):
+            # Pixels left over are dropped (patches) or padded (convolutions).
+            for h, w in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
                 if h * w > 0 and 0 <= tokens - h * w <= most:
                     return h, w
     return None
 
 
-def _grids(image_size: tuple[int, int], stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What is left over is dropped (patches) or padded (convolutions)."""
-    height, width = image_size
-    return (height // stride, width // stride), (-(-height // stride), -(-width // stride))
-
-
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Reshapes a token sequence to a map, dropping the prefix tokens (CLS, registers) at its start.
-
-    Args:
-        tokens: `[B, N, C]` with N >= h * w.
-        grid: rows h and columns w.
-
-    Returns:
-        `[B, C, h, w]`.
-
-    Raises:
-        ValueError: if the sequence is shorter than the grid.
-    """
+    """Reshapes tokens `[B, N, C]` to a map `[B, C, h, w]`, dropping the prefix tokens (CLS, registers) at their start.
+    Raises ValueError if N < h * w."""
     height, width = grid
     batch, count, channels = tokens.shape
     if count < height * width:
@@ -71,33 +51,31 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def to_maps(output: Any, image_size: tuple[int, int], patch_size: int | None = None) -> list[Tensor]:
-    """Turns a module's output into feature maps, in the order in which it holds them.
+    """Extracts the feature maps `[B, C, H, W]` of a module's output, in the order in which it holds them.
 
     Understands tensors `[B, C, H, W]`, channels-last `[B, H, W, C]`, tokens `[B, N, C]`, and any nesting of them in
-    model outputs, dicts, lists and tuples. Masks and other tensors that are no maps are left out.
+    model outputs, dicts, lists and tuples. Masks and other tensors that are not maps are skipped.
 
     Args:
         output: what the module returned.
-        image_size: height and width in pixels of the image the module's model saw.
+        image_size: height and width in pixels of the model's input.
         patch_size: pixels per token, if known.
 
-    Returns:
-        Maps `[B, C, H, W]`.
-
     Raises:
-        InputError: if nothing in the output is a map.
+        InputError: if the output contains no feature map.
     """
     maps = list(_find_maps(output, image_size, patch_size))
     if not maps:
         raise InputError(
-            f"taps: expected feature maps [B, C, H, W] or tokens [B, N, C] of an image of {_by(image_size)}, "
-            f"got {_describe(output)}; fix: name another module, or one item of its output as 'module.path:KEY'"
+            "taps: expected feature maps [B, C, H, W] or tokens [B, N, C] of an image of "
+            f"{image_size[0]} x {image_size[1]}, got {_describe(output)}; fix: name another module, or one item of "
+            "its output as 'module.path:KEY'"
         )
     return maps
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits in a model's output, where it has any."""
+    """The logits in a model's output, if it has any."""
     found = output.get("logits") if isinstance(output, Mapping) else None
     return found if isinstance(found, Tensor) else None
 
@@ -108,20 +86,12 @@ def class_count(logits_shape: Sequence[int]) -> int:
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes a map bilinearly (with anti-aliasing where it shrinks); equal sizes return the map itself.
-
-    Args:
-        x: `[B, C, H, W]`.
-        size: height and width wanted.
-
-    Returns:
-        `[B, C, *size]` of the same dtype.
-    """
+    """Resizes a map `[B, C, H, W]` bilinearly, with anti-aliasing where it shrinks; equal sizes return the map."""
     height, width = x.shape[-2:]
     if (height, width) == tuple(size):
         return x
     shrinks = size[0] < height or size[1] < width
-    # The anti-aliasing kernel of the CPU knows no half precision.
+    # The anti-aliasing kernel of the CPU does not support half precision.
     wide = x.float() if shrinks and x.dtype in (torch.bfloat16, torch.float16) else x
     resized = F.interpolate(wide, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
     return resized.to(x.dtype)
@@ -157,7 +127,7 @@ def _tensor_to_map(x: Tensor, image_size: tuple[int, int], patch_size: int | Non
 
 
 def _fits(size: Sequence[int], image_size: tuple[int, int]) -> bool:
-    """Whether a grid has the image's shape, give or take the cell that rounding costs on either side."""
+    """Whether a grid has the image's aspect ratio, up to the cell that rounding costs on either side."""
     height, width = size
     stride = image_size[0] / height
     return abs(width - image_size[1] / stride) <= 1 + width / height and height <= 2 * image_size[0]
@@ -169,7 +139,3 @@ def _describe(output: Any) -> str:
     if isinstance(output, Mapping):
         return f"{type(output).__name__} with {', '.join(map(str, output)) or 'nothing'}"
     return type(output).__name__
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

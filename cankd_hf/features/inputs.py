@@ -1,4 +1,4 @@
-"""What images a pretrained model wants: their size and their normalisation."""
+"""The image size and normalisation that a pretrained model expects."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PATCHED = {
     *("lw_detr_vit", "pixio", "rf_detr_dinov2", "sapiens2", "siglip_vision_model", "tipsv2"),
     *("tipsv2_vision_model", "vit", "vit_mae", "vit_msn", "vitdet", "yolos"),
 }
-# Of these, those whose blocks attend in windows of patches, as many along a side as the configuration says.
+# Of these, those with windowed attention, with `num_windows` windows along a side (or in all, see `input_rule`).
 _WINDOWED = {"rf_detr_dinov2", "lw_detr_vit"}
-# Detectors whose neck adds maps of neighbouring strides, enlarged twofold: they fail where these do not fit.
+# Detectors whose neck adds maps of neighbouring strides, upsampled by 2: they fail where these do not match.
 _ADDING_NECKS = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "omdet-turbo"}
 # Models that take images of one size only.
 FIXED_SIZE = {"data2vec-vision", "eomt", "eomt_dinov3", "hiera", "vitpose_backbone"}
@@ -29,30 +29,15 @@ FIXED_SIZE = {"data2vec-vision", "eomt", "eomt_dinov3", "hiera", "vitpose_backbo
 
 @dataclass(frozen=True)
 class InputRule:
-    """Which image sizes a model takes without cutting anything off.
+    """The image sizes that a model takes without cutting anything off."""
 
-    Attributes:
-        multiple: height and width must be multiples of this.
-        fixed: the only size it takes, if there is one.
-        square: whether it takes square images alone (others are stretched to the square of equal area).
-        strict: whether sizes that are no multiples end in an error, rather than in edges that are cut off.
-    """
-
-    multiple: int = 1
-    fixed: tuple[int, int] | None = None
-    square: bool = False
-    strict: bool = False
+    multiple: int = 1  # height and width must be multiples of this
+    fixed: tuple[int, int] | None = None  # the only size it takes, if there is one
+    square: bool = False  # whether it takes only square images (others are stretched to the square of equal area)
+    strict: bool = False  # whether other sizes raise an error, rather than having their edges cut off
 
     def size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """The size to bring an image to: the nearest multiple, at least one, on each side.
-
-        Args:
-            image_size: height and width of the image.
-            scale: wanted enlargement before rounding.
-
-        Returns:
-            Height and width.
-        """
+        """The height and width to resize an image to, enlarged by `scale`: the nearest multiples, at least one."""
         if self.fixed is not None:
             return self.fixed
         if self.square:
@@ -62,11 +47,7 @@ class InputRule:
 
 
 def input_rule(model: nn.Module) -> InputRule:
-    """Reads a model's rule from its configuration, or from the backbone's configuration inside it.
-
-    Args:
-        model: any module; one without a Hugging Face configuration takes any size.
-    """
+    """Reads a model's rule from its configuration or its backbone's; modules without one take any size."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -81,8 +62,10 @@ def input_rule(model: nn.Module) -> InputRule:
         if kind in PATCHED:
             patch = _pair(part["patch_size"])[0]
             if kind == "dpt" and part.get("backbone_config"):
-                continue  # the backbone inside cuts the patches
-            windows = _windows_a_side(kind, part["num_windows"]) if kind in _WINDOWED else 1
+                continue  # the inner backbone cuts the patches
+            windows = part.get("num_windows", 1) if kind in _WINDOWED else 1
+            if kind == "lw_detr_vit":  # counts the windows of both sides
+                windows = round(windows**0.5)
             return InputRule(patch * windows, square=kind == "dpt", strict=kind in _WINDOWED)
         if kind in _ADDING_NECKS:
             return InputRule(max(part.get("feat_strides") or [32]), strict=True)
@@ -91,12 +74,9 @@ def input_rule(model: nn.Module) -> InputRule:
 
 @dataclass(frozen=True)
 class ImageStats:
-    """Mean and standard deviation of each colour that a model's images are normalised with.
+    """Mean and standard deviation of red, green and blue that a model's images (in 0..1) are normalised with.
 
-    Attributes:
-        mean: of red, green, blue, for pixels in 0..1.
-        std: likewise.
-        source: where they come from, for the record.
+    `source` says where they come from, for the record.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -105,15 +85,8 @@ class ImageStats:
 
 
 def image_stats(name: str, revision: str | None = None) -> ImageStats:
-    """Finds the statistics of a local folder, a Hub id (also offline, from the cache) or a timm model.
-
-    Args:
-        name: folder, id, or `timm/NAME`.
-        revision: on the Hub.
-
-    Returns:
-        Those of `preprocessor_config.json`, or of timm's pretrained configuration, else ImageNet's.
-    """
+    """Finds the statistics of a local folder, a Hub id (also offline, from the cache) or `timm/NAME`. Returns those of
+    `preprocessor_config.json`, or of timm's pretrained configuration, else ImageNet's."""
     if name.startswith("timm/"):
         return timm_stats(name.removeprefix("timm/"))
     from transformers.utils import cached_file
@@ -136,7 +109,7 @@ def image_stats(name: str, revision: str | None = None) -> ImageStats:
 
 
 def is_timm_name(name: str) -> bool:
-    """Whether a name means a timm model: `timm/NAME`, or a bare name timm knows that is no local folder."""
+    """Whether a name is a timm model: `timm/NAME`, or a bare name that timm knows and that is not a local folder."""
     if name.startswith("timm/") or not name or "/" in name or Path(name).is_dir():
         return name.startswith("timm/")
     import timm
@@ -155,14 +128,7 @@ def timm_stats(name: str) -> ImageStats:
 
 
 def timm_stages(name: str) -> list[int]:
-    """Which of a timm model's maps to take: the last of each stride from 4 on; of a plain ViT the last of all.
-
-    Args:
-        name: timm's name, without weights' tag or with it.
-
-    Returns:
-        Indices for `out_indices`.
-    """
+    """The `out_indices` to take of a timm model: the last map of each stride from 4 on; of a plain ViT its last."""
     import timm
     import torch
 
@@ -191,10 +157,6 @@ def _from_processor(values: dict[str, Any], file: str) -> ImageStats | None:
     # Processors rescale bytes by this factor; ours start from 0..1.
     unit = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255.0
     return ImageStats(tuple(m / unit for m in mean), tuple(s / unit for s in std), file)
-
-
-def _windows_a_side(kind: str, windows: int) -> int:
-    return round(windows**0.5) if kind == "lw_detr_vit" else windows
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from cankd_hf.features.taps import Level
 # Two strides are "the same" within half a factor of two: patch 14 against stride 16 (0.19), and the strides of odd
 # image sizes, which rounding moves by a few percent.
 _SAME = 0.5
-# How far a one-stride teacher (a plain ViT) reaches towards coarser student levels: from 16 to the 32 of a pyramid.
+# How far a one-stride teacher (a plain ViT) reaches towards coarser student levels: from stride 16 to a pyramid's 32.
 _REACH = 1.5
 
 
@@ -25,11 +25,11 @@ def pair_levels(
     1. Of several levels with one stride only the last (deepest) of each model counts.
     2. Teacher with several strides (a pyramid): each student level takes the nearest teacher level in log2 of the
        stride, if that is within half a factor of two; one teacher level serves one student level, the nearest.
-    3. Teacher with one stride s (a plain ViT): the student levels from s / 1.4 to 2.8 s learn from it, which for
-       patch 14 and 16 are the strides 16 and 32 (the deep levels are those with evidence: RT-DETRv4, FD-CanKD).
-       When the teacher gives several levels on that one stride, its last goes to the coarsest of them, the one
-       before to the next finer, and so on.
-    4. If nothing lies within reach, the two levels nearest to each other are paired.
+    3. Teacher with one stride s (a plain ViT): the student levels from s / 1.4 to 2.8 s learn from it, which for patch
+       14 and 16 are the strides 16 and 32 (the deep levels are those with evidence: RT-DETRv4, FD-CanKD). When the
+       teacher has several levels of that one stride, its last goes to the coarsest of them, the one before to the next
+       finer, and so on.
+    4. If nothing lies within reach, the two nearest levels are paired.
 
     Args:
         student: levels of the student, fine to coarse.
@@ -40,7 +40,7 @@ def pair_levels(
         (student level, teacher level) indices, never empty, ordered by student level for "auto".
 
     Raises:
-        InputError: if a named pair does not exist, or a model has no level.
+        InputError: if a listed pair does not exist, or a model has no level.
     """
     for name, levels in (("student", student), ("teacher", teacher)):
         if not levels:
@@ -104,7 +104,7 @@ def _named(
 
 
 def describe_levels(levels: Sequence[Level]) -> str:
-    """One line a person can read: `0: neck:0 stride 4, 64 channels, 56x56; 1: ...`."""
+    """Levels on one line: `0: neck:0 stride 4, 64 channels, 56x56; 1: ...`."""
     return "; ".join(
         f"{index}: {level.tap} stride {level.stride:g}, {level.channels} channels, {level.size[0]}x{level.size[1]}"
         for index, level in enumerate(levels)

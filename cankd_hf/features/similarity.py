@@ -1,4 +1,4 @@
-"""How alike two maps are, without any learned part between them: diagnostics only."""
+"""Similarity of two maps, without any learned part: diagnostics only."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ from cankd_hf.features.grids import resize_map
 
 @torch.no_grad()
 def channel_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channels of the Pearson correlation over positions; a constant channel counts as 0.
+    """Mean over channels of the Pearson correlation over positions, `[B]` float32 in -1..1.
 
-    Args:
-        a: `[B, C, H, W]`.
-        b: `[B, C, h, w]`; the larger map is brought to the smaller one's grid.
-
-    Returns:
-        `[B]` float32 in -1..1.
-
-    Raises:
-        ValueError: if batch sizes or channels differ.
+    Takes `[B, C, H, W]` and `[B, C, h, w]`; the larger map is resized to the smaller one's grid, and constant channels
+    count as 0. Raises ValueError if batch sizes or channels differ.
     """
     if a.shape[:2] != b.shape[:2]:
         raise ValueError(
@@ -34,26 +27,17 @@ def channel_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def linear_cka(a: Tensor, b: Tensor) -> Tensor:
-    """Linear CKA (Kornblith et al. 2019) of each image's positions; channels may differ.
+    """Linear CKA (Kornblith et al. 2019) of each image's positions, `[B]` float32 in 0..1 (0 where a map is constant).
 
-    With fewer positions than channels the (biased) estimate is high even for unrelated maps: compare it with
-    its own value at the start of a run.
-
-    Args:
-        a: `[B, C, H, W]`.
-        b: `[B, D, h, w]`; the larger map is brought to the smaller one's grid.
-
-    Returns:
-        `[B]` float32 in 0..1 (0 where a map is constant).
-
-    Raises:
-        ValueError: if batch sizes differ.
+    Takes `[B, C, H, W]` and `[B, D, h, w]`; the larger map is resized to the smaller one's grid. With fewer positions
+    than channels the (biased) estimate is high even for unrelated maps: compare it with its value at the start of a
+    run. Raises ValueError if batch sizes differ.
     """
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"expected maps of equal batch, got {list(a.shape)} and {list(b.shape)}")
     x, y = (_unit(_centred(m)) for m in _one_grid(a, b))
     positions = x.shape[-1]
-    if positions <= max(x.shape[1], y.shape[1]):  # <XX', YY'> by the smaller of the two sizes of Gram matrix
+    if positions <= max(x.shape[1], y.shape[1]):  # <XX', YY'> from the smaller Gram matrices
         gram_x, gram_y = x.transpose(1, 2) @ x, y.transpose(1, 2) @ y
         cross, norms = (gram_x * gram_y).sum((1, 2)), _frobenius(gram_x) * _frobenius(gram_y)
     else:

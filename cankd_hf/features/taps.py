@@ -1,4 +1,4 @@
-"""Taps: feature maps out of a model's inside by forward hooks, whatever the model is."""
+"""Taps: feature maps read from inside any model with forward hooks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,12 @@ from cankd_hf.features.inputs import input_rule
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of a model, as a forward really gives it.
+    """One feature map of a model, measured in a forward."""
 
-    Attributes:
-        tap: where it comes from, in the syntax of `Taps`.
-        channels: C.
-        stride: image pixels per cell (geometric mean of both sides).
-        size: height and width in cells.
-    """
-
-    tap: str
-    channels: int
-    stride: float
-    size: tuple[int, int]
+    tap: str  # where it comes from, in the syntax of `Taps`
+    channels: int  # C
+    stride: float  # image pixels per cell (geometric mean of both sides)
+    size: tuple[int, int]  # height and width in cells
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class _Spec:
 
 
 class _Stop(Exception):
-    """Raised by the hook of the last tap to leave a forward whose rest nobody reads."""
+    """Raised by the hook of the last tap to stop a forward early."""
 
 
 class Taps:
@@ -55,19 +48,19 @@ class Taps:
 
     Tap syntax: "module.path" is every map of that module's output, in order; "module.path:1" one of these maps,
     "module.path:KEY" the maps under that key of its output, "module.path:KEY.1" one of them; "." is the model itself
-    (a backbone's feature maps). In a path `*` stands for every child and `-1` for the last. If a module runs several
-    times in one forward, its first run counts.
+    (a backbone's feature maps). In a path `*` matches every child and `-1` the last. If a module runs several times in
+    one forward, its first run counts.
 
-    A model that pads its images tells so by a method `map_frame(image_size)`, which returns height and width of the
-    image and of what its maps cover, in one unit; the cells on the padding are left out.
+    A model that pads its images has a method `map_frame(image_size)` that returns height and width of the image and of
+    the area its maps cover, in one unit; the cells on the padding are left out.
 
-    Hooks only listen between the start and the end of the model's own forward, so the second forward of gradient
-    checkpointing (during backward) is not mistaken for a new one.
+    Hooks are active only during the model's own forward, so the second forward of gradient checkpointing (during
+    backward) is not mistaken for a new one.
 
     Args:
-        model: the model to listen to; not changed but for the hooks.
+        model: the model to hook; not changed otherwise.
         taps: "auto" (a backbone's own maps, else a table of known models, else a search) or a list of taps.
-        stop_early: leave the forward in `run` as soon as every tap has been seen.
+        stop_early: stop the forward in `run` as soon as every tap has been seen.
 
     Attributes:
         paths: the taps as given, or as "auto" found them.
@@ -75,7 +68,7 @@ class Taps:
         forward_kwargs: pass these to the model's forward so that it takes images of any size (plain ViTs need it).
 
     Raises:
-        InputError: if a tap names nothing in the model, or "auto" finds nothing.
+        InputError: if a tap does not exist in the model, or "auto" finds nothing.
     """
 
     def __init__(self, model: nn.Module, taps: str | Sequence[str] = "auto", stop_early: bool = False) -> None:
@@ -111,63 +104,44 @@ class Taps:
         return list(taps)
 
     def collect(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Takes the maps of the model's last forward and forgets them.
+        """Returns the maps `[B, C, H, W]` of the model's last forward, on images of `image_size`, and clears them.
 
-        Args:
-            image_size: height and width in pixels of the images of that forward.
-
-        Returns:
-            Maps `[B, C, H, W]`, fine to coarse; maps of equal size keep the order of the taps.
-
-        Raises:
-            RuntimeError: if no forward ran since the last call, or a tapped module did not run in it.
-            InputError: if a tap holds no map.
+        They are ordered fine to coarse; maps of equal size keep the order of the taps. Raises RuntimeError if no
+        forward ran since the last call, or a tapped module did not run in it; InputError if a tap's output contains no
+        feature map.
         """
         return [feature_map for _, feature_map, _ in self._collect(image_size)]
 
     def run(self, pixel_values: Tensor, **kwargs: Any) -> list[Tensor]:
-        """Runs the model and returns its maps; with `stop_early` only as far as the last tap.
-
-        Args:
-            pixel_values: `[B, 3, H, W]`.
-            **kwargs: passed to the model's forward.
-
-        Returns:
-            Maps `[B, C, H, W]`, fine to coarse.
-        """
+        """Runs the model on `[B, 3, H, W]`, with `stop_early` only as far as the last tap; returns what `collect`
+        does."""
         self._run(pixel_values, **kwargs)
         return self.collect((pixel_values.shape[-2], pixel_values.shape[-1]))
 
     def run_to_end(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], Any]:
-        """Runs the whole model. Returns its maps, as `run` does, and the model's own output."""
+        """Runs the whole model; returns its maps, as `run` does, and its output."""
         output = self.model(pixel_values, **kwargs)
         return self.collect((pixel_values.shape[-2], pixel_values.shape[-1])), output
 
     def levels(self, image_size: tuple[int, int], **kwargs: Any) -> list[Level]:
-        """Measures the maps for an image size by a forward that leaves no trace in the model.
+        """Measures the maps for an image size, one level per map in the order of `collect`, by a `quiet_forward`.
 
-        Args:
-            image_size: height and width; of a model that fails at this size, the nearest one that it takes is used.
-            **kwargs: passed to the model's forward.
-
-        Returns:
-            One level per map, in the order of `collect`.
+        If the model fails at this size, the nearest one that it takes is used. `kwargs` are passed to its forward.
         """
         rule = input_rule(self.model)
         image_size = rule.size(image_size) if rule.strict else image_size
         quiet_forward(self.model, image_size, runner=self._run, **self.forward_kwargs, **kwargs)
-        levels = []
-        for tap, feature_map, stride in self._collect(image_size):
-            channels, height, width = feature_map.shape[1:]
-            levels.append(Level(tap, channels, stride, (height, width)))
-        return levels
+        return [
+            Level(tap, feature_map.shape[1], stride, (feature_map.shape[2], feature_map.shape[3]))
+            for tap, feature_map, stride in self._collect(image_size)
+        ]
 
     def clear(self) -> None:
-        """Forgets the maps of the last forward."""
+        """Clears the maps of the last forward."""
         self._outputs.clear()
 
     def remove(self) -> None:
-        """Takes the hooks off the model."""
+        """Removes the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -178,17 +152,17 @@ class Taps:
         try:
             self.model(pixel_values, **kwargs)
         except _Stop:
-            pass  # the purpose of _Stop: nothing after the last tap is wanted
+            pass  # expected: nothing after the last tap is needed
         finally:
             self._stopping = False
             self._listening = False
 
     def _collect(self, image_size: tuple[int, int]) -> list[tuple[str, Tensor, float]]:
-        """Each map under its tap, with its stride in pixels of the image."""
+        """Each map with its tap and its stride in pixels of the image."""
         found: list[tuple[str, Tensor, float]] = []
         for spec in self._specs:
             if spec.path not in self._outputs:
-                raise RuntimeError(f"tap {spec} has nothing to give: its module did not run in the last forward")
+                raise RuntimeError(f"tap {spec} has no output: its module did not run in the last forward")
             output = self._outputs[spec.path]
             if self._trailing and isinstance(output, Tensor) and output.ndim == 3:
                 output = output[:, : -self._trailing]
@@ -198,11 +172,11 @@ class Taps:
         return sorted(found, key=lambda item: -item[1].shape[-2] * item[1].shape[-1])
 
     def _on_image(self, feature_map: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, float]:
-        """Cuts off the cells that lie on padding which the model added: maps of two models must show one picture."""
+        """Drops the cells on padding that the model added, so that maps of two models show the same picture."""
         frame = getattr(self.model, "map_frame", None)
         extent, covered = (image_size, image_size) if frame is None else frame(image_size)
         cells = (feature_map.shape[-2], feature_map.shape[-1])
-        # Of the whole map: a cell that lies on the image with one half is as large as the others.
+        # Measured on the whole map: a cell that lies half on the image is as large as the others.
         shares = [part / whole for part, whole in zip(extent, covered, strict=True)]
         stride = sqrt(image_size[0] * image_size[1] / (shares[0] * shares[1] * cells[0] * cells[1]))
         rows, columns = (ceil(count * part / whole) for count, part, whole in zip(cells, extent, covered, strict=True))

@@ -1,4 +1,4 @@
-"""Making a frozen model run only what its taps need, fast."""
+"""Restricts a frozen model to what its taps need, and compiles it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from torch import Tensor, nn
 
 
 def drop_unread_stages(model: nn.Module, read: Callable[[], list[Tensor]]) -> int:
-    """Removes the blocks after the last map a backbone gives, so that they cost neither time nor memory.
+    """Removes the blocks of a `transformers` backbone after its last requested map, in place; returns their number.
 
     A backbone runs all its blocks even when only early maps are asked for. The lists of blocks are found by their
-    length (as many as the configuration counts stages) and a cut stays only if the maps are bit-equal after it.
-
-    Args:
-        model: a `transformers` backbone; changed in place. Other modules are left as they are.
-        read: runs the model on one fixed image and returns its maps.
-
-    Returns:
-        How many blocks were removed.
+    length (as many as the configuration has stages), and a removal is kept only if the maps that `read` returns for
+    one fixed image stay bit-equal. Other modules are left as they are.
     """
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
@@ -38,14 +32,12 @@ def drop_unread_stages(model: nn.Module, read: Callable[[], list[Tensor]]) -> in
     for path, blocks in list(model.named_modules()):
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != stages:
             continue
-        parent_path, _, name = path.rpartition(".")
-        parent = model.get_submodule(parent_path)
-        setattr(parent, name, blocks[:last])
+        model.set_submodule(path, blocks[:last])
         after = _maps(read)
         if after is not None and len(after) == len(before) and all(map(torch.equal, after, before)):
             removed += stages - last
         else:
-            setattr(parent, name, blocks)
+            model.set_submodule(path, blocks)
     return removed
 
 
@@ -53,18 +45,14 @@ def _maps(read: Callable[[], list[Tensor]]) -> list[Tensor] | None:
     try:
         return read()
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        return None  # the list cut was no tail that nobody reads: the caller puts it back
+        return None  # the blocks are needed after all: the caller restores them
 
 
 def compile_around(model: nn.Module, tapped: Collection[str]) -> None:
-    """Compiles the largest parts that no tap lies inside, so that hooks and the early stop stay outside of graphs.
-
-    Args:
-        model: changed in place: the forwards of its parts.
-        tapped: names of the tapped modules; "" is the model itself, which is then compiled whole.
-    """
+    """Compiles, in place, the largest parts without a tapped module inside, so that hooks and the early stop stay
+    outside of graphs. If "" (the model itself) is tapped, it is compiled whole."""
     if "" in tapped:
-        model.forward = torch.compile(model.forward)  # type: ignore[method-assign]
+        model.forward = torch.compile(model.forward)
         return
     ancestors = {path.rsplit(".", cut)[0] for path in tapped for cut in range(1, path.count(".") + 1)}
 
@@ -74,6 +62,6 @@ def compile_around(model: nn.Module, tapped: Collection[str]) -> None:
             if path in ancestors or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
                 visit(child, path)
             else:
-                child.forward = torch.compile(child.forward)  # type: ignore[method-assign]
+                child.forward = torch.compile(child.forward)
 
     visit(model, "")

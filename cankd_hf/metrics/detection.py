@@ -1,10 +1,11 @@
-"""COCO detection scores, exact for any number of processes: each image leaves a small table and no logits."""
+"""COCO detection scores, exact for any number of processes: each image is reduced to a small table, without logits."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def detection_statistics(
     targets: Sequence[Mapping[str, torch.Tensor]],
     max_detections: int = MAX_DETECTIONS,
 ) -> torch.Tensor:
-    """Put what was found and what is there into one table an image.
+    """Reduce detections and ground truth to one table an image.
 
     A row is (kind, class, score or area, x0, y0, x1, y1); kind is 2 for a detection, 1 for an object, 0 for a crowd
     region and -100 for padding, with which tables of several batches and processes may be padded further. 100
@@ -33,16 +34,15 @@ def detection_statistics(
 
     Args:
         detections: for each image `scores` [n], `labels` [n] in 0..K-1 and `boxes` [n, 4] as x0, y0, x1, y1 in pixels
-            of the image as it lies in the data set: what `post_process_object_detection` gives. The best
-            `max_detections` are kept. Those with a number that is not finite are not: a model that diverged finds
-            nothing.
-        targets: for each image `class_labels` [m], `boxes` [m, 4] in the same pixels, and `area` [m] and `iscrowd`
-            [m], without which the boxes' own area is taken and nothing is a crowd. An `image_id` below 0 marks an
-            image that does not count; its table is empty.
-        max_detections: detections an image can have.
+            of the data set's image: the output of `post_process_object_detection`. Detections with a number that is
+            not finite are dropped.
+        targets: for each image `class_labels` [m], `boxes` [m, 4] in the same pixels, and optionally `area` [m]
+            (default: that of the boxes) and `iscrowd` [m] (default: 0). An `image_id` below 0 marks an image that does
+            not count; its table is empty.
+        max_detections: the best so many of an image are kept.
 
     Returns:
-        float32 [B, max_detections + M, 7], M being the most objects an image of this batch has.
+        float32 [B, max_detections + M, 7], M being the most objects in an image of this batch.
 
     Raises:
         ValueError: if there are not as many detections as targets.
@@ -62,23 +62,20 @@ def detection_statistics(
 
 
 def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
-    """COCO scores of a whole set.
-
-    The order of the images does not matter: tables are sorted by what they hold before equal scores of several images
-    are put in order.
+    """COCO scores of a whole set, independent of the order of the images.
 
     Args:
-        statistics: [N, R, 7], as of `detection_statistics`.
+        statistics: [N, R, 7], from `detection_statistics`.
         id2label: names of the K classes.
 
     Returns:
-        In 0..1, nan where nothing of the kind is in the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
+        In 0..1, nan for anything absent from the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
         `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
         `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
         `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class.
 
     Raises:
-        ValueError: if the statistics are not [N, R, 7], or hold a class that has no name.
+        ValueError: if the statistics are not [N, R, 7], or hold a class without a name.
         InputError: if neither `faster-coco-eval` nor `pycocotools` is installed.
     """
     tables = statistics.detach().cpu().numpy() if isinstance(statistics, torch.Tensor) else np.asarray(statistics)
@@ -120,7 +117,7 @@ def _object_rows(target: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _sorted_rows(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All rows but padding, [n, 7], and their image numbers; the order of images hangs on their content alone."""
+    """All rows but padding, [n, 7], and their image numbers, with images sorted by their content."""
     real = [table[table[:, 0] != PADDING] for table in np.ascontiguousarray(tables, dtype=np.float32)]
     real.sort(key=lambda rows: rows.tobytes())
     images = np.repeat(np.arange(len(real)), [len(rows) for rows in real])
@@ -132,13 +129,13 @@ def _backend() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        return COCO, lambda truth, found: COCOeval_faster(truth, found, iouType="bbox", extra_calc=False)
+        return COCO, partial(COCOeval_faster, iouType="bbox", extra_calc=False)
     except ImportError:
         return _slow_backend()
 
 
 def _slow_backend() -> tuple[Any, Any]:
-    """The same of `pycocotools`, with equal results in about seven times the time."""
+    """Those of `pycocotools`, with equal results in about seven times the time."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -147,7 +144,7 @@ def _slow_backend() -> tuple[Any, Any]:
             "detection scores: expected the package faster-coco-eval (or pycocotools), got neither; "
             "run `pip install faster-coco-eval`"
         ) from None
-    return COCO, lambda truth, found: COCOeval(truth, found, iouType="bbox")
+    return COCO, partial(COCOeval, iouType="bbox")
 
 
 def _coco(library: Any, rows: np.ndarray, images: np.ndarray, count: int, num_labels: int, detected: bool) -> Any:
@@ -182,7 +179,8 @@ def _coco(library: Any, rows: np.ndarray, images: np.ndarray, count: int, num_la
 
 
 def _evaluate(evaluator: Any, truth: Any, found: Any, by_class: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [IoU, recall step, class, area, detections] and recall, the same without steps; -1: no truth."""
+    """Precision [IoU, recall step, class, area, detections] and recall, the same without steps; -1: no ground
+    truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         run = evaluator(truth, found)
         run.params.useCats = int(by_class)
@@ -192,6 +190,6 @@ def _evaluate(evaluator: Any, truth: Any, found: Any, by_class: bool) -> tuple[n
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over what has a truth; nan where nothing has."""
+    """Mean over what has a ground truth, else nan."""
     known = values[values > -1]
     return float(known.mean()) if len(known) else float("nan")

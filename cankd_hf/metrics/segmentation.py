@@ -15,18 +15,18 @@ def segmentation_areas(
     ignore_index: int = 255,
     label_sizes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Count pixels of each class: predicted right, predicted, and labelled.
+    """Count pixels of each class: correctly predicted, predicted, and labelled.
 
-    These are the diagonal, the column sums and the row sums of the confusion matrix: all that IoU and accuracies need,
-    in K numbers instead of K^2. They add up over images, batches and processes without any loss.
+    These are the diagonal, the column sums and the row sums of the confusion matrix: all that IoU and accuracies need.
+    They can be summed exactly over images, batches and processes.
 
     Args:
         logits: [B, K, h, w]; resized to the size of the labels.
         labels: [B, H, W], 0..K-1 or `ignore_index`.
         num_labels: K.
         ignore_index: pixels with this label do not count.
-        label_sizes: [B, 2], height and width of each image's mask in `labels`, where they are padded and the image
-            covers the mask, not the padding; None: logits cover all of `labels`.
+        label_sizes: [B, 2], height and width of each image's mask in `labels`, where these are padded and the logits
+            cover only the mask; None: logits cover all of `labels`.
 
     Returns:
         int64 [B, 3, K]: intersection, predicted, labelled; on the device of `logits`.
@@ -49,26 +49,14 @@ def segmentation_areas(
 def prediction_areas(
     prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int = 255
 ) -> torch.Tensor:
-    """`segmentation_areas` of one image whose classes are already decided.
-
-    Args:
-        prediction: [H, W], 0..K-1.
-        labels: [H, W], 0..K-1 or `ignore_index`.
-        num_labels: K.
-        ignore_index: pixels with this label do not count.
-
-    Returns:
-        int64 [3, K].
-
-    Raises:
-        ValueError: for a label that is neither a class nor `ignore_index`, or maps of two sizes.
-    """
+    """`segmentation_areas` [3, K] of one image, from its predicted classes [H, W] in 0..K-1. Raises ValueError for a
+    label that is neither a class nor `ignore_index`, or maps of two sizes."""
     if prediction.shape != labels.shape:
         raise ValueError(f"expected maps of one size, got {tuple(prediction.shape)} and {tuple(labels.shape)}")
     outside = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
     if outside.any():
         raise ValueError(f"label {labels[outside][0].item()} is neither in 0..{num_labels - 1} nor {ignore_index}")
-    # bin K takes what does not count
+    # bin K collects the pixels that do not count
     counted = labels != ignore_index
     predicted = torch.where(counted, prediction, num_labels)
     labelled = torch.where(counted, labels, num_labels)
@@ -81,12 +69,12 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
     """Scores of a whole set.
 
     Args:
-        areas: [..., 3, K], as of `segmentation_areas`; summed over all leading dimensions.
+        areas: [..., 3, K], from `segmentation_areas`; summed over all leading dimensions.
         id2label: names of the K classes.
 
     Returns:
         `miou`: mean IoU over the classes that occur in labels or predictions; `pixel_accuracy`; `mean_accuracy`: mean
-        recall over the classes that are labelled; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
+        recall over the labelled classes; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
 
     Raises:
         ValueError: if the areas are not [..., 3, K] with K names.
@@ -107,6 +95,6 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is not nan; nan of nothing."""
+    """`np.nanmean`, without its warning where all are nan."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Makes `AutoConfig`, the two tasks' auto classes and `AutoImageProcessor` know the pyramid models.
+    """Registers the pyramid models with `AutoConfig`, the two tasks' auto classes and `AutoImageProcessor`.
 
     Afterwards our checkpoints load without remote code. Calling it again changes nothing.
     """
@@ -25,10 +25,9 @@ def register() -> None:
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
     AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
-    # Pipelines ask these names whether they know a model, and would call ours unsupported while they run it.
-    modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[FPNConfig.model_type] = (
-        FPNForSemanticSegmentation.__name__
-    )
+    # Pipelines look models up in these tables of names, and would warn that ours are unsupported.
+    names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    names[FPNConfig.model_type] = FPNForSemanticSegmentation.__name__
     modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[FPNConfig.model_type] = FPNForObjectDetection.__name__
-    processors = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
+    processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

@@ -1,7 +1,7 @@
 """Backbones by id, folder, timm name or configuration, online and offline.
 
-`AutoBackbone.from_pretrained` asks the Hub whether the repository exists before anything else, so it loads no local
-folder and nothing offline; the concrete class, found through the same mapping, does both.
+`AutoBackbone.from_pretrained` first asks the Hub whether the repository exists, so it loads neither local folders nor
+offline; the concrete class, found through the same mapping, does both.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,7 +26,7 @@ from cankd_hf.models.configs import check_keys, config_from_dict
 
 logger = logging.getLogger(__name__)
 
-# Norms that a Backbone class has and the plain model has not: absent in most checkpoints, plain when fresh.
+# Norms of Backbone classes that the plain models lack: absent in most checkpoints, initialised as the identity.
 ADDED_NORMS = re.compile(r"(^|\.)hidden_states_norms\.")
 
 
@@ -38,13 +38,13 @@ def load_backbone(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """Any backbone of `transformers` or timm, whose forward gives `.feature_maps`.
+    """Any backbone of `transformers` or timm, whose forward returns `.feature_maps`.
 
     Args:
         source: a local folder (of transformers or timm); a Hub id; `timm/NAME` or a bare timm name (pretrained weights
-            of timm); or a dictionary: a configuration with `model_type` (random weights), or
-            `{"pretrained": SOURCE, ...}` with configuration fields to override, such as `output_stride: 8` for timm.
-        out_indices: stages whose maps are wanted; default: what the source says, usually the last alone.
+            of timm); or a dictionary: a configuration with `model_type` (random weights), or `{"pretrained": SOURCE,
+            ...}` with configuration fields to override, such as `output_stride: 8` for timm.
+        out_indices: stages to return maps of; default: the source's own, usually only the last.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code of the repository may run.
         dtype: of the weights; default float32, whatever the checkpoint holds.
@@ -53,7 +53,7 @@ def load_backbone(
         The `XxxBackbone`, in eval mode when loaded and in train mode when built from a configuration.
 
     Raises:
-        InputError: if it is not found, is no backbone, or its weights are incomplete (the missing keys are listed).
+        InputError: if it is not found, is not a backbone, or its weights are incomplete (the missing keys are listed).
     """
     name, overrides = _split(source)
     if name is None:
@@ -61,18 +61,17 @@ def load_backbone(
     if out_indices is not None:
         overrides["out_indices"] = out_indices
         overrides.pop("out_features", None)
-    from_timm = _timm_source(name)
-    if from_timm is not None:
+    if (from_timm := _timm_source(name)) is not None:
         return _timm_backbone(*from_timm, overrides, dtype)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _overridden(name, overrides, hub)
     cls = _backbone_class(config, name, hub)
-    loader = cls.from_pretrained
+    loader: Callable[..., Any] = cls.from_pretrained
     if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
         loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
+    # Mismatched shapes are allowed here, to be listed with the missing keys below.
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
     try:
-        # Mismatched shapes are let through here, to be listed with the missing keys below.
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
         model, info = loader(name, config=config, dtype=dtype or torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"backbone {name}: cannot be loaded: {first_line(error)}") from error
@@ -83,13 +82,10 @@ def load_backbone(
 def backbone_config(
     source: str | Path | dict[str, Any], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration that `load_backbone` would use, without weights, for a neck to be built upon.
+    """The configuration that `load_backbone` would use, without loading weights.
 
-    Where the source does not name the stages itself it asks for the last one alone, whatever a saved backbone was
-    used for.
-
-    Raises:
-        InputError: as `load_backbone` does.
+    Where the source does not name the stages it requests only the last one, even for a saved backbone with others.
+    Raises InputError as `load_backbone` does.
     """
     name, overrides = _split(source)
     from_timm = None if name is None else _timm_source(name)
@@ -99,16 +95,14 @@ def backbone_config(
         config = _timm_config(from_timm[0], overrides)
     else:
         config = _overridden(name, overrides, {"revision": revision, "trust_remote_code": trust_remote_code})
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise InputError(_no_backbone("backbone" if name is None else f"backbone {name}", config))
+    _check_backbone("backbone" if name is None else f"backbone {name}", config)
     if name is not None and not {"out_indices", "out_features"} & set(overrides):
-        last = -1 if config.model_type == "timm_backbone" else len(config.stage_names) - 1
-        config.out_indices = [last]
+        config.out_indices = [-1 if config.model_type == "timm_backbone" else len(config.stage_names) - 1]
     return config
 
 
 def _split(source: str | Path | dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Where the weights come from (None: nowhere) and the configuration fields given beside."""
+    """The weights' source (None: random) and the configuration fields beside it."""
     if not isinstance(source, dict):
         return str(source), {}
     fields = dict(source)
@@ -122,34 +116,26 @@ def _overridden(name: str, overrides: dict[str, Any], hub: dict[str, Any]) -> Pr
     try:
         return AutoConfig.from_pretrained(name, **hub, **overrides) if overrides else config
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"backbone {name}: cannot be configured so: {' '.join(str(error).split())}") from error
+        raise InputError(f"backbone {name}: cannot be configured: {' '.join(str(error).split())}") from error
 
 
 def random_backbone(
     values: dict[str, Any], out_indices: list[int] | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """A backbone with random weights from the fields of its configuration.
-
-    Raises:
-        InputError: for a bad configuration, or a model type without a Backbone class.
-    """
+    """A backbone with random weights from the fields of its configuration. Raises InputError for a bad configuration,
+    or a model type without a Backbone class."""
     values = dict(values) if out_indices is None else {**values, "out_indices": out_indices}
     config = config_from_dict(values, "backbone")
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise InputError(_no_backbone("backbone", config))
+    _check_backbone("backbone", config)
     try:
         model = AutoBackbone.from_config(copy.deepcopy(config))
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise InputError(f"backbone: {config.model_type} cannot be built so: {first_line(error)}") from error
+        raise InputError(f"backbone: {config.model_type} cannot be built: {first_line(error)}") from error
     return model if dtype is None else model.to(dtype)
 
 
 def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
-    """The configuration of a folder or Hub id.
-
-    Raises:
-        InputError: if there is none, or its model type is unknown.
-    """
+    """The configuration of a folder or Hub id. Raises InputError if there is none, or its model type is unknown."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise InputError(
             f"{name}: expected a model folder with a config.json, found none; name the checkpoint's own folder"
@@ -163,29 +149,25 @@ def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
         ) from error
 
 
-def _no_backbone(place: str, config: PretrainedConfig) -> str:
-    """The message for a model type without a Backbone class."""
-    return (
-        f"{place}: expected a model type with a Backbone class (resnet, convnext, swin, dinov2, timm_backbone, ...), "
-        f"got {config.model_type!r}; use one of those, or a timm name"
-    )
+def _check_backbone(place: str, config: PretrainedConfig) -> None:
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise InputError(
+            f"{place}: expected a model type with a Backbone class (resnet, convnext, swin, dinov2, timm_backbone, "
+            f"...), got {config.model_type!r}; use one of those, or a timm name"
+        )
 
 
 def _backbone_class(config: PretrainedConfig, name: str, hub: dict[str, Any]) -> type[PreTrainedModel]:
     auto_map = config.to_dict().get("auto_map") or {}
     if hub["trust_remote_code"] and "AutoBackbone" in auto_map:
         return get_class_from_dynamic_module(auto_map["AutoBackbone"], name, revision=hub["revision"])
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise InputError(_no_backbone(f"backbone {name}", config))
-    return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    _check_backbone(f"backbone {name}", config)
+    return cast(type[PreTrainedModel], MODEL_FOR_BACKBONE_MAPPING[type(config)])
 
 
 def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str] = ()) -> None:
-    """Refuses a model part of which kept its random start; norms that a Backbone class adds are allowed, and said.
-
-    Raises:
-        InputError: listing the keys.
-    """
+    """Refuses a model with parameters that were not loaded; norms added by a Backbone class are allowed, and logged.
+    Raises InputError listing the keys."""
     absent = sorted({*missing, *mismatched})
     added = [key for key in absent if ADDED_NORMS.search(key)]
     absent = [key for key in absent if key not in added]
@@ -200,12 +182,11 @@ def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str]
 
 
 def _timm_source(name: str) -> tuple[str, str] | None:
-    """Architecture and address of the weights if timm is to load it: `timm/NAME`, a bare name of timm, or a folder
-    that timm wrote (its `config.json` says `architecture`)."""
+    """Architecture and weights of timm's models: `timm/NAME`, a bare timm name, or a folder that timm wrote (its
+    `config.json` has a key `architecture`)."""
     if Path(name).is_dir():
         file = Path(name) / "config.json"
-        fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        architecture = fields.get("architecture")
+        architecture = json.loads(file.read_text(encoding="utf-8")).get("architecture") if file.is_file() else None
         return None if architecture is None else (architecture, f"local-dir:{name}")
     if name.startswith("timm/"):
         return name.removeprefix("timm/"), name.removeprefix("timm/")
@@ -223,14 +204,14 @@ def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
     try:
         return TimmBackboneConfig(**{"backbone": name, "out_indices": [-1], **overrides})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"backbone timm/{name}: cannot be configured so: {' '.join(str(error).split())}") from error
+        raise InputError(f"backbone timm/{name}: cannot be configured: {' '.join(str(error).split())}") from error
 
 
 def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
-    """A timm backbone with timm's pretrained weights.
+    """A timm backbone with timm's pretrained weights, which are copied from timm's own model.
 
     `TimmBackbone(pretrained=True)` of transformers 5.23 resets the running statistics of every BatchNorm after
-    loading, so timm loads the weights and they are copied.
+    loading.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""Model configurations out of recipe data: what `transformers` would silently accept is refused here with its name."""
+"""Model configurations from recipe data, with checks that `transformers` does not make."""
 
 from __future__ import annotations
 
@@ -15,34 +15,25 @@ from cankd_hf.errors import InputError, Problem
 
 # Accepted by every configuration, though not all of them list it among their own fields.
 COMMON_KEYS = {
-    "model_type",
-    "num_labels",
-    "id2label",
-    "label2id",
-    "out_indices",
-    "out_features",
-    "attn_implementation",
+    *("model_type", "num_labels", "id2label", "label2id", "out_indices", "out_features", "attn_implementation")
 }
 
 
 def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
-    """A configuration (hence random weights) from a dictionary with `model_type` and any fields of that type.
+    """A configuration (hence random weights) from a dictionary like `{"model_type": "resnet", "depths": [1, 1, 1,
+    1]}`.
 
-    Args:
-        values: e.g. `{"model_type": "resnet", "depths": [1, 1, 1, 1]}`.
-        place: where the dictionary stands, for messages, e.g. `student.config`.
-
-    Raises:
-        InputError: for a missing or unknown `model_type`, an unknown key (the nearest is offered) or a bad value.
+    `place` is the dictionary's path in the recipe, e.g. `student.config`. Raises InputError for a missing or unknown
+    `model_type`, an unknown key (with the nearest one) or a bad value.
     """
     if "model_type" not in values:
-        message = f"expected a key model_type (e.g. resnet), got {sorted(values)}; add it"
-        raise InputError([Problem(place, message)])
+        raise InputError([Problem(place, f"expected a key model_type (e.g. resnet), got {sorted(values)}; add it")])
     model_type = values["model_type"]
     if model_type not in CONFIG_MAPPING:
         near = nearest(str(model_type), CONFIG_MAPPING.keys())
-        message = f"expected a model type of transformers, got {model_type!r}{near}"
-        raise InputError([Problem(f"{place}.model_type", message)])
+        raise InputError(
+            [Problem(f"{place}.model_type", f"expected a model type of transformers, got {model_type!r}{near}")]
+        )
     check_keys(values, AutoConfig.for_model(model_type), place)
     for key, inner in values.items():
         if isinstance(inner, dict) and "model_type" in inner:
@@ -50,16 +41,13 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        message = f"{model_type} cannot be configured so: {' '.join(str(error).split())}"
+        message = f"{model_type} cannot be configured: {' '.join(str(error).split())}"
         raise InputError([Problem(place, message)]) from error
 
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:
-    """Refuses keys that are no field of the configuration; `transformers` would store them and go on.
-
-    Raises:
-        InputError: one line per unknown key, with the nearest known one.
-    """
+    """Refuses keys that are not fields of the configuration, which `transformers` would silently store. Raises
+    InputError with one line per unknown key and the nearest known one."""
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}
     known = set(config.to_dict()) | set(config.attribute_map) | settings | COMMON_KEYS
@@ -71,6 +59,6 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where no known word is near."""
+    """`; did you mean X?`, or nothing if no known word is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""A mistake of transformers 5.23 in the losses of the DETR family, mended."""
+"""A fix for the losses of the DETR family in transformers 5.23 with several processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers.loss import loss_for_object_detection as losses
 
 
 def patch_detr_num_boxes() -> None:
-    """Lets the losses of DETR and its kin divide by the mean number of boxes of all processes, as they say they do.
+    """Makes the losses of the DETR family divide by the mean number of boxes of all processes, as intended.
 
-    They divide what accelerate's `reduce` gives by the number of processes; but that is the mean already, so with N
-    processes the loss was N times too large beside the feature losses. Summing instead makes both right. The test of
+    They divide the result of accelerate's `reduce` by the number of processes; but that is the mean already, so with N
+    processes the loss was N times too large relative to the feature losses. Summing instead corrects both. The test of
     two processes notices when transformers changes this.
     """
     if not isinstance(losses.reduce, partial):

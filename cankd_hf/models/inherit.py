@@ -1,4 +1,4 @@
-"""The inheriting strategy: a student whose neck or head starts from its teacher's weights (CanKD, the dagger rows)."""
+"""The inheriting strategy: a student whose neck or head is initialised from its teacher's (CanKD, the dagger rows)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from cankd_hf.models.torchvision_teachers import TorchvisionNet
 
 @dataclass
 class Inherited:
-    """What one part of a student took over.
-
-    Attributes:
-        part: name of the module, e.g. `neck`.
-        copied: tensors that were copied.
-        left: tensors that were not, each with the reason.
-    """
+    """The tensors that one part (module path) of a student inherited, and those left, with the reasons."""
 
     part: str
     copied: list[str] = field(default_factory=list)
@@ -28,7 +22,7 @@ class Inherited:
 
     @property
     def count(self) -> str:
-        """How much of it was copied: `14 of 16 tensors`."""
+        """How many were copied: `14 of 16 tensors`."""
         return f"{len(self.copied)} of {len(self.copied) + len(self.left)} tensors"
 
     @property
@@ -37,26 +31,16 @@ class Inherited:
         return f"{self.part} ({self.count})" if self.left else self.part
 
     def __str__(self) -> str:
-        text = f"{self.part}: {self.count} copied from the teacher"
-        return text + (
-            f", not {', '.join(self.left[:5])}" + (" ..." if len(self.left) > 5 else "") if self.left else ""
-        )
+        left = f", not {', '.join(self.left[:5])}" + (" ..." if len(self.left) > 5 else "") if self.left else ""
+        return f"{self.part}: {self.count} copied from the teacher{left}"
 
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[Inherited]:
-    """Copies parts of the teacher into the student, tensor by tensor, where name and shape agree.
+    """Copies parts (paths such as `neck` or `model.decoder`) of the teacher where name and shape of tensors agree.
 
-    Args:
-        student: changed in place; a part that does not fit keeps its own start.
-        teacher: of the same architecture in these parts; for torchvision's nets our names are found.
-        parts: module or parameter paths such as `neck`, `head` and `model.decoder`.
-
-    Returns:
-        What was copied and what was not, for each part.
-
-    Raises:
-        InputError: for a part that the student has not, or of which nothing fits.
+    The student is changed in place; tensors that do not fit keep their initialisation. torchvision's models are mapped
+    to our names. Raises InputError for a part that the student lacks, or of which nothing fits.
     """
     own = student.state_dict()
     given = teacher.state_as_ours() if isinstance(teacher, TorchvisionNet) else teacher.state_dict()

@@ -1,8 +1,8 @@
 """Our detectors with fixed shapes: torchvision's selection of detections, without its loops over images.
 
-Candidates of all images and classes go through one suppression: each pair of image and class is moved to a place of
-its own, so that boxes of two pairs never overlap. Letters: B batch, K classes, M candidates and N detections of an
-image.
+Candidates of all images and classes go through one suppression: the boxes of each pair of image and class are shifted
+to an area of their own, so that boxes of two pairs never overlap. Letters: B batch, K classes, M candidates and N
+detections of an image.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from torchvision.ops import nms, roi_align
 from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDetector
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
-ABSENT = -1.0  # score of a candidate that is out
+ABSENT = -1.0  # score of an excluded candidate
+Size = tuple[int, int]  # height, width
+Detections = tuple[Tensor, Tensor, Tensor]
 
 
 def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
-    """Anchors `[A, 4]` of each level: torchvision's, without tensors made from numbers that are only known later."""
+    """torchvision's anchors `[A, 4]` of each level, without tensors that depend on values known only at run time."""
     levels = []
     for x, cell in zip(maps, generator.cell_anchors, strict=True):
         rows, columns = x.shape[-2:]
@@ -36,13 +38,14 @@ def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) ->
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Corners `[..., 4]` brought into the image."""
+    """Corners `[..., 4]` clamped to the image."""
     x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of `[B, n]` and their places; where n is smaller the rest has the score `ABSENT`, place 0."""
+    """The `count` best of `[B, n]` and their indices, padded with the score `ABSENT` and index 0 where n is
+    smaller."""
     padded = F.pad(scores, (0, count), value=ABSENT)
     values, places = padded.topk(count, dim=1)
     return values, torch.where(values == ABSENT, torch.zeros_like(places), places)
@@ -53,16 +56,9 @@ def suppress(
 ) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression within each group of each image, at once.
 
-    Args:
-        boxes: `[B, M, 4]` corners in pixels.
-        scores: `[B, M]`, `ABSENT` for what does not take part.
-        groups: `[B, M]` int64, 0 to `count` - 1.
-        overlap: from which the weaker box goes.
-        count: of groups.
-        limit: N.
-
-    Returns:
-        `[B, N]` scores, best first, `ABSENT` after the last, and places among the M.
+    Takes boxes `[B, M, 4]` (corners in pixels), scores `[B, M]` (`ABSENT` for excluded candidates), groups `[B, M]`
+    int64 in 0..`count` - 1, and the overlap from which the weaker box is suppressed. Returns scores `[B, limit]`, best
+    first, `ABSENT` after the last, and indices among the M.
     """
     side = math.ceil(math.sqrt(count))  # a square keeps coordinates small, and float32 exact enough
     images = torch.arange(boxes.shape[0]).unsqueeze(1)
@@ -71,7 +67,7 @@ def suppress(
     moved = boxes + (torch.stack([column, row, column, row], dim=-1) * reach)
     flat = scores.flatten()
     (present,) = torch.where(flat > ABSENT)
-    # Two boxes beside all others, so that there is something to select from where nothing was found.
+    # Two boxes apart from all others, so that the selection is never empty.
     spare = moved.new_tensor([[-4, -4, -3, -3], [-2, -2, -1, -1]])
     places = torch.cat([present, torch.arange(2) + flat.shape[0]])
     kept = nms(
@@ -96,14 +92,11 @@ class DetectorForm(nn.Module):
         super().__init__()
         self.model = model
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
         """Boxes `[B, M, 4]` in pixels, scores `[B, M]` and labels `[B, M]`."""
         raise NotImplementedError
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See the class."""
         config = self.model.config
         maps = self.model.pyramid(pixel_values)
         size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
@@ -120,10 +113,8 @@ class DetectorForm(nn.Module):
 class DenseForm(DetectorForm):
     """RetinaNet, FCOS and RepPoints."""
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of each level, as torchvision takes them."""
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
+        """The best of each level, as in torchvision."""
         config = self.model.config
         head: Any = self.model.head
         decode = head.box_coder.decode if config.head == "fcos" else head.box_coder.decode_single
@@ -153,11 +144,9 @@ class DenseForm(DetectorForm):
 
 
 class FasterRCNNForm(DetectorForm):
-    """Faster R-CNN: always as many proposals an image, of which those that are none are empty boxes."""
+    """Faster R-CNN with a fixed number of proposals an image, padded with empty boxes."""
 
-    def candidates(
-        self, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
         """Every class of every proposal."""
         head = self.model.head
         assert isinstance(head, FasterRCNNDetector)
@@ -176,9 +165,9 @@ class FasterRCNNForm(DetectorForm):
         return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
 
     def _propose(
-        self, head: FasterRCNNDetector, maps: list[Tensor], size: tuple[int, int], covered: tuple[int, int]
+        self, head: FasterRCNNDetector, maps: list[Tensor], size: Size, covered: Size
     ) -> tuple[Tensor, Tensor]:
-        """Proposals `[B, n, 4]` in pixels and which of them are some `[B, n]`."""
+        """Proposals `[B, n, 4]` in pixels and whether each exists `[B, n]`."""
         rpn = head.rpn
         boxes, scores, levels = [], [], []
         for level, (x, anchors) in enumerate(zip(maps, anchors_of(rpn.anchor_generator, maps, covered), strict=True)):
@@ -194,25 +183,19 @@ class FasterRCNNForm(DetectorForm):
             scores.append(torch.where(big, values, ABSENT))
             levels.append(torch.full_like(places, level))
         together = torch.cat(boxes, dim=1)
-        kept, places = suppress(
-            together,
-            torch.cat(scores, dim=1),
-            torch.cat(levels, dim=1),
-            rpn.nms_thresh,
-            len(maps),
-            rpn.post_nms_top_n(),
-        )
+        rated, groups = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
+        kept, places = suppress(together, rated, groups, rpn.nms_thresh, len(maps), rpn.post_nms_top_n())
         return rows_of(together, places), kept > ABSENT
 
     def _pool(self, head: FasterRCNNDetector, maps: list[Tensor], regions: Tensor) -> Tensor:
-        """What lies in each region `[n, 5]` of the level of its size -> `[n, C, 7, 7]`."""
+        """Features `[n, C, 7, 7]` of each region `[n, 5]`, from the level that matches its size."""
         pool = head.roi_heads.box_roi_pool
         strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
         area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
         finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
         wanted = torch.floor(pool.canonical_level + torch.log2(area.sqrt() / pool.canonical_scale) + 1e-6)
         levels = wanted.clamp(finest, coarsest) - finest
-        result = 0.0
+        result: Tensor | float = 0.0
         for level, (x, stride) in enumerate(zip(maps, strides, strict=False)):
             read = roi_align(x.float(), regions, pool.output_size, 1 / stride, pool.sampling_ratio)
             result = result + read * (levels == level).float().reshape(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Pretrained models that are no backbones: dense-prediction models with their heads, and plain ViTs."""
+"""Pretrained models that are not backbones: dense-prediction models with their heads, and plain ViTs."""
 
 from __future__ import annotations
 
@@ -17,42 +17,38 @@ from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
 from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
 
-# Class name ending -> auto class: what marks a checkpoint as a dense-prediction model rather than a bare backbone.
-_DENSE = {
-    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
-    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
-    "ForInstanceSegmentation": "AutoModelForInstanceSegmentation",
-    "ForObjectDetection": "AutoModelForObjectDetection",
-    "ForDepthEstimation": "AutoModelForDepthEstimation",
-}
-# Detectors that read a text have class names that end like those of others.
+# Class name endings of dense-prediction models, whose auto classes are `AutoModel` and the ending.
+_DENSE = (
+    *("ForSemanticSegmentation", "ForUniversalSegmentation", "ForInstanceSegmentation"),
+    *("ForObjectDetection", "ForDepthEstimation"),
+)
+# Class names of zero-shot detectors end like those of other detectors.
 _ZERO_SHOT = "AutoModelForZeroShotObjectDetection"
-# Two-tower models: the tower that sees.
+# Two-tower models: their vision tower.
 _VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 # Weights of a plain ViT that may be missing because no map depends on them.
 _UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
 
 
 def dense_or_plain_class(config: PretrainedConfig) -> str | None:
-    """Which auto class loads a model that is no backbone; None for a backbone.
+    """The auto class that loads a model that is not a backbone; None for a backbone.
 
-    A checkpoint says by its architecture; a bare configuration without one means a backbone where there is one, else
-    the model with the head that makes it a dense-prediction model, else (a plain ViT) `AutoModel`.
+    A checkpoint's architecture decides; a bare configuration means a backbone if there is one, else the model with a
+    dense-prediction head, else (a plain ViT) `AutoModel`.
     """
     architecture = (config.architectures or [""])[0]
     if type(config) in getattr(transformers, _ZERO_SHOT)._model_mapping:
         return _ZERO_SHOT if not architecture or architecture.endswith("ForObjectDetection") else "AutoModel"
-    for ending, auto_class in _DENSE.items():
+    for ending in _DENSE:
         if architecture.endswith(ending):
-            return auto_class
+            return f"AutoModel{ending}"
     if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
         return None
-    if isinstance(config, FPNConfig) and not architecture:  # one configuration for two tasks: its head tells which
+    if isinstance(config, FPNConfig) and not architecture:  # the head decides between the two tasks
         return f"AutoModelFor{'ObjectDetection' if config.head in DETECTION_HEADS else 'SemanticSegmentation'}"
-    if not architecture:  # a bare configuration: with the head that makes it a dense model, if there is one
-        for auto_class in _DENSE.values():
-            if type(config) in getattr(transformers, auto_class)._model_mapping:
-                return auto_class
+    for ending in () if architecture else _DENSE:  # a bare configuration: with a dense head, if there is one
+        if type(config) in getattr(transformers, f"AutoModel{ending}")._model_mapping:
+            return f"AutoModel{ending}"
     return "AutoModel"
 
 
@@ -65,15 +61,8 @@ def load_dense_or_plain(
 ) -> PreTrainedModel:
     """Loads a dense-prediction model with its head, or a plain ViT, in float32 and strictly.
 
-    Args:
-        name: local folder or Hub id; None builds the configuration with random weights.
-        config: its configuration.
-        auto_class: from `dense_or_plain_class`.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: whether code from the model's repository may run.
-
-    Raises:
-        InputError: if it cannot be loaded, weights are missing (they are listed), or it does not take images.
+    Without a `name` (local folder or Hub id) the weights are random; `auto_class` is from `dense_or_plain_class`.
+    Raises InputError if it cannot be loaded, weights are missing (they are listed), or its input is not an image.
     """
     loader = getattr(transformers, _VISION_TOWERS.get(config.model_type, auto_class))
     tower = config.model_type in _VISION_TOWERS
@@ -97,7 +86,7 @@ def load_dense_or_plain(
 
 
 def hub_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit that a Hub id's configuration comes from; None for a local folder."""
+    """The commit of a Hub id's configuration; None for a local folder."""
     if Path(name).is_dir():
         return None
     file = cached_file(

@@ -1,15 +1,15 @@
-"""Detectors that read a text: Grounding DINO as a detector of fixed classes, all named in one prompt.
+"""Zero-shot detectors: Grounding DINO as a detector of fixed classes, all named in one prompt.
 
-"red blood cell. platelets." reads as two phrases; the model rates every box against every token of the prompt. Its
-loss in `transformers` takes class k to be phrase k, so the prompt names the classes in the order of their numbers.
+"red blood cell. platelets." has two phrases; the model scores every box against every token of the prompt. Its loss in
+`transformers` takes class k to be phrase k, so the prompt names the classes in the order of their numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from os import PathLike
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,14 @@ from cankd_hf.models.backbones import first_line
 
 # Model types that can be trained on a prompt of fixed classes.
 PROMPTED = ("grounding-dino", "mm-grounding-dino")
-# [CLS] . [SEP] in BERT's vocabulary, whose numbers are written into the code of both.
+# [CLS] . [SEP] in BERT's vocabulary, whose ids are constants in the code of both.
 NO_WORDS = (101, 1012, 102)
 
 
 class TextInput:
-    """A forward pre-hook that gives a model its text wherever the caller gives only images.
+    """A forward pre-hook that gives a model its text (inputs `[1, T]` or None by name) along with its images.
 
-    Args:
-        text: inputs by name, each `[1, T]` or None; repeated for every image of a batch.
-        tokenizer: what made the text, to be saved beside the model.
+    The text is repeated for every image of a batch; its tokenizer is saved with the model.
     """
 
     def __init__(self, text: Mapping[str, Tensor | None], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -46,35 +44,27 @@ class TextInput:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) > 1 or any(name in kwargs for name in self.text):
             return None
-        if args:
-            kwargs = {"pixel_values": args[0], **kwargs}
+        kwargs = {"pixel_values": args[0], **kwargs} if args else dict(kwargs)
         pixels = kwargs["pixel_values"]
-        text = {
-            name: None if value is None else value.to(pixels.device).expand(len(pixels), -1)
-            for name, value in self.text.items()
-        }
-        return (), {**kwargs, **text}
+        for name, value in self.text.items():
+            kwargs[name] = None if value is None else value.to(pixels.device).expand(len(pixels), -1)
+        return (), kwargs
 
 
 class ImageTextProcessor(GroundingDinoImageProcessor):
-    """An image processor that is saved together with a tokenizer, as the one processor that Grounding DINO has.
-
-    Args:
-        tokenizer: the model's.
-        settings: of the image processor.
-    """
+    """An image processor (with these `settings`) that is saved with a tokenizer, as Grounding DINO's processor."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> None:
         super().__init__(**settings)
         self._settings, self._tokenizer = settings, tokenizer
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
         images = GroundingDinoImageProcessor(**self._settings)
         return GroundingDinoProcessor(images, self._tokenizer).save_pretrained(save_directory, push_to_hub, **kwargs)
 
 
 def text_input(model: nn.Module) -> TextInput | None:
-    """The text that a model was given by `attach_prompt`, if it was."""
+    """The text given to a model by `attach_prompt` or `attach_empty_prompt`, if any."""
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, TextInput)), None)
 
 
@@ -84,44 +74,26 @@ def reads_text(model: PreTrainedModel) -> bool:
 
 
 def attach_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
-    """Makes a detector that reads text one of fixed classes: from now on it takes images alone.
+    """Makes a zero-shot detector (of a type in `PROMPTED`) one of fixed classes, which takes only images.
 
-    What is saved of it is as before; a caller that gives `input_ids` is still obeyed.
-
-    Args:
-        model: of a type in `PROMPTED`.
-        tokenizer: the model's.
-        names: of the classes 0, 1, ...
-
-    Raises:
-        InputError: see `read_prompt`.
+    The saved model is the same as before; `input_ids` given by a caller have precedence. Raises InputError like
+    `read_prompt`.
     """
     _attach(model, TextInput(read_prompt(tokenizer, names, model.config.max_text_len), tokenizer))
 
 
 def attach_empty_prompt(model: nn.Module) -> None:
-    """Lets a detector that reads text run on images alone as far as it looks at nothing but them.
-
-    For teachers, whose maps are taken before images and text meet.
-    """
+    """Lets a zero-shot detector run without a text, for teachers, whose maps are taken before images and text meet."""
     if isinstance(model, PreTrainedModel) and reads_text(model) and text_input(model) is None:
-        if model.config.model_type in PROMPTED:  # reads the text first
+        if model.config.model_type in PROMPTED:  # the text is encoded first
             _attach(model, TextInput({"input_ids": torch.tensor([NO_WORDS])}))
-        elif model.config.model_type == "omdet-turbo":  # reads it last
+        elif model.config.model_type == "omdet-turbo":  # the text is encoded last
             tokens = ("classes_input_ids", "classes_attention_mask", "tasks_input_ids", "tasks_attention_mask")
             _attach(model, TextInput(dict.fromkeys((*tokens, "classes_structure"))))
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model.
-
-    Args:
-        source: local folder or Hub id.
-        revision: on the Hub.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """The tokenizer in a model's local folder or Hub repository. Raises InputError if there is none."""
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
@@ -132,18 +104,10 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], longest: int) -> dict[str, Tensor]:
-    """Class names -> one prompt, in which phrase k is class k.
+    """Class names -> one prompt, in which phrase k is class k: inputs by name, int64 `[1, T]`.
 
-    Args:
-        tokenizer: BERT's.
-        names: of the classes; read in lower case, with spaces for `_`, `.` and `?`.
-        longest: how many tokens the model reads.
-
-    Returns:
-        `input_ids`, `attention_mask` and `token_type_ids`, int64 `[1, T]`.
-
-    Raises:
-        InputError: if the prompt is too long, or its phrases are not one a class, all different.
+    Names are converted to lower case, with spaces for `_`, `.` and `?`. Raises InputError if the prompt is longer than
+    `longest` tokens, or does not have one phrase per class, all different.
     """
     words = [" ".join(re.sub(r"[._?]", " ", name).lower().split()) for name in names]
     text = ". ".join(words) + "."
@@ -165,29 +129,25 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], longes
 
 
 def phrase_probabilities(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Ratings of tokens -> ratings of classes: the mean over the tokens of each phrase, as Grounding DINO is scored.
+    """Token scores -> class scores `[B, N, K]` in 0..1, float32: the mean over the tokens of each phrase.
 
-    Args:
-        logits: `[B, N, L]` of every box against every token; -inf where the prompt has ended.
-        input_ids: `[B, T]`, T <= L, with the same number of phrases in every prompt.
-
-    Returns:
-        `[B, N, K]` in 0..1, float32.
+    `logits` are those of every box against every token, `[B, N, L]`, -inf after the end of the prompt; `input_ids` are
+    `[B, T]`, T <= L, with the same number of phrases in every prompt.
     """
     phrases = torch.stack(_phrases(input_ids, logits.shape[-1])).to(logits.device, torch.float32)
     return logits.float().sigmoid() @ (phrases / phrases.sum(dim=-1, keepdim=True)).transpose(1, 2)
 
 
 def _attach(model: nn.Module, text: TextInput) -> None:
-    for number, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, TextInput):
-            model._forward_pre_hooks[number] = text
-            return
-    model.register_forward_pre_hook(text, prepend=True, with_kwargs=True)
+    attached = next((key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, TextInput)), None)
+    if attached is None:
+        model.register_forward_pre_hook(text, prepend=True, with_kwargs=True)
+    else:
+        model._forward_pre_hooks[attached] = text
 
 
 def _phrases(input_ids: Tensor, length: int) -> list[Tensor]:
-    """Which tokens make up each phrase, [K, length] of each prompt: what the loss goes by."""
+    """The tokens of each phrase, [K, length] for each prompt, as in the loss."""
     from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps
 
-    return list(build_label_maps(input_ids.new_empty(1, 1, length), input_ids))
+    return list(build_label_maps(input_ids.new_empty(1, 1, length), cast(torch.LongTensor, input_ids)))

@@ -1,4 +1,4 @@
-"""Students: one description, one way in, whatever the architecture and wherever the weights come from."""
+"""Builds and loads students of any architecture, with weights from anywhere."""
 
 from __future__ import annotations
 
@@ -32,29 +32,25 @@ __all__ = ["StudentConfig", "build_student"]
 
 logger = logging.getLogger(__name__)
 
-# The class for each task's auto class; another task adds its line.
+# The class for each task's auto class.
 FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {
     "AutoModelForSemanticSegmentation": FPNForSemanticSegmentation,
     "AutoModelForObjectDetection": FPNForObjectDetection,
 }
-# What the native models call the label that their loss leaves out.
+# The native models' settings for the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
 def build_student(
-    config: StudentConfig,
-    auto_class: Any,
-    id2label: Mapping[int, str],
-    ignore_index: int | None = 255,
+    config: StudentConfig, auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None = 255
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
-    A bare backbone student is saved as its `XxxBackbone`. With transformers 5.23 the saved folder loads with that
-    class for every native family (`ResNetBackbone.from_pretrained(folder)`, ConvNeXt, Swin, PVTv2, DINOv2, ...).
-    `AutoModel` loads it whole only where the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not
-    ConvNeXt and Swin); `AutoBackbone.from_pretrained` loads no folder. For timm no call of transformers loads one;
+    A bare backbone is saved as its `XxxBackbone`. `load_backbone(folder)` loads every saved one, and with transformers
+    5.23 so does that class for every native family (`ResNetBackbone.from_pretrained(folder)`, ...). `AutoModel` loads
+    it whole only if the backbone has no norms of its own (ResNet, PVTv2, DINOv2, HGNet; not ConvNeXt and Swin);
+    `AutoBackbone.from_pretrained` loads no folder. For timm no call of transformers loads one;
     `PreTrainedModel.from_pretrained.__func__(TimmBackbone, folder, config=AutoConfig.from_pretrained(folder))` works.
-    `load_backbone(folder)` loads every one of them.
 
     Args:
         config: what to build or load.
@@ -63,13 +59,13 @@ def build_student(
         ignore_index: label left out of the loss; None for tasks without one.
 
     Raises:
-        InputError: if it cannot be found or built, is no model of the task, or its weights are incomplete.
+        InputError: if it cannot be found or built, is not a model of the task, or its weights are incomplete.
     """
     config.check()
     register()
     if config.tokenizer is not None and auto_class is not AutoModelForZeroShotObjectDetection:
         raise InputError("student.tokenizer: expected a student that reads its class names, got one that does not")
-    # One class alone is a task for a detector, which has the background beside it, but not for a map of pixels.
+    # One class is enough for a detector, which also has the background, but not for segmentation.
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
         raise InputError(
@@ -87,11 +83,7 @@ def build_student(
 
 
 def load_student(auto_class: Any, folder: str | Path, revision: str | None, task: str) -> PreTrainedModel:
-    """A saved student in float32.
-
-    Raises:
-        InputError: if there is none that the auto class knows.
-    """
+    """A saved student in float32. Raises InputError if there is none that the auto class knows."""
     register()
     try:
         return auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
@@ -110,7 +102,7 @@ def _classes(id2label: Mapping[int, str]) -> dict[str, Any]:
 
 def _bare_student(config: StudentConfig) -> PreTrainedModel:
     if config.fpn:
-        raise InputError("student.fpn: a label-free run trains the backbone alone, without a pyramid; remove it")
+        raise InputError("student.fpn: a label-free run trains only the backbone, without a pyramid; remove it")
     if config.config is not None:
         return random_backbone(config.config)
     source = config.backbone if config.backbone is not None else config.model
@@ -131,12 +123,11 @@ def _fpn_student(
     unknown = [f"student.fpn.{key}: no such setting{nearest(key, known)}" for key in config.fpn if key not in known]
     if unknown:
         raise InputError(unknown)
-    ignored = {} if ignore_index is None else {"semantic_loss_ignore_index": ignore_index}
-    settings = {**ignored, **config.fpn}
+    settings = _classes(id2label) | ({} if ignore_index is None else {"semantic_loss_ignore_index": ignore_index})
     try:
-        model = cls(FPNConfig(backbone_config=inner, **settings, **_classes(id2label)))
+        model = cls(FPNConfig(backbone_config=inner, **settings | config.fpn))
     except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"student: cannot be built so: {first_line(error)}") from error
+        raise InputError(f"student: cannot be built: {first_line(error)}") from error
     if isinstance(source, str) or "pretrained" in source:
         loaded = load_backbone(source, out_indices=model.config.backbone_config.out_indices, **_hub(config))
         model.backbone.load_state_dict(loaded.state_dict())
@@ -157,15 +148,15 @@ def _random_student(
     try:
         model = auto_class.from_config(config)
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
-        raise InputError(f"student.config: {config.model_type} cannot be built so: {first_line(error)}") from error
+        raise InputError(f"student.config: {config.model_type} cannot be built: {first_line(error)}") from error
     if inner is not None:
         _fill_backbone(model, load_backbone(inner, out_indices=inner_config.out_indices))
     return model
 
 
 def _fill_backbone(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
-    """Copies a backbone's weights to where a native model keeps its own, which may have frozen norms instead."""
-    # Native detectors take timm's module out of its wrapper.
+    """Copies a backbone's weights into the backbone inside a native model, which may have frozen norms instead."""
+    # Native detectors unwrap timm's module.
     for source in (loaded, getattr(loaded, "_backbone", loaded)):
         state = _uncounted(source)
         for name, module in model.named_modules():
@@ -179,7 +170,7 @@ def _fill_backbone(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
 
 
 def _uncounted(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A module's tensors without the batches that its norms counted, which frozen norms do not."""
+    """A module's tensors without the batch counters of norms, which frozen norms lack."""
     return {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
@@ -193,14 +184,8 @@ def _loaded_student(
         setattr(config, key, value)
     _set_ignore_index(config, ignore_index)
     try:
-        model, info = auto_class.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_hub(student),
-        )
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **_hub(student)}
+        model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
     _check_head(name, model, info, before, len(id2label))
@@ -208,14 +193,12 @@ def _loaded_student(
 
 
 def _check_task(config: PretrainedConfig, auto_class: Any, place: str, trust_remote_code: bool = False) -> None:
-    if type(config) in auto_class._model_mapping:
-        return
-    if trust_remote_code and auto_class.__name__ in (config.to_dict().get("auto_map") or {}):
-        return
-    raise InputError(
-        f"{place}: expected a model type that {auto_class.__name__} knows, got {config.model_type!r}; "
-        "for a plain backbone use student.backbone"
-    )
+    remote = trust_remote_code and auto_class.__name__ in (config.to_dict().get("auto_map") or {})
+    if type(config) not in auto_class._model_mapping and not remote:
+        raise InputError(
+            f"{place}: expected a model type that {auto_class.__name__} knows, got {config.model_type!r}; "
+            "for a plain backbone use student.backbone"
+        )
 
 
 def _set_ignore_index(config: PretrainedConfig, ignore_index: int | None) -> None:
@@ -228,8 +211,8 @@ def _set_ignore_index(config: PretrainedConfig, ignore_index: int | None) -> Non
         logger.warning("%s has no setting for the ignored label; its own loss decides", config.model_type)
 
 
-def _check_head(name: str, model: PreTrainedModel, info: dict[str, Any], before: int, classes: int) -> None:
-    """Parameters may start at random only where they belong: classifiers of another class count, or a whole head."""
+def _check_head(name: str, model: PreTrainedModel, info: dict[str, Any], before: int | None, classes: int) -> None:
+    """Only classifiers of another class count, or a whole new head, may be initialised at random."""
     mismatched = sorted(entry[0] for entry in info["mismatched_keys"])
     shapes = model.state_dict()
     foreign = [key for key in mismatched if before == classes or shapes[key].shape[0] != classes]
@@ -238,25 +221,18 @@ def _check_head(name: str, model: PreTrainedModel, info: dict[str, Any], before:
     missing = {key for key in missing if key.split(".")[0] not in fresh}
     check_complete(f"student.model {name}", missing, foreign)
     if mismatched:
-        logger.warning(
-            "%s: classified %d classes, the data has %d: these parameters start at random: %s",
-            name,
-            before,
-            classes,
-            ", ".join(mismatched),
-        )
+        text = "%s: classified %d classes, the data has %d: these parameters start at random: %s"
+        logger.warning(text, name, before, classes, ", ".join(mismatched))
     if fresh:
         logger.warning("%s: holds no weights for %s, which starts at random", name, ", ".join(sorted(fresh)))
 
 
 def _whole_heads(model: PreTrainedModel, missing: set[str]) -> set[str]:
-    """Top-level modules without a single weight in the checkpoint, as when an ImageNet encoder gets a head.
+    """Top-level modules without a single weight in the checkpoint, such as the new head of an ImageNet encoder.
 
-    The base model never counts as one: a student of random weights must be asked for (`student.config`).
+    Never the base model: a student with random weights must be requested explicitly (`student.config`).
     """
-    names: dict[str, bool] = {}
-    for key in model.state_dict():
-        top = key.split(".")[0]
-        names[top] = names.get(top, True) and (key in missing or key.endswith("num_batches_tracked"))
-    whole = {top for top, absent in names.items() if absent}
-    return set() if model.base_model_prefix in whole or len(whole) == len(names) else whole
+    keys = list(model.state_dict())
+    loaded = {key.split(".")[0] for key in keys if key not in missing and not key.endswith("num_batches_tracked")}
+    whole = {key.split(".")[0] for key in keys} - loaded
+    return set() if model.base_model_prefix in whole or not loaded else whole

@@ -1,8 +1,7 @@
-"""torchvision's detectors and segmentation nets as teachers: their own weights, read at the backbone's outputs."""
+"""torchvision's detectors and segmentation models as teachers: their own weights, tapped at the backbone's outputs."""
 
 from __future__ import annotations
 
-import difflib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models, segmentation
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.configs import nearest
 
 PREFIX = "torchvision/"
 MULTIPLE = 32  # torchvision's detectors pad the images of a batch to it, at the right and bottom
-# The same parts under torchvision's names and under ours (`FPNForObjectDetection`), for `student.inherit`.
+# Prefixes of the same parts in torchvision and in `FPNForObjectDetection`, for `student.inherit`.
 _OURS = {
     "backbone.fpn.": "neck.pyramid.",
     "head.": "head.head.",
@@ -29,19 +29,11 @@ _OURS = {
 
 
 class TorchvisionNet(nn.Module):
-    """All modules of a torchvision net under its own names, run as far as its maps: nothing resizes the images.
+    """The modules of a torchvision model under its own names, run as far as its maps, without resizing the images.
 
     A detector's maps are those of its `backbone`, which is backbone and pyramid, fine to coarse; its
-    `GeneralizedRCNNTransform` (a resize to 800 pixels and a normalisation) is left out. A segmentation net's map is
-    the last of its backbone.
-
-    Args:
-        model: a net of `torchvision.models.detection` or `.segmentation`.
-
-    Attributes:
-        taps: where its maps are, in the syntax of `Taps`.
-        image_mean: of red, green, blue, for pixels in 0..1.
-        image_std: likewise.
+    `GeneralizedRCNNTransform` (a resize to 800 pixels and a normalisation) is left out. A segmentation model's map is
+    the last of its backbone. `taps` are in the syntax of `Taps`, `image_mean` and `image_std` for pixels in 0..1.
     """
 
     backbone: nn.Module
@@ -51,7 +43,7 @@ class TorchvisionNet(nn.Module):
         transform = getattr(model, "transform", None)
         self.pads = transform is not None
         self.taps = ["backbone" if self.pads else "backbone:out"]
-        # The segmentation nets are trained with ImageNet's statistics, and hold none.
+        # The segmentation models are trained with ImageNet's statistics, but do not hold them.
         self.image_mean = tuple(transform.image_mean) if transform is not None else (0.485, 0.456, 0.406)
         self.image_std = tuple(transform.image_std) if transform is not None else (0.229, 0.224, 0.225)
         for name, module in model.named_children():
@@ -59,44 +51,44 @@ class TorchvisionNet(nn.Module):
                 self.add_module(name, module)
 
     def map_frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the images, and of what the maps cover."""
+        """Height and width of the images, and of the area that the maps cover."""
         multiple = MULTIPLE if self.pads else 1
         return size, (size[0] + -size[0] % multiple, size[1] + -size[1] % multiple)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Images `[B, 3, H, W]`, normalised -> maps `[B, C, h, w]` by torchvision's names."""
+        """Normalised images `[B, 3, H, W]` -> maps `[B, C, h, w]` by torchvision's names."""
         height, width = pixel_values.shape[-2:]
         _, covered = self.map_frame((height, width))
         return self.backbone(F.pad(pixel_values, (0, covered[1] - width, 0, covered[0] - height)))
 
     def state_as_ours(self) -> dict[str, Tensor]:
-        """Its tensors under the names that `FPNForObjectDetection` has for the same parts."""
-        return {_our_name(name): value for name, value in self.state_dict().items()}
+        """Its tensors under the names of the same parts in `FPNForObjectDetection`."""
+        state: dict[str, Tensor] = {}
+        for name, value in self.state_dict().items():
+            prefix = next((theirs for theirs in _OURS if name.startswith(theirs)), "")
+            state[_OURS.get(prefix, "") + name.removeprefix(prefix)] = value
+        return state
 
 
 def load_torchvision(name: str, weights: str | None = None, revision: str | None = None) -> tuple[TorchvisionNet, str]:
-    """A net of torchvision with trained weights, strictly.
+    """A torchvision model with trained weights, loaded strictly, and the name of its weights.
 
     Args:
         name: `torchvision/NAME`, such as `torchvision/retinanet_resnet50_fpn_v2`.
         weights: a `.safetensors` or `.pth` file (a plain state dict, read without unpickling code) of the same
-            architecture, for any number of classes; its norms have the epsilon of a net that torchvision builds
+            architecture, for any number of classes; its norms have the epsilon of a model that torchvision builds
             untrained. None takes torchvision's own, downloaded once into torch's cache.
         revision: which of torchvision's own (`COCO_V1`); None: its default.
 
-    Returns:
-        The net, and what its weights are called.
-
     Raises:
-        InputError: for an unknown name, weights that cannot be had, and weights that do not fit (keys are listed).
+        InputError: for an unknown name, unavailable weights, and weights that do not fit (keys are listed).
     """
     place = f"teacher {name}"
     net = name.removeprefix(PREFIX)
     known = list_models(module=detection) + list_models(module=segmentation)
     if net not in known:
-        near = difflib.get_close_matches(net, known, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known: {', '.join(known)}"
-        raise InputError(f"{place}: torchvision has no such detector or segmentation net; {hint}")
+        hint = nearest(net, known).replace("mean ", f"mean {PREFIX}") or f"; known: {', '.join(known)}"
+        raise InputError(f"{place}: torchvision has no such detector or segmentation model{hint}")
     if weights is not None:
         return TorchvisionNet(_from_file(place, net, Path(weights))), Path(weights).name
     choices = get_model_weights(net)
@@ -106,14 +98,15 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
         )
     chosen = choices.DEFAULT if revision is None else choices[revision]
     try:
-        # Downloaded and read without unpickling code; torchvision then reads that very file once more, because its
-        # builder knows which norms and which epsilon these weights were trained with.
+        # Downloaded and read without unpickling code; torchvision then reads the same file again, because its
+        # builder selects the norms and the epsilon that these weights were trained with.
         chosen.get_state_dict(weights_only=True, check_hash=True, map_location="cpu")
         model = get_model(net, weights=chosen)
     except (OSError, pickle.UnpicklingError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
         raise InputError(
-            f"{place}: its weights cannot be had ({_line(error)}); allow the download, or put {chosen.url} at {file}"
+            f"{place}: its weights are not available ({_line(error)}); allow the download, or put {chosen.url} at "
+            f"{file}"
         ) from error
     except RuntimeError as error:
         raise InputError(f"{place}: torchvision's weights do not fit: {_line(error, 600)}") from error
@@ -121,7 +114,7 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
 
 
 def _from_file(place: str, net: str, file: Path) -> nn.Module:
-    """The net with the weights of a file and the number of classes they are for."""
+    """The model with the weights of a file and their number of classes."""
     state = _read(file)
     classes = len(get_model_weights(net).DEFAULT.meta["categories"])
     with torch.device("meta"):
@@ -141,9 +134,8 @@ def _from_file(place: str, net: str, file: Path) -> nn.Module:
     missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     lists = {"missing": missing, "of another shape": misshapen, "unexpected": unexpected}
-    if any(lists.values()):
-        told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in lists.items() if keys]
-        raise InputError(f"{place}: expected the weights of {net} in {file}, but there are {', '.join(told)}")
+    if found := [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in lists.items() if keys]:
+        raise InputError(f"{place}: expected the weights of {net} in {file}, but there are {', '.join(found)}")
     model.load_state_dict(state, strict=False)
     return model
 
@@ -173,13 +165,6 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             "save the model's state_dict() alone"
         )
     return state
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in _OURS.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
 
 
 def _some(keys: list[Any], count: int = 6) -> str:

@@ -139,8 +139,8 @@ def check_classes(
         raise InputError(f"{place}, and {' and '.join(without)} gives none; take a loss on maps")
     counts = {name: class_count(shape) for name, shape in shapes.items() if shape is not None}
     if len(set(counts.values())) > 1:
-        found = " and ".join(f"{count} of the {name}" for name, count in counts.items())
-        raise InputError(f"{place}: expected equal numbers of classes, got {found}; train both on the same classes")
+        told = " and ".join(f"{count} of the {name}" for name, count in counts.items())
+        raise InputError(f"{place}: expected equal numbers of classes, got {told}; train both on the same classes")
     return counts["student"]
 
 

@@ -198,7 +198,7 @@ def test_repeated_annotation_ids_keep_all_boxes(make_set: Make) -> None:
     config = edit(make_set(), lambda content: [entry.update(id=1) for entry in content["annotations"]])
     data = load_detection(config)
     assert sum(len(data.train[index]["labels"]["boxes"]) for index in range(3)) == 3
-    assert "1 annotation ids stand more than once, first 1 (3 times)" in data.facts["warnings"][0]
+    assert "1 annotation ids are repeated, first 1 (3 times)" in data.facts["warnings"][0]
 
 
 @pytest.mark.parametrize("as_list", [False, True])

@@ -1,4 +1,4 @@
-"""One batch: what a model takes, and what the batch knows about its samples."""
+"""Collation: stacking tensors of several sizes, and batches that carry metadata about their samples."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 META = "meta"
+
+
+def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> Tensor:
+    """Stack [..., h, w] tensors, padded at the right and the bottom to the largest, rounded up to a multiple."""
+    height, width = (-(-max(tensor.shape[side] for tensor in tensors) // multiple) * multiple for side in (-2, -1))
+    return torch.stack(
+        [
+            tensor
+            if tensor.shape[-2:] == (height, width)
+            else pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=fill)
+            for tensor in tensors
+        ]
+    )
 
 
 class Batch(dict[str, Any]):
@@ -18,8 +32,7 @@ class Batch(dict[str, Any]):
 
     - `sample`: its index in the training set, int64 [B]; -1 where the set does not number its samples (evaluation,
       streams).
-    - `view`: which augmentation of the sample this is, int64 [B]: the epoch. With the seed, view and sample fix the
-      augmentation.
+    - `view`: the number of its augmentation, int64 [B]: the epoch. Seed, view and sample determine the augmentation.
     - `labelled`: whether it has labels, bool [B].
     """
 
@@ -30,16 +43,12 @@ class Batch(dict[str, Any]):
 
     @property
     def meta(self) -> dict[str, Tensor]:
-        """What is known of the samples; empty for a batch that was not made by `BatchCollator`."""
+        """Metadata of the samples; empty for a batch that was not made by `BatchCollator`."""
         return self.get(META, {})
 
 
 class BatchCollator:
-    """Collates samples into a `Batch`.
-
-    Args:
-        collate: samples -> the model's inputs; never sees what the samples carry under `meta`.
-    """
+    """Collates samples into a `Batch`; `collate` makes the model's inputs of samples without their `meta`."""
 
     def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> None:
         self.collate = collate

@@ -1,4 +1,4 @@
-"""A look at every image before training, so that nothing breaks hours into a run."""
+"""Checks images and labels before training, so that nothing breaks hours into a run."""
 
 from __future__ import annotations
 
@@ -6,45 +6,39 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.dataset import Source
+from cankd_hf.data.common.dataset import Source, Sources, StreamSource
 from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-SHOWN = 20  # problems told one by one; the rest is counted
-LONG = 200  # from so many images on, progress is shown
+SHOWN = 20  # problems listed one by one; the rest is counted
+LONG = 200  # number of images from which progress is shown
 
 
 @dataclass
 class Report:
-    """What the look found.
+    """Result of the checks."""
 
-    Attributes:
-        usable: role -> indices of its source to use.
-        skipped: file -> reason.
-        warnings: what does not stop a run but should be known.
-        checked: number of images looked at.
-        dropped: file -> the parts of its label that are left out, and why.
-    """
-
-    usable: dict[str, list[int]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    checked: int = 0
+    usable: dict[str, list[int]] = field(default_factory=dict)  # role -> indices of its source to use
+    skipped: dict[str, str] = field(default_factory=dict)  # file -> reason
+    warnings: list[str] = field(default_factory=list)  # notes that do not stop a run
+    checked: int = 0  # number of images checked
+    # file -> the parts of its label that are left out, and why
     dropped: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
 class _Finding:
-    """What one image is like: its name, a digest of its pixels, its label in short, and what is wrong with it."""
+    """Result of checking one image: a digest of its pixels, a summary of its label, and what is wrong with it."""
 
     role: str
     index: int
@@ -55,35 +49,26 @@ class _Finding:
     fatal: bool = False
 
 
-def preflight(
-    config: DataConfig,
-    sources: dict[str, tuple[Source, Sequence[int]]],
-    class_names: dict[int, str] | None,
-) -> Report:
-    """Decode images and labels as training will, and tell all that is wrong at once.
+def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] | None) -> Report:
+    """Decode images and labels as training will, and report all problems at once.
 
-    How many are decoded is `config.check`; with a number, they are spread evenly over each split.
-
-    Args:
-        config: the `data:` section.
-        sources: role -> source and the indices that will be used.
-        class_names: names of the classes; None: images alone are wanted.
-
-    Raises:
-        InputError: naming the files that cannot be used; with `on_error: skip` only if a whole split is unusable.
-            Labels out of range stop in any case: they are a fault of the set, and training on the rest would hide it.
+    How many are decoded is `config.check`; a number of them is spread evenly over each split. Without `class_names`
+    only images are needed. Raises InputError naming the files that cannot be used; with `on_error: skip` only if a
+    whole split is unusable. Labels out of range always stop: they are a fault of the set, and training on the rest
+    would hide it.
     """
     report = Report()
     findings = list(_look_at_all(config, sources))
     report.checked = len(findings)
     bad = [finding for finding in findings if finding.problem]
-    fatal = bad if config.on_error == "stop" else [finding for finding in bad if finding.fatal]
-    if fatal:
+    if fatal := [finding for finding in bad if finding.fatal or config.on_error == "stop"]:
         hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
         raise InputError(shortened([finding.problem for finding in fatal]) + hint)
     lost = {(finding.role, finding.index) for finding in bad}
     report.skipped = {finding.name: finding.problem for finding in bad}
-    for role, (_, indices) in sources.items():
+    for role, (source, indices) in sources.items():
+        if isinstance(source, StreamSource):
+            continue
         report.usable[role] = [index for index in indices if (role, index) not in lost]
         if not report.usable[role]:
             raise InputError(
@@ -91,19 +76,18 @@ def preflight(
             )
     report.warnings = _same_pictures(findings)
     _review_labels(findings, report, class_names or {})
-    left_out = [*report.skipped.values(), *itertools.chain.from_iterable(report.dropped.values())]
-    for problem in shortened(left_out):
+    for problem in shortened([*report.skipped.values(), *itertools.chain(*report.dropped.values())]):
         logger.warning("skipped: %s", problem)
     for warning in report.warnings:
         logger.warning("data: %s", warning)
     return report
 
 
-def _look_at_all(config: DataConfig, sources: dict[str, tuple[Source, Sequence[int]]]) -> Iterator[_Finding]:
-    """Findings in order, decoded by a few threads (Pillow lets them run side by side)."""
+def _look_at_all(config: DataConfig, sources: Sources) -> Iterator[_Finding]:
+    """Check the samples in order, decoding in a few threads (Pillow releases the GIL)."""
     todo: list[tuple[str, Source, int]] = []
     for role, (source, indices) in sources.items():
-        if source.generated:
+        if isinstance(source, StreamSource) or source.generated:
             continue
         count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
         places = np.linspace(0, len(indices) - 1, min(int(count), len(indices))).astype(int)
@@ -115,7 +99,7 @@ def _look_at_all(config: DataConfig, sources: dict[str, tuple[Source, Sequence[i
 
 
 def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Finding]:
-    """Pass findings on, with a bar and the time left where there is a terminal and it takes a while."""
+    """Pass findings on, with a progress bar on a terminal if there are many."""
     if total < LONG:
         yield from findings
         return
@@ -124,18 +108,12 @@ def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Findin
 
     logger.info("checking %d images; data.check=N looks at N of each split, data.check=none at none", total)
     console = Console(stderr=True)
-    yield from track(
-        findings,
-        f"checking {total} images",
-        total=total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    options: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
+    yield from track(findings, f"checking {total} images", total, **options)
 
 
 def _look(role: str, source: Source, index: int) -> _Finding:
-    """Decode one sample and describe it."""
+    """Decode and check one sample."""
     finding = _Finding(role, index, source.name(index))
     try:
         sample = source.load(index)
@@ -150,11 +128,8 @@ def _look(role: str, source: Source, index: int) -> _Finding:
 
 
 def _review_labels(findings: list[_Finding], report: Report, class_names: dict[int, str]) -> None:
-    """What was left out of labels or is odd about them, alone or all together, and classes that training never sees.
-
-    Raises:
-        InputError: where what is odd about many labels must be a fault of the whole set.
-    """
+    """Report dropped parts and oddities of labels, and classes that training never sees. Raises InputError where
+    oddities of many labels must be a fault of the whole set."""
     labels = [(finding, finding.label) for finding in findings if finding.label is not None]
     if not labels:
         return
@@ -170,7 +145,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:
-    """Pictures that lie in two splits: what is learnt by heart there counts as known here."""
+    """Warn of pictures in two splits: a model can memorise them in one and be scored on them in the other."""
     first: dict[bytes, _Finding] = {}
     pairs: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
@@ -186,7 +161,7 @@ def _same_pictures(findings: list[_Finding]) -> list[str]:
 
 
 def shortened(problems: list[str]) -> list[str]:
-    """The first ones, and the number of the others."""
+    """The first problems, and the number of the others."""
     if len(problems) <= SHOWN:
         return problems
     return [*problems[:SHOWN], f"... and {len(problems) - SHOWN} more of {len(problems)}"]

@@ -1,9 +1,10 @@
-"""The map-style data set the trainer sees: a source of samples, a transform, and a rule for bad images."""
+"""The map-style data set for the trainer: a source of samples, a transform, and a rule for bad images."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +17,9 @@ Transform = Callable[[torch.Tensor, Any], dict[str, Any]]
 
 
 class Source(Protocol):
-    """Where samples come from: a folder, a table, a generator."""
+    """A sequence of samples: a folder, a table, a generator. Samples of a `generated` source are not checked."""
 
     generated: bool
-    """Made here, so that nothing can be wrong with its samples and none is checked."""
 
     def __len__(self) -> int: ...
 
@@ -30,16 +30,23 @@ class Source(Protocol):
         """Decode one sample; raises `Unusable` naming the file."""
 
 
-class ImageDataset(Dataset):
-    """Samples of a source, transformed when asked for.
+@dataclass(eq=False)
+class StreamSource:
+    """Samples of a stream."""
 
-    Args:
-        source: where samples come from.
-        transform: (image [3, H, W] uint8, `Sample.label`) -> the tensors of a batch.
-        indices: samples to use, in order; None: all.
-        cache: keep decoded samples in memory.
-        on_error: `stop` raises for an image that does not decode; `skip` puts its neighbour in its place
-            (marked not to count, so that nothing is scored twice).
+    rows: Any  # a `datasets.IterableDataset` of undecoded rows
+    decode: Callable[[dict[str, Any], int], Sample]  # (row, running number) -> sample
+
+
+AnySource = Source | StreamSource
+Sources = Mapping[str, tuple[AnySource, Sequence[int]]]  # role -> source and the indices to use (none of a stream)
+
+
+class ImageDataset(Dataset):
+    """Samples of a source, or those at `indices`, with `transform` applied to (image [3, H, W] uint8, `Sample.label`).
+
+    `cache` keeps decoded samples in memory. For an image that does not decode, `on_error` `stop` raises; `skip`
+    replaces it by the next one that does (marked not to count, so that nothing is scored twice).
     """
 
     def __init__(
@@ -77,7 +84,7 @@ class ImageDataset(Dataset):
         return self._cached[index]
 
     def _stand_in(self, index: int, problem: Unusable) -> Sample:
-        """The next image that decodes, not to be scored, for one that was found broken only now."""
+        """The next image that decodes, not to be scored, in place of a broken one."""
         logger.warning("skipped: %s", problem)
         for step in range(1, len(self)):
             try:

@@ -1,4 +1,4 @@
-"""From the bytes of an image or a mask to a tensor, the same way in checks, training, evaluation and prediction."""
+"""Decodes images and masks to tensors, the same way in checks, training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -22,21 +22,15 @@ SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 class Sample(NamedTuple):
-    """One decoded image.
+    """One decoded image."""
 
-    Attributes:
-        image: [3, H, W], uint8, upright.
-        target: its label, such as a `Mask`; None without labels.
-        name: file name or place, for messages.
-    """
-
-    image: torch.Tensor
-    target: Target | None
-    name: str
+    image: torch.Tensor  # [3, H, W], uint8, upright
+    target: Target | None  # its label, such as a `Mask`; None without labels
+    name: str  # file name or place, for messages
 
     @property
     def label(self) -> Any:
-        """What a transform gets beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
+        """What transforms get beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
         return None if self.target is None else self.target.value
 
     def standing_in(self) -> Sample:
@@ -49,34 +43,23 @@ class Unusable(InputError):
 
 
 class WrongLabels(InputError):
-    """A mask or a box whose labels make no sense: a fault of the whole set, never skipped."""
+    """A mask or a box whose labels are invalid: a fault of the whole set, never skipped."""
 
 
 @dataclass
 class Decoder:
-    """Decodes images and masks, and says by name what is wrong with one that it cannot use.
+    """Decodes images and masks, and names the file and the fault of one that it cannot use."""
 
-    Attributes:
-        max_pixels: larger images are refused from their header, before any memory is taken.
-        ignore_index: label of void.
-        reduce_labels: label 0 is void, the others go down by one.
-        palette: colours of the classes, for masks that are RGB pictures: label -> (r, g, b).
-        num_labels: number of classes; None: labels are not checked.
-    """
-
-    max_pixels: int = PILLOW_LIMIT
-    ignore_index: int = 255
-    reduce_labels: bool = False
+    max_pixels: int = PILLOW_LIMIT  # larger images are refused from their header, before any memory is allocated
+    ignore_index: int = 255  # label of void
+    reduce_labels: bool = False  # label 0 is void, the others go down by one
+    # colours of the classes, for masks that are RGB pictures: label -> (r, g, b)
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    num_labels: int | None = None
+    num_labels: int | None = None  # number of classes; None: labels are not checked
 
     def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
-        """Decode an image and its mask, each given with its name.
-
-        Raises:
-            Unusable: as `image` and `mask` do, and if their sizes differ: crops would not fit together.
-            WrongLabels: as `mask` does.
-        """
+        """Decode an image and its mask, each given with its name. Raises Unusable as `image` and `mask` do, and if
+        their sizes differ: crops would not match. Raises WrongLabels as `mask` does."""
         pixels = self.image(*image)
         if mask is None:
             return Sample(pixels, None, image[1])
@@ -85,35 +68,25 @@ class Decoder:
             (height, width), (rows, columns) = pixels.shape[-2:], labels.shape
             raise Unusable(
                 f"{mask[1]}: expected the size of its image {image[1]}, {width} x {height} (upright), "
-                f"got {columns} x {rows}; make the mask anew at the image's size"
+                f"got {columns} x {rows}; regenerate the mask at the image's size"
             )
         return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
-        """Decode an image of any mode to RGB, upright.
+        """Decode an image of any mode to RGB [3, H, W], uint8, upright.
 
-        16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken.
-
-        Returns:
-            [3, H, W], uint8.
-
-        Raises:
-            Unusable: naming the file, if it is missing, broken, empty or too large.
+        16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken. Raises Unusable
+        naming the file, if it is missing, broken, empty or too large.
         """
         array = _rgb_array(self._open(data, name, upright=True), name)
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
     def mask(self, data: Data, name: str) -> torch.Tensor:
-        """Decode a mask to labels.
+        """Decode a mask to labels [H, W], uint8 where every label and `ignore_index` fit, else int32.
 
-        Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`.
-
-        Returns:
-            [H, W], uint8 where every label and `ignore_index` fit, else int32.
-
-        Raises:
-            Unusable: naming the file, if it is missing, broken or too large.
-            WrongLabels: if it holds a label that is no class, or colours that the palette does not explain.
+        Palette PNGs give their indices. RGB pictures are mapped by the exact colours of `palette`. Raises Unusable
+        naming the file, if it is missing, broken or too large. Raises WrongLabels if it holds a label outside the
+        classes, or colours outside the palette.
         """
         picture = self._open(data, name)
         if picture.mode in ("L", "P"):
@@ -127,7 +100,7 @@ class Decoder:
         return self._finish(labels, name)
 
     def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
-        """Open and decode, after a look at the size in the header; turned as EXIF says if `upright`."""
+        """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -188,7 +161,7 @@ class Decoder:
                 after = " after data.reduce_labels" if self.reduce_labels else ""
                 raise WrongLabels(
                     f"{name}: expected labels 0..{self.num_labels - 1} or {self.ignore_index} (void){after}, "
-                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; mend the mask, "
+                    f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; correct the mask, "
                     "the labels file, data.ignore_index or data.reduce_labels"
                 )
         fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
@@ -196,7 +169,7 @@ class Decoder:
 
 
 def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
-    """The decoder a set needs."""
+    """The decoder for a data set."""
     num_labels = len(labels.id2label) or None
     return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
 
@@ -217,7 +190,7 @@ def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _why_broken(data: Data, error: Exception) -> str:
-    """The reason in words: empty, a Git LFS pointer, a web page, or what the decoder said."""
+    """The reason in words: empty, a Git LFS pointer, a web page, or the decoder's message."""
     head = data[:200] if isinstance(data, bytes) else data.read_bytes()[:200] if data.is_file() else None
     if head is None:
         return "no file"
@@ -228,5 +201,5 @@ def _why_broken(data: Data, error: Exception) -> str:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page; download the file again"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "no image that Pillow knows"
+        return "no image format that Pillow reads"
     return f"a broken file ({error})"

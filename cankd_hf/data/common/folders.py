@@ -1,7 +1,7 @@
 """Local image folders: split folders, `metadata.jsonl` or `.csv`, and no path out of the folder.
 
 The layout is that of `datasets`' imagefolder. The metadata is read here and not by `datasets`, which fills the image
-columns in the order of the keys (5.2.0): with the mask named first it hands out the photographs as masks, in silence.
+columns in the order of the keys (5.2.0): with the mask named first it silently returns the photographs as masks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a folder: an image, its mask if it has one, its name in the data folder, and other values."""
+    """One line of a folder: an image, its mask if it has one, their names in the data folder, and other values."""
 
     name: str
     image: Path
@@ -44,39 +44,28 @@ class Row:
     values: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+@dataclass(eq=False)
 class FolderSource:
-    """Samples of a local folder.
+    """Samples of a local folder; `decoder` reads its `rows`."""
 
-    Args:
-        rows: what to read.
-        decoder: how to read it.
-    """
-
+    rows: list[Row]
+    decoder: Decoder
     generated = False
-
-    def __init__(self, rows: list[Row], decoder: Decoder) -> None:
-        self.rows = rows
-        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        """File name relative to the data folder."""
         return self.rows[index].name
 
     def load(self, index: int) -> Sample:
-        """Decode image and mask."""
         row = self.rows[index]
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Canonical split name -> folder; a folder without split folders is one `train` split.
-
-    Raises:
-        InputError: if two folders mean the same split.
-    """
+    """Canonical split name -> folder; a folder without split folders is one `train` split. Raises InputError if two
+    folders are the same split."""
     found: dict[str, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         split = SPLIT_NAMES.get(folder.name.lower())
@@ -91,20 +80,11 @@ def split_folders(root: Path) -> dict[str, Path]:
 def read_split(
     root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
 ) -> tuple[list[Row], list[str]]:
-    """Read the rows of one split.
+    """Read the rows of the split in `folder`; returns them and warnings.
 
-    Args:
-        root: the data folder; no path may leave it.
-        folder: the folder of the split.
-        image_column: `auto` or `image`: the key `file_name`; another name X: the key `X_file_name`.
-        mask_column: the same for the mask; None: no masks are wanted.
-        keep: other keys whose values the rows shall hold, where a line has them.
-
-    Returns:
-        The rows, and warnings about what was noticed.
-
-    Raises:
-        InputError: with every line that cannot be used as it is written.
+    `image_column` is `auto` or `image` for the key `file_name`, another name X for the key `X_file_name`; the same
+    goes for `mask_column`, None without masks. `keep` names other keys whose values the rows keep, where a line has
+    them. Raises InputError listing every line that cannot be used; no path may leave the data folder `root`.
     """
     metadata, base = _metadata_file(root, folder)
     if metadata is None:
@@ -113,8 +93,7 @@ def read_split(
                 f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
                 "without it there is no telling which mask belongs to which image"
             )
-        rows = [Row(relative_to(path, root), path) for path in _image_files(folder)]
-        return rows, []
+        return [Row(relative_to(path, root), path) for path in _image_files(folder)], []
     lines = list(_read_lines(metadata))
     if base == root and folder != root:
         lines = [line for line in lines if str(line[1].get("file_name", "")).split("/")[0] == folder.name]
@@ -142,11 +121,8 @@ def read_split(
 
 
 def slice_of(text: str, size: int) -> tuple[str, range]:
-    """Split `train[:90%]` into the name of the split and the samples it means.
-
-    Raises:
-        InputError: for a slice that cannot be read.
-    """
+    """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError if it is
+    invalid."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*)(%?):(\d*)(%?)\])?", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {text!r}")
@@ -161,7 +137,7 @@ def slice_of(text: str, size: int) -> tuple[str, range]:
 
 
 def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
-    """The metadata of a split and the folder its paths begin at."""
+    """The metadata file of a split, if any, and the folder that its paths are relative to."""
     for base in dict.fromkeys([folder, root]):
         for name in ("metadata.jsonl", "metadata.csv"):
             if (base / name).is_file():
@@ -191,7 +167,7 @@ def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _type_changes(metadata: Path, lines: list[tuple[int, dict[str, Any]]]) -> list[str]:
-    """Columns that hold numbers in one line and text in another: a sign of a broken export."""
+    """Columns with numbers in one line and text in another: a sign of a broken export."""
     first: dict[str, tuple[int, str]] = {}
     problems: dict[str, str] = {}
     for number, line in lines:
@@ -208,7 +184,7 @@ def _type_changes(metadata: Path, lines: list[tuple[int, dict[str, Any]]]) -> li
 
 
 def _key_of(column: str, lines: list[tuple[int, dict[str, Any]]]) -> str:
-    """The metadata key of a column: itself, or with `_file_name` behind it."""
+    """The metadata key of a column: its name, or its name and `_file_name`."""
     keys = {key for _, line in lines for key in line}
     return column if column in keys else f"{column}_file_name"
 
@@ -230,7 +206,7 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
 
 
 def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
-    """What is wrong with the path under a key, if anything."""
+    """The problem with the path under a key, if any."""
     value = line.get(key)
     if not isinstance(value, str) or not value:
         return f"{place}: expected the key {key!r} with a file name, got the keys {list(line)}"
@@ -251,7 +227,7 @@ def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
             warnings.append(f"{relative_to(metadata, root)}: {name} is listed {len(listed)} times{others}")
     known = {path for row in rows for path in (row.image, row.mask)}
-    masked = any(row.mask is not None for row in rows)  # without labels, masks are nobody's business
+    masked = any(row.mask is not None for row in rows)  # without labels, unlisted masks do not matter
     unlisted = [path for path in _image_files(folder, masks=masked) if path not in known]
     if unlisted:
         warnings.append(
@@ -262,7 +238,7 @@ def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[
 
 
 def _image_files(folder: Path, masks: bool = False) -> list[Path]:
-    """Image files below a folder, sorted; hidden ones never, mask folders beside an image folder only if asked."""
+    """Image files below a folder, sorted, without hidden ones; those in mask folders only with `masks`."""
     files = []
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder).parts

@@ -1,4 +1,4 @@
-"""Class names, colours and the void label, from wherever a data set keeps them."""
+"""Class names, colours and the void label of a data set."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from cankd_hf.errors import InputError
 
 @dataclass
 class Labels:
-    """What the labels of a set mean.
+    """The meaning of a set's labels."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1; empty if unknown.
-        ignore_index: label that counts nowhere.
-        reduce_labels: label 0 of the masks is void, the classes begin at 1.
-        palette: colours the data set itself names; empty if it names none.
-    """
-
-    id2label: dict[int, str] = field(default_factory=dict)
-    ignore_index: int = 255
-    reduce_labels: bool = False
+    id2label: dict[int, str] = field(default_factory=dict)  # names of the classes 0..K-1; empty if unknown
+    ignore_index: int = 255  # label left out of losses and scores
+    reduce_labels: bool = False  # label 0 of the masks is void, the classes begin at 1
+    # colours of the data set itself; empty if it has none
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def check_names(self, config: DataConfig, example: str) -> None:
+        """Raises InputError if no class has a name."""
+        if not self.id2label:
+            raise InputError(
+                f"data.labels: expected the class names of {config.path}, found none; name a json file like "
+                f'{{"id2label": {{"0": "{example}", ...}}}} under data.labels, or give data.num_labels'
+            )
 
     def colours(self) -> dict[int, tuple[int, int, int]]:
         """A colour for each class: the set's own, else spread over the colour wheel."""
@@ -39,23 +41,14 @@ class Labels:
 
 
 def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | None = None) -> Labels:
-    """Put together the meaning of the labels: the file's word, then the data set's, overruled by the recipe.
-
-    Args:
-        config: the `data:` section.
-        file: the labels file, if there is one.
-        class_names: what the data set's own features name, if they do.
-
-    Raises:
-        InputError: if the file cannot be read, or names and ids do not fit.
-    """
-    labels = Labels(reduce_labels=config.reduce_labels)
+    """Combine the labels file, else the names in the data set's features, with the recipe's settings, which win.
+    Raises InputError if the file cannot be read, or names and ids do not match."""
     if file is not None:
-        _read_file(file, labels, config.ignore_index)
+        labels = _read_file(file, config.ignore_index)
         labels.reduce_labels = labels.reduce_labels or config.reduce_labels
     else:
-        labels.id2label = dict(enumerate(class_names or []))
-        labels.ignore_index = labels.ignore_index if config.ignore_index is None else config.ignore_index
+        void = 255 if config.ignore_index is None else config.ignore_index
+        labels = Labels(dict(enumerate(class_names or [])), void, config.reduce_labels)
     if config.num_labels is not None:
         if labels.id2label and len(labels.id2label) != config.num_labels:
             raise InputError(
@@ -66,8 +59,8 @@ def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | 
     return labels
 
 
-def _read_file(file: Path, labels: Labels, ignore_index: int | None) -> None:
-    """Fill `labels` from a json file; `ignore_index`, if given, overrules the file's."""
+def _read_file(file: Path, ignore_index: int | None) -> Labels:
+    """Read a json file; `ignore_index`, if given, overrides the file's."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,16 +82,14 @@ def _read_file(file: Path, labels: Labels, ignore_index: int | None) -> None:
             "got keys that are no numbers or colours that are no triples"
         ) from None
     void = content.get("ignore_index") if ignore_index is None else ignore_index
-    labels.ignore_index = void if isinstance(void, int) else labels.ignore_index
-    classes = sorted(set(names) - {labels.ignore_index})
+    void = void if isinstance(void, int) else 255
+    classes = sorted(set(names) - {void})
     if classes != list(range(len(classes))):
         raise InputError(
             f"data.labels: {file}: expected the ids 0..K-1 without a gap (and at most the ignore index "
-            f"{labels.ignore_index} beside them), got {sorted(names)}"
+            f"{void} beside them), got {sorted(names)}"
         )
-    labels.id2label = {key: names[key] for key in classes}
-    labels.palette = palette
-    labels.reduce_labels = bool(content.get("reduce_labels", False))
+    return Labels({key: names[key] for key in classes}, void, bool(content.get("reduce_labels", False)), palette)
 
 
 def _colour(value: Any) -> tuple[int, int, int]:

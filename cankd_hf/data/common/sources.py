@@ -1,4 +1,4 @@
-"""From a `data:` section to data sets: folder, parquet, Hub, stream or generated."""
+"""Data sets from a `data:` section: folder, parquet, Hub, stream or generated."""
 
 from __future__ import annotations
 
@@ -9,74 +9,60 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.checks import Report, preflight
-from cankd_hf.data.common.dataset import ImageDataset, Source, Transform
+from cankd_hf.data.common.checks import preflight
+from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
-from cankd_hf.data.common.streams import StreamDataset, StreamSource, stream_of
-from cankd_hf.data.common.tables import is_table_path, open_table
+from cankd_hf.data.common.streams import StreamDataset, stream_of
+from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 ROLES = ("train", "eval", "test")
-AnyDataset = ImageDataset | StreamDataset
 
 
 @dataclass
 class TaskData:
-    """The splits of one data set, ready for the Trainer.
+    """The splits of one data set, ready for the Trainer."""
 
-    Attributes:
-        train: items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented.
-        eval: the same at `image_size`, as it is scored; None without such a split.
-        test: the same for the final table.
-        facts: plain data for reports and cards: source, splits, skipped, warnings, class names.
-        collate: samples -> one batch.
-    """
-
-    train: Any
-    eval: Any
-    test: Any
+    train: Any  # items with `pixel_values` [3, h, w] and, with labels, `labels`; augmented
+    eval: Any  # the same at `image_size`, for scoring; None without such a split
+    test: Any  # the same for the final table
+    # plain data for reports and cards: source, splits, skipped, warnings, class names
     facts: dict[str, Any] = field(default_factory=dict)
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None  # samples -> one batch
 
 
 class SplitCatalog(Protocol):
-    """A data set whose splits can be asked for by name."""
+    """An opened data set, whose splits are read by name."""
 
     labels: Labels
     warnings: list[str]
 
     def names(self) -> list[str]:
-        """Splits that exist."""
+        """Its splits."""
 
-    def source(self, name: str) -> Source | StreamSource:
-        """One of them."""
+    def source(self, name: str) -> AnySource:
+        """The samples of one split."""
 
 
 class Folder:
-    """A local folder of images, with masks if they are wanted."""
+    """A local folder of images, with masks if they are needed."""
 
     def __init__(self, config: DataConfig, root: Path, need_masks: bool) -> None:
         self.root = root
         self.config = config
         self.folders = split_folders(root)
         self.mask_column = config.mask_column if need_masks else None
-        file = Path(config.labels) if config.labels else root / "labels.json"
-        if config.labels and not file.is_file() and (root / config.labels).is_file():
-            file = root / config.labels
-        wanted = need_masks and (config.labels is not None or file.is_file())
-        self.labels = read_labels(config, file if wanted else None)
+        self.labels = read_labels(config, labels_file(config) if need_masks else None)
         self.warnings: list[str] = []
 
     def names(self) -> list[str]:
-        """Splits that exist."""
         return list(self.folders)
 
-    def source(self, name: str) -> Source | StreamSource:
-        """One of them."""
+    def source(self, name: str) -> AnySource:
         rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
         source = FolderSource(rows, make_decoder(self.config, self.labels))
@@ -99,7 +85,7 @@ class _Shapes:
 
 
 def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
-    """Find out what `data.path` is."""
+    """The data set at `data.path`, whatever kind it is."""
     path = str(config.path)
     if path == "shapes":
         return _Shapes(config, need_masks)
@@ -112,7 +98,7 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
 
 
 def find_split(wanted: str, names: Sequence[str]) -> str | None:
-    """The split that is meant by a name: itself, or one that means the same."""
+    """The split of this name (its slice ignored), or one with an equivalent name such as `val` and `validation`."""
     name = slice_of(wanted, 0)[0]
     if name in names:
         return name
@@ -120,15 +106,20 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
     return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
 
 
+def split_of(config: DataConfig, role: str) -> str | None:
+    """The split that the recipe names for a role."""
+    return {"train": config.train_split, "eval": config.eval_split, "test": config.test_split}[role]
+
+
 def by_role(
     config: DataConfig, catalog: SplitCatalog, roles: Sequence[str]
-) -> dict[str, tuple[Source | StreamSource, Sequence[int]]]:
-    """Source and indices of each role that the recipe names; all missing splits in one error."""
+) -> dict[str, tuple[AnySource, Sequence[int]]]:
+    """Source and indices of each role's split. Raises InputError listing all missing splits."""
     names = catalog.names()
-    result: dict[str, tuple[Source | StreamSource, Sequence[int]]] = {}
+    result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []
     for role in roles:
-        wanted = {"train": config.train_split, "eval": config.eval_split, "test": config.test_split}[role]
+        wanted = split_of(config, role)
         if wanted is None:
             if len(roles) == 1:
                 problems.append(f"data.{role}_split: expected a split of {config.path}, which has {names}; got none")
@@ -156,39 +147,23 @@ def by_role(
 def wrap(
     config: DataConfig,
     catalog: SplitCatalog,
-    sources: dict[str, tuple[Source | StreamSource, Sequence[int]]],
+    sources: Sources,
     labelled: bool,
     seed: int,
     augment: Transform,
     evaluate: Transform,
 ) -> TaskData:
-    """Check the sources and put transforms on them.
+    """Check the sources (from `by_role`) and apply the transforms: `augment` for training, else `evaluate`.
 
-    Args:
-        config: the `data:` section.
-        catalog: the data set.
-        sources: as `by_role` gives them.
-        labelled: whether labels are wanted.
-        seed: of the shuffle of a stream.
-        augment: for training.
-        evaluate: for the other splits.
-
-    Raises:
-        InputError: as `preflight` does.
+    `labelled` says whether labels are needed, `seed` is for the shuffle of a stream. Raises InputError like
+    `preflight`.
     """
-    report = preflight(
-        config,
-        {
-            role: (source, indices)
-            for role, (source, indices) in sources.items()
-            if not isinstance(source, StreamSource)
-        },
-        catalog.labels.id2label if labelled else None,
-    )
-    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split notice the same
+    names = list(catalog.labels.id2label.values())
+    report = preflight(config, sources, catalog.labels.id2label if labelled else None)
+    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split give the same warnings
     for warning in noticed:
         logger.warning("data: %s", warning)
-    loaded: dict[str, AnyDataset | None] = dict.fromkeys(ROLES)
+    loaded: dict[str, ImageDataset | StreamDataset] = {}
     for role, (source, _) in sources.items():
         transform = augment if role == "train" else evaluate
         if isinstance(source, StreamSource):
@@ -196,30 +171,22 @@ def wrap(
             shuffle = config.shuffle_buffer if role == "train" else 0
             loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
             continue
-        indices = report.usable[role]
-        loaded[role] = ImageDataset(source, transform, indices, config.cache, config.on_error)
-    facts = _facts(config, catalog, loaded, report, noticed)
-    return TaskData(loaded["train"], loaded["eval"], loaded["test"], facts)
-
-
-def _facts(
-    config: DataConfig, catalog: SplitCatalog, loaded: dict[str, AnyDataset | None], report: Report, noticed: list[str]
-) -> dict[str, Any]:
-    """Plain data for reports and cards."""
+        loaded[role] = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
+    sizes = {
+        role: len(dataset) if isinstance(dataset, ImageDataset) else None
+        for role in ROLES
+        if (dataset := loaded.get(role)) is not None
+    }
     facts = {
         "source": config.path,
         "revision": config.revision,
         "streaming": config.streaming,
-        "classes": list(catalog.labels.id2label.values()),
-        "splits": {
-            role: len(dataset) if isinstance(dataset, ImageDataset) else None
-            for role, dataset in loaded.items()
-            if dataset is not None
-        },
+        "classes": names,
+        "splits": sizes,
         "checked": report.checked,
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
     if report.dropped:
         facts["dropped"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
-    return facts
+    return TaskData(loaded.get("train"), loaded.get("eval"), loaded.get("test"), facts)

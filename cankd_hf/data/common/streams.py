@@ -1,36 +1,23 @@
-"""Data read while training: an iterable set with a shuffle buffer."""
+"""Streamed data: an iterable data set with a shuffle buffer."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from cankd_hf.data.common.dataset import Source, Transform
+from cankd_hf.data.common.dataset import Source, StreamSource, Transform
 from cankd_hf.data.common.decode import Sample, Unusable
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-class StreamSource:
-    """A stream of rows and the way to decode one.
-
-    Args:
-        rows: a `datasets.IterableDataset` of undecoded rows.
-        decode: (row, running number) -> sample.
-    """
-
-    def __init__(self, rows: Any, decode: Callable[[dict[str, Any], int], Sample]) -> None:
-        self.rows = rows
-        self.decode = decode
-
-
 def stream_of(source: Source, shards: int = 8) -> StreamSource:
-    """A stream over a source that is not one: its numbers go through the shuffle buffer, decoding comes after it."""
+    """Stream a source by its indices: they go through the shuffle buffer and are decoded after it."""
     from datasets import Dataset
 
     numbers = Dataset.from_dict({"index": list(range(len(source)))})
@@ -39,18 +26,10 @@ def stream_of(source: Source, shards: int = 8) -> StreamSource:
 
 
 class StreamDataset(IterableDataset):
-    """Samples of a stream, transformed on the way.
+    """Transformed samples of a stream, at most `limit`, without a length: training needs `training.max_steps`.
 
-    A stream has no length: training needs `training.max_steps`. Rows are shared out among loading processes by shard,
-    as `datasets` does it.
-
-    Args:
-        source: rows and how to decode them.
-        transform: (image, `Sample.label`) -> the tensors of a batch.
-        shuffle_buffer: number of rows among which one is drawn; 0: in order.
-        limit: end after so many rows.
-        on_error: `stop`, or `skip` a row that cannot be used, saying so.
-        seed: of the shuffle.
+    Shards of rows are distributed among loading processes by `datasets`. `shuffle_buffer` is in rows (0: in order).
+    For a row that cannot be used, `on_error` `stop` raises; `skip` leaves it out with a warning.
     """
 
     def __init__(
@@ -73,7 +52,7 @@ class StreamDataset(IterableDataset):
             yield self.transform(sample.image, sample.label)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle in another way in each epoch; the Trainer calls it."""
+        """Reshuffle for each epoch; the Trainer calls it."""
         self.rows.set_epoch(epoch)
 
     def preview(self, count: int) -> list[Sample]:

@@ -1,17 +1,18 @@
-"""Tables of images: parquet files, Hub data sets and what `save_to_disk` wrote, loaded or streamed."""
+"""Tables of images, loaded or streamed: parquet files, Hub data sets and `save_to_disk` folders."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.dataset import StreamSource
 from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable, make_decoder
 from cankd_hf.data.common.folders import MASK_COLUMNS
 from cankd_hf.data.common.labels import read_labels
-from cankd_hf.data.common.streams import StreamSource
 from cankd_hf.errors import InputError
 
 # (sample, row, number of the row) -> the sample with what other columns say about it.
@@ -20,76 +21,51 @@ IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 
 
 def is_table_path(path: str) -> bool:
-    """Whether a local path means parquet files or a saved data set."""
+    """Whether a local path holds parquet files or a saved data set."""
     folder = Path(path)
     if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
         return True
-    if not folder.is_dir():
-        return False
-    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    return saved or next(folder.rglob("*.parquet"), None) is not None
+    return _is_saved(folder) or (folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None)
 
 
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+@dataclass(eq=False)
 class TableSource:
-    """Samples of a `datasets.Dataset` whose image columns are not decoded.
+    """Samples of a `datasets.Dataset` whose image columns are cast to `Image(decode=False)`.
 
-    Args:
-        table: the data set, image columns cast to `Image(decode=False)`.
-        image_column: column of the image.
-        mask_column: column of the mask; None: none.
-        decoder: how to decode.
-        name: of the split, for messages.
-        label: what reads other columns.
+    `columns` are that of the image and, if needed, of the mask; `label` reads other columns; `split` is for messages.
     """
 
+    table: Any
+    columns: Sequence[str]
+    decoder: Decoder
+    split: str
+    label: Label | None = None
     generated = False
-
-    def __init__(
-        self,
-        table: Any,
-        image_column: str,
-        mask_column: str | None,
-        decoder: Decoder,
-        name: str,
-        label: Label | None = None,
-    ) -> None:
-        self.table = table
-        self.columns = (image_column, mask_column)
-        self.decoder = decoder
-        self.split = name
-        self.label = label
 
     def __len__(self) -> int:
         return len(self.table)
 
     def name(self, index: int) -> str:
-        """Split and row; the file's name is known only after reading."""
-        return f"{self.split}[{index}]"
+        return f"{self.split}[{index}]"  # the file's name is known only after reading
 
     def load(self, index: int) -> Sample:
-        """Decode one row."""
         return self.decode(self.table[index], index)
 
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and label of a row."""
-        image, mask = (
-            None if column is None else bytes_of(row[column], f"{self.split}[{index}].{column}")
-            for column in self.columns
-        )
-        assert image is not None
-        sample = self.decoder.pair(image, mask)
+        image, *mask = (bytes_of(row[column], f"{self.split}[{index}].{column}") for column in self.columns)
+        sample = self.decoder.pair(image, mask[0] if mask else None)
         return sample if self.label is None else self.label(sample, row, index)
 
 
 class _Table:
     """An opened table with all its splits."""
 
-    def __init__(
-        self,
-        config: DataConfig,
-        tables: dict[str, Any],
-        need_masks: bool,
-    ) -> None:
+    def __init__(self, config: DataConfig, tables: dict[str, Any], need_masks: bool) -> None:
         self.tables = tables
         self.config = config
         self.warnings: list[str] = []
@@ -99,7 +75,6 @@ class _Table:
         self.decoder = make_decoder(config, self.labels)
 
     def names(self) -> list[str]:
-        """Splits that exist."""
         return list(self.tables)
 
     def source(self, name: str, others: Sequence[str] = (), label: Label | None = None) -> TableSource | StreamSource:
@@ -107,28 +82,24 @@ class _Table:
         from datasets import Image
 
         table = self.tables[name]
-        image_column, mask_column = image_columns(self.config, table.features, self.need_masks)
-        wanted = [column for column in (image_column, mask_column) if column is not None]
-        table = table.select_columns([*wanted, *others])
-        for column in wanted:
+        columns = image_columns(self.config, table.features, self.need_masks)
+        table = table.select_columns([*columns, *others])
+        for column in columns:
             table = table.cast_column(column, Image(decode=False))
-        source = TableSource(table, image_column, mask_column, self.decoder, f"{self.config.path}:{name}", label)
+        source = TableSource(table, columns, self.decoder, f"{self.config.path}:{name}", label)
         return StreamSource(table, source.decode) if self.config.streaming else source
 
 
 def open_table(config: DataConfig, need_masks: bool) -> _Table:
-    """Open parquet files, a saved data set or a Hub data set.
-
-    Raises:
-        InputError: if there is no such set here or on the Hub, or it has no image column.
-    """
+    """Open parquet files, a saved data set or a Hub data set. Raises InputError if there is no such data set here or
+    on the Hub, or it has no image column."""
     import datasets
 
     path = str(config.path)
     streaming = config.streaming
     folder = Path(path)
     try:
-        if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
+        if _is_saved(folder):
             loaded = datasets.load_from_disk(path)
             tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
             if streaming:
@@ -145,27 +116,27 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which is none that opens: "
+            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which does not open: "
             f"{type(error).__name__}: {error}"
         ) from error
     return _Table(config, tables, need_masks)
 
 
-def image_columns(config: DataConfig, features: Any, need_masks: bool) -> tuple[str, str | None]:
-    """Names of the image and the mask column."""
+def image_columns(config: DataConfig, features: Any, need_masks: bool) -> list[str]:
+    """Names of the image column and, if needed, the mask column."""
     images = [name for name, feature in (features or {}).items() if _holds_images(feature)]
     if not images:
         raise InputError(f"data.path: expected a column of images in {config.path}, got {dict(features or {})}")
     image = _pick("image_column", config.image_column, images, IMAGE_COLUMNS, images[0])
     if not need_masks:
-        return image, None
+        return [image]
     others = [name for name in images if name != image]
     mask = _pick("mask_column", config.mask_column, others, MASK_COLUMNS, others[0] if len(others) == 1 else None)
-    return image, mask
+    return [image, mask]
 
 
 def _pick(key: str, wanted: str, columns: list[str], usual: list[str], default: str | None) -> str:
-    """A column by name, by its usual names, or the only one."""
+    """A column by name, by its usual names, or the default."""
     if wanted != "auto":
         default = wanted if wanted in columns else None
     else:
@@ -176,14 +147,14 @@ def _pick(key: str, wanted: str, columns: list[str], usual: list[str], default: 
 
 
 def _holds_images(feature: Any) -> bool:
-    """An `Image` feature, or the {bytes, path} that is left of it in a plain parquet file."""
+    """An `Image` feature, or the {bytes, path} that it becomes in a plain parquet file."""
     from datasets import Image
 
     return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature))
 
 
 def class_names(features: Any) -> list[str] | None:
-    """Class names that the features of a segmentation set name, if any: a sequence of ClassLabel, as ADE20K has."""
+    """Class names in the features of a segmentation set, if any: a sequence of ClassLabel, as ADE20K has."""
     from datasets import ClassLabel
 
     for feature in (features or {}).values():
@@ -194,7 +165,7 @@ def class_names(features: Any) -> list[str] | None:
 
 
 def labels_file(config: DataConfig) -> Path | None:
-    """The labels file: local, beside the table, or in the repository of a Hub set."""
+    """The labels file, if any: local, in the data folder, or in the repository of a Hub data set."""
     path = Path(str(config.path))
     base = path if path.is_dir() else path.parent
     if config.labels is None:

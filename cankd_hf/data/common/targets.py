@@ -1,4 +1,4 @@
-"""What a sample holds beside its image: the little that the parts shared by all tasks need to know of it."""
+"""The label of a sample, as far as the code shared by all tasks needs to know it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,16 @@ import torch
 
 @dataclass(frozen=True)
 class Summary:
-    """What the checks keep of one target once its image is gone.
+    """What the checks keep of one target after its image is freed."""
 
-    Attributes:
-        classes: the classes it holds; empty where the targets have none.
-        noun: what a warning calls a sample of the set.
-        dropped: the parts that were left out, and why.
-        warnings: what should be known.
-        doubtful: there is something about it that is wrong if many samples of the set have it.
-        counted: it could have been doubtful.
-        review: (names of the doubtful samples, number of the counted, class names) -> warnings; or raises.
-    """
-
-    classes: frozenset[int] = frozenset()
-    noun: str = "image"
-    dropped: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    doubtful: bool = False
-    counted: bool = True
-    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] | None = None
+    classes: frozenset[int] = frozenset()  # the classes it holds; empty where the targets have none
+    noun: str = "image"  # the word for a sample of the set in warnings
+    dropped: tuple[str, ...] = ()  # the parts that were left out, and why
+    warnings: tuple[str, ...] = ()  # notes about it
+    doubtful: bool = False  # it has an oddity that is a fault if many samples of the set have it
+    counted: bool = True  # it could have been doubtful
+    # (names of the doubtful samples, number of the counted, class names) -> warnings; or raises
+    review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = lambda *_: []
 
 
 class Target(Protocol):
@@ -37,23 +28,18 @@ class Target(Protocol):
 
     @property
     def value(self) -> Any:
-        """What a transform gets beside the image."""
+        """The argument of transforms beside the image."""
 
     def standing_in(self) -> Target:
         """The same in the place of a broken sample: it counts in no score."""
 
     def summary(self) -> Summary:
-        """What the checks look at."""
+        """The input of the checks."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A label for every pixel.
-
-    Attributes:
-        value: [H, W], uint8 or int32, labels after reduction.
-        ignore_index: label of void.
-    """
+    """A label for every pixel: `value` [H, W], uint8 or int32, after reduction, with `ignore_index` as void."""
 
     value: torch.Tensor
     ignore_index: int = 255
@@ -63,7 +49,7 @@ class Mask:
         return Mask(torch.full_like(self.value.int(), self.ignore_index), self.ignore_index)
 
     def summary(self) -> Summary:
-        """Its labels; one of 0 and void alone may be a black-and-white foreground mask."""
+        """Its labels; doubtful with only 0 and void, which may be a black-and-white foreground mask."""
         labels = frozenset(self.value.unique().tolist())
         return Summary(labels, "mask", doubtful=labels == {0, self.ignore_index}, review=self._review)
 

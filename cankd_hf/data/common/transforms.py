@@ -14,17 +14,10 @@ from cankd_hf.config.data import DataConfig
 
 
 class RandomScaleCrop(v2.Transform):
-    """Resize by a random scale and cut a random crop, in one step.
+    """Resize by a random factor in `scale` (of `base_size`, or of the image's own size) and cut a random crop.
 
-    Only the part of the picture that ends in the crop is resized, which costs a fraction of resizing all of it.
-    Where the scaled picture is smaller than the crop, it is put at a random place of it, on a plain ground.
-
-    Args:
-        crop_size: (height, width) of the result.
-        scale: (smallest, largest), relative to `base_size`.
-        base_size: (height, width) at scale 1; None: the picture's own.
-        fill: colour of the ground, [3] in 0..255.
-        mask_fill: label of the ground.
+    Only the part of the image inside the crop is resized, which costs a fraction of resizing all of it. A scaled image
+    smaller than the crop is placed at random on a background of the colour `fill` (0..255) and the label `mask_fill`.
     """
 
     def __init__(
@@ -43,7 +36,7 @@ class RandomScaleCrop(v2.Transform):
         self.mask_fill = mask_fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw scale and place; returns the box in the source, its size in the crop and the padding."""
+        """Draw scale and position; returns the box in the source, its size in the crop and the padding."""
         draw = torch.rand(3).tolist()
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
         own = flat_inputs[0].shape[-2:]
@@ -75,17 +68,16 @@ class RandomScaleCrop(v2.Transform):
 
 
 def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
-    """What every training image may get after its crop."""
+    """The augmentation of training images after the crop."""
     strength = config.color_jitter
     jitter = [v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength)] if strength else []
     return [v2.RandomHorizontalFlip(config.flip), *jitter]
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize labels [H, W] by their nearest neighbour.
+    """Resize labels [H, W] to their nearest neighbour, with pixel centres aligned as in the image's bilinear resize.
 
-    Pixel centres are aligned with the bilinear resize of the image; torchvision's own way with masks is not
-    (it takes the upper left neighbour).
+    torchvision's own resize of masks is not aligned (it takes the upper left neighbour).
     """
     plain = labels.as_subclass(torch.Tensor)
     if tuple(plain.shape) == tuple(size):
@@ -94,7 +86,7 @@ def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class Normalize:
-    """uint8 [3, H, W] -> float32, mean 0 and deviation 1 by the student's statistics."""
+    """uint8 [3, H, W] -> float32, normalised with the given mean and standard deviation."""
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         self.shift = torch.tensor(mean).view(3, 1, 1) * 255

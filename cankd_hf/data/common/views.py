@@ -12,14 +12,10 @@ from cankd_hf.data.common.batch import META
 
 
 class SeededDataset(Dataset):
-    """Reads each sample under a random state of its own, and says in its `meta` which sample and view it is.
+    """Reads each sample of a map-style data set under its own random state, and adds its number and view as `meta`.
 
-    A run that is resumed, split over more workers or over more processes then sees the same crops and flips: with the
-    usual stream of random numbers a resumed epoch draws other ones in its workers, because skipped batches draw none.
-
-    Args:
-        dataset: any map-style data set whose transforms draw from torch's generator.
-        seed: the run's seed.
+    A run that is resumed, or split over more workers or processes, then sees the same crops and flips: with the usual
+    stream of random numbers the workers of a resumed epoch draw other ones, because skipped batches draw none.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Images with boxes."""
+"""Images with boxes: loading, transforms and collation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """What the module of this name held in cankd_hf 0.1."""
+    """Names that the module `cankd_hf.data.detection` had in cankd_hf 0.1."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("cankd_hf.data.detection.load"), name)

@@ -14,37 +14,22 @@ from cankd_hf.errors import InputError
 
 AUTO_PATTERNS = ("annotations/instances_{split}.json", "{split}/_annotations.coco.json", "annotations/{split}.json")
 FOLDERS = ("{split}", "images/{split}", "images", ".")
+REQUIRED_KEYS = {"images": {"id", "file_name"}, "annotations": {"image_id"}, "categories": {"id", "name"}}
 
 
 @dataclass
 class CocoSplit:
-    """One json file.
+    """One json file."""
 
-    Attributes:
-        rows: its images, in the order of the file.
-        annotations: their objects.
-        names: names of the classes 0..K-1, in the order of the ids in the file.
-        category_ids: the file's id of each class.
-        warnings: what was noticed.
-    """
-
-    rows: list[Row]
-    annotations: list[Annotation]
-    names: list[str]
-    category_ids: list[int]
-    warnings: list[str] = field(default_factory=list)
+    rows: list[Row]  # its images, in the order of the file
+    annotations: list[Annotation]  # their objects
+    categories: dict[int, str]  # id in the file -> name, in the order of the classes 0..K-1
+    warnings: list[str] = field(default_factory=list)  # about the file
 
 
 def coco_files(root: Path, pattern: str) -> dict[str, Path]:
-    """Split -> json file of a folder.
-
-    Args:
-        root: the data folder.
-        pattern: with `{split}` in it, relative to the folder; `auto` tries the usual ones.
-
-    Raises:
-        InputError: for a pattern that is none, leaves the folder, or matches no file.
-    """
+    """Split -> json file of a folder, by a pattern with `{split}` in it; `auto` tries the usual ones. Raises
+    InputError for a pattern that is invalid, leaves the folder, or matches no file."""
     if pattern == "auto":
         return next((files for usual in AUTO_PATTERNS if (files := _matching(root, usual))), {})
     problem = path_problem("data", "annotations", {"annotations": pattern})
@@ -57,26 +42,19 @@ def coco_files(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
-    """Read one json file.
+    """Read one json file of a split.
 
-    Annotation ids are not used: boxes are told by their place. Crowds keep their box; of an RLE only the area counts.
-
-    Args:
-        root: the data folder; no image may lie outside.
-        split: name of the split, which is part of the images' folder.
-        file: the json file.
-        skip: go on where annotations belong to no image.
-
-    Raises:
-        InputError: for what is no COCO json, and for images or annotations that cannot be used as they are written.
+    Annotation ids are not used: messages name boxes by their position. Crowds keep their box; of an RLE only the area
+    counts. With `skip`, annotations without an image are only a warning. Raises InputError for invalid COCO json,
+    images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
     content = _content(file, place)
     categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
     if len(categories) != len(content["categories"]):
         raise InputError(f"{place}: expected categories with an id of their own, got one id twice")
-    ids = sorted(categories)
-    classes = {number: index for index, number in enumerate(ids)}
+    categories = dict(sorted(categories.items()))
+    classes = {number: index for index, number in enumerate(categories)}
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
         entries[entry.get("image_id")].append(entry)
@@ -96,26 +74,23 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
             f"{strange[0].get('image_id')}"
         )
         (warnings if skip else problems).append(text)
-    told = [problem for problem in problems if problem]
-    if told:
-        raise InputError(told)
+    if found := [problem for problem in problems if problem]:
+        raise InputError(found)
     for image in content["images"]:
         path = base / image["file_name"]
         name = relative_to(path, root)
         size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
+        number = image["id"] if isinstance(image["id"], int) else len(rows)
         rows.append(Row(name, path))
-        number = image["id"] if isinstance(image["id"], int) else len(annotations)
         annotations.append(read_annotation(entries[image["id"]], name, classes, "xywh", number, size))
-    return CocoSplit(rows, annotations, [categories[number] for number in ids], ids, warnings)
+    return CocoSplit(rows, annotations, categories, warnings)
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
     """Split -> file."""
     before, after = pattern.split("{split}")
-    found = {}
-    for path in sorted(root.glob(f"{before}*{after}")):
-        found[path.relative_to(root).as_posix()[len(before) :].removesuffix(after)] = path
-    return found
+    paths = sorted(root.glob(f"{before}*{after}"))
+    return {path.relative_to(root).as_posix()[len(before) :].removesuffix(after): path for path in paths}
 
 
 def _content(file: Path, place: str) -> dict[str, Any]:
@@ -127,11 +102,7 @@ def _content(file: Path, place: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{place}: expected COCO json, an object with images, annotations and categories")
     content.setdefault("annotations", [])  # the files of test splits have none
-    for key, needed in (
-        ("images", {"id", "file_name"}),
-        ("annotations", {"image_id"}),
-        ("categories", {"id", "name"}),
-    ):
+    for key, needed in REQUIRED_KEYS.items():
         entries = content.get(key)
         if not isinstance(entries, list):
             raise InputError(f"{place}: expected COCO json with a list of {key}, got the keys {list(content)}")
@@ -145,20 +116,18 @@ def _content(file: Path, place: str) -> dict[str, Any]:
 
 
 def _repeated(place: str, annotations: list[dict[str, Any]]) -> list[str]:
-    """A word about annotation ids that stand twice, where other tools keep only the last."""
+    """A warning about repeated annotation ids, where other tools keep only the last box."""
     repeated = {key: count for key, count in Counter(entry.get("id") for entry in annotations).items() if count > 1}
     repeated.pop(None, None)
-    if not repeated:
-        return []
-    key, count = next(iter(repeated.items()))
     return [
-        f"{place}: {len(repeated)} annotation ids stand more than once, first {key} ({count} times); all their boxes "
-        "are used here, tools that go by the id keep one of each: number them anew"
+        f"{place}: {len(repeated)} annotation ids are repeated, first {key} ({count} times); all their boxes "
+        "are used here, tools that go by the id keep one of each: renumber them"
+        for key, count in list(repeated.items())[:1]
     ]
 
 
 def _image_folder(root: Path, split: str, images: list[dict[str, Any]]) -> Path:
-    """The folder in which the first image lies; the usual one if it lies nowhere."""
+    """The folder of the first image; the usual one if the image is in none."""
     name = images[0]["file_name"] if images and isinstance(images[0]["file_name"], str) else ""
     bases = [root / folder.format(split=split) for folder in FOLDERS]
     return next((base for base in bases if name and (base / name).is_file()), bases[0])

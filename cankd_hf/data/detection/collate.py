@@ -1,4 +1,4 @@
-"""From samples with boxes to a batch."""
+"""Collation of images with boxes, and the way back from a batch to the data set's pixels."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from cankd_hf.data.common.collate import stack_padded
+from cankd_hf.data.common.batch import stack_padded
 
 
 def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[str, Any]:
     """Stack samples; pad images with zeros (their mean) at the right and the bottom to the largest of the batch.
 
     Args:
-        samples: `pixel_values` [3, h, w] and, with labels, `labels` as of `detection_labels`.
-        multiple: of which H and W shall be, for models that take no other sizes.
+        samples: `pixel_values` [3, h, w] and, with labels, `labels` from `detection_labels`.
+        multiple: H and W are rounded up to it, for models that take no other sizes.
 
     Returns:
-        `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 where there is image, only if one is padded; and
-        `labels`, a list of B dicts, where all samples have labels. Their boxes are then shares of H and W, as the
-        detectors of `transformers` expect; `size` is still that of the image inside.
+        `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
+        a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
+        detectors of `transformers` expect; `size` is still that of the image without padding.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
@@ -34,28 +34,19 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
 
 
 def original_sizes(labels: Sequence[Mapping[str, torch.Tensor]], height: int, width: int) -> torch.Tensor:
-    """Sizes that bring boxes given as shares of a padded batch to pixels of the data set's images.
+    """`target_sizes` for `post_process_object_detection`: boxes relative to a padded batch -> pixels of the data set.
 
-    They are what `post_process_object_detection` takes as `target_sizes`.
-
-    Args:
-        labels: of the batch.
-        height: of the batch's `pixel_values`.
-        width: the same.
-
-    Returns:
-        float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
+    Returns float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
+    `height` and `width` are those of the batch's `pixel_values`.
     """
     rows = [label["orig_size"].float() / label["size"].float() for label in labels]
     return torch.stack(rows) * torch.tensor([height, width], device=rows[0].device)
 
 
 def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The objects of one image of a batch for the score: boxes as x0, y0, x1, y1 in pixels of the data set's image.
+    """The objects of one image of a batch, for scoring: boxes as x0, y0, x1, y1 in pixels of the data set's image.
 
-    Args:
-        label: of the image.
-        target_size: [2], its row of `original_sizes`.
+    `target_size` [2] is its row of `original_sizes`.
     """
     centre, half = label["boxes"][:, :2], label["boxes"][:, 2:] / 2
     boxes = torch.cat([centre - half, centre + half], dim=1) * target_size.flip(0).repeat(2)
@@ -63,7 +54,7 @@ def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tenso
 
 
 def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """Labels of the single objects alone, for the loss: a crowd is no object a model should give."""
+    """Labels of the single objects, for the loss: a model need not predict crowds."""
     each = ("class_labels", "boxes", "area", "iscrowd")
     return [
         {key: value[label["iscrowd"] == 0] if key in each else value for key, value in label.items()}
@@ -72,7 +63,7 @@ def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[st
 
 
 def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> dict[str, torch.Tensor]:
-    """Labels whose boxes are shares of the padded image."""
+    """Labels with boxes relative to the padded image."""
     rows, columns = labels["size"].tolist()
     if (rows, columns) == (height, width):
         return dict(labels)

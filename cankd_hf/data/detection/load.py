@@ -1,4 +1,4 @@
-"""Detection sets: imagefolder with `objects`, COCO json, and tables of the Hub or parquet."""
+"""Loads detection data sets: imagefolder with `objects`, COCO json, and tables of the Hub or parquet."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import shortened
-from cankd_hf.data.common.dataset import Source
-from cankd_hf.data.common.decode import Decoder, Sample, Unusable, WrongLabels, make_decoder
+from cankd_hf.data.common.dataset import AnySource, Sources
+from cankd_hf.data.common.decode import Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
@@ -21,9 +21,10 @@ from cankd_hf.data.common.sources import (
     by_role,
     find_split,
     open_set,
+    split_of,
     wrap,
 )
-from cankd_hf.data.common.streams import StreamSource, stream_of
+from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.detection.collate import detection_collate
@@ -43,42 +44,27 @@ EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "categ
 
 @dataclass(kw_only=True)
 class DetectionData(TaskData):
-    """The data sets of a detection run; `labels` as `detection_labels` gives them, in training without crowds.
+    """The data sets of a detection run; `labels` come from `detection_labels`, in training without crowds."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1.
-        category_ids: what the set itself calls each class: ids of a COCO json, which may have gaps. The facts hold
-            them too and, if there are any, `dropped_boxes`.
-    """
-
-    id2label: dict[int, str]
+    id2label: dict[int, str]  # names of the classes 0..K-1
+    # the set's own id of each class, such as those of a COCO json, which may have gaps. The facts hold them too and,
+    # if there are any, `dropped_boxes`
     category_ids: list[int]
 
 
 def load_detection(
     config: DataConfig, need_labels: bool = True, splits: Sequence[str] = ROLES, seed: int = 0
 ) -> DetectionData:
-    """Open, check and wrap a detection set.
+    """Open, check and transform a detection set; the arguments are those of `load_segmentation`.
 
-    With `on_error: stop`, an image with a box that cannot be used stops the run. With `skip` that box is left out, or
-    the image if no box remains; what is left out is named and counted. Categories that do not exist stop in any case.
-
-    Args:
-        config: the `data:` section.
-        need_labels: False: boxes are not read, items hold `pixel_values` alone.
-        splits: which of train, eval, test to load.
-        seed: of the shuffle of a stream.
-
-    Raises:
-        InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or boxes.
+    With `on_error: stop`, an image with an unusable box stops the run. With `skip` that box is left out, or the image
+    if no box remains; what is left out is named and counted. Unknown categories always stop. Raises InputError for a
+    set that does not exist, lacks a split or class names, or holds unusable images or boxes.
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
-    if need_labels and not catalog.labels.id2label:
-        raise InputError(
-            f"data.labels: expected the class names of {config.path}, found none; name a json file like "
-            '{"id2label": {"0": "cat", ...}} under data.labels, or give data.num_labels'
-        )
+    if need_labels:
+        catalog.labels.check_names(config, "cat")
     sources = by_role(config, catalog, splits)
     if need_labels:
         _check_annotations(config, sources)
@@ -87,50 +73,35 @@ def load_detection(
     if "dropped" in data.facts:
         data.facts["dropped_boxes"] = data.facts.pop("dropped")
     id2label = catalog.labels.id2label
-    category_ids = catalog.category_ids if isinstance(catalog, _Coco) else list(id2label)
+    category_ids = list(catalog.categories if isinstance(catalog, _Coco) else id2label)
     data.facts["category_ids"] = category_ids
     data.collate = detection_collate
     return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
 
 
+@dataclass(eq=False)
 class AnnotatedSource(FolderSource):
-    """Images of a folder with the objects that are written about them.
+    """Images of a folder with their objects; `skip` leaves out unusable boxes instead of refusing their image."""
 
-    Args:
-        rows: the images.
-        annotations: what is written about each.
-        decoder: how to read the images.
-        skip: leave out boxes that cannot be used, instead of refusing their image.
-    """
-
-    def __init__(self, rows: list[Row], annotations: list[Annotation], decoder: Decoder, skip: bool) -> None:
-        super().__init__(rows, decoder)
-        self.annotations = annotations
-        self.skip = skip
+    annotations: list[Annotation]
+    skip: bool
 
     def load(self, index: int) -> Sample:
-        """Decode an image and put its objects on it."""
         return with_objects(super().load(index), self.annotations[index], self.skip)
 
 
 def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
-    """Put objects on a decoded image.
-
-    Raises:
-        WrongLabels: for a category that does not exist.
-        Unusable: naming the boxes that cannot be used, and metadata that tell another size; with `skip` only if no
-            box of the image can be used.
-    """
+    """Add objects to a decoded image. Raises WrongLabels for an unknown category. Raises Unusable naming the boxes
+    that cannot be used, and a wrong size in the metadata; with `skip` only if no box of the image can be used."""
     if annotation.wrong:
         raise WrongLabels(annotation.wrong)
     height, width = sample.image.shape[-2:]
     objects = fit_to_image(annotation, height, width, sample.name)
-    problems = list(objects.dropped)
-    wrong_size = None if skip else size_problem(annotation, height, width, sample.name)
-    if problems and skip and len(objects.boxes):
-        problems = []
-    if problems or wrong_size:
-        raise Unusable([*problems, *([wrong_size] if wrong_size else [])])
+    problems = [] if skip and len(objects.boxes) else list(objects.dropped)
+    if not skip and (wrong_size := size_problem(annotation, height, width, sample.name)):
+        problems.append(wrong_size)
+    if problems:
+        raise Unusable(problems)
     return sample._replace(target=objects)
 
 
@@ -139,18 +110,15 @@ class _ObjectFolder(Folder):
 
     def __init__(self, config: DataConfig, root: Path) -> None:
         super().__init__(config, root, need_masks=True)
-        self.mask_column = None
         self.categories = _categories(self.labels)
 
-    def source(self, name: str) -> Source | StreamSource:
-        """One split."""
+    def source(self, name: str) -> AnySource:
         config, folder = self.config, self.folders[name]
         column = "objects" if config.objects_column == "auto" else config.objects_column
         keep = (column, "image_id", "width", "height")
         rows, warnings = read_split(self.root, folder, config.image_column, None, keep)
         self.warnings += warnings
-        bare = [row.name for row in rows if column not in row.values]
-        if bare:
+        if bare := [row.name for row in rows if column not in row.values]:
             raise InputError(
                 f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
                 f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
@@ -171,25 +139,19 @@ class _Coco:
             )
         self.root, self.config, self.files = root, config, files
         self.warnings: list[str] = []
-        wanted = {"train": config.train_split, "eval": config.eval_split, "test": config.test_split}
-        named = [find_split(name, self.names()) for role in roles if (name := wanted[role]) is not None]
-        first = next((name for name in named if name), self.names()[0])
+        named = [find_split(name, list(files)) for role in roles if (name := split_of(config, role)) is not None]
+        first = next((name for name in named if name), next(iter(files)))
         self._read: dict[str, CocoSplit] = {}
-        content = self._split(first)
-        self.category_ids = content.category_ids
-        self.labels = read_labels(config, None, content.names)
-        self.known = dict(zip(content.category_ids, content.names, strict=True))
+        self.categories = self._split(first).categories
+        self.labels = read_labels(config, None, list(self.categories.values()))
 
     def names(self) -> list[str]:
-        """Splits that exist."""
         return list(self.files)
 
-    def source(self, name: str) -> Source | StreamSource:
-        """One of them."""
+    def source(self, name: str) -> AnySource:
         content = self._split(name)
-        known = dict(zip(content.category_ids, content.names, strict=True))
-        if known != self.known:
-            odd = sorted(set(known.items()) ^ set(self.known.items()))
+        if content.categories != self.categories:
+            odd = sorted(set(content.categories.items()) ^ set(self.categories.items()))
             raise InputError(f"{self.files[name]}: expected the categories of the other splits, got others: {odd[:6]}")
         self.warnings += content.warnings
         return _annotated(self.config, content.rows, content.annotations, self.labels)
@@ -219,11 +181,9 @@ class _ObjectTable:
         self.categories = _categories(self.labels)
 
     def names(self) -> list[str]:
-        """Splits that exist."""
         return self.opened.names()
 
-    def source(self, name: str) -> Source | StreamSource:
-        """One of them."""
+    def source(self, name: str) -> AnySource:
         config, columns = self.config, self.opened.tables[name].features
         beside = [key for key in ("image_id", "width", "height") if key in columns]
 
@@ -235,61 +195,55 @@ class _ObjectTable:
 
 
 def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
-    """Find out what `data.path` is."""
+    """The data set at `data.path`, whatever kind it is."""
     path = str(config.path)
     if path == "shapes":
-        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects have masks alone")
+        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects only have masks")
     root = Path(path)
     if is_table_path(path) or not root.exists():
         return _ObjectTable(config)
     if not root.is_dir():
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
     folders = [root, *split_folders(root).values()]
-    if config.annotations != "auto" or not any((folder / "metadata.jsonl").is_file() for folder in folders):
-        files = coco_files(root, config.annotations)
-        if files:
-            return _Coco(config, root, files, roles)
+    described = any((folder / "metadata.jsonl").is_file() for folder in folders)
+    if (config.annotations != "auto" or not described) and (files := coco_files(root, config.annotations)):
+        return _Coco(config, root, files, roles)
     return _ObjectFolder(config, root)
 
 
-def _annotated(
-    config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels
-) -> Source | StreamSource:
-    source = AnnotatedSource(rows, annotations, make_decoder(config, labels), config.on_error == "skip")
+def _annotated(config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels) -> AnySource:
+    source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip")
     return stream_of(source) if config.streaming and rows else source
 
 
 def _read_row(
     config: DataConfig, categories: Categories, column: str, values: dict[str, Any], number: int, name: str
 ) -> Annotation:
-    """What a line of metadata or a row of a table says about its image."""
-    size = values.get("width"), values.get("height")
-    told = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
-    image_id = values.get("image_id")
+    """The objects in a line of metadata or a row of a table."""
+    width, height, image_id = (values.get(key) for key in ("width", "height", "image_id"))
+    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
     image_id = image_id if isinstance(image_id, int) and image_id >= 0 else number
-    return read_annotation(values[column], name, categories, config.box_format, image_id, told)
+    return read_annotation(values[column], name, categories, config.box_format, image_id, size)
 
 
-def _check_annotations(config: DataConfig, sources: dict[str, tuple[Any, Sequence[int]]]) -> None:
-    """Tell at once what is wrong with boxes before any image is decoded, in those images that will be used."""
+def _check_annotations(config: DataConfig, sources: Sources) -> None:
+    """Report all box problems of the images to be used, before any image is decoded."""
     problems: list[str] = []
     for source, indices in sources.values():
-        if not isinstance(source, AnnotatedSource):
-            continue
-        for index in indices:
-            annotation = source.annotations[index]
-            problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
+        if isinstance(source, AnnotatedSource):
+            for annotation in (source.annotations[index] for index in indices):
+                problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
     if problems:
         raise InputError(shortened(problems))
 
 
 def _categories(labels: Labels) -> Categories:
-    """Ids and names that may stand for a class."""
+    """The ids and names of a class -> the class."""
     return {key: index for index, name in labels.id2label.items() for key in (index, name)}
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """Class names that the feature of the objects names, if any."""
+    """Class names in the feature of the objects, if any."""
     from datasets import ClassLabel
 
     if isinstance(feature, ClassLabel):

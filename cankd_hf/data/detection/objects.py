@@ -1,10 +1,10 @@
-"""Boxes of objects: read from what people write, and checked one by one."""
+"""Boxes of objects: read from annotations of several forms, and checked one by one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,20 @@ Categories = Mapping[Any, int]
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one image, in its own pixels, upright.
+    """The objects of one image, in its own pixels, upright."""
 
-    Attributes:
-        boxes: float32 [n, 4], x0, y0, x1, y1.
-        classes: int64 [n], 0..K-1.
-        area: float32 [n]: that of the outline where the set knows it, else of the box.
-        iscrowd: int64 [n]: 1 for a region of many objects that counts neither way.
-        image_id: number of the image; below 0: one that stands in for another and does not count in scores.
-        dropped: what was left out, and why.
-        warnings: what should be known.
-        looks_xyxy: the boxes leave the image, and would not as [x0, y0, x1, y1].
-    """
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
-    area: torch.Tensor
-    iscrowd: torch.Tensor
-    image_id: int
-    dropped: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    looks_xyxy: bool = False
+    boxes: torch.Tensor  # float32 [n, 4], x0, y0, x1, y1
+    classes: torch.Tensor  # int64 [n], 0..K-1
+    area: torch.Tensor  # float32 [n]: that of the outline if known, else of the box
+    iscrowd: torch.Tensor  # int64 [n]: 1 for a region of many objects that is left out of losses and scores
+    image_id: int  # number of the image; below 0: it replaces another image and does not count in scores
+    dropped: tuple[str, ...] = ()  # what was left out, and why
+    warnings: tuple[str, ...] = ()  # notes about the boxes
+    looks_xyxy: bool = False  # the boxes leave the image, and would not as [x0, y0, x1, y1]
 
     @property
     def value(self) -> Objects:
-        """What a transform gets: itself."""
+        """What transforms get: itself."""
         return self
 
     def standing_in(self) -> Objects:
@@ -55,7 +44,7 @@ class Objects:
         return replace(self, image_id=-1)
 
     def summary(self) -> Summary:
-        """What the checks look at; a set whose boxes are corners throughout is refused."""
+        """The input of the checks; a set with mostly corner boxes is refused."""
         return Summary(
             frozenset(self.classes[self.iscrowd == 0].tolist()),
             dropped=self.dropped,
@@ -77,43 +66,17 @@ def _refuse_corners(corners: Sequence[str], counted: int, class_names: dict[int,
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is written about one image, as far as it can be checked without its pixels.
+    """The objects of one image as annotated, checked as far as possible without its pixels."""
 
-    Attributes:
-        numbers: int64 [n], places in the list that was read, for messages.
-        boxes: float64 [n, 4], x, y, width, height.
-        classes: int64 [n].
-        area: float64 [n].
-        iscrowd: int64 [n].
-        image_id: number of the image.
-        size: (width, height) the metadata tell; None: they tell none.
-        faults: boxes that cannot be used.
-        wrong: categories that do not exist: a fault of the whole set.
-    """
-
-    numbers: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    area: np.ndarray
-    iscrowd: np.ndarray
-    image_id: int
-    size: tuple[int, int] | None = None
-    faults: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()
-
-    @property
-    def known(self) -> frozenset[int]:
-        """Classes of the objects that are no crowds."""
-        return frozenset(self.classes[self.iscrowd == 0].tolist())
-
-
-@dataclass
-class _Reading:
-    """What has been read of one image so far."""
-
-    rows: list[tuple[int, list[float], int, float, int]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    numbers: np.ndarray  # int64 [n], positions in the annotated list, for messages
+    boxes: np.ndarray  # float64 [n, 4], x, y, width, height
+    classes: np.ndarray  # int64 [n]
+    area: np.ndarray  # float64 [n]
+    iscrowd: np.ndarray  # int64 [n]
+    image_id: int  # number of the image
+    size: tuple[int, int] | None = None  # (width, height) in the metadata, if any
+    faults: tuple[str, ...] = ()  # boxes that cannot be used
+    wrong: tuple[str, ...] = ()  # unknown categories: a fault of the whole set
 
 
 def read_annotation(
@@ -126,35 +89,32 @@ def read_annotation(
 ) -> Annotation:
     """Read the objects of one image.
 
-    Args:
-        value: a dict of lists (`bbox`, `category` and, as they exist, `area`, `iscrowd`), a list of dicts with the
-            same keys, or None for no objects.
-        name: of the image, for messages.
-        categories: what may stand for a class -> class 0..K-1.
-        box_format: `xywh` or `xyxy`, in pixels.
-        image_id: number of the image.
-        size: (width, height) the metadata tell.
+    `value` is a dict of lists (`bbox`, `category` and, optionally, `area`, `iscrowd`), a list of dicts with the same
+    keys, or None for no objects. `categories` maps ids and names to classes 0..K-1; `box_format` is `xywh` or `xyxy`,
+    in pixels; `size` is the (width, height) in the metadata; `name` is for messages.
     """
-    reading = _Reading()
+    rows: list[tuple[int, list[float], int, float, int]] = []
+    faults: list[str] = []
+    wrong: list[str] = []
     entries = _entries(value)
     if isinstance(entries, str):
-        reading.faults.append(f"{name}: {entries}")
-        entries = []
+        faults, entries = [f"{name}: {entries}"], []
     for number, entry in enumerate(entries):
         place = f"{name} box {number}"
         box = _read_box(_first(entry, BOX_KEYS), place, box_format)
         if isinstance(box, str):
-            reading.faults.append(box)
+            faults.append(box)
         written = _first(entry, CATEGORY_KEYS)
-        label = _class_of(written, categories)
+        named = isinstance(written, int | str | float | np.integer) and not isinstance(written, bool)
+        label = categories.get(written) if named else None
         if label is None:
-            reading.wrong.append(f"{place}: expected a category out of {_listed(categories)}, got {written!r}")
+            wrong.append(f"{place}: expected a category out of {_listed(categories)}, got {written!r}")
         if isinstance(box, str) or label is None:
             continue
         area = _number(entry.get("area"))
         crowd = _first(entry, CROWD_KEYS)
-        reading.rows.append((number, box, label, area if area > 0 else box[2] * box[3], int(bool(crowd))))
-    numbers, boxes, classes, areas, crowds = zip(*reading.rows, strict=True) if reading.rows else ((),) * 5
+        rows.append((number, box, label, area if area > 0 else box[2] * box[3], int(bool(crowd))))
+    numbers, boxes, classes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 5
     return Annotation(
         np.array(numbers, dtype=np.int64),
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
@@ -163,21 +123,15 @@ def read_annotation(
         np.array(crowds, dtype=np.int64),
         image_id,
         size,
-        tuple(reading.faults),
-        tuple(reading.wrong),
+        tuple(faults),
+        tuple(wrong),
     )
 
 
 def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> Objects:
-    """Check the boxes against the picture they lie on, and cut what reaches over its border.
+    """Check the boxes against the size of the decoded, upright image, and clip those that reach over its border.
 
-    Boxes that cannot be used are in `dropped`; what is odd is in `warnings`. Nothing is raised.
-
-    Args:
-        annotation: what is written.
-        height: of the decoded image, upright.
-        width: the same.
-        name: of the image, for messages.
+    Unusable boxes are listed in `dropped`, oddities in `warnings`. Nothing is raised.
     """
     boxes, dropped = annotation.boxes, list(annotation.faults)
     wrong_size = size_problem(annotation, height, width, name)
@@ -203,11 +157,12 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
     keep = inside & (not relative)
     shrunk = (cut[:, 2:] - cut[:, :2]).prod(axis=1)
     area = np.where(over > 0, np.minimum(annotation.area, shrunk), annotation.area)
-    looks_xyxy = _looks_like_corners(boxes, over, limits)
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes <= limits + TOLERANCE).all()
+    looks_xyxy = bool(ordered and over.max(initial=0) > TOLERANCE)  # as x, y, width, height they leave the image
     if looks_xyxy:
         warnings.append(
             f"{name}: its {len(boxes)} boxes (box {annotation.numbers[0]} ...) all fit as [x0, y0, x1, y1], "
-            "but not as [x, y, width, height]; if they are corners, mend them or set data.box_format=xyxy"
+            "but not as [x, y, width, height]; if they are corners, convert them or set data.box_format=xyxy"
         )
     return Objects(
         torch.from_numpy(cut[keep]).float(),
@@ -222,27 +177,19 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
 
 
 def size_problem(annotation: Annotation, height: int, width: int, name: str) -> str | None:
-    """What is wrong if the metadata tell another size than the file has."""
+    """The problem, if the metadata and the file differ in size."""
     if annotation.size is None or annotation.size == (width, height):
         return None
-    told = f"{annotation.size[0]} x {annotation.size[1]}"
+    stated = f"{annotation.size[0]} x {annotation.size[1]}"
     turned = " (it is turned by its EXIF orientation)" if annotation.size == (height, width) else ""
     return (
-        f"{name}: the metadata tell {told}, the file is {width} x {height}{turned}; boxes are taken as pixels of the "
-        "file: scale them, or mend width and height"
+        f"{name}: the metadata say {stated}, the file is {width} x {height}{turned}; boxes are taken as pixels of "
+        "the file: scale them, or correct width and height"
     )
 
 
-def _looks_like_corners(boxes: np.ndarray, over: np.ndarray, limits: np.ndarray) -> bool:
-    """Whether the boxes, taken as x, y, width, height, are likelier x0, y0, x1, y1."""
-    if not len(boxes) or over.max() <= TOLERANCE:
-        return False
-    ordered = (boxes[:, 2:] > boxes[:, :2]).all()
-    return bool(ordered and (boxes <= limits + TOLERANCE).all())
-
-
 def _entries(value: Any) -> list[dict[str, Any]] | str:
-    """One dict an object, or what is wrong."""
+    """One dict an object, or the problem."""
     if value is None:
         return []
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
@@ -260,7 +207,7 @@ def _entries(value: Any) -> list[dict[str, Any]] | str:
 
 
 def _read_box(value: Any, place: str, box_format: str) -> list[float] | str:
-    """x, y, width, height; or what is wrong."""
+    """x, y, width, height; or the problem."""
     expected = f"expected {BOX_FORMATS[box_format]} in pixels"
     numbers = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else None
     if numbers is None or len(numbers) != 4:
@@ -273,15 +220,8 @@ def _read_box(value: Any, place: str, box_format: str) -> list[float] | str:
         values[2:] = [values[2] - values[0], values[3] - values[1]]
     if values[2] <= 0 or values[3] <= 0:
         size = f"{values[2]:g} x {values[3]:g}"
-        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or mend the box"
+        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or correct the box"
     return values
-
-
-def _class_of(value: Any, categories: Categories) -> int | None:
-    """The class that is meant; None: none is."""
-    if isinstance(value, bool) or not isinstance(value, int | str | float | np.integer):
-        return None
-    return categories.get(value)
 
 
 def _number(value: Any) -> float:

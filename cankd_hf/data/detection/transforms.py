@@ -19,12 +19,9 @@ TRIES = 50  # crops that are drawn until one holds the centre of an object; a dr
 
 
 def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep_aspect: bool) -> tuple[int, int]:
-    """(height, width) at scale 1 of an image of the size `own`.
+    """(height, width) at scale 1 of an image of size `own`: stretched to `image_size`; its own size without one.
 
-    Args:
-        own: (height, width).
-        image_size: (height, width) to stretch to, or to fit into; None: the image's own size.
-        keep_aspect: fit into `image_size`, turned so that short side meets short side.
+    With `keep_aspect` it is fitted into `image_size`, rotated so that short side meets short side.
     """
     if image_size is None:
         return own[0], own[1]
@@ -35,13 +32,7 @@ def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep
 
 
 class RandomScale(v2.Transform):
-    """Resize image and boxes to `image_size` times a random scale.
-
-    Args:
-        scale: (smallest, largest).
-        image_size: (height, width) at scale 1; None: the image's own.
-        keep_aspect: as in `size_of_scale_one`.
-    """
+    """Resize image and boxes to a random scale in (smallest, largest) times `size_of_scale_one`."""
 
     def __init__(self, scale: tuple[float, float], image_size: Sequence[int] | None, keep_aspect: bool) -> None:
         super().__init__()
@@ -50,25 +41,18 @@ class RandomScale(v2.Transform):
         self.keep_aspect = keep_aspect
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the scale."""
         base = size_of_scale_one(flat_inputs[0].shape[-2:], self.image_size, self.keep_aspect)
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item()
         return {"size": [max(1, round(side * factor)) for side in base]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize an image or boxes."""
         return F.resize(inpt, params["size"], antialias=True)
 
 
 class RandomScaleCropBoxes(RandomScaleCrop):
-    """`RandomScaleCrop` for images and boxes: of the crops drawn, the first with the centre of an object is taken.
+    """`RandomScaleCrop` for images and boxes: draws crops until one holds the centre of an object.
 
-    Args:
-        crop_size: (height, width) of the result.
-        scale: (smallest, largest), relative to `image_size`.
-        image_size: (height, width) at scale 1; None: the image's own.
-        keep_aspect: as in `size_of_scale_one`.
-        fill: colour of the ground, [3] in 0..255.
+    `image_size` and `keep_aspect` set the size at scale 1, as in `size_of_scale_one`.
     """
 
     def __init__(
@@ -84,7 +68,6 @@ class RandomScaleCropBoxes(RandomScaleCrop):
         self.keep_aspect = keep_aspect
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw crops until one holds a centre."""
         self.base_size = size_of_scale_one(flat_inputs[0].shape[-2:], self.image_size, self.keep_aspect)
         boxes = next((value for value in flat_inputs if isinstance(value, tv_tensors.BoundingBoxes)), None)
         params = super().make_params(flat_inputs)
@@ -108,17 +91,18 @@ class RandomScaleCropBoxes(RandomScaleCrop):
         up, before = params["before"]
         moved = inpt.as_subclass(torch.Tensor) - torch.tensor([left, top, left, top])
         moved = moved * torch.tensor([columns / width, rows / height] * 2) + torch.tensor([before, up, before, up])
-        # first to the part of the picture, then into the crop: the ground around it holds no objects
+        # clipped to the image inside the crop: the background around it holds no objects
         part = torch.tensor([before, up, before + columns, up + rows])
         moved = torch.minimum(torch.maximum(moved, part[:2].repeat(2)), part[2:].repeat(2))
         return tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=self.crop_size)  # type: ignore[call-overload]
 
 
 class DetectionTrainTransform:
-    """Random scale, crop, flip and colour; boxes that leave the picture go, and so do crowds: no one thing to learn.
+    """Random scale, crop, flip and colour; boxes outside the crop are dropped, and so are crowds, which are not
+    learned.
 
-    Called with image [3, H, W] uint8 and `Objects` or None, it gives `pixel_values` float32 [3, h, w] and, with
-    objects, `labels` as `detection_labels` describes them.
+    Called with image [3, H, W] uint8 and `Objects` or None, it returns `pixel_values` float32 [3, h, w] and, with
+    objects, `labels` as in `detection_labels`.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -131,9 +115,8 @@ class DetectionTrainTransform:
         else:
             steps.append(RandomScale(scale, config.image_size, config.keep_aspect))
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
-        self.clean = v2.Compose(
-            [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_beside_boxes)]
-        )
+        sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_beside_boxes)
+        self.clean = v2.Compose([v2.ClampBoundingBoxes(), sanitize])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
     def __call__(self, image: torch.Tensor, objects: Objects | None) -> dict[str, Any]:
@@ -163,18 +146,17 @@ class DetectionEvalTransform:
         picture = image if size == tuple(image.shape[-2:]) else F.resize_image(image, list(size), antialias=True)
         item: dict[str, Any] = {"pixel_values": self.normalize(picture)}
         if objects is not None:
-            sample = {"boxes": objects.boxes, "class_labels": objects.classes, "area": objects.area}
+            boxes = objects.boxes * torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
+            sample = {"boxes": boxes, "class_labels": objects.classes, "area": objects.area}
             sample["iscrowd"] = objects.iscrowd
-            own, factor = image.shape[-2:], torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
-            sample["boxes"] = objects.boxes * factor
-            item["labels"] = detection_labels(sample, size, own, objects.image_id)
+            item["labels"] = detection_labels(sample, size, image.shape[-2:], objects.image_id)
         return item
 
 
 def detection_labels(
     sample: dict[str, torch.Tensor], size: Sequence[int], orig_size: Sequence[int], image_id: int
 ) -> dict[str, torch.Tensor]:
-    """Labels as the detectors of `transformers` take them.
+    """Labels in the form of the detectors of `transformers`.
 
     Args:
         sample: `boxes` [n, 4] as x0, y0, x1, y1 in pixels of the transformed image; `class_labels`, `area`, `iscrowd`.
@@ -183,9 +165,9 @@ def detection_labels(
         image_id: number of the image; below 0: it does not count in scores.
 
     Returns:
-        `boxes` float32 [n, 4], centre x, centre y, width, height as shares of the transformed image; `class_labels`
-        int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64 [n];
-        `image_id` [1], `size` [2] and `orig_size` [2], int64.
+        `boxes` float32 [n, 4], centre x, centre y, width, height relative to the transformed image; `class_labels`
+        int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64
+        [n]; `image_id` [1], `size` [2] and `orig_size` [2], int64.
     """
     boxes = box_convert(sample["boxes"].as_subclass(torch.Tensor).float(), "xyxy", "cxcywh")
     return {
@@ -200,5 +182,5 @@ def detection_labels(
 
 
 def _beside_boxes(sample: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors that go where their boxes go."""
+    """The tensors that are filtered with the boxes."""
     return sample["class_labels"], sample["area"], sample["iscrowd"]

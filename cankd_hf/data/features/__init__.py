@@ -1,1 +1,1 @@
-"""Images alone."""
+"""Images without labels."""

@@ -1,24 +1,22 @@
-"""Sets of images alone, for label-free distillation."""
+"""Loads images without labels, for label-free distillation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.dataset import StreamSource
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
-from cankd_hf.data.common.streams import StreamSource
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
 
 
 def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> TaskData:
-    """Open, check and wrap any set of images, labels or not, for label-free distillation.
+    """Open, check and transform any set of images, labels or not, for label-free distillation.
 
     Without a validation split, every n-th training image is held out, so that about `config.holdout` of them are.
-
-    Raises:
-        InputError: for a set that does not exist or holds unusable images (see `load_segmentation`).
+    Raises InputError for a set that does not exist or holds unusable images (see `load_segmentation`).
     """
     config.check_values()
     catalog = open_set(config, need_masks=False)
@@ -28,7 +26,7 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
     if "eval" in splits and lacking:
         train = sources.get("train") or by_role(config, catalog, ["train"])["train"]
         if isinstance(train[0], StreamSource):
-            raise InputError("data.eval_split: a stream cannot be parted; name a split for validation")
+            raise InputError("data.eval_split: a stream cannot be split; name a split for validation")
         every = max(2, round(1 / config.holdout))
         if len(train[1]) < 2:
             raise InputError(f"data: expected at least 2 images to hold one out for validation, got {len(train[1])}")

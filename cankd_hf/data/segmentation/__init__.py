@@ -1,1 +1,1 @@
-"""Images with masks."""
+"""Images with masks: loading, transforms and collation."""

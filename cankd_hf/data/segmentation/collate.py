@@ -1,10 +1,10 @@
-"""From samples to a batch."""
+"""Collation of images with masks."""
 
 from __future__ import annotations
 
 import torch
 
-from cankd_hf.data.common.collate import stack_padded
+from cankd_hf.data.common.batch import stack_padded
 
 
 def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: int = 255) -> dict[str, torch.Tensor]:
@@ -16,8 +16,8 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
 
     Returns:
         `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
-        (height, width of each mask) where the masks differ in size from their images: scores are then taken on each
-        mask's own grid. Where images are not resized, both are padded alike and no `label_sizes` are needed.
+        (height, width of each mask) where the masks differ in size from their images, so that each is scored on
+        its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
     """
     batch = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
     if all("labels" in sample for sample in samples):

@@ -1,4 +1,4 @@
-"""Segmentation sets: opened, checked and wrapped."""
+"""Loads segmentation data sets."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, wrap
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
-from cankd_hf.errors import InputError
 
 
 @dataclass(kw_only=True)
 class SegmentationData(TaskData):
-    """The data sets of a segmentation run; `labels` are [h, w], in evaluation of the size of each mask.
+    """The data sets of a segmentation run; `labels` are [h, w], in evaluation of the size of each mask."""
 
-    Attributes:
-        id2label: names of the classes 0..K-1.
-        ignore_index: label that counts in no loss and no score.
-        palette: a colour for each class.
-    """
-
-    id2label: dict[int, str]
-    ignore_index: int
-    palette: dict[int, tuple[int, int, int]]
+    id2label: dict[int, str]  # names of the classes 0..K-1
+    ignore_index: int  # label left out of losses and scores
+    palette: dict[int, tuple[int, int, int]]  # a colour for each class
 
 
 def load_segmentation(
     config: DataConfig, need_labels: bool = True, splits: Sequence[str] = ROLES, seed: int = 0
 ) -> SegmentationData:
-    """Open, check and wrap a segmentation set.
+    """Open, check and transform a segmentation set.
 
     Args:
         config: the `data:` section.
@@ -41,17 +34,14 @@ def load_segmentation(
 
     Raises:
         InputError: for a set that does not exist, lacks a split or class names, or holds unusable images or masks
-            (only the wholly broken ones with `on_error: skip`).
+            (only entirely unusable splits with `on_error: skip`).
     """
     config.check_values()
     catalog = open_set(config, need_masks=need_labels)
-    if need_labels and not catalog.labels.id2label:
-        raise InputError(
-            f"data.labels: expected the class names of {config.path}, found none; name a json file like "
-            '{"id2label": {"0": "sky", ...}} under data.labels, or give data.num_labels'
-        )
-    sources = by_role(config, catalog, splits)
     labels = catalog.labels
+    if need_labels:
+        labels.check_names(config, "sky")
+    sources = by_role(config, catalog, splits)
     augment = TrainTransform(config, labels.ignore_index)
     data = wrap(config, catalog, sources, need_labels, seed, augment, EvalTransform(config))
     data.collate = partial(segmentation_collate, ignore_index=labels.ignore_index)

@@ -14,7 +14,7 @@ from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop, flip_and
 class TrainTransform:
     """Random scale, crop, flip and colour, then normalisation with the student's statistics.
 
-    Called with image [3, H, W] uint8 and mask [H, W] or None, it gives `pixel_values` float32 [3, h, w] and, with a
+    Called with image [3, H, W] uint8 and mask [H, W] or None, it returns `pixel_values` float32 [3, h, w] and, with a
     mask, `labels` int64 [h, w].
     """
 
@@ -38,7 +38,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize to `image_size` and normalise; the mask keeps its own size, for scores are taken there."""
+    """Resize to `image_size` and normalise; the mask keeps its own size, at which it is scored."""
 
     def __init__(self, config: DataConfig) -> None:
         self.size = config.image_size

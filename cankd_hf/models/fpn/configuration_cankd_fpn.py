@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -81,6 +81,8 @@ class FPNConfig(PretrainedConfig):
 
     model_type = "cankd_fpn"
     sub_configs = {"backbone_config": AutoConfig}
+    if TYPE_CHECKING:
+        num_labels: int  # the base class also allows None
 
     def __init__(
         self,
@@ -123,12 +125,12 @@ class FPNConfig(PretrainedConfig):
         self.atrous_rates = list(atrous_rates)
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
-        if head in DETECTION_HEADS:  # a segmentation model's file keeps silent about them
+        if head in DETECTION_HEADS:  # a segmentation model's configuration leaves them out
             usual = DETECTION_DEFAULTS[head]
             self.strides = list(usual["strides"]) if self.strides is None else self.strides
-            self.anchor_scale = usual["anchor_scale"] if anchor_scale is None else anchor_scale
-            self.score_threshold = usual["score_threshold"] if score_threshold is None else score_threshold
-            self.nms_threshold = usual["nms_threshold"] if nms_threshold is None else nms_threshold
+            self.anchor_scale: float = usual["anchor_scale"] if anchor_scale is None else anchor_scale
+            self.score_threshold: float = usual["score_threshold"] if score_threshold is None else score_threshold
+            self.nms_threshold: float = usual["nms_threshold"] if nms_threshold is None else nms_threshold
             self.topk_candidates = topk_candidates
             self.max_detections = max_detections
         self._check()
@@ -140,8 +142,9 @@ class FPNConfig(PretrainedConfig):
             value = self.__dict__[name]
             if value not in allowed:
                 raise ValueError(f"FPNConfig.{name}: expected one of {', '.join(allowed)}, got {value!r}")
-        for name, least in (("fpn_channels", 1), ("head_channels", 1), ("head_layers", 0)):
-            value = self.__dict__[name]
+        whole = {"fpn_channels": 1, "head_channels": 1, "head_layers": 0, "topk_candidates": 1, "max_detections": 1}
+        for name, least in whole.items():
+            value = self.__dict__.get(name, least)  # a segmentation model lacks the last two
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"FPNConfig.{name}: expected a whole number of at least {least}, got {value!r}")
         if not 0 <= self.dropout < 1:
@@ -153,9 +156,7 @@ class FPNConfig(PretrainedConfig):
         ):
             raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
         if self.head in ("psp", "aspp") and self.neck != "none":
-            raise ValueError(
-                f"FPNConfig: the {self.head!r} head stands on the backbone's last map; set neck to 'none'"
-            )
+            raise ValueError(f"FPNConfig: the {self.head!r} head reads the backbone's last map; set neck to 'none'")
         if self.head in DETECTION_HEADS:
             self._check_detection()
 
@@ -172,15 +173,11 @@ class FPNConfig(PretrainedConfig):
             value = self.__dict__[name]
             if not 0 <= value <= 1:
                 raise ValueError(f"FPNConfig.{name}: expected 0 to 1, got {value!r}")
-        for name in ("topk_candidates", "max_detections"):
-            value = self.__dict__[name]
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"FPNConfig.{name}: expected a whole number of at least 1, got {value!r}")
 
     def _backbone(self, given: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
-        """A private copy of the backbone's configuration that asks for the stages which the neck needs."""
+        """A private copy of the backbone's configuration, with the stages that the neck needs."""
         if given is None:
-            given = {"model_type": "resnet", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+            given = {"model_type": "resnet", "depths": [2] * 4, "hidden_sizes": [64, 128, 256, 512]}
             given["layer_type"] = "basic"
         if isinstance(given, dict):
             if "model_type" not in given:

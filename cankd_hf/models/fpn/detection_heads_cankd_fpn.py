@@ -1,8 +1,7 @@
 """Detection heads on the maps of a neck: torchvision's RetinaNet, FCOS and Faster R-CNN, and RepPoints.
 
-Weights, losses and selection of detections of the first three are torchvision's own methods. What its detectors do
-around them is left out: the hidden resize of `GeneralizedRCNNTransform`, losses in training only, and labels that
-count from 1.
+Weights, losses and selection of detections of the first three are torchvision's own methods. Left out is what its
+detectors do around them: the resize of `GeneralizedRCNNTransform`, losses in training only, and labels from 1.
 
 This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchors of all levels, n boxes of an image.
@@ -23,11 +22,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import (
-    RetinaNetClassificationHead,
-    RetinaNetHead,
-    RetinaNetRegressionHead,
-)
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
@@ -38,14 +33,15 @@ from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, r
 
 PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
 RATIOS = (0.5, 1.0, 2.0)
+Maps = list[Tensor]  # `[B, C, H, W]` each, fine to coarse
+Losses = dict[str, Tensor]
 Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, in float32 whatever the maps are.
+    """torchvision's anchors, in float32 whatever the maps are, regenerated on every new device.
 
-    They are made anew on every device that asks: `from_pretrained` builds models on the meta device, where the tensors
-    of the original stay for ever.
+    `from_pretrained` builds models on the meta device, where torchvision's own tensors would stay.
     """
 
     cell_anchors: list[Tensor]
@@ -59,7 +55,7 @@ class Anchors(AnchorGenerator):
 
 
 class Width(nn.Module):
-    """Stands where torchvision wants a backbone: it says how wide the maps are, no more."""
+    """In place of torchvision's backbone: provides only the width of the maps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,36 +73,24 @@ def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
 
 
 class DenseDetector(nn.Module):
-    """What RetinaNet, FCOS and RepPoints share: every cell of every map predicts."""
+    """Common base of RetinaNet, FCOS and RepPoints: every cell of every map predicts."""
 
     head: nn.Module
     anchor_generator: Callable[[ImageList, list[Tensor]], list[Tensor]]
-    compute_loss: Callable[..., dict[str, Tensor]]
+    # (targets, outputs, anchors of each image, number of anchors of each level) -> the head's losses
+    compute_loss: Callable[[list[Boxes], Boxes, list[Tensor], list[int]], Losses]
     postprocess_detections: Callable[..., list[Boxes]]
 
-    def dense_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
-        """The head's losses; `counts`: anchors of each level."""
-        raise NotImplementedError
-
-    def forward(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[dict[str, Tensor], list[Boxes]]:
-        """Losses where there are targets, detections in eval mode.
-
-        Args:
-            maps: `[B, C, H, W]`, fine to coarse.
-            images: the size of the padded images, as a tensor's shape, and the size of each before padding.
-            targets: of each image.
-        """
+    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
+        """Losses where there are targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
+        and each image's size without padding."""
         predicted = self.head(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             outputs = {name: value.float() for name, value in predicted.items()}
             anchors = self.anchor_generator(images, maps)
             cells = [x.shape[-2] * x.shape[-1] for x in maps]
             counts = [n * (len(anchors[0]) // sum(cells)) for n in cells]
-            losses = {} if targets is None else self.dense_loss(targets, outputs, anchors, counts)
+            losses = {} if targets is None else self.compute_loss(targets, outputs, anchors, counts)
             if self.training:
                 return losses, []
             by_level = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
@@ -143,14 +127,12 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
         )
         del self.backbone, self.transform
 
-    def dense_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
-        return self.compute_loss(targets, outputs, anchors)
+    def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
+        return RetinaNet.compute_loss(self, targets, outputs, anchors)
 
 
 class FittedFCOSHead(FCOSHead):
-    """torchvision's head, whose 32 groups of channels become fewer where the maps are narrow."""
+    """torchvision's head, whose norms have fewer than 32 groups where the maps are narrow."""
 
     def __init__(self, channels: int, num_classes: int, layers: int) -> None:
         nn.Module.__init__(self)
@@ -174,11 +156,6 @@ class FCOSDetector(DenseDetector, FCOS):
         )
         del self.backbone, self.transform
 
-    def dense_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
-        return self.compute_loss(targets, outputs, anchors, counts)
-
 
 class RepPointsDetector(DenseDetector):
     """RepPoints (Yang et al. 2019): nine points a cell, from which a box is made, refined once; focal loss."""
@@ -197,9 +174,7 @@ class RepPointsDetector(DenseDetector):
         """For each image the same: centre and stride of every cell, `[A, 3]`."""
         return [cell_centres(maps, self.strides)] * len(images.image_sizes)
 
-    def dense_loss(
-        self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]
-    ) -> dict[str, Tensor]:
+    def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         cells = anchors[0]
         initial, refined = (
             self.box_coder.decode_single(outputs[name], cells) for name in ("initial_points", "bbox_regression")
@@ -208,10 +183,10 @@ class RepPointsDetector(DenseDetector):
 
 
 class FasterRCNNDetector(FasterRCNN):
-    """Faster R-CNN (Ren et al. 2015) on a pyramid: proposals, then a classifier of what lies in each.
+    """Faster R-CNN (Ren et al. 2015) on a pyramid: proposals, then a classifier of the contents of each.
 
-    Its losses look at a random sample of anchors and proposals; in eval mode always at the same one, and the random
-    numbers of training are left alone.
+    Its losses use a random sample of anchors and proposals; in eval mode always the same one, without changing the
+    random state of training.
     """
 
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
@@ -231,9 +206,7 @@ class FasterRCNNDetector(FasterRCNN):
         )
         del self.backbone, self.transform
 
-    def forward(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[dict[str, Tensor], list[Boxes]]:
+    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
         """As `DenseDetector.forward`."""
         if targets is not None:  # 0 is the background here
             targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
@@ -250,10 +223,8 @@ class FasterRCNNDetector(FasterRCNN):
         found = self.roi_heads.postprocess_detections(logits, regression, proposals, images.image_sizes)
         return losses, [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
 
-    def _propose(
-        self, maps: list[Tensor], images: ImageList, targets: list[Boxes] | None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """torchvision's `RegionProposalNetwork.forward`, which gives no losses in eval mode."""
+    def _propose(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[list[Tensor], Losses]:
+        """torchvision's `RegionProposalNetwork.forward`, with losses in eval mode too."""
         rpn = self.rpn
         predicted, shifts = rpn.head(maps)
         counts = [x[0].numel() for x in predicted]
@@ -272,17 +243,15 @@ class FasterRCNNDetector(FasterRCNN):
         return kept, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
 
     def _classify(self, maps: list[Tensor], images: ImageList, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits `[n, K + 1]` and box shifts `[n, 4 (K + 1)]` of all proposals of the batch."""
+        """Class logits `[n, K + 1]` and box deltas `[n, 4 (K + 1)]` of all proposals of the batch."""
         roi = self.roi_heads
         levels = {str(i): x.float() for i, x in enumerate(maps)}
-        # The padded size: torchvision reads the strides off the largest image before padding, and errs on small ones.
+        # The padded size: torchvision infers the strides from the largest unpadded image, wrongly for small ones.
         pooled = roi.box_roi_pool(levels, proposals, [tuple(images.tensors.shape[-2:])])
         logits, regression = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
         return logits.float(), regression.float()
 
-    def _box_losses(
-        self, maps: list[Tensor], images: ImageList, proposals: list[Tensor], targets: list[Boxes]
-    ) -> dict[str, Tensor]:
+    def _box_losses(self, maps: Maps, images: ImageList, proposals: list[Tensor], targets: list[Boxes]) -> Losses:
         sampled, _, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
         logits, regression = self._classify(maps, images, sampled)
         with torch.autocast(logits.device.type, enabled=False):
@@ -296,21 +265,15 @@ DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector 
     "faster_rcnn": FasterRCNNDetector,
     "reppoints": RepPointsDetector,
 }
-CONVOLUTIONAL = (
-    RetinaNetClassificationHead,
-    RetinaNetRegressionHead,
-    FCOSClassificationHead,
-    FCOSRegressionHead,
-    RPNHead,
-    RepPointsHead,
-)
 FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead, RepPointsHead)
+CONVOLUTIONAL = (*FOCAL, RetinaNetRegressionHead, FCOSRegressionHead, RPNHead)
 
 
 def starting_biases(head: nn.Module) -> dict[nn.Module, float]:
-    """The bias from which each convolution of a head starts; all their weights start at a deviation of 0.01.
+    """The initial bias of each convolution of a head; the standard deviation of all their weights is 0.01.
 
-    It goes by layers, because `transformers` never shows `_init_weights` a module that has no parameters of its own.
+    They are keyed by layer because `transformers` never calls `_init_weights` on a module without parameters of its
+    own.
     """
     biases: dict[nn.Module, float] = {}
     for part in head.modules():

@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import ModelOutput
 
 from .configuration_cankd_fpn import FPNConfig
 
@@ -40,16 +41,16 @@ def conv_block(in_channels: int, out_channels: int, kernel_size: int, norm: str)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, corners not aligned; nothing to do where the size is right already."""
+    """Bilinear, corners not aligned; equal sizes return the map itself."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
 def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
-    """Channels and stride of each map, measured, because what a configuration says of them may be wrong.
+    """Channels and stride of each map, measured, because those in a configuration may be wrong.
 
-    An empty image is run in eval mode, without gradients, and also on the meta device.
+    An empty image is run in eval mode, without gradients; also works on the meta device.
     """
     weight = next(backbone.parameters())
     channels = backbone.config.num_channels
@@ -68,7 +69,7 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
 
 
 def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
-    """The levels that a detection head needs beyond the backbone's, and how much coarser than its last they are."""
+    """The levels a detection head adds to the backbone's, and their strides relative to its last."""
     if config.head in ("retinanet", "fcos", "reppoints"):
         return LastLevelP6P7(config.fpn_channels, config.fpn_channels), [2, 4]
     if config.head == "faster_rcnn":
@@ -101,8 +102,7 @@ class FPNNeck(nn.Module):
         return sorted(kept)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        chosen = {str(i): maps[i] for i in self.kept}
-        return list(self.pyramid(chosen).values())
+        return list(self.pyramid({str(i): maps[i] for i in self.kept}).values())
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -113,7 +113,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class SimplePyramid(nn.Module):
-    """ViTDet's simple feature pyramid: the last map of a plain ViT, brought to several strides, no top-down path."""
+    """ViTDet's simple feature pyramid: the last map of a plain ViT, resampled to several strides, no top-down path."""
 
     def __init__(self, config: FPNConfig, levels: list[tuple[int, float]]) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class SimplePyramid(nn.Module):
 
     def fit(self, pixel_values: Tensor) -> Tensor:
         """Resizes the images to a multiple of the patch: a ViT would silently crop the rest, and shift its map."""
-        # Whole numbers alone, which torch.export can follow through any size.
+        # Integer arithmetic, which torch.export can trace for any size.
         height, width = (max(1, (n + self.patch // 2) // self.patch) * self.patch for n in pixel_values.shape[-2:])
         return resize(pixel_values, (height, width))
 
@@ -168,7 +168,7 @@ class NoNeck(nn.Module):
 class PyramidFusion(nn.Module):
     """All maps projected to one width, resized to the finest and summed.
 
-    This equals concatenating them and a 1x1 convolution, without ever holding the concatenation.
+    This equals a 1x1 convolution of their concatenation, without storing the concatenation.
     """
 
     def __init__(self, config: FPNConfig, channels: list[int]) -> None:
@@ -185,7 +185,7 @@ class PyramidFusion(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """PSPNet's module: the last map beside its averages over grids of several sizes."""
+    """PSPNet's module: the last map concatenated with its averages over grids of several sizes."""
 
     def __init__(self, config: FPNConfig, channels: list[int]) -> None:
         super().__init__()
@@ -211,11 +211,9 @@ class AtrousPooling(nn.Module):
         self.aspp = ASPP(channels[-1], config.atrous_rates, config.head_channels)
         self.aspp.project[3] = nn.Identity()
         if config.norm != "batch":
-            blocks = [m for m in self.aspp.modules() if isinstance(m, nn.Sequential)]
-            for block in blocks:
-                for name, layer in list(block.named_children()):
-                    if isinstance(layer, nn.BatchNorm2d):
-                        block.register_module(name, make_norm(config.norm, layer.num_features))
+            for name, layer in list(self.aspp.named_modules()):
+                if isinstance(layer, nn.BatchNorm2d):
+                    self.aspp.set_submodule(name, make_norm(config.norm, layer.num_features))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.aspp(maps[-1])
@@ -261,12 +259,13 @@ class SemanticHead(nn.Module):
 
 
 class FPNPreTrainedModel(PreTrainedModel):
-    """What every task's pyramid model shares: configuration, initialisation, backbone and neck."""
+    """Common base of the pyramid models: configuration, initialisation, backbone and neck."""
 
+    config: FPNConfig
     config_class = FPNConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over pixels, never scaled by num_items_in_batch
     _supports_sdpa = True
@@ -278,17 +277,16 @@ class FPNPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
-        neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
-        self.neck = neck
-        self.levels = neck.levels  # channels and stride of each map, fine to coarse
+        self.neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
+        self.levels = self.neck.levels  # channels and stride of each map, fine to coarse
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution (FSDP asks for it)."""
         return next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """One rule for neck and head, torchvision's for its FPN. The default of `transformers` (std 0.02 everywhere)
-        would overwrite torchvision's own; the backbone, a `PreTrainedModel`, initialises itself."""
+        """torchvision's rule for its FPN, for neck and head. The default of `transformers` (std 0.02) would overwrite
+        torchvision's own; the backbone, a `PreTrainedModel`, initialises itself."""
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
@@ -296,16 +294,20 @@ class FPNPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                init.zeros_(module.num_batches_tracked)
+            for name, buffer in module.named_buffers():  # the statistics of BatchNorm
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
 
     def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         """Images `[B, 3, H, W]` -> the neck's maps, fine to coarse."""
         if isinstance(self.neck, SimplePyramid):
             pixel_values = self.neck.fit(pixel_values)
         return self.neck(list(self.backbone(pixel_values).feature_maps))
+
+    def finish(self, output: ModelOutput, maps: list[Tensor], hidden: bool | None, return_dict: bool | None) -> Any:
+        """Adds the hidden states to an output if requested, and makes a tuple of it if requested."""
+        if self.config.output_hidden_states if hidden is None else hidden:
+            output["hidden_states"] = tuple(maps)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class FPNForSemanticSegmentation(FPNPreTrainedModel):
@@ -326,15 +328,15 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
-        """Scores every class at the stride of the finest level.
+        """Predicts class logits at the stride of the finest level.
 
         Args:
             pixel_values: `[B, 3, H, W]`, of any size.
-            labels: `[B, h, w]` int64, of any size (the logits are brought to it), `semantic_loss_ignore_index` left
+            labels: `[B, h, w]` int64, of any size (the logits are resized to it); `semantic_loss_ignore_index` is left
                 out.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
             return_dict: False for a tuple.
-            kwargs: ignored, for callers that pass the same to every model.
+            kwargs: ignored, for callers that pass the same arguments to every model.
 
         Returns:
             `loss` (mean cross entropy over labelled pixels, float32; 0 where there are none), `logits` `[B, K, h, w]`,
@@ -347,13 +349,8 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
             loss = self.pixel_loss(logits, labels)
             if auxiliary is not None:
                 loss = loss + self.config.auxiliary_weight * self.pixel_loss(auxiliary, labels)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        hidden_states = tuple(maps) if output_hidden_states else None
-        output = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=hidden_states)
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
+        output = SemanticSegmenterOutput(loss=loss, logits=logits)
+        return self.finish(output, maps, output_hidden_states, return_dict)
 
     def pixel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy at the labels' resolution, in float32; 0 and not NaN when every pixel is ignored."""

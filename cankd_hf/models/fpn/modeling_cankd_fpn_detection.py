@@ -33,7 +33,7 @@ ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also 
 
 @dataclass
 class FPNObjectDetectionOutput(ModelOutput):
-    """What `FPNForObjectDetection` returns.
+    """Output of `FPNForObjectDetection`.
 
     Args:
         loss: [], float32, the sum of `loss_dict`; if labels are given.
@@ -41,7 +41,7 @@ class FPNObjectDetectionOutput(ModelOutput):
         logits: `[B, N, K]` float32 in eval mode. Each row is a detection, best first: the sigmoid of its class is its
             score, that of every other class 0. Rows after the last detection are 0 in every class.
         pred_boxes: `[B, N, 4]` float32 in eval mode: their boxes, as in labels; 0 after the last one.
-        hidden_states: the neck's maps, fine to coarse, if asked for.
+        hidden_states: the neck's maps, fine to coarse, if requested.
     """
 
     loss: Tensor | None = None
@@ -54,27 +54,27 @@ class FPNObjectDetectionOutput(ModelOutput):
 class FPNForObjectDetection(FPNPreTrainedModel):
     """Object detection: backbone, neck and one of four heads (see `FPNConfig`).
 
-    The image processor to save beside it is `DeformableDetrImageProcessor` (keeps the aspect ratio, pads, gives
-    `pixel_mask`) or `RTDetrImageProcessor` (one fixed size): their `post_process_object_detection` reads scores and
-    classes off `logits` by a sigmoid, so `pipeline("object-detection", folder)` works as it is.
+    Save it with `DeformableDetrImageProcessor` (keeps the aspect ratio, pads, gives `pixel_mask`) or
+    `RTDetrImageProcessor` (one fixed size): their `post_process_object_detection` takes scores and classes from the
+    sigmoid of `logits`, so `pipeline("object-detection", folder)` works.
     """
 
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in DETECTORS:
             raise ValueError(f"FPNForObjectDetection: {config.head!r} is a head for FPNForSemanticSegmentation")
-        # In the pixels in which the heads count every stride is a power of two: see `map_frame`.
+        # In the pixels of the heads every stride is a power of two: see `map_frame`.
         self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
         self.head = DETECTORS[config.head](config, [stride for _, stride in self.levels])
         self.starts = starting_biases(self.head)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The published initialisation of the heads, in the functions of `transformers` that spare loaded weights."""
+        """The published initialisation of the heads, with the functions of `transformers` that skip loaded weights."""
         if module in self.starts:
-            init.normal_(module.weight, std=0.01)
+            init.normal_(module.get_parameter("weight"), std=0.01)
             if module.bias is not None:
-                init.constant_(module.bias, self.starts[module])
+                init.constant_(module.get_parameter("bias"), self.starts[module])
         elif isinstance(module, nn.Linear):  # PyTorch's own
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
@@ -85,9 +85,9 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             super()._init_weights(module)
 
     def map_frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the images, and of what the maps cover, in the pixels in which the heads count.
+        """Height and width of the images and of the area their maps cover, in the pixels of the heads.
 
-        Both come in multiples of 32 for a plain ViT, whose images are stretched to them. Others are padded.
+        Images of a plain ViT are resized to multiples of 32, others are padded to them.
         """
         if isinstance(self.neck, SimplePyramid):
             height, width = (max(1, (n + MULTIPLE // 2) // MULTIPLE) * MULTIPLE for n in size)
@@ -97,8 +97,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
     def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         """Images `[B, 3, H, W]`, padded with 0 at the right and bottom -> the neck's maps, fine to coarse.
 
-        For a plain ViT they are resized instead: so that its maps have strides of 4, 8, 16, ... also where the patch
-        is 14 (torchvision's heads know no others), and that a teacher's maps lie on the image and nothing else.
+        For a plain ViT they are resized instead, so that its maps have strides of 4, 8, 16, ... (torchvision's heads
+        need them) also with patch 14, and that a teacher's maps cover the image and no padding.
         """
         height, width = pixel_values.shape[-2:]
         _, covered = self.map_frame((height, width))
@@ -119,19 +119,20 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> FPNObjectDetectionOutput | tuple[Any, ...]:
-        """Losses in train and eval mode, detections in eval mode alone (their selection takes time).
+        """Losses in train and eval mode, detections only in eval mode (their selection takes time).
 
         Args:
             pixel_values: `[B, 3, H, W]`, of any size, normalised.
-            pixel_mask: `[B, H, W]`, 1 on the image and 0 on padding at its right and bottom, where nothing is found.
+            pixel_mask: `[B, H, W]`, 1 on the image and 0 on padding at its right and bottom, where nothing is
+                detected.
             labels: one dictionary an image: `class_labels` `[n]` int64 from 0, `boxes` `[n, 4]` (centre x, centre y,
                 width, height) in 0..1 of W and H; n may be 0.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
             return_dict: False for a tuple.
-            kwargs: ignored, for callers that pass the same to every model.
+            kwargs: ignored, for callers that pass the same arguments to every model.
 
         Returns:
-            See `FPNObjectDetectionOutput`.
+            An `FPNObjectDetectionOutput`.
 
         Raises:
             ValueError: for labels that are not one dictionary an image, a class out of range or a box without area.
@@ -145,18 +146,14 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             sizes: list[tuple[float, float]] = [extent] * len(pixel_values)
             if pixel_mask is not None:
                 sizes = [(h * extent[0] / size[0], w * extent[1] / size[1]) for h, w in mask_sizes(pixel_mask)]
-            # The heads read the size off the first and no pixel.
+            # The heads read only the size of the first argument.
             images = ImageList(pixel_values.new_empty(0, 3, *covered), sizes)
             losses, found = self.head(maps, images, targets)
             if targets is not None:
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
             if not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
-        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
-            output.hidden_states = tuple(maps)
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
+        return self.finish(output, maps, output_hidden_states, return_dict)
 
     def targets(self, labels: Sequence[dict[str, Tensor]], batch: int, size: tuple[int, int]) -> list[Boxes]:
         """Labels of `transformers` -> those of torchvision: corners in pixels."""
@@ -167,9 +164,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         for i, label in enumerate(labels):
             classes, boxes = label["class_labels"], label["boxes"].float().reshape(-1, 4)
             if ((classes < 0) | (classes >= self.config.num_labels)).any():
-                raise ValueError(
-                    f"labels[{i}]: expected classes 0 to {self.config.num_labels - 1}, got {classes.tolist()}"
-                )
+                last = self.config.num_labels - 1
+                raise ValueError(f"labels[{i}]: expected classes 0 to {last}, got {classes.tolist()}")
             if not (boxes[:, 2:] > 0).all():
                 raise ValueError(f"labels[{i}]: expected boxes (cx, cy, w, h) with an area, got {boxes.tolist()}")
             corners = box_convert(boxes, "cxcywh", "xyxy") * scale.to(boxes.device)
@@ -177,7 +173,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         return targets
 
     def encode(self, found: list[Boxes], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Detections -> `logits` and `pred_boxes` of a fixed number of rows, which batches and processes can stack."""
+        """Detections -> `logits` and `pred_boxes` with a fixed number of rows, to be stacked over batches and
+        processes."""
         device = found[0]["boxes"].device
         logits = torch.full((len(found), self.config.max_detections, self.config.num_labels), ABSENT, device=device)
         boxes = torch.zeros(len(found), self.config.max_detections, 4, device=device)
@@ -198,14 +195,13 @@ class FPNForObjectDetection(FPNPreTrainedModel):
     ) -> list[Boxes]:
         """Detections of each image, best first, without the padding.
 
-        It does what the image processors do, and is right for padded batches too: those relate boxes to the padded
-        size, and know nothing of the mask.
+        Unlike the image processors' methods it is also right for padded batches: they scale boxes by the padded size.
 
         Args:
             outputs: of a forward in eval mode.
-            threshold: detections of this score or less are left out.
+            threshold: detections of this score or less are dropped.
             target_sizes: height and width of each original image; None leaves boxes in 0..1.
-            pixel_mask: what `forward` got, if anything.
+            pixel_mask: the one given to `forward`, if any.
 
         Returns:
             For each image `scores` `[n]`, `labels` `[n]` from 0 and `boxes` `[n, 4]` (corners).
@@ -227,7 +223,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
 
 
 def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
-    """Height and width of each image inside its padding, from a mask `[B, H, W]`."""
+    """Height and width of each image without its padding, from a mask `[B, H, W]`."""
     seen = pixel_mask.bool()
     heights, widths = seen.any(dim=2).sum(dim=1), seen.any(dim=1).sum(dim=1)
     return [(height, width) for height, width in torch.stack([heights, widths], dim=1).tolist()]

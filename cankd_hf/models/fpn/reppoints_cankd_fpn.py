@@ -29,7 +29,7 @@ INITIAL_WEIGHT, REFINED_WEIGHT = 0.5, 1.0
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x itself, whose gradient is multiplied by `factor`."""
+    """x itself, with its gradient multiplied by `factor`."""
     still = x.detach()
     return still + factor * (x - still)
 
@@ -44,7 +44,7 @@ def cell_centres(maps: list[Tensor], strides: list[float]) -> Tensor:
 
 
 class MomentTransform(nn.Module):
-    """The box of a set of points: around their mean, their deviation times a learned factor to each side."""
+    """The box of a set of points: their mean, plus and minus their deviation times a learned factor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class MomentTransform(nn.Module):
 
 
 class PointConv2d(DeformConv2d):
-    """A 3x3 convolution that reads the map at nine points where a plain one reads nine cells; always in float32."""
+    """A 3x3 convolution that samples the map at nine given points instead of nine cells; always in float32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1, bias=False)
@@ -78,13 +78,13 @@ class PointConv2d(DeformConv2d):
             return read(input.float(), points).to(input.dtype)
 
     def by_operator(self, input: Tensor, points: Tensor) -> Tensor:
-        """torchvision's deformable convolution, which counts from the nine cells of a plain one."""
+        """torchvision's deformable convolution, whose offsets are relative to the nine cells."""
         side = torch.arange(-1, 2, device=points.device)
         offsets = points - torch.cartesian_prod(side, side).reshape(1, -1, 1, 1)
         return deform_conv2d(input, offsets, self.weight.float(), padding=self.padding)
 
     def by_grid_sample(self, input: Tensor, points: Tensor) -> Tensor:
-        """The same numbers from more memory, but fast on a CPU, where the operator is not vectorised."""
+        """The same values with more memory, but fast on a CPU, where the operator is not vectorised."""
         height, width = input.shape[-2:]
         rows, columns = (torch.arange(n, device=points.device) for n in (height, width))
         y, x = points.unflatten(1, (POINTS, 2)).unbind(dim=2)
@@ -97,7 +97,8 @@ class PointConv2d(DeformConv2d):
 
 
 class RepPointsHead(nn.Module):
-    """Points of every cell twice, the second from features read at the first, where the classes are read as well."""
+    """Predicts the points of every cell twice; the second time, and for the classes, from features sampled at the
+    first."""
 
     def __init__(self, channels: int, num_classes: int, layers: int) -> None:
         super().__init__()
@@ -113,18 +114,12 @@ class RepPointsHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
         """Maps `[B, C, H, W]` -> `cls_logits` `[B, A, K]`, `initial_points` and `bbox_regression` `[B, A, P, 2]`.
 
-        The last are the refined points, under the name that torchvision gives to what becomes a box.
+        The last are the refined points, under torchvision's name for the box regression.
         """
         levels = zip(*(self.forward_level(x) for x in maps), strict=True)
-        logits, initial, refined = (
-            torch.cat([x.flatten(2).transpose(1, 2) for x in outputs], dim=1) for outputs in levels
-        )
-        shape = (POINTS, 2)
-        return {
-            "cls_logits": logits,
-            "initial_points": initial.unflatten(-1, shape),
-            "bbox_regression": refined.unflatten(-1, shape),
-        }
+        logits, *points = (torch.cat([x.flatten(2).transpose(1, 2) for x in outputs], dim=1) for outputs in levels)
+        initial, refined = (x.unflatten(-1, (POINTS, 2)) for x in points)
+        return {"cls_logits": logits, "initial_points": initial, "bbox_regression": refined}
 
     def forward_level(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map -> class logits `[B, K, H, W]`, initial and refined points `[B, 2 P, H, W]` (float32)."""
@@ -137,7 +132,7 @@ class RepPointsHead(nn.Module):
 
 
 class OverlapMatcher(Matcher):
-    """torchvision's matcher of RetinaNet, also for images without objects; what overlaps nothing is background."""
+    """torchvision's matcher of RetinaNet, also for images without objects; boxes without overlap are background."""
 
     def __init__(self) -> None:
         super().__init__(0.5, 0.4, allow_low_quality_matches=True)
@@ -152,16 +147,11 @@ class OverlapMatcher(Matcher):
 
 
 def assign_centres(boxes: Tensor, cells: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Which cells learn which objects with their initial points: an object's nearest centre on the level of its size.
+    """Assigns each object's initial points to the nearest centre on the level of its size.
 
-    Args:
-        boxes: `[n, 4]`.
-        cells: `[A, 3]`, as of `cell_centres`.
-        scale: the level of an object is the binary logarithm, rounded down, of its size (the root of its area) over
-            this, and its distances are shares of its width and height.
-
-    Returns:
-        Cells `[m]` and objects `[m]`: pairs, m <= n; of objects that want one cell it gets the nearest.
+    The level of a box `[n, 4]` is the binary logarithm, rounded down, of its size (the root of its area) over `scale`;
+    distances to the cells `[A, 3]` are relative to its width and height. Returns cells `[m]` and objects `[m]`: pairs,
+    m <= n; a cell of several objects gets the nearest.
     """
     centres, sizes = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
     octaves = (sizes / scale).log2().mean(dim=1).trunc()
@@ -177,25 +167,14 @@ def assign_centres(boxes: Tensor, cells: Tensor, scale: float) -> tuple[Tensor, 
 
 
 def reppoints_losses(
-    targets: list[dict[str, Tensor]],
-    logits: Tensor,
-    initial: Tensor,
-    refined: Tensor,
-    cells: Tensor,
-    scale: float,
+    targets: list[dict[str, Tensor]], logits: Tensor, initial: Tensor, refined: Tensor, cells: Tensor, scale: float
 ) -> dict[str, Tensor]:
-    """The three losses, each a sum over the batch by the number of its positive cells (an image has at least one).
+    """`loss_classification`, `loss_points_init` (times 0.5) and `loss_points_refine`.
 
-    Args:
-        targets: of each image `boxes` `[n, 4]` and `labels` `[n]`.
-        logits: `[B, A, K]`.
-        initial: boxes `[B, A, 4]` of the initial points, to which objects are matched by overlap for the other two.
-        refined: boxes `[B, A, 4]` of the refined points.
-        cells: `[A, 3]`, as of `cell_centres`.
-        scale: `anchor_scale`; boxes are compared in this many strides.
-
-    Returns:
-        `loss_classification`, `loss_points_init` (times 0.5) and `loss_points_refine`.
+    Each is a sum over the batch divided by the number of its positive cells (an image has at least one). Takes of each
+    image `boxes` `[n, 4]` and `labels` `[n]`, class logits `[B, A, K]`, the boxes `[B, A, 4]` of the initial and of
+    the refined points and the cells `[A, 3]`. Objects are matched to the initial boxes by overlap, for the classes and
+    the refined points; boxes are compared in units of `scale` (`anchor_scale`) strides.
     """
     matcher, unit = OverlapMatcher(), scale * cells[:, 2:]
     sums: list[list[Tensor]] = [[], [], []]
