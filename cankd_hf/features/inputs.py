@@ -63,7 +63,7 @@ def input_rule(model: nn.Module) -> InputRule:
             patch = _pair(part["patch_size"])[0]
             if kind == "dpt" and part.get("backbone_config"):
                 continue  # the inner backbone cuts the patches
-            windows = part.get("num_windows", 1) if kind in _WINDOWED else 1
+            windows = part["num_windows"] if kind in _WINDOWED else 1
             if kind == "lw_detr_vit":  # counts the windows of both sides
                 windows = round(windows**0.5)
             return InputRule(patch * windows, square=kind == "dpt", strict=kind in _WINDOWED)
