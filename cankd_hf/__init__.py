@@ -3,8 +3,6 @@
 Importing this package is fast and makes its students loadable with `AutoModelFor...from_pretrained`.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -4,8 +4,6 @@ The student classes need transformers, which takes seconds to import. So they ar
 classes are already there, and otherwise right after somebody imports them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder

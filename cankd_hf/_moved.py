@@ -1,7 +1,5 @@
 """Modules of cankd_hf 0.1 under their old names: they import with a `DeprecationWarning`, until 0.3."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Measures the cost of distillation: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

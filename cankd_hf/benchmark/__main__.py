@@ -1,7 +1,5 @@
 """`python -m cankd_hf.benchmark`."""
 
-from __future__ import annotations
-
 import sys
 
 from cankd_hf.benchmark import main

@@ -1,7 +1,5 @@
 """`python -m cankd_hf.benchmark loss`: the CanKD loss against its published form and against the machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """Clocks, memory, limits of the machine, and tables."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

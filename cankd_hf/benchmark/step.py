@@ -3,8 +3,6 @@
 `python -m cankd_hf.benchmark teacher RECIPE`: what early stop, dtype and compiling do for a teacher's forward.
 """
 
-from __future__ import annotations
-
 import resource
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """Parsers, tables and the dry run of the commands."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager

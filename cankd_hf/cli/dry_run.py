@@ -1,7 +1,5 @@
 """What `--dry-run` shows: everything a run would do, and one step of it."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """`python -m cankd_hf.push CHECKPOINT me/name`: a saved student to the Hub, and nothing else."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`python -m cankd_hf.train RECIPE [section.key=value ...]`: from a recipe to a distilled student."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a recipe says: each section as a dataclass, the reader and its advice. Imports no torch."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

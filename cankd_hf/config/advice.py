@@ -1,7 +1,5 @@
 """Types and values in the words of error messages, and what to write instead."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re

@@ -3,8 +3,6 @@
 Where a module is imported already, its objects are asked instead: they may have got a task or a loss since.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import sys

@@ -5,8 +5,6 @@ and resolvers (`${oc.env:...}` would write secrets into saved recipes) are refus
 are followed. Relative paths in a recipe are relative to the current directory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `training:` may hold: the settings of `TrainingArguments` and of ours, by name and type."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """YAML text and `a.b=value` overrides -> plain data that remembers where each value was written; runs no code."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any

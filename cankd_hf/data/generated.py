@@ -4,8 +4,6 @@ Only its outline identifies a shape: background and shapes draw their colours an
 so that no colour, stripe or brightness gives a class away, and shapes occlude one another.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`python -m cankd_hf.export CHECKPOINT`: a student as one file that runs without its Python code."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

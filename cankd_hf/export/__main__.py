@@ -1,7 +1,5 @@
 """`python -m cankd_hf.export`."""
 
-from __future__ import annotations
-
 import sys
 
 from cankd_hf.export import main

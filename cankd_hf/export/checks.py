@@ -1,7 +1,5 @@
 """Checks of the options, before anything heavy is imported."""
 
-from __future__ import annotations
-
 import argparse
 from importlib.util import find_spec
 from pathlib import Path

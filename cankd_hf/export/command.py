@@ -1,7 +1,5 @@
 """The steps of the command: load, trace, write to a temporary folder, check, move into place, measure, print."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

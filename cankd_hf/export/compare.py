@@ -1,7 +1,5 @@
 """Compares the outputs of the file with those of PyTorch, at several batch sizes and image sizes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Traces a student with torch.export and writes its files: model, metadata, and the lines that run it."""
 
-from __future__ import annotations
-
 import builtins
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """A saved student to export, with its preprocessor, and the teacher of its run."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Feature maps from any model: taps, grids, pairs, connectors, similarity."""
 
-from __future__ import annotations
-
 from cankd_hf.features.connectors import Connector
 from cankd_hf.features.grids import resize_map, to_maps, tokens_to_map
 from cankd_hf.features.pairing import describe_levels, pair_levels

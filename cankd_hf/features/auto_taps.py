@@ -1,7 +1,5 @@
 """Where the maps of a model are: a table of known models, and a search for the others."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from math import log2

@@ -1,7 +1,5 @@
 """Projects a student's feature map to the teacher's channels and brings both to one grid."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from cankd_hf.config.distill import GRIDS

@@ -1,7 +1,5 @@
 """Converts module outputs to feature maps `[B, C, H, W]`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

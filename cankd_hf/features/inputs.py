@@ -1,7 +1,5 @@
 """The image size and normalisation that a pretrained model expects."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from math import floor, sqrt

@@ -1,7 +1,5 @@
 """Which student level learns from which teacher level."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import log2
 

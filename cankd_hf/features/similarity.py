@@ -1,7 +1,5 @@
 """Similarity of two maps, without any learned part: diagnostics only."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Taps: feature maps read from inside any model with forward hooks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

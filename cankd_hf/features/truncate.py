@@ -1,7 +1,5 @@
 """Restricts a frozen model to what its taps need, and compiles it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 
 import torch

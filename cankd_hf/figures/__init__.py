@@ -1,7 +1,5 @@
 """Figures of student maps beside teacher maps; drawn without pyplot, so that no global state changes."""
 
-from __future__ import annotations
-
 from cankd_hf.figures.curves import training_curves, warning_signs
 from cankd_hf.figures.draw import attention_maps, difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look

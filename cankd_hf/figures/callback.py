@@ -1,7 +1,5 @@
 """Logs figures during training to TensorBoard, Trackio and W&B."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Training curves from a run's log history, and the warning signs in them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

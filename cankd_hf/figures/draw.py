@@ -1,7 +1,5 @@
 """Figures of maps over their image: one row a level, one column a model."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs one image through students and teachers: the maps that the figures are drawn from."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The numbers that figures show of feature maps; no drawing."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

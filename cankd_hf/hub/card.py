@@ -1,7 +1,5 @@
 """The model card of a student, from recorded facts; what was not recorded is left out, never guessed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What is recorded about a student: written by the trainer, read again from its folder for the card."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Which files of a folder belong to the student: the only ones that are ever pushed."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a run does with the Hub: check before training that it may push, and push when everything is written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import TrainingArguments

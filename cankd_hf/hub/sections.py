@@ -1,7 +1,5 @@
 """The sections of a card, one function each, from recorded facts only."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

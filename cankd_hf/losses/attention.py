@@ -3,8 +3,6 @@
 Letters: C channels, H and W the size of the maps, h and w after pooling.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The control beside CanKD: the same distance without the cross-attention block."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from cankd_hf.losses.base import FeatureLoss

@@ -1,7 +1,5 @@
 """COCO detection scores, exact for any number of processes: each image is reduced to a small table, without logits."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The detection scores as an `evaluate.Metric`; like `evaluate_adapter`, imported by nothing of cankd_hf."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import datasets

@@ -3,8 +3,6 @@
 Nothing of cankd_hf imports this module: `evaluate` takes seconds to import and is an optional dependency.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import datasets

@@ -1,7 +1,5 @@
 """Segmentation scores from three areas a class: exact for any number of processes, without keeping logits."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch.nn.functional import interpolate

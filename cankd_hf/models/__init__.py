@@ -1,7 +1,5 @@
 """Student and teacher architectures, and how to build or load them."""
 
-from __future__ import annotations
-
 
 def register() -> None:
     """Registers the pyramid models with `AutoConfig`, the two tasks' auto classes and `AutoImageProcessor`.

@@ -4,8 +4,6 @@
 offline; the concrete class, found through the same mapping, does both.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """Model configurations from recipe data, with checks that `transformers` does not make."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """A fix for the losses of the DETR family in transformers 5.23 with several processes."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from transformers.loss import loss_for_object_detection as losses

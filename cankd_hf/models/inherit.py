@@ -1,7 +1,5 @@
 """The inheriting strategy: a student whose neck or head is initialised from its teacher's (CanKD, the dagger rows)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

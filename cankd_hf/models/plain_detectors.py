@@ -5,8 +5,6 @@ to an area of their own, so that boxes of two pairs never overlap. Letters: B ba
 detections of an image.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

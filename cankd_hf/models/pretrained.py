@@ -1,7 +1,5 @@
 """Pretrained models that are not backbones: dense-prediction models with their heads, and plain ViTs."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

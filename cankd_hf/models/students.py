@@ -1,7 +1,5 @@
 """Builds and loads students of any architecture, with weights from anywhere."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Mapping

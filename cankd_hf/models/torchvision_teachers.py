@@ -1,7 +1,5 @@
 """torchvision's detectors and segmentation models as teachers: their own weights, tapped at the backbone's outputs."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +18,7 @@ from cankd_hf.models.configs import nearest
 PREFIX = "torchvision/"
 MULTIPLE = 32  # torchvision's detectors pad the images of a batch to it, at the right and bottom
 # Prefixes of the same parts in torchvision and in `FPNForObjectDetection`, for `student.inherit`.
-_OURS = {
-    "backbone.fpn.": "neck.pyramid.",
-    "head.": "head.head.",
-    "rpn.": "head.rpn.",
-    "roi_heads.": "head.roi_heads.",
-}
+_OURS = {"backbone.fpn.": "neck.pyramid.", "head.": "head.head.", "rpn.": "head.rpn.", "roi_heads.": "head.roi_heads."}
 
 
 class TorchvisionNet(nn.Module):

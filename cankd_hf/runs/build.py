@@ -1,7 +1,5 @@
 """From the sections of a recipe to models, teachers and trainers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

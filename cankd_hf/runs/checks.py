@@ -1,7 +1,5 @@
 """What is wrong with a recipe that only the classes of models, losses and arguments can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

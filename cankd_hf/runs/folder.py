@@ -1,7 +1,5 @@
 """The output folder: whose it is, and what was finished there before."""
 
-from __future__ import annotations
-
 import logging
 from itertools import count
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether a run has the processes that were asked for."""
 
-from __future__ import annotations
-
 import os
 
 import psutil

@@ -1,7 +1,5 @@
 """From a file to a recipe that can be run: structure first, then what only models can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run leaves behind, as typed records."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a checked recipe to trained students: builds the objects, trains the arms, keeps what is finished."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

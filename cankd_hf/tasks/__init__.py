@@ -1,7 +1,5 @@
 """The tasks, by their names in a recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,7 @@ from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
 from cankd_hf.tasks.segmentation import SegmentationTask
 
-TASKS: dict[str, type[Task]] = {
-    "segmentation": SegmentationTask,
-    "detection": DetectionTask,
-    "features": FeaturesTask,
-}
+TASKS: dict[str, type[Task]] = {"segmentation": SegmentationTask, "detection": DetectionTask, "features": FeaturesTask}
 
 __all__ = [
     "TASKS",

@@ -67,11 +67,7 @@ class DetectionTask(PipelineTask):
 
     name = "detection"
     metric = "ap"
-    metrics = {
-        "ap": Metric("map", "AP", "AP"),
-        "ap50": Metric("map_50", "AP50"),
-        "ap75": Metric("map_75", "AP75"),
-    }
+    metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
     pipeline_tag = "object-detection"
     prints = 'found["score"], found["box"]'
 

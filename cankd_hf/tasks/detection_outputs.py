@@ -1,7 +1,5 @@
 """Detections of every family of detectors, read from their outputs and drawn beside the ground truth."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

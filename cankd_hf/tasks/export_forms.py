@@ -1,7 +1,5 @@
 """The exportable forms of students: a module with plain inputs and outputs, and its comparison with the file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

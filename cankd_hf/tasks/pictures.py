@@ -1,7 +1,5 @@
 """Parts of pictures of predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a name, a folder or a model in memory to a `Teacher`."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import fields, replace
 from pathlib import Path

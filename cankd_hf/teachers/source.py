@@ -1,7 +1,5 @@
 """Where a batch's teacher outputs come from: computed now, or read from wherever they were kept."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Protocol
 

@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.features.auto_taps import quiet_forward
 from cankd_hf.features.grids import logits_of, resize_map
-from cankd_hf.features.inputs import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageStats,
-    input_rule,
-)
+from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageStats, input_rule
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around
 from cankd_hf.models.prompts import attach_empty_prompt

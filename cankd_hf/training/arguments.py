@@ -1,7 +1,5 @@
 """Training arguments with the defaults distillation needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Callbacks of every run: the epoch's augmentations, the stopwatch, and a stop that saves."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What lies in a checkpoint folder, and how a run stops without losing one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run knows about the student it saves, as plain data for its card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The Trainer's Hub side: every push, at whatever time, is the student alone and comes with its code and card."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a training minimises, as a value."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

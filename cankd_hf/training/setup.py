@@ -1,7 +1,5 @@
 """What a trainer is given, checked and with its defaults, before anything is built."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any

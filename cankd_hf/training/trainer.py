@@ -1,7 +1,5 @@
 """`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`python -m cankd_hf.visualize CHECKPOINT --images FILE ...`: figures of what a student learnt, in one report."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

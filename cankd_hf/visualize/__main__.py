@@ -1,7 +1,5 @@
 """`python -m cankd_hf.visualize`."""
 
-from __future__ import annotations
-
 import sys
 
 from cankd_hf.visualize import main

@@ -1,7 +1,5 @@
 """Opens a checkpoint for figures: students before and after, teachers, connectors, logged and measured numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The images to show: files, or some of the recipe's own data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 The report is one HTML file that holds all it shows, needs no network and no script.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable, Sequence

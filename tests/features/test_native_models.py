@@ -137,10 +137,7 @@ MODELS: dict[str, tuple[Callable[[], tr.PreTrainedModel], list[int]]] = {
         lambda: tr.DFineForObjectDetection(tr.DFineConfig(backbone_config=backbone(RESNET, (2, 3, 4)), **RT_DETR)),
         [8, 16, 32],
     ),
-    "detr": (
-        lambda: tr.DetrForObjectDetection(tr.DetrConfig(backbone_config=backbone(RESNET), **DETR)),
-        [32],
-    ),
+    "detr": (lambda: tr.DetrForObjectDetection(tr.DetrConfig(backbone_config=backbone(RESNET), **DETR)), [32]),
     "deformable_detr": (
         lambda: tr.DeformableDetrForObjectDetection(
             tr.DeformableDetrConfig(backbone_config=backbone(RESNET, (2, 3, 4)), **DETR)

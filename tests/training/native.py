@@ -43,10 +43,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "dab-detr": ({**TRANSFORMER, "hidden_size": 32, "backbone_config": LAST}, [32]),
     "detr": (DETR, [32]),
     "table-transformer": (DETR, [32]),
-    "yolos": (
-        {**VIT, "image_size": [64, 96], "num_detection_tokens": 12, "intermediate_size": 16},
-        [16],
-    ),
+    "yolos": ({**VIT, "image_size": [64, 96], "num_detection_tokens": 12, "intermediate_size": 16}, [16]),
     "lw_detr": (
         {
             **{**WINDOWED, "projector_scale_factors": [2.0, 1.0, 0.5]},

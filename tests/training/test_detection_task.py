@@ -146,11 +146,7 @@ def test_a_model_changes_no_task_but_has_one_that_serves_it() -> None:
     assert (
         served.rule.strict
         and not other.rule.strict
-        and (served.model_type, other.model_type)
-        == (
-            "rt_detr",
-            "cankd_fpn",
-        )
+        and (served.model_type, other.model_type) == ("rt_detr", "cankd_fpn")
     )
     sample = [{"pixel_values": torch.zeros(3, 60, 90)}]
     assert served.collate(sample)["pixel_values"].shape[-2:] == (64, 96)

@@ -36,11 +36,7 @@ STUDENTS: dict[str, StudentConfig] = {
     "resnet": StudentConfig(backbone={**TEACHERS["resnet"], "hidden_sizes": [8, 8, 16, 16]}, fpn=PYRAMID),
     "convnext": StudentConfig(backbone=TEACHERS["convnext"], fpn=PYRAMID),
     "timm mobilenetv3": StudentConfig(
-        backbone={
-            "model_type": "timm_backbone",
-            "backbone": "mobilenetv3_small_050",
-            "out_indices": [1, 2, 3, 4],
-        },
+        backbone={"model_type": "timm_backbone", "backbone": "mobilenetv3_small_050", "out_indices": [1, 2, 3, 4]},
         fpn=PYRAMID,
     ),
     "segformer": StudentConfig(

@@ -1,7 +1,5 @@
 """Collation: stacking tensors of several sizes, and batches that carry metadata about their samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks images and labels before training, so that nothing breaks hours into a run."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import logging

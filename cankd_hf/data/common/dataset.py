@@ -1,7 +1,5 @@
 """The map-style data set for the trainer: a source of samples, a transform, and a rule for bad images."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

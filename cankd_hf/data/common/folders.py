@@ -4,8 +4,6 @@ The layout is that of `datasets`' imagefolder. The metadata is read here and not
 columns in the order of the keys (5.2.0): with the mask named first it silently returns the photographs as masks.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

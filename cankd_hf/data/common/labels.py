@@ -1,7 +1,5 @@
 """Class names, colours and the void label of a data set."""
 
-from __future__ import annotations
-
 import colorsys
 import json
 from dataclasses import dataclass, field

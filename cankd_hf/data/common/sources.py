@@ -1,7 +1,5 @@
 """Data sets from a `data:` section: folder, parquet, Hub, stream or generated."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Streamed data: an iterable data set with a shuffle buffer."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Tables of images, loaded or streamed: parquet files, Hub data sets and `save_to_disk` folders."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

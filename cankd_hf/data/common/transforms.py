@@ -1,7 +1,5 @@
 """Transforms that several tasks share, on uint8 tensors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

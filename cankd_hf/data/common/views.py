@@ -1,7 +1,5 @@
 """Augmentation that depends on (seed, epoch, sample) and on nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

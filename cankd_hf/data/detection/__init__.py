@@ -1,7 +1,5 @@
 """Images with boxes: loading, transforms and collation."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -1,7 +1,5 @@
 """COCO json: categories, images, and their objects with crowds, gaps in the ids and repeated ids."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Collation of images with boxes, and the way back from a batch to the data set's pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

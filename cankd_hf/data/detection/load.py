@@ -1,7 +1,5 @@
 """Loads detection data sets: imagefolder with `objects`, COCO json, and tables of the Hub or parquet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

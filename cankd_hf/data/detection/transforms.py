@@ -1,7 +1,5 @@
 """Joint transforms of image and boxes, on uint8 tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

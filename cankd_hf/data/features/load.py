@@ -1,7 +1,5 @@
 """Loads images without labels, for label-free distillation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from cankd_hf.config.data import DataConfig

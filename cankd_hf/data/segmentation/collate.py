@@ -1,7 +1,5 @@
 """Collation of images with masks."""
 
-from __future__ import annotations
-
 import torch
 
 from cankd_hf.data.common.batch import stack_padded

@@ -1,7 +1,5 @@
 """Joint transforms of image and mask, on uint8 tensors."""
 
-from __future__ import annotations
-
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2

@@ -1,7 +1,5 @@
 """The affinities of the Can block, one file each: the published form beside one without an [N, M] tensor."""
 
-from __future__ import annotations
-
 from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections
 from cankd_hf.losses.affinities.concatenation import Concatenation
 from cankd_hf.losses.affinities.dot_product import DotProduct

@@ -1,7 +1,5 @@
 """The affinity of a learned vector with query and key, one after the other."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

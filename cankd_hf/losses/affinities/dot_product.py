@@ -1,7 +1,5 @@
 """The affinity of the paper's main results: a product divided by the number of keys, without a softmax."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

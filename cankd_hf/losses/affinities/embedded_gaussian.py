@@ -1,7 +1,5 @@
 """Softmax attention of projected queries over projected keys."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_and_values, output_block, softmax_read

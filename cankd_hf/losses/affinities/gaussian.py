@@ -1,7 +1,5 @@
 """Softmax attention of the raw student map over the raw teacher map."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read

@@ -1,7 +1,5 @@
 """Cutting maps into blocks that stay in a cache, so that temporaries never grow with the map."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -6,8 +6,6 @@ so that is all the forward pass keeps: [B, C] vectors instead of normalised maps
 Letters: B batch, C channels, K channels of the mixed map, N positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ The normalised map is never built: a BatchNorm over [B, C, H, W] needs the mean 
 only. Letters: B batch, C channels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn

@@ -7,8 +7,6 @@ same seen from the keys: key j is read by the queries with k_i > j, so its gradi
 Letters: B batch, D hidden channels, N queries, M keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,10 +91,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 def _prefix_sums(falling: Tensor, ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the first k values and of the first k weighted values, k from 0 to M: [B, M + 1, D] each."""
     zero = (0, 0, 1, 0)
-    return (
-        F.pad(ordered.cumsum(1), zero),
-        F.pad((falling[..., None] * ordered).cumsum(1), zero),
-    )
+    return (F.pad(ordered.cumsum(1), zero), F.pad((falling[..., None] * ordered).cumsum(1), zero))
 
 
 def _reader_sums(a: Tensor, grad: Tensor, reads: Tensor, keys: int) -> tuple[Tensor, Tensor]:

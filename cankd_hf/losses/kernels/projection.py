@@ -3,8 +3,6 @@
 Letters: B batch, C channels, E channels of the projections, M positions after pooling, r x w cells of a block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

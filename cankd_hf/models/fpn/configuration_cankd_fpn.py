@@ -3,8 +3,6 @@
 This file travels with every saved student (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

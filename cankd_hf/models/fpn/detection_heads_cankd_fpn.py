@@ -7,8 +7,6 @@ This file travels with every saved detector (`trust_remote_code=True`), so it im
 Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchors of all levels, n boxes of an image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ This file travels with every saved student (`trust_remote_code=True`), so it imp
 Letters in shapes: B batch, C channels, H and W of that map, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

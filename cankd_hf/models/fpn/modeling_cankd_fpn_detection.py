@@ -7,8 +7,6 @@ This file travels with every saved detector (`trust_remote_code=True`), so it im
 Letters in shapes: B batch, H and W of the images, K classes, N `max_detections`, n boxes of an image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

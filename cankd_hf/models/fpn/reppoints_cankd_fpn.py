@@ -11,8 +11,6 @@ Letters in shapes: B batch, C channels, H and W of that map, K classes, A cells 
 an image. Points are (y, x), in cells from the centre of their own; boxes are two corners in pixels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Energy of a training where the machine has a counter for it: read, never estimated."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import math

@@ -1,7 +1,5 @@
 """Between two log lines: means of the parts of the loss, how fast it went, and how long it waited for data."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

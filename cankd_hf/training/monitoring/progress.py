@@ -1,7 +1,5 @@
 """The progress bar of a run: the losses beside the estimate, a short line for each evaluation."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Groups for the charts of a tracker: transformers puts all that is logged in training under `train/`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 from unittest.mock import patch
