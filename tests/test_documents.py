@@ -74,7 +74,7 @@ def test_the_readme_trains_in_fifteen_lines(tmp_path: Path, monkeypatch: pytest.
     code = next(block for block in blocks if "CanKDTrainer(" in block)
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 15, f"{len(lines)} lines"
-    from .training.tiny import teacher
+    from .training.tiny_trainers import teacher
 
     # The only change: a small random teacher in place of one that has to be downloaded.
     assert code.count('"facebook/dinov2-base"') == 1

@@ -82,6 +82,7 @@ class PositiveProduct(Affinity):
         query = p.theta.flat(student.to(key.dtype))
         return output_block(p, self.published(p, query, key) @ value.mT)
 '''
+GAUSSIAN = "from cankd_hf.losses.affinities.gaussian import Gaussian\n"
 # file -> content; file -> (line to add after, line)
 NEW = {"losses/l1.py": LOSS_ON_MAPS, "losses/kl.py": LOSS_ON_LOGITS, "losses/affinities/positive.py": AFFINITY}
 LINES = {
@@ -91,7 +92,7 @@ LINES = {
         ('"cankd": CanKDLoss,', ' "l1": L1Loss, "kl": KLLoss,'),
     ],
     "losses/affinities/__init__.py": [
-        ("from __future__ import annotations\n", "from cankd_hf.losses.affinities.positive import PositiveProduct\n"),
+        (GAUSSIAN, "from cankd_hf.losses.affinities.positive import PositiveProduct\n"),
         ('"dot_product": DotProduct(),', ' "positive": PositiveProduct(),'),
     ],
 }

@@ -16,8 +16,8 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.train import main
 
-from .training.boxes import write_boxes, write_coco
-from .training.native import config, write_tokenizer
+from .training.detection_folders import write_boxes, write_coco
+from .training.native_detector_configs import config, write_tokenizer
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 RESNET = {

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.errors import exit_code
+from cankd_hf.commands import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

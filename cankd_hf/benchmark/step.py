@@ -21,7 +21,7 @@ from cankd_hf.benchmark.measure import interleaved, table
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
-from cankd_hf.features.grids import logits_of, resize_map
+from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Taps
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
@@ -97,19 +97,10 @@ class _Step:
         loss.backward()
 
     def distillation(self) -> None:
-        losses = []
         with self.trainer.compute_loss_context_manager():
             connected = self.distiller.connect(self.student_maps, self.outputs)
-            for item in self.distiller.placed:
-                if item.pair is not None:
-                    losses.append(item.loss(*connected[item.pair.name]))
-                    continue
-                ours, theirs = self.logits, self.outputs[item.teacher].logits
-                assert ours is not None and theirs is not None
-                if theirs.ndim == 4:
-                    theirs = resize_map(theirs, (ours.shape[-2], ours.shape[-1]))
-                losses.append(item.loss(ours, theirs))
-        torch.stack(losses).sum().backward()
+            values = [value for _, value in self.distiller.values(connected, self.logits, self.outputs)]
+        torch.stack(values).sum().backward()
 
     def similarity(self) -> None:
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
@@ -117,8 +108,10 @@ class _Step:
             self.distiller.measure(self.student_maps, self.outputs, connected)
 
     def optimizer(self) -> None:
-        self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad()
+        optimizer = self.trainer.optimizer
+        assert optimizer is not None
+        optimizer.step()
+        optimizer.zero_grad()
 
     def whole(self) -> None:
         inputs = self.trainer._prepare_inputs(next(self.batches))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cankd_hf.cli import importing
-from cankd_hf.errors import InputError, exit_code
+from cankd_hf.commands import command_parser, exit_code, importing
+from cankd_hf.errors import InputError
+from cankd_hf.names import RECIPE_FILE
 
 if TYPE_CHECKING:
     from cankd_hf.tasks import Task
@@ -24,12 +25,8 @@ The recipe saved beside the checkpoint says how its data are read; overrides cha
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.evaluate",
-        description="Score a saved student on a data set.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Score a saved student on a data set."
+    made = command_parser("evaluate", description, EXAMPLES)
     made.add_argument("checkpoint", help="folder of a student or of a checkpoint, or a Hub id")
     made.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the data are and how to read them")
     made.add_argument("--split", choices=("test", "validation"), help="which split (default: test where there is one)")
@@ -47,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
 
-    saved = Path(options.checkpoint) / "recipe.yaml"
+    saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
     with importing():

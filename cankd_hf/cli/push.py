@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.errors import exit_code
+from cankd_hf.commands import command_parser, exit_code
 
 EXAMPLES = """examples:
   python -m cankd_hf.push runs/quickstart me/shapes-student --dry-run
@@ -19,12 +19,8 @@ exit codes: 0 pushed, 2 refused (the message says why), 130 interrupted"""
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.push",
-        description="Push a saved student to the Hugging Face Hub.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Push a saved student to the Hugging Face Hub."
+    made = command_parser("push", description, EXAMPLES)
     made.add_argument("checkpoint", help="folder of a run or of a checkpoint")
     made.add_argument("repo", metavar="me/name", help="where to push; created where it does not exist")
     made.add_argument("--public", action="store_true", help="for everybody to see (default: private)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print("The distilled student is worse than the student alone here: distillation did not help.")
     elif gap is not None:
         console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
-    elif report.teachers() and any(arm.name == "student alone" for arm in report.arms):
+    elif report.teachers() and any(arm.name == ALONE for arm in report.arms):
         console.print("The teacher is not better than the student alone here: there is no gap to close.")
-    picture = Path(report.output_dir) / "predictions.png"
+    picture = Path(report.output_dir) / PICTURE_FILE
     if picture.is_file():
         console.print(f"Look first: {picture}", soft_wrap=True)
     console.print("Load the student with:")
@@ -62,7 +63,7 @@ def end_line(report: Report) -> str:
     reached = (
         "Trained" if score is None or math.isnan(score) else f"Reached {metric} {score:.3f} ({report.split}) after"
     )
-    files = {"card": "README.md", "results": "results.json", "recipe": "recipe.yaml"}
+    files = {"card": CARD_FILE, "results": RESULTS_FILE, "recipe": RECIPE_FILE}
     *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
     beside = f"{', '.join(first)} and {last}" if first else last
     steps = "1 step" if student.steps == 1 else f"{student.steps} steps"

@@ -4,8 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cankd_hf.cli import importing
-from cankd_hf.errors import exit_code
+from cankd_hf.commands import command_parser, exit_code, importing
 
 EXAMPLES = """examples:
   python -m cankd_hf.train recipes/quickstart.yaml
@@ -18,12 +17,8 @@ exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy: --help must answer at once."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.train",
-        description="Train a small vision model with a big one's help, as a recipe says.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Train a small vision model with a big one's help, as a recipe says."
+    made = command_parser("train", description, EXAMPLES)
     made.add_argument("recipe", help="YAML file; every key is explained in docs/recipes.md")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     made.add_argument("--dry-run", action="store_true", help="show what would happen, run one step, train nothing")

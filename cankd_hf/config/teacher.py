@@ -11,6 +11,7 @@ from annotated_types import Gt, Len
 from cankd_hf.config.advice import Say
 from cankd_hf.config.data import Mean, Std
 from cankd_hf.config.schema import Section
+from cankd_hf.names import TORCHVISION
 
 
 @dataclass
@@ -61,4 +62,4 @@ class TeacherConfig(Section):
     @property
     def from_torchvision(self) -> bool:
         """Whether `model` names a net of torchvision."""
-        return str(self.model).startswith("torchvision/")
+        return str(self.model).startswith(TORCHVISION)

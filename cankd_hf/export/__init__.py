@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.errors import exit_code
+from cankd_hf.commands import command_parser, exit_code
 from cankd_hf.export.checks import FORMATS, check_options
 
 EXAMPLES = """examples:
@@ -19,12 +19,8 @@ exit codes: 0 exported, 2 refused (the message says why), 130 interrupted"""
 
 def parser() -> argparse.ArgumentParser:
     """The command line; imports nothing heavy."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.export",
-        description="Export a saved student, check it against PyTorch and measure what the compression bought.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Export a saved student, check it against PyTorch and measure what the compression bought."
+    made = command_parser("export", description, EXAMPLES)
     made.add_argument("checkpoint", help="folder of a run or of a checkpoint, or a Hub id")
     made.add_argument("--format", default="onnx", help=f"{' or '.join(FORMATS)} (default: onnx)")
     made.add_argument("--dtype", default="float32", help="float32, float16, or bfloat16 (torch-export only)")

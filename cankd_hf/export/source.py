@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
+from cankd_hf.names import FACTS_FILE, RESULTS_FILE, TEACHER
 from cankd_hf.tasks import TASKS, saved_task
 from cankd_hf.tasks.export_forms import ExportForm
 
@@ -61,10 +62,10 @@ def teacher_of(source: Source) -> tuple[Source | None, dict[str, Any]]:
     folder = Path(source.name)
     if not folder.is_dir():
         return None, {}
-    root = folder if (folder / "results.json").is_file() else folder.parent
-    arms = read_json(root / "results.json").get("arms", [])
-    facts: dict[str, Any] = next((arm for arm in arms if arm.get("name") == "teacher"), {})
-    recorded = (read_json(folder / "distillation.json").get("teacher") or {}).get("model")
+    root = folder if (folder / RESULTS_FILE).is_file() else folder.parent
+    arms = read_json(root / RESULTS_FILE).get("arms", [])
+    facts: dict[str, Any] = next((arm for arm in arms if arm.get("name") == TEACHER), {})
+    recorded = (read_json(folder / FACTS_FILE).get("teacher") or {}).get("model")
     for place in (root / "teacher", recorded, facts.get("folder")):
         if place and Path(place).is_dir() and Path(place).resolve() != folder.resolve():
             try:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cankd_hf.figures.draw import FONT
+from cankd_hf.names import ALONE, DISTILLED
 
 History = Sequence[Mapping[str, Any]]
 _STYLES = ("-", "--", ":", "-.")
@@ -146,7 +147,7 @@ def warning_signs(
                 f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {last[1]:.4f}; "
                 "`load_best_model_at_end: true` keeps the best."
             )
-    alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in ("student alone", "student distilled"))
+    alone, distilled = ((scores or {}).get(name, {}).get(metric) for name in (ALONE, DISTILLED))
     if alone is not None and distilled is not None and sign * distilled < sign * alone:
         found.append(
             f"The distilled student is worse than the student alone ({metric} {distilled:.4f} against {alone:.4f}): "

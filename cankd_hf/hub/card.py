@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cankd_hf.hub import sections
 from cankd_hf.hub.facts import Facts, hub_id, read_facts
-from cankd_hf.hub.files import CARD_FILE
+from cankd_hf.names import CARD_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from transformers.utils import CONFIG_NAME
 
 from cankd_hf.errors import InputError
-from cankd_hf.hub.files import FACTS_FILE, RECIPE_FILE, RESULTS_FILE, read_json
+from cankd_hf.hub.files import read_json
+from cankd_hf.names import CARD_FILE, FACTS_FILE, RECIPE_FILE, RESULTS_FILE, TORCHVISION
 from cankd_hf.tasks import Task, recorded_task
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -92,7 +93,7 @@ def hub_id(name: object) -> str | None:
     """`name` if it can be a repository on the Hub and is not a local folder."""
     text = str(name or "")
     # timm/x is an architecture; weights on the Hub have a tag: timm/x.y
-    if text.startswith("torchvision/") or (text.startswith("timm/") and "." not in text):
+    if text.startswith(TORCHVISION) or (text.startswith("timm/") and "." not in text):
         return None
     return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
 
@@ -103,9 +104,9 @@ def licence_of(model: str | None, revision: str | None = None) -> str | None:
     if model is None:
         return None
     try:
-        file = Path(model) / "README.md"
+        file = Path(model) / CARD_FILE
         if not file.is_file():
-            file = Path(hf_hub_download(model, "README.md", revision=revision, etag_timeout=5))
+            file = Path(hf_hub_download(model, CARD_FILE, revision=revision, etag_timeout=5))
         card = ModelCard.load(file)
     except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError):
         return None  # offline, gated or without a card

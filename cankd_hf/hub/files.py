@@ -12,11 +12,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.names import FACTS_FILE, RECIPE_FILE, RESULTS_FILE
 
-CARD_FILE = "README.md"
-FACTS_FILE = "distillation.json"
-RECIPE_FILE = "recipe.yaml"
-RESULTS_FILE = "results.json"
 # Pushed beside configuration, weights and code. All other files stay local: optimizer, connectors, teacher, random
 # states, pictures of the data.
 _BESIDE = (

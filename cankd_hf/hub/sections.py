@@ -6,9 +6,10 @@ from typing import Any
 
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
 from cankd_hf.losses import LOSSES
+from cankd_hf.names import ALONE, DISTILLED, STUDENT, TEACHER, TORCHVISION
 
 # Rows of the result table, in their order.
-_ROWS = ("student alone", "student", "student distilled", "teacher")
+_ROWS = (ALONE, STUDENT, DISTILLED, TEACHER)
 
 
 def purpose(facts: Facts) -> str:
@@ -133,7 +134,7 @@ def _teacher_name(facts: Facts, name: str) -> str:
     model, kind = manifest.get("model"), manifest.get("class", "model")
     if hub_id(model):
         return str(model)
-    if str(model).startswith("torchvision/"):
+    if str(model).startswith(TORCHVISION):
         return f"`{model}`"
     if model == "random weights":
         return f"a {kind} with random weights"

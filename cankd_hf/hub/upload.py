@@ -16,7 +16,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import card_for
-from cankd_hf.hub.files import CARD_FILE, Upload, check_no_secret, student_files
+from cankd_hf.hub.files import Upload, check_no_secret, student_files
+from cankd_hf.names import CARD_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import nearest
+from cankd_hf.names import TORCHVISION as PREFIX
 
-PREFIX = "torchvision/"
 MULTIPLE = 32  # torchvision's detectors pad the images of a batch to it, at the right and bottom
 # Prefixes of the same parts in torchvision and in `FPNForObjectDetection`, for `student.inherit`.
 _OURS = {"backbone.fpn.": "neck.pyramid.", "head.": "head.head.", "rpn.": "head.rpn.", "roi_heads.": "head.roi_heads."}

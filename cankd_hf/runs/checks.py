@@ -16,12 +16,7 @@ from cankd_hf.training.arguments import own_problems
 
 
 def check_models(recipe: Recipe, problems: Problems) -> None:
-    """Notes every value that a model, a loss or the training arguments refuse.
-
-    Args:
-        recipe: one whose structure is right.
-        problems: where to note them.
-    """
+    """Adds to `problems` every value that a model, a loss or the training arguments refuse."""
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     teachers = {recipe.teacher_path(name): teacher for name, teacher in recipe.named_teachers().items()}
     configs = {"student.config": recipe.student.config, "student.backbone": recipe.student.backbone}

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.errors import InputError
+from cankd_hf.names import ARM_FILE, RECIPE_FILE
 from cankd_hf.training.arguments import CanKDConfig
 
 logger = logging.getLogger(__name__)
-
-
-RECIPE_FILE = "recipe.yaml"
 
 
 def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
@@ -35,7 +33,7 @@ def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
 def holds_work(out: Path) -> bool:
     """Whether anything was trained there: a checkpoint or a finished arm, of the run or of its other arms."""
     return any(
-        True for pattern in ("checkpoint-*", "arm.json") for depth in ("", "*/") for _ in out.glob(depth + pattern)
+        True for pattern in ("checkpoint-*", ARM_FILE) for depth in ("", "*/") for _ in out.glob(depth + pattern)
     )
 
 

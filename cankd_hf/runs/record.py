@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESULTS_FILE = "results.json"
+from cankd_hf.names import ALONE, DISTILLED, TEACHER
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Report:
 
     def gap_closed(self) -> float | None:
         """Share of the gap between student alone and best teacher that distillation closed; None where unmeasured."""
-        alone, distilled = (self._score(name) for name in ("student alone", "student distilled"))
+        alone, distilled = (self._score(name) for name in (ALONE, DISTILLED))
         teachers = [arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores]
         if not teachers or alone is None or distilled is None:
             return None
@@ -46,7 +46,7 @@ class Report:
 
     def teachers(self) -> list[Arm]:
         """The arms that are teachers: `teacher`, or `teacher NAME` of several."""
-        return [arm for arm in self.arms if arm.name.split()[0] == "teacher"]
+        return [arm for arm in self.arms if arm.name.split()[0] == TEACHER]
 
     def _score(self, name: str) -> float | None:
         return next((arm.scores.get(self.metric) for arm in self.arms if arm.name == name), None)

@@ -14,10 +14,11 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub.publish import open_target, publish
+from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
 from cankd_hf.runs.folder import claim
 from cankd_hf.runs.launch import check_launch
-from cankd_hf.runs.record import RESULTS_FILE, Arm, Report, as_dict, write_json
+from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.callbacks import GracefulStopCallback, Stopwatch
@@ -56,8 +57,8 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     session = _Session(recipe, task, data, restart, resume)
     arms = session.prepare_teachers()
     if session.teachers and recipe.baseline:
-        arms.append(session.train("student alone", out / "alone", {}))
-    name = "student distilled" if session.teachers else "student"
+        arms.append(session.train(ALONE, out / "alone", {}))
+    name = DISTILLED if session.teachers else STUDENT
     arms.append(session.train(name, out, session.teachers))
     report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts, task.greater_is_better)
     if args.process_index == 0:
@@ -127,8 +128,8 @@ class _Session:
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
         if args.process_index == 0:
-            trainer.state.save_to_json(str(folder / "trainer_state.json"))
-            write_json(folder / "arm.json", {**vars(arm), "taps": _taps(trainer)})
+            trainer.state.save_to_json(str(folder / STATE_FILE))
+            write_json(folder / ARM_FILE, {**vars(arm), "taps": _taps(trainer)})
         return arm
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
@@ -155,7 +156,7 @@ class _Session:
         if self.scored_set is None:
             return
         models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
-        self.task.picture(self.scored_set, models, Path(report.output_dir) / "predictions.png", self.recipe.data)
+        self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
 
     def _scores(self, trainer: CanKDTrainer, dataset: Any = None) -> dict[str, float]:
         dataset = self.scored_set if dataset is None else dataset
@@ -166,7 +167,7 @@ class _Session:
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 
     def _finished(self, folder: Path, name: str) -> Arm | None:
-        file = folder / "arm.json"
+        file = folder / ARM_FILE
         if self.restart or not file.is_file():
             return None
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -174,7 +175,7 @@ class _Session:
         return Arm(**saved) if saved["name"] == name else None
 
     def _checkpoint(self, folder: Path, name: str) -> str | None:
-        if name.startswith("student") and name != "student alone" and self.resume is not None:
+        if name.startswith("student") and name != ALONE and self.resume is not None:
             return self.resume
         return get_last_checkpoint(str(folder)) if folder.is_dir() and not self.restart else None
 

@@ -11,20 +11,11 @@ class TeacherSource(Protocol):
     """Turns a batch into one output for each named teacher."""
 
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
-        """Gives the outputs for the images of a batch.
-
-        Args:
-            batch: `pixel_values` `[B, 3, H, W]`, normalised with the student's statistics, and the batch's meta.
-            names: the teachers that are needed; None: all.
-        """
+        """The outputs of the named teachers (None: all) for a batch, normalised with the student's statistics."""
 
 
 class LiveTeachers:
-    """Runs the teachers on each batch.
-
-    Args:
-        teachers: by name.
-    """
+    """Runs the teachers, given by name, on each batch."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)

@@ -12,11 +12,10 @@ from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
 
-DISTILLER_FILE = "distiller.safetensors"
-MANIFEST_FILE = "teacher_manifest.json"
 STUDENT = "student."  # how the names of its tensors begin in a `Distiller`
 
 

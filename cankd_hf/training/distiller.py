@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -259,10 +259,7 @@ class Distiller(nn.Module):
         if teachers:
             connected = self.connect(maps, teachers)
             order = {term.label: index for index, term in enumerate(self.objective.terms)}
-            for item in self.placed:
-                if item.teacher not in teachers:
-                    continue
-                value = item.loss(*_compared(item, connected, logits, teachers[item.teacher]))
+            for item, value in self.values(connected, logits, teachers):
                 parts[item.name] = value.detach().float()
                 index = order[item.term.label]
                 weighted = item.weight * value if factors is None else item.weight * factors[index] * value
@@ -280,6 +277,23 @@ class Distiller(nn.Module):
             for name, pair in self.pairs.items()
             if (output := self._output(teachers, pair)) is not None
         }
+
+    def values(
+        self, connected: Connected, logits: Tensor | None, teachers: Mapping[str, TeacherOutput]
+    ) -> Iterator[tuple[Placed, Tensor]]:
+        """The unweighted loss [] of each placed loss whose teacher is given, with its gradient."""
+        for item in self.placed:
+            if item.pair is not None and item.pair.name in connected:
+                yield item, item.loss(*connected[item.pair.name])
+            elif item.pair is None and item.teacher in teachers:
+                theirs = teachers[item.teacher].logits
+                if logits is None or theirs is None:
+                    who = "student" if logits is None else "teacher"
+                    place = f"distill.terms.{item.term.label}"
+                    raise InputError(f"{place}: reads logits, and the {who} gives none in training; compare maps")
+                if theirs.ndim == 4:  # on the student's grid
+                    theirs = resize_map(theirs, (logits.shape[-2], logits.shape[-1]))
+                yield item, item.loss(logits, theirs)
 
     def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
         return teachers.get(pair.of or next(iter(self.teachers)))
@@ -304,18 +318,3 @@ class Distiller(nn.Module):
             if item.pair is not None and item.has_branch and item.pair.name in connected
         }
         return similarity, cast(dict[str, Tensor], shares)
-
-
-def _compared(
-    item: Placed, connected: Connected, logits: Tensor | None, teacher: TeacherOutput
-) -> tuple[Tensor, Tensor]:
-    """What a placed loss compares: the two maps of its pair, or the logits, the teacher's on the student's grid."""
-    if item.pair is not None:
-        return connected[item.pair.name]
-    if logits is None or teacher.logits is None:
-        raise InputError(
-            f"distill.terms.{item.term.label}: reads logits, and the {'student' if logits is None else 'teacher'} "
-            "gives none in training; take a loss on maps"
-        )
-    theirs = teacher.logits
-    return logits, resize_map(theirs, (logits.shape[-2], logits.shape[-1])) if theirs.ndim == 4 else theirs

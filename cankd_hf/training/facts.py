@@ -9,6 +9,7 @@ import transformers
 from transformers import TrainerState
 
 from cankd_hf.hub.facts import hardware, hub_id
+from cankd_hf.names import TORCHVISION
 from cankd_hf.tasks import Task
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -26,18 +27,7 @@ def run_facts(
     energy: EnergyMeter,
     best: bool,
 ) -> dict[str, Any]:
-    """Everything that a card may say, from the parts of a trainer.
-
-    Args:
-        args: its settings.
-        state: of the training.
-        task: what is learnt.
-        distiller: student and terms.
-        teachers: by name.
-        inherited: parts that started with a teacher's weights.
-        energy: what was measured.
-        best: whether the weights may be the best ones, loaded at the end, rather than those of this step.
-    """
+    """Everything that a card may say, from the parts of a trainer; `best`: the weights may be the best ones."""
     student = distiller.student
     manifests = {name: _shown(teacher.manifest()) for name, teacher in teachers.items()}
     step = state.global_step
@@ -72,7 +62,7 @@ def run_facts(
 
 def _shown(manifest: dict[str, Any]) -> dict[str, Any]:
     """A teacher's manifest with only the last part of a local path, which means nothing on another machine."""
-    if hub_id(manifest["model"]) is None and not manifest["model"].startswith("torchvision/"):
+    if hub_id(manifest["model"]) is None and not manifest["model"].startswith(TORCHVISION):
         return {**manifest, "model": Path(manifest["model"]).name}
     return manifest
 

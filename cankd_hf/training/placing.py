@@ -23,13 +23,7 @@ from cankd_hf.losses.base import DistillationLoss
 
 
 class Pair(tuple[Any, ...]):
-    """A level of the student and a level of a teacher: equal to `(student, teacher)` where there is one teacher.
-
-    Args:
-        student: index of the student's level.
-        teacher: index of the teacher's level.
-        of: the teacher's name; empty where there is only one.
-    """
+    """A level of the student and a level of a teacher: equal to `(student, teacher)` where there is one teacher."""
 
     def __new__(cls, student: int, teacher: int, of: str = "") -> Pair:
         return super().__new__(cls, (student, teacher, of) if of else (student, teacher))
@@ -59,20 +53,12 @@ class Pair(tuple[Any, ...]):
 
 
 class Placed(NamedTuple):
-    """One loss of a term.
-
-    Attributes:
-        term: the term it belongs to.
-        teacher: name of the teacher it learns from.
-        pair: the maps that it compares; None for logits.
-        weight: multiplier of its value.
-        loss: the module.
-    """
+    """One loss of a term."""
 
     term: LossTerm
-    teacher: str
-    pair: Pair | None
-    weight: float
+    teacher: str  # name of the teacher it learns from
+    pair: Pair | None  # the maps that it compares; None for logits
+    weight: float  # multiplier of its value
     loss: nn.Module
 
     @property
@@ -89,15 +75,10 @@ class Placed(NamedTuple):
 
 @dataclass
 class TeacherShape:
-    """What a teacher's output looks like.
+    """What a teacher's output looks like."""
 
-    Attributes:
-        levels: its maps.
-        logits: shape of the logits of one image; None for a model that gives none.
-    """
-
-    levels: list[Level] = field(default_factory=list)
-    logits: Sequence[int] | None = None
+    levels: list[Level] = field(default_factory=list)  # its maps
+    logits: Sequence[int] | None = None  # shape for one image; None for a model that gives none
 
 
 def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[str, TeacherShape]:
@@ -126,11 +107,7 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
 def check_classes(
     term: LossTerm, student: PreTrainedModel, name: str, teacher: TeacherShape, image_size: tuple[int, int]
 ) -> int:
-    """The number of classes that student and teacher rate.
-
-    Raises:
-        InputError: if one of them gives no logits, or the two do not rate the same number of classes.
-    """
+    """The number of classes that student and teacher rate; `InputError` if they differ or one gives no logits."""
     place = f"distill.terms.{term.label}.loss: {term.loss_name} reads logits"
     found = logits_of(quiet_forward(student, image_size))
     shapes = {"student": None if found is None else found.shape, f"teacher {name}": teacher.logits}
@@ -145,17 +122,7 @@ def check_classes(
 
 
 def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
-    """The loss module of one pair.
-
-    Args:
-        term: the term.
-        width: channels of the maps, or classes of the logits.
-        number: how many of the term's pairs have one already: a module that was given is copied for those after the
-            first.
-
-    Raises:
-        InputError: options that the loss does not take, or a `loss` that is neither name, class nor module.
-    """
+    """The loss module of pair `number` of a term, for `width` channels of its maps or classes of its logits."""
     if isinstance(term.loss, nn.Module):
         return copy.deepcopy(term.loss) if number else term.loss
     cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
@@ -173,18 +140,9 @@ def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
 def freeze(
     student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]
 ) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Freezes parts of the student; what an earlier call froze trains again unless it is among them.
+    """Freezes modules of the student, after giving `thawed`, what an earlier call froze, its gradient back.
 
-    Args:
-        student: the model.
-        parts: paths of its modules.
-        thawed: parameters to give their gradient back first: those that an earlier call froze.
-
-    Returns:
-        The frozen modules, and the parameters that trained before.
-
-    Raises:
-        InputError: for a part that the student does not have.
+    Returns the frozen modules, and those of their parameters that were trained before.
     """
     modules = dict(student.named_modules())
     unknown = [part for part in parts if not part or part not in modules]

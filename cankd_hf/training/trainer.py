@@ -17,7 +17,7 @@ from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
-from cankd_hf.hub.files import RECIPE_FILE
+from cankd_hf.names import RECIPE_FILE
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource

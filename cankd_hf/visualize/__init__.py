@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cankd_hf.errors import InputError, exit_code
+from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.errors import InputError
 
 EXAMPLES = """examples:
   python -m cankd_hf.visualize runs/quickstart
@@ -20,12 +21,8 @@ exit codes: 0 written, 2 bad input (the message says what), 130 interrupted"""
 
 def parser() -> argparse.ArgumentParser:
     """The command line; imports nothing heavy."""
-    made = argparse.ArgumentParser(
-        prog="python -m cankd_hf.visualize",
-        description="Show what a student sees beside its teacher: maps, attention, training curves, one HTML report.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Show what a student sees beside its teacher: maps, attention, training curves, one HTML report."
+    made = command_parser("visualize", description, EXAMPLES)
     made.add_argument("checkpoint", help="folder of a run or of a checkpoint, or a Hub id")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the saved recipe")
     made.add_argument("--images", nargs="+", metavar="FILE", help="images (default: some of the recipe's own split)")

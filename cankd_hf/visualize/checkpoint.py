@@ -18,19 +18,18 @@ from cankd_hf.features.taps import Taps
 from cankd_hf.figures import Subject
 from cankd_hf.figures.curves import History
 from cankd_hf.hub.facts import Facts, read_facts
-from cankd_hf.hub.files import RECIPE_FILE, read_json, student_files
+from cankd_hf.hub.files import read_json, student_files
 from cankd_hf.models import register
 from cankd_hf.models.inherit import inherit
+from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, DISTILLER_FILE, MANIFEST_FILE, RECIPE_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import build_student, build_teacher
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.checkpoint import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.setup import teacher_shapes
 
-STATE_FILE = "trainer_state.json"
 # The files of a student on the Hub; its code must be there, but is never run.
 _FROM_HUB = ["*.json", "*.yaml", "*.safetensors", "*.py"]
 
@@ -182,8 +181,8 @@ def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, weights: Pat
             else:
                 opened.notes.append("The initial student inherits parts of a teacher that is not here: left out.")
     alone = opened.root / "alone"
-    if (alone / "config.json").is_file() and (alone / "arm.json").is_file():
-        opened.subjects.append(Subject("student alone", Taps(opened.task.load(alone), taps)))
+    if (alone / "config.json").is_file() and (alone / ARM_FILE).is_file():
+        opened.subjects.append(Subject(ALONE, Taps(opened.task.load(alone), taps)))
     if recipe is None or not teachers or weights is None:
         opened.subjects.append(Subject("student", Taps(model, taps)))
         return
@@ -226,8 +225,8 @@ def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None
 def _histories(opened: OpenedCheckpoint) -> dict[str, History]:
     recipe = opened.recipe
     arms = [] if recipe is None else [_arm_of(recipe, teacher) for teacher in recipe.named_teachers()]
-    name = "student distilled" if arms else "student"
-    files = {name: opened.folder / STATE_FILE, "student alone": opened.root / "alone" / STATE_FILE}
+    name = DISTILLED if arms else STUDENT
+    files = {name: opened.folder / STATE_FILE, ALONE: opened.root / "alone" / STATE_FILE}
     files |= {arm: opened.root / arm.replace(" ", "-") / STATE_FILE for arm in arms or ["teacher"]}
     found = {arm: read_json(file).get("log_history") or [] for arm, file in files.items()}
     return {arm: history for arm, history in found.items() if history or arm == name}

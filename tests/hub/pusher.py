@@ -20,7 +20,7 @@ from cankd_hf import CanKDConfig, CanKDTrainer, evaluate, push, train
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub import upload
 from cankd_hf.tasks import DetectionTask
-from tests.training.tiny import CLASSES, Images, terms, trainer
+from tests.training.tiny_trainers import CLASSES, Images, terms, trainer
 
 SIZE = {"height": 64, "width": 64}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}

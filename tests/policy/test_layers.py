@@ -13,6 +13,8 @@ LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
     "_moved": 0,  # old module names, as text
     "errors": 0,
+    "names": 0,
+    "commands": 1,
     "config": 1,
     "losses": 2,
     "features": 2,

@@ -13,8 +13,8 @@ from transformers import SwinConfig
 from cankd_hf.errors import InputError
 from tests.processes import run_two
 
-from .boxed import STUDENTS, detector_trainer, scores
-from .tiny import Images, largest_difference, student, teacher, terms, trainer, weights
+from .detector_trainers import STUDENTS, detector_trainer, scores
+from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
 
 
 def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset
 
-from .tiny import Images, student, trainer
+from .tiny_trainers import Images, student, trainer
 
 
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

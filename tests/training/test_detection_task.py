@@ -18,9 +18,9 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub.files import student_files
 from cankd_hf.tasks import DetectionTask, task_for
 
-from .boxes import write_boxes
-from .native import config as native_config
-from .native import write_tokenizer
+from .detection_folders import write_boxes
+from .native_detector_configs import config as native_config
+from .native_detector_configs import write_tokenizer
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"

@@ -21,7 +21,7 @@ from cankd_hf.figures import callback as module
 from cankd_hf.runs.build import build_trainer
 from cankd_hf.tasks import TASKS
 
-from . import tiny
+from . import tiny_trainers as tiny
 
 NAMES = ["activation", "attention", "difference", "principal_components"]
 

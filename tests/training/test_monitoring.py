@@ -25,7 +25,7 @@ from cankd_hf.training.monitoring.energy import Counter, EnergyMeter, find_count
 from cankd_hf.training.monitoring.interval import BatchClock
 from cankd_hf.training.monitoring.progress import TrainingProgress, show_progress
 
-from .tiny import Images, trainer
+from .tiny_trainers import Images, trainer
 
 
 class SlowImages(Images):

@@ -33,8 +33,8 @@ from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint import read_student_weights
 from cankd_hf.training.trainer import CanKDTrainer
 
-from .boxes import write_boxes
-from .native import FAMILIES, PYRAMID, RESNET, config, write_tokenizer
+from .detection_folders import write_boxes
+from .native_detector_configs import FAMILIES, PYRAMID, RESNET, config, write_tokenizer
 
 # Families whose image processor no table of transformers names: their checkpoints do.
 NAMED_BY_CHECKPOINTS = {
@@ -179,7 +179,7 @@ def test_it_teaches_too(name: str, run: Callable[[str], Run]) -> None:
 )
 def test_saved_students_need_no_cankd_hf(names: list[str], run: Callable[[str], Run], tmp_path: Path) -> None:
     folders = [str(run(name).folder) for name in names]
-    command = [sys.executable, str(Path(__file__).with_name("stock.py")), *folders]
+    command = [sys.executable, str(Path(__file__).with_name("without_cankd_hf.py")), *folders]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])

@@ -17,7 +17,7 @@ from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.teachers.teacher import Teacher
 
-from .tiny import Images, largest_difference, student, teacher, terms, trainer, weights
+from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
 
 
 class KL(LogitsLoss):

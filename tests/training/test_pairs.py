@@ -14,7 +14,7 @@ from cankd_hf.models import register
 from cankd_hf.models.students import StudentConfig, build_student
 from cankd_hf.teachers.load import load_teacher
 
-from .tiny import CLASSES, Images, terms, trainer, weights
+from .tiny_trainers import CLASSES, Images, terms, trainer, weights
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "intermediate_size": 64}
 STAGES = {"depths": [1, 1, 1, 1], "out_indices": [1, 2, 3, 4]}

@@ -13,7 +13,7 @@ from transformers import AutoModelForObjectDetection, ResNetBackbone, ResNetConf
 from cankd_hf.errors import InputError
 from cankd_hf.models.students import StudentConfig, build_student
 
-from .native import HYBRID, PYRAMID, config
+from .native_detector_configs import HYBRID, PYRAMID, config
 
 NAMES = {0: "red", 1: "green"}
 

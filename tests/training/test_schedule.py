@@ -10,7 +10,7 @@ import torch
 from cankd_hf.errors import InputError
 from cankd_hf.training.arguments import CanKDConfig
 
-from .tiny import trainer
+from .tiny_trainers import trainer
 
 
 def test_the_rate_is_a_tenth_after_each_drop(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cankd_hf.config.distill import LossTerm
 from cankd_hf.training.monitoring.trackers import GroupedWandb, group_names, grouped
 from cankd_hf.training.trainer import CanKDTrainer
 
-from .tiny import Images, trainer
+from .tiny_trainers import Images, trainer
 
 GROUPED_NAMES = {
     "train/loss",

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import leave_together
-from tests.training.boxed import STUDENTS, detector_trainer, scores
-from tests.training.tiny import Images, student, trainer, weights
+from tests.training.detector_trainers import STUDENTS, detector_trainer, scores
+from tests.training.tiny_trainers import Images, student, trainer, weights
 
 
 def train(made: CanKDTrainer, name: str) -> int:

@@ -13,17 +13,10 @@ from torch.distributed.nn.functional import all_reduce
 def batch_affine(
     norm: nn.BatchNorm2d | nn.SyncBatchNorm, mean: Tensor, var: Tensor, positions: int, update: bool
 ) -> tuple[Tensor, Tensor]:
-    """What the norm does to a map, as `scale * map + shift`.
+    """What the norm does to a map, as `scale * map + shift`, [C] each.
 
-    Args:
-        norm: the norm; a SyncBatchNorm takes the statistics of all processes.
-        mean: mean of the map over the positions of each image, [B, C].
-        var: biased variance of the same, [B, C].
-        positions: positions of the map, H * W.
-        update: whether to update the running statistics, in train mode.
-
-    Returns:
-        scale and shift, [C] each.
+    mean and (biased) var [B, C] are taken over the positions H * W of each image; a SyncBatchNorm takes those of all
+    processes. With `update` the running statistics move in train mode.
     """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         batch_mean, batch_var = norm.running_mean.to(mean), norm.running_var.to(mean)

@@ -21,13 +21,7 @@ from cankd_hf.losses.kernels.blocks import blocks
 def relu_read(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
     """`y_i = sum_j relu(a_i + b_j) v_j / M`, differentiable once.
 
-    Args:
-        a: part of the affinity from each query, [B, N].
-        b: part from each key, [B, M].
-        value: [B, M, D].
-
-    Returns:
-        y, [B, N, D].
+    a [B, N] and b [B, M] are the parts of the affinity from queries and keys, value is [B, M, D], y [B, N, D].
     """
     result: Tensor = _ReluRead.apply(a, b, value)
     return result

@@ -16,14 +16,8 @@ from cankd_hf.losses.kernels.blocks import blocks
 def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
     """`pool(conv(teacher))`, the pool being 2x2 (floor), differentiable once in weight and bias.
 
-    Args:
-        teacher: the map [B, C, H, W]; gets no gradient.
-        weight: [E, C], in the type to compute in.
-        bias: [E].
-        pool: whether to pool; H and W are then at least 2.
-
-    Returns:
-        The projection [B, E, M].
+    The teacher map [B, C, H, W] gets no gradient; weight [E, C] and bias [E] are in the type to compute in; H and W
+    are at least 2 where it is pooled. Returns the projection [B, E, M].
     """
     projected: Tensor = _Projection.apply(teacher, weight, pool)
     # a bias moves all four cells of a pool alike, so it is added after it

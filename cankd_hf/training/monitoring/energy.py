@@ -23,17 +23,11 @@ LOOK_EVERY = 30.0
 
 @dataclass
 class Counter:
-    """Counters that only grow.
+    """Counters that only grow."""
 
-    Attributes:
-        label: what is counted, in words.
-        read: the state of each in joules; OSError where it can no longer be read.
-        spans: joules after which each starts again at 0; infinite where it never does.
-    """
-
-    label: str
-    read: Callable[[], list[float]]
-    spans: list[float]
+    label: str  # what is counted, in words
+    read: Callable[[], list[float]]  # the state of each in joules; OSError where it can no longer be read
+    spans: list[float]  # joules after which each starts again at 0; infinite where it never does
 
 
 def find_counter(args: TrainingArguments) -> Counter | None:
@@ -53,8 +47,7 @@ def find_counter(args: TrainingArguments) -> Counter | None:
 def gpu_counter(uuids: Sequence[str]) -> Counter | None:
     """NVIDIA's energy counters (Volta and newer), where `pynvml` (package nvidia-ml-py) is installed.
 
-    Args:
-        uuids: of the devices, `GPU-...`: numbers mean other devices to NVML than to CUDA.
+    Devices are named by their UUID, `GPU-...`: numbers mean other devices to NVML than to CUDA.
     """
     try:
         nvml = importlib.import_module("pynvml")

@@ -19,8 +19,8 @@ from cankd_hf.tasks import DetectionTask
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.trainer import CanKDTrainer
 
-from .native import config
-from .tiny import trainer
+from .native_detector_configs import config
+from .tiny_trainers import trainer
 
 NAMES = {0: "cat", 1: "dog", 2: "emu"}
 IMAGES = 13

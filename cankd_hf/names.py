@@ -1,0 +1,15 @@
+"""Names that several rooms use: files of a run, its arms, and teachers of torchvision."""
+
+ARM_FILE = "arm.json"  # a finished arm
+CARD_FILE = "README.md"
+DISTILLER_FILE = "distiller.safetensors"  # connectors and losses
+FACTS_FILE = "distillation.json"  # what the trainer recorded about a student
+MANIFEST_FILE = "teacher_manifest.json"
+PICTURE_FILE = "predictions.png"
+RECIPE_FILE = "recipe.yaml"
+RESULTS_FILE = "results.json"
+STATE_FILE = "trainer_state.json"  # written by transformers
+
+TEACHER, STUDENT, ALONE, DISTILLED = "teacher", "student", "student alone", "student distilled"
+
+TORCHVISION = "torchvision/"  # how teachers of torchvision begin
