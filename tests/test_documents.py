@@ -82,3 +82,16 @@ def test_the_readme_trains_in_fifteen_lines(tmp_path: Path, monkeypatch: pytest.
     code = code.replace('"facebook/dinov2-base"', "tiny").replace("max_steps=20", "max_steps=2, use_cpu=True")
     exec(code, names)
     assert names["trainer"].state.global_step == 2
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from .training.test_objective import segmenter
+    from .training.tiny_trainers import Images, student, teacher
+
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = "\n".join(blocks)
+    assert code.count("max_steps=20") == 1 and code.count("trainer.train()") == 3
+    names: dict[str, Any] = {"student": student(), "train": Images(8), "dino": teacher(), "segmenter": segmenter()}
+    exec(code.replace("max_steps=20", "max_steps=2, use_cpu=True"), names)
+    assert [item.name for item in names["trainer"].distiller.placed] == ["L1/dino_s2t0", "L1/dino_s3t0"]
