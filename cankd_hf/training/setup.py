@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import torch
+from torch import nn
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
@@ -12,6 +13,7 @@ from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD
 from cankd_hf.teachers.load import TeacherLike
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import TeacherShape, reads_logits
 
@@ -77,6 +79,13 @@ def teacher_shapes(
 def logits_shape(teacher: Teacher, objective: Objective, image_size: tuple[int, int]) -> Sequence[int] | None:
     """The shape of a teacher's logits of one image, where any term reads logits."""
     return teacher.logits_shape(image_size) if any(reads_logits(term) for term in objective.terms) else None
+
+
+def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
+    """The same module, with the norms and the memory layout that the arguments ask for."""
+    if args.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+    return distiller.to(memory_format=torch.channels_last) if args.channels_last else distiller
 
 
 def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.setup import (
+    as_asked,
     check_objective,
     first_image_size,
     input_stats,
@@ -115,11 +116,7 @@ class CanKDTrainer(StudentHubMixin):
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         # Fresh connectors must not depend on what was drawn before: they start equal for every way to get here.
         torch.manual_seed(args.seed)
-        distiller = Distiller(model, objective, shapes, image_size, student_taps, grid)
-        if args.sync_batchnorm:
-            distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
-        if args.channels_last:
-            distiller.to(memory_format=torch.channels_last)
+        distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
         train_dataset = kwargs.get("train_dataset")
         if isinstance(train_dataset, Sized):
             kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
@@ -169,9 +166,9 @@ class CanKDTrainer(StudentHubMixin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
             distiller.set_objective(objective)
+        self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
         self.optimizer = self.lr_scheduler = None
-        self.model = self.model_wrapped = distiller
 
     def _place_teachers(self) -> None:
         """Brings the teachers to the device; those whose logits are read run to their head from now on."""

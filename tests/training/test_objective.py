@@ -209,6 +209,12 @@ def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:
     assert any(not torch.equal(second[name], third[name]) for name in third if name.startswith("student.backbone"))
 
 
+def test_modules_of_a_new_objective_are_as_the_arguments_ask(tmp_path: Path) -> None:
+    made = trainer(tmp_path, terms=[], teacher=teacher(), sync_batchnorm=True)
+    made.set_objective(Objective(1.0, terms(options={})))
+    assert all(isinstance(item.loss.output_norm, nn.SyncBatchNorm) for item in made.distiller.placed)
+
+
 def test_two_terms_of_one_name_and_nothing_to_train_are_refused() -> None:
     with pytest.raises(InputError, match="two terms are called 'cankd'"):
         Objective(1.0, [*terms(), *terms()])
