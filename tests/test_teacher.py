@@ -368,7 +368,7 @@ def test_offline_from_the_cache(folders: dict[str, Path], tmp_path: Path) -> Non
     for file in folders["vit"].iterdir():
         (snapshot / file.name).write_bytes(file.read_bytes())
     script = (
-        "from cankd_hf.teachers.teacher import load_teacher; t = load_teacher('team/tiny'); m = t.manifest();"
+        "from cankd_hf import load_teacher; t = load_teacher('team/tiny'); m = t.manifest();"
         "print(m['revision'], m['image_mean'], t.levels((64, 96)))"
     )
     root = str(Path(__file__).resolve().parents[1])
