@@ -72,13 +72,7 @@ def words(annotation: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str], none_near: str | None = None) -> str:
-    """A hint for a name that is unknown: the nearest known one, or all of them if none is near.
-
-    Args:
-        name: what was written.
-        known: the names that exist.
-        none_near: what to say instead of naming all of them.
-    """
+    """A hint for an unknown name: the nearest known one; else `none_near`, or all known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
@@ -106,13 +100,7 @@ def show(value: Any) -> str:
 
 
 def describe(annotation: Any, several: bool = False, bounds: bool = True) -> str:
-    """A type in words: `a whole number of at least 1 or null`.
-
-    Args:
-        annotation: the type.
-        several: name several of it: `whole numbers`.
-        bounds: say what range it has.
-    """
+    """A type in words, with its range (`bounds`): `a whole number of at least 1 or null`; several: `whole numbers`."""
     if get_origin(annotation) is Annotated:
         kind, *beside = get_args(annotation)
         if words(annotation):

@@ -48,14 +48,7 @@ class Section:
         return {}
 
     def raise_problems(self, path: str = "") -> None:
-        """The same checks as for a recipe, for an object made in Python.
-
-        Args:
-            path: what messages call the section, instead of `place`.
-
-        Raises:
-            InputError: with everything that is wrong.
-        """
+        """The same checks as for a recipe, for an object made in Python; messages call it `path`, or its `place`."""
         problems = Problems()
         problems.check(problems.read(type(self), self, path or self.place), path or self.place)
         problems.raise_all()
@@ -78,13 +71,7 @@ class Problems:
         self._unread: set[str] = set()
 
     def say(self, path: str, message: str, unread: bool = False) -> None:
-        """Adds a problem.
-
-        Args:
-            path: dotted; "" for a message that names its place itself.
-            message: what was expected, what was found, what to write instead.
-            unread: the value cannot be used, so that no further check reports it.
-        """
+        """Adds a problem at a dotted path; `unread`: the value cannot be used, so that no further check reports it."""
         if self.usable(path):
             self.found.append((path, message))
         if unread and path:
@@ -109,13 +96,7 @@ class Problems:
                 self.say(path, problem)
 
     def read(self, annotation: Any, value: Any, path: str) -> Any:
-        """The value in its type, made of what is right in it; every mistake is noted.
-
-        Args:
-            annotation: the type: of Python's own kinds and of dataclasses.
-            value: plain data.
-            path: its dotted path.
-        """
+        """The value in its type, made of what is right in it; every error is added."""
         value = _plain(value)
         for attempt in range(4):  # a required value may be taken out first and filled in then
             try:

@@ -85,11 +85,7 @@ def stepped_schedule(
 ) -> LambdaLR:
     """The schedule of the published detectors: a linear warm-up, then a tenth of the rate after each drop.
 
-    Args:
-        optimizer: whose rates it sets.
-        total_steps: optimizer steps of the run.
-        drops: shares of the run.
-        warmup_steps: steps of the warm-up from 0.
+    Drops are shares of the run's total steps; the warm-up starts at 0.
     """
 
     def factor(step: int) -> float:
