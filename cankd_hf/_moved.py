@@ -15,10 +15,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     **{f"data.{name}": (f"data.common.{name}",) for name in ("streams", "tables")},
     **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("blocks", "moments", "output_norm")},
     **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("prefix_sums", "projection")},
-    **{
-        f"monitoring.{name}": (f"training.monitoring.{name}",)
-        for name in ("energy", "interval", "progress", "trackers")
-    },
+    **{f"monitoring.{x}": (f"training.monitoring.{x}",) for x in ("energy", "interval", "progress", "trackers")},
     "checkpoint": ("training.checkpoint", "training.callbacks"),
     "data.coco": ("data.detection.coco",),
     "data.collate": ("data.segmentation.collate", "data.detection.collate"),
@@ -96,9 +93,8 @@ def left(module: str, place: str, *names: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        new = RENAMED.get(name, name)
-        warnings.warn(f"{module}.{name} is now cankd_hf.{place}.{new}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(f"cankd_hf.{place}"), new)
+        warnings.warn(f"{name} is now cankd_hf.{place}.{RENAMED.get(name, name)}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"cankd_hf.{place}"), RENAMED.get(name, name))
 
     return find
 

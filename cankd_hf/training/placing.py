@@ -123,10 +123,12 @@ def check_classes(
 
 def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
     """The loss module of pair `number` of a term, for `width` channels of its maps or classes of its logits."""
+    place = f"distill.terms.{term.label}"
     if isinstance(term.loss, nn.Module):
+        if term.options:
+            raise InputError(f"{place}.options: expected none beside a module, got {term.options}; build it with them")
         return copy.deepcopy(term.loss) if number else term.loss
     cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
-    place = f"distill.terms.{term.label}"
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")
     arguments = (width,) if issubclass(cls, DistillationLoss) else ()

@@ -169,6 +169,8 @@ class CanKDTrainer(StudentHubMixin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
             distiller.set_objective(objective)
+        if self.args.sync_batchnorm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self._place_teachers()
         self.optimizer = self.lr_scheduler = None
         self.model = self.model_wrapped = distiller
