@@ -139,12 +139,10 @@ def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
     return cls(*arguments, **term.options)
 
 
-def freeze(
-    student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]
-) -> tuple[list[nn.Module], list[nn.Parameter]]:
+def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Freezes modules of the student, after giving `thawed`, what an earlier call froze, its gradient back.
 
-    Returns the frozen modules, and those of their parameters that were trained before.
+    Returns those of their parameters that were trained before.
     """
     modules = dict(student.named_modules())
     unknown = [part for part in parts if not part or part not in modules]
@@ -154,8 +152,7 @@ def freeze(
         )
     for parameter in thawed:
         parameter.requires_grad_(True)
-    frozen = [modules[part] for part in parts]
-    trained = [p for module in frozen for p in module.parameters() if p.requires_grad]
+    trained = [p for part in parts for p in modules[part].parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
-    return frozen, trained
+    return trained

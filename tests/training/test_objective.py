@@ -212,6 +212,15 @@ def test_frozen_parts_keep_weights_and_running_statistics(tmp_path: Path) -> Non
         made.set_objective(Objective(1.0, terms(), frozen=["nek"]))
 
 
+def test_a_frozen_batchnorm_is_frozen_when_it_is_synchronised_too(tmp_path: Path) -> None:
+    objective = Objective(1.0, terms(), frozen=["head.context.norm"])
+    made = trainer(tmp_path, model=student(norm="batch"), terms=None, objective=objective, sync_batchnorm=True)
+    made.model.train()
+    norm = made.student.get_submodule("head.context.norm")
+    assert isinstance(norm, nn.SyncBatchNorm) and not norm.training
+    assert not any(parameter.requires_grad for parameter in norm.parameters())
+
+
 def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:
     """What a phase is: features first, then the task with part of the student frozen; connectors are carried."""
     made = trainer(tmp_path, terms=None, objective=Objective(0.0, terms()))
