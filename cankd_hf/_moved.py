@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -15,10 +15,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     **{f"data.{name}": (f"data.common.{name}",) for name in ("streams", "tables")},
     **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("blocks", "moments", "output_norm")},
     **{f"losses.{name}": (f"losses.kernels.{name}",) for name in ("prefix_sums", "projection")},
-    **{
-        f"monitoring.{name}": (f"training.monitoring.{name}",)
-        for name in ("energy", "interval", "progress", "trackers")
-    },
+    **{f"monitoring.{x}": (f"training.monitoring.{x}",) for x in ("energy", "interval", "progress", "trackers")},
     "checkpoint": ("training.checkpoint", "training.callbacks"),
     "data.coco": ("data.detection.coco",),
     "data.collate": ("data.segmentation.collate", "data.detection.collate"),
@@ -31,6 +28,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "data.transforms": ("data.segmentation.transforms", "data.common.transforms"),
     "distiller": ("training.distiller",),
     "export.detectors": ("models.plain_detectors",),
+    "figures.attention": ("figures.draw",),
+    "figures.signs": ("figures.curves",),
     "hub.mixin": ("training.hub_mixin",),
     "hub_config": ("config.hub",),
     "inspect": ("cli.dry_run",),
@@ -45,15 +44,20 @@ MOVED: dict[str, tuple[str, ...]] = {
     "report": ("cli.report",),
     "runner": ("runs.run", "runs.build", "runs.folder", "runs.record"),
     "schema": ("config.schema", "config.advice"),
+    "tasks.detection_pictures": ("tasks.detection_outputs",),
     "teacher": ("teachers.teacher", "teachers.load", "config.teacher"),
     "trainer": ("training.trainer",),
+    "visualize.report": ("visualize.session",),
     "yaml_source": ("config.yaml_source",),
 }
 # Old name -> the name now.
 RENAMED = {
+    "ImageData": "TaskData",
     "PushesStudent": "StudentHubMixin",
     "SafeStop": "GracefulStopCallback",
     "count_boxes_once": "patch_detr_num_boxes",
+    "shown": "denormalize",
+    "spread": "sample_evenly",
 }
 
 
@@ -81,6 +85,18 @@ class _Finder(MetaPathFinder, Loader):
             raise AttributeError(f"module {old!r} has no attribute {name!r}; its names are in {' and '.join(places)}")
 
         vars(module)["__getattr__"] = find
+
+
+def left(module: str, place: str, *names: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that is still there, for names that have left it for `place` or a new name."""
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{name} is now cankd_hf.{place}.{RENAMED.get(name, name)}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"cankd_hf.{place}"), RENAMED.get(name, name))
+
+    return find
 
 
 def install() -> None:

@@ -10,7 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from cankd_hf._moved import left
 from cankd_hf.errors import InputError
+
+__getattr__ = left(__name__, "config.distill", "LossTerm")
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

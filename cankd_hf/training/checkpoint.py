@@ -29,6 +29,8 @@ def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[
     """Writes connectors and losses, and what the teachers are, beside a student."""
     if state:
         save_file(state, folder / DISTILLER_FILE, metadata={"format": "pt"})
+    else:  # an earlier objective may have left one
+        (folder / DISTILLER_FILE).unlink(missing_ok=True)
     if teachers:
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest_of(teachers), indent=2), encoding="utf-8")
 

@@ -102,7 +102,6 @@ class Distiller(nn.Module):
         self.taps: Taps | None = None
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
-        self._frozen: list[nn.Module] = []
         self._thawed: list[nn.Parameter] = []
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
@@ -120,7 +119,7 @@ class Distiller(nn.Module):
             self.taps = Taps(self.student, taps)
             self.levels = self.taps.levels(image_size)
         places, connectors, losses = self._place(objective.terms)
-        self._frozen, self._thawed = freeze(self.student, objective.frozen, self._thawed)
+        self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
         self.train(self.training)
@@ -188,8 +187,8 @@ class Distiller(nn.Module):
     def train(self, mode: bool = True) -> Distiller:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for part in self.objective.frozen:  # by name: SyncBatchNorm and wrappers take the place of modules
+            self.student.get_submodule(part).eval()
         return self
 
     # What transformers.Trainer asks of a model, answered by the student.

@@ -123,10 +123,12 @@ def check_classes(
 
 def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
     """The loss module of pair `number` of a term, for `width` channels of its maps or classes of its logits."""
+    place = f"distill.terms.{term.label}"
     if isinstance(term.loss, nn.Module):
+        if term.options:
+            raise InputError(f"{place}.options: expected none beside a module, got {term.options}; build it with them")
         return copy.deepcopy(term.loss) if number else term.loss
     cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
-    place = f"distill.terms.{term.label}"
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")
     arguments = (width,) if issubclass(cls, DistillationLoss) else ()
@@ -137,12 +139,10 @@ def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
     return cls(*arguments, **term.options)
 
 
-def freeze(
-    student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]
-) -> tuple[list[nn.Module], list[nn.Parameter]]:
+def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Freezes modules of the student, after giving `thawed`, what an earlier call froze, its gradient back.
 
-    Returns the frozen modules, and those of their parameters that were trained before.
+    Returns those of their parameters that were trained before.
     """
     modules = dict(student.named_modules())
     unknown = [part for part in parts if not part or part not in modules]
@@ -152,8 +152,7 @@ def freeze(
         )
     for parameter in thawed:
         parameter.requires_grad_(True)
-    frozen = [modules[part] for part in parts]
-    trained = [p for module in frozen for p in module.parameters() if p.requires_grad]
+    trained = [p for part in parts for p in modules[part].parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
-    return frozen, trained
+    return trained

@@ -28,15 +28,17 @@ OLD_IMPORTS = {
     "data.folders": ["FolderSource"],
     "data.seeded": ["SeededDataset"],
     "data.shapes": ["SHAPE_CLASSES", "ShapesSource"],
-    "data.sources": ["DataConfig", "load_images", "load_segmentation"],
+    "data.sources": ["DataConfig", "ImageData", "load_images", "load_segmentation"],
     "data.transforms": ["EvalTransform", "Normalize", "TrainTransform"],
     "distiller": ["Distiller"],
     "evaluate": ["main"],
+    "figures.attention": ["attention_maps"],
+    "figures.signs": ["warning_signs"],
     "hub.mixin": ["PushesStudent"],
     "hub_config": ["HubConfig"],
     "inspect": ["dry_run"],
     "losses.affinity": ["AFFINITIES"],
-    "losses.base": ["FeatureLoss", "compute_dtype"],
+    "losses.base": ["FeatureLoss", "LossTerm", "compute_dtype"],
     "losses.moments": ["instance_distance", "pair_moments"],
     "metrics.evaluate_adapter": ["SegmentationMetric"],
     "models.student_config": ["StudentConfig"],
@@ -45,6 +47,8 @@ OLD_IMPORTS = {
     "recipe": ["DistillConfig", "Recipe", "load_data_config", "load_recipe", "parse_recipe", "recipe_to_yaml"],
     "report": ["print_report"],
     "runner": ["Arm", "Report", "Stopped", "build_student", "build_teacher", "build_trainer", "run", "training_args"],
+    "tasks.detection_pictures": ["draw_detections"],
+    "tasks.pictures": ["shown", "spread"],
     "teacher": ["Teacher", "TeacherConfig", "load_teacher"],
     "train": ["main", "parser"],
     "trainer": ["CanKDTrainer"],
@@ -69,6 +73,15 @@ def test_imports_of_the_release_before_still_work(module: str) -> None:
         assert all(getattr(found, name) is not None for name in OLD_IMPORTS[module])
     said = [str(warning.message) for warning in caught if issubclass(warning.category, DeprecationWarning)]
     assert any(text.startswith(f"cankd_hf.{module} has moved to cankd_hf.") for text in said) == (module in MOVED)
+
+
+def test_a_name_that_left_its_module_says_where_it_is() -> None:
+    with pytest.warns(DeprecationWarning, match="shown is now cankd_hf.tasks.pictures.denormalize"):
+        assert importlib.import_module("cankd_hf.tasks.pictures").shown
+    with pytest.warns(DeprecationWarning, match="LossTerm is now cankd_hf.config.distill.LossTerm"):
+        assert importlib.import_module("cankd_hf.losses.base").LossTerm is cankd_hf.LossTerm
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = importlib.import_module("cankd_hf.losses.base").no_such_name
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -43,6 +43,23 @@ def test_a_view_fixes_the_augmentation() -> None:
     assert torch.equal(one[2]["pixel_values"], two[2]["pixel_values"])
 
 
+def test_a_data_set_with_a_meta_of_its_own_keeps_it_for_its_collator(tmp_path: Path) -> None:
+    class Named(Images):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {**super().__getitem__(index), "meta": {"file": f"{index}.png"}}
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        seen.extend(sample.pop("meta")["file"] for sample in samples)
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    seen: list[str] = []
+    made = trainer(tmp_path, data=Named(16), eval_dataset=Named(4), data_collator=collate)
+    made.train()
+    assert sorted(seen) == sorted(f"{index}.png" for index in range(16))
+    assert made.evaluate()["eval_loss"] > 0 and seen[16:] == ["0.png", "1.png", "2.png", "3.png"]
+    assert BatchCollator(collate)([made.train_dataset[3]]).meta["sample"].tolist() == [3]
+
+
 def test_meta_reaches_the_source_and_no_model(tmp_path: Path) -> None:
     seen: list[set[str]] = []
     metas: list[dict[str, Any]] = []

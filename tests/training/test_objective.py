@@ -171,6 +171,31 @@ def test_options_that_a_loss_does_not_take_are_refused_and_its_own_bugs_are_not_
         trainer(tmp_path, terms=[LossTerm(loss=Broken)])
 
 
+def test_options_beside_a_module_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="terms.Scaled.options: expected none beside a module"):
+        trainer(tmp_path, terms=[LossTerm(loss=Scaled(), options={"power": 3.0})])
+
+
+def test_an_objective_without_terms_saves_into_the_folder_of_one_with_terms(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_miou", "eval_dataset": Images(4)}
+    made = trainer(tmp_path, **settings)
+    made.train()
+    assert (tmp_path / "checkpoint-2" / "distiller.safetensors").is_file()
+    made.set_objective(Objective(1.0))
+    made.train()
+    assert not (tmp_path / "checkpoint-2" / "distiller.safetensors").exists()
+
+
+def test_new_terms_get_synchronised_batchnorm_too(tmp_path: Path) -> None:
+    made = trainer(tmp_path, terms=[], sync_batchnorm=True)
+    made.set_objective(Objective(1.0, [LossTerm()]))
+    norms = [
+        module for module in made.distiller.losses.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert norms and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+
+
 def test_frozen_parts_keep_weights_and_running_statistics(tmp_path: Path) -> None:
     model = student(norm="batch")
     given = terms(options={})
@@ -185,6 +210,15 @@ def test_frozen_parts_keep_weights_and_running_statistics(tmp_path: Path) -> Non
     assert any("running_mean" in name for name in moved) and any(name.startswith("student.backbone") for name in moved)
     with pytest.raises(InputError, match="no module 'nek'; did you mean 'neck'"):
         made.set_objective(Objective(1.0, terms(), frozen=["nek"]))
+
+
+def test_a_frozen_batchnorm_is_frozen_when_it_is_synchronised_too(tmp_path: Path) -> None:
+    objective = Objective(1.0, terms(), frozen=["head.context.norm"])
+    made = trainer(tmp_path, model=student(norm="batch"), terms=None, objective=objective, sync_batchnorm=True)
+    made.model.train()
+    norm = made.student.get_submodule("head.context.norm")
+    assert isinstance(norm, nn.SyncBatchNorm) and not norm.training
+    assert not any(parameter.requires_grad for parameter in norm.parameters())
 
 
 def test_a_new_objective_between_two_trainings(tmp_path: Path) -> None:

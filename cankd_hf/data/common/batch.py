@@ -53,11 +53,12 @@ class BatchCollator:
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
-        metas = [sample.pop(META, (-1, 0)) for sample in known]
+        metas = [sample.pop(META) if isinstance(sample.get(META), tuple) else (-1, 0) for sample in known]
+        known = [{**item, META: own[0]} if own else item for item, (_, _, *own) in zip(known, metas, strict=True)]
         inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
         meta = {
-            "sample": torch.tensor([sample for sample, _ in metas]),
-            "view": torch.tensor([view for _, view in metas]),
+            "sample": torch.tensor([sample for sample, *_ in metas]),
+            "view": torch.tensor([view for _, view, *_ in metas]),
             "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
         }
         return Batch({**inputs, META: meta})

@@ -34,4 +34,6 @@ class SeededDataset(Dataset):
             # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
             torch.manual_seed((self.seed * 1_000_003 + view) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
             sample = self.dataset[index]
-        return {**sample, META: (index, view)} if isinstance(sample, Mapping) else sample
+        if isinstance(sample, Mapping):  # what the data set itself calls so goes on to its collator
+            sample = {**sample, META: (index, view, *([sample[META]] if META in sample else []))}
+        return sample
