@@ -91,7 +91,7 @@ class LossTerm(Section):
             return [float(self.weight)] * num_pairs
         if len(self.weight) != num_pairs:
             raise InputError(
-                f"terms.{self.label}.weight: expected {num_pairs} weights, one for each pair, got "
+                f"distill.terms.{self.label}.weight: expected {num_pairs} weights, one for each pair, got "
                 f"{len(self.weight)}; give one number or {num_pairs}"
             )
         return [float(weight) for weight in self.weight]
@@ -114,7 +114,7 @@ class LossTerm(Section):
 
     def check(self) -> None:
         """Raises `InputError` with everything that is wrong with the term's values."""
-        self.raise_problems(f"terms.{self.label}")
+        self.raise_problems(f"distill.terms.{self.label}")
 
 
 @dataclass

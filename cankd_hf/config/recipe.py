@@ -123,6 +123,8 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[tuple[str, str]]:
     known, labels = recipe.named_teachers(), set()
+    if recipe.teacher is not None and recipe.teachers is not None:
+        return  # reported already; which of them a term means is open
     for path, term in terms:
         if term.label in labels:
             yield path, f"a second term called {term.label!r}; give it another `name`"
@@ -158,9 +160,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     """Where a saved recipe and this one would train differently: `training.max_steps: 100 -> 200`.
 
-    Args:
-        saved: YAML as `recipe_to_yaml` wrote it.
-        recipe: the recipe now asked for.
+    `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     before, now = _flat(yaml.safe_load(saved) or {}), _flat(yaml.safe_load(recipe_to_yaml(recipe)))
     keys = [*before, *(key for key in now if key not in before)]

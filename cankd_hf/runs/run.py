@@ -81,6 +81,8 @@ class _Session:
         """Trains the teachers that the recipe has no trained ones for, and loads all; returns those with a score."""
         arms = []
         configs = self.recipe.named_teachers()
+        for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
+            logger.warning("teacher %s: no term of distill.terms learns from it", name)
         for name, config in configs.items():
             several = len(configs) > 1
             arm = f"teacher {name}" if several else "teacher"

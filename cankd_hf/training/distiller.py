@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.connectors import Connector
-from cankd_hf.features.grids import logits_of, resize_map
+from cankd_hf.features.grids import logits_of
 from cankd_hf.features.similarity import channel_correlation, linear_cka
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.losses.base import DistillationLoss
@@ -26,6 +26,7 @@ from cankd_hf.training.placing import (
     TeacherShape,
     as_teachers,
     check_classes,
+    compared_logits,
     freeze,
     make_loss,
     pairs_of,
@@ -131,6 +132,7 @@ class Distiller(nn.Module):
         places: list[Place] = []
         connectors: dict[str, nn.Module] = {}
         losses: dict[str, nn.ModuleList] = {}
+        given: set[int] = set()  # losses that were given as modules and are in use
         for term in terms:
             name = self._teacher_of(term)
             teacher, modules = self.teachers[name], nn.ModuleList()
@@ -147,7 +149,10 @@ class Distiller(nn.Module):
                     elif pair.name not in connectors:
                         connectors[pair.name] = Connector(student_level, teacher_level, grid).to(self.device)
                 loss = known.get((term.structure, pair))
-                modules.append(loss if loss is not None else make_loss(term, width, len(modules)).to(self.device))
+                modules.append(
+                    loss if loss is not None else make_loss(term, width, id(term.loss) in given).to(self.device)
+                )
+                given.add(id(term.loss))
             losses[term.label] = modules
             places += [(term, name, *rest) for rest in zip(pairs, term.weights(len(pairs)), strict=True)]
         return places, connectors, losses
@@ -179,10 +184,11 @@ class Distiller(nn.Module):
             return next(iter(self.teachers))
         if term.teacher in self.teachers:
             return str(term.teacher)
-        raise InputError(
-            f"distill.terms.{term.label}.teacher: expected one of {', '.join(self.teachers) or 'no teacher'}, got "
-            f"{term.teacher}; name the teacher that the term learns from"
-        )
+        place = f"distill.terms.{term.label}.teacher"
+        if not self.teachers:
+            raise InputError(f"{place}: the term needs a teacher, and there is none; give one, or leave the term out")
+        known = ", ".join(self.teachers)
+        raise InputError(f"{place}: expected one of {known}, got {term.teacher}; name the teacher to learn from")
 
     def train(self, mode: bool = True) -> Distiller:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
@@ -282,17 +288,18 @@ class Distiller(nn.Module):
     ) -> Iterator[tuple[Placed, Tensor]]:
         """The unweighted loss [] of each placed loss whose teacher is given, with its gradient."""
         for item in self.placed:
-            if item.pair is not None and item.pair.name in connected:
-                yield item, item.loss(*connected[item.pair.name])
-            elif item.pair is None and item.teacher in teachers:
-                theirs = teachers[item.teacher].logits
-                if logits is None or theirs is None:
-                    who = "student" if logits is None else "teacher"
-                    place = f"distill.terms.{item.term.label}"
-                    raise InputError(f"{place}: reads logits, and the {who} gives none in training; compare maps")
-                if theirs.ndim == 4:  # on the student's grid
-                    theirs = resize_map(theirs, (logits.shape[-2], logits.shape[-1]))
-                yield item, item.loss(logits, theirs)
+            if item.pair is not None:
+                found = connected.get(item.pair.name)
+            else:
+                found = compared_logits(item, logits, teachers.get(item.teacher))
+            if found is None:
+                continue
+            value = item.loss(*found)
+            if value.ndim:
+                raise InputError(
+                    f"{item.place}: expected one number from {item.term.loss_name}, got {list(value.shape)}"
+                )
+            yield item, value
 
     def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
         return teachers.get(pair.of or next(iter(self.teachers)))

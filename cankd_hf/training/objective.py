@@ -26,6 +26,9 @@ class Objective:
     frozen: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for key, value in (("terms", self.terms), ("frozen", self.frozen)):
+            if isinstance(value, str | LossTerm):
+                raise InputError(f"{key}: expected a list, got {value!r}; write [{value!r}]")
         if not self.task_weight >= 0:
             raise InputError(f"task_weight: expected a number of at least 0, got {self.task_weight}")
         if self.task_weight == 0 and not self.terms:

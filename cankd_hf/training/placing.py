@@ -8,18 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cankd_hf.config.advice import nearest
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
-from cankd_hf.features.grids import class_count, logits_of
+from cankd_hf.features.grids import class_count, logits_of, resize_map
 from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
 from cankd_hf.losses import LOSSES
 from cankd_hf.losses.base import DistillationLoss
+from cankd_hf.teachers.teacher import TeacherOutput
 
 
 class Pair(tuple[Any, ...]):
@@ -65,6 +66,11 @@ class Placed(NamedTuple):
     def name(self) -> str:
         """In logs: `cankd/s0t2`; of logits the term's own name."""
         return self.term.label if self.pair is None else f"{self.term.label}/{self.pair.name}"
+
+    @property
+    def place(self) -> str:
+        """In messages."""
+        return f"distill.terms.{self.term.label}.loss"
 
     @property
     def has_branch(self) -> bool:
@@ -121,13 +127,39 @@ def check_classes(
     return counts["student"]
 
 
-def make_loss(term: LossTerm, width: int, number: int) -> nn.Module:
-    """The loss module of pair `number` of a term, for `width` channels of its maps or classes of its logits."""
+def compared_logits(
+    item: Placed, student: Tensor | None, output: TeacherOutput | None
+) -> tuple[Tensor, Tensor] | None:
+    """The student's logits and the teacher's, resized to the same grid; None if the teacher was not asked.
+
+    Raises:
+        InputError: if one gives no logits in training, or they are of other queries (some detectors add queries in
+            training) and the loss does not match them.
+    """
+    if output is None:
+        return None
+    teacher = output.logits
+    if student is None or teacher is None:
+        who = "student" if student is None else "teacher"
+        raise InputError(f"{item.place}: reads logits, and the {who} gives none in training; take a loss on maps")
+    if teacher.ndim == 4:
+        return student, resize_map(teacher, (student.shape[-2], student.shape[-1]))
+    matches = isinstance(item.loss, DistillationLoss) and type(item.loss).check is not DistillationLoss.check
+    if student.ndim == 3 and student.shape != teacher.shape and not matches:
+        raise InputError(
+            f"{item.place}: compares query with query, but the student gives logits {list(student.shape)} in training "
+            f"and the teacher {list(teacher.shape)}; take a loss on maps, or one that matches queries in `check`"
+        )
+    return student, teacher
+
+
+def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
+    """The loss of one pair, for `width` channels or classes; a module that is in use already (`again`) is copied."""
     place = f"distill.terms.{term.label}"
     if isinstance(term.loss, nn.Module):
         if term.options:
             raise InputError(f"{place}.options: expected none beside a module, got {term.options}; build it with them")
-        return copy.deepcopy(term.loss) if number else term.loss
+        return copy.deepcopy(term.loss) if again else term.loss
     cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")

@@ -218,7 +218,10 @@ class CanKDTrainer(StudentHubMixin):
             # Copied to the device only when it changes: a copy in each step would make the host wait.
             self._factors_now = factors, torch.tensor(factors, device=self.args.device)
         # Autocast is the Trainer's, on; a teacher chooses its own precision.
-        return {"teachers": self.source(batch, names), "factors": self._factors_now[1], "measure": measure}
+        outputs = self.source(batch, names)
+        if missing := [name for name in names if name not in outputs]:
+            raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
+        return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
 
     def _measures_now(self) -> bool:
         """Whether this step ends in a log line: similarity is measured only there, to cost next to nothing."""

@@ -16,6 +16,7 @@ from cankd_hf.losses.base import FeatureLoss, LogitsLoss
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.placing import Placed, compared_logits
 
 from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
 
@@ -256,3 +257,42 @@ def test_two_terms_of_one_name_and_nothing_to_train_are_refused() -> None:
         Objective(0.0)
     with pytest.raises(InputError, match="at least 0, got -1"):
         Objective(-1.0)
+
+
+def test_one_module_in_two_terms_is_copied(tmp_path: Path) -> None:
+    given = Scaled()
+    pair = {"loss": given, "weight": 1.0, "pairs": [[2, 0]]}
+    made = trainer(tmp_path, terms=[LossTerm(**pair, name="a"), LossTerm(**pair, name="b")], save_steps=1)
+    made.args.save_strategy = "steps"
+    made.train()
+    first, second = (item.loss for item in made.distiller.placed)
+    assert first is given and second is not given and (tmp_path / "checkpoint-1" / "distiller.safetensors").is_file()
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"frozen: expected a list, got 'backbone'; write \['backbone'\]"):
+        Objective(1.0, terms(), frozen="backbone")
+    with pytest.raises(InputError, match="terms: expected a list"):
+        Objective(1.0, LossTerm())  # type: ignore[arg-type]
+    alone = trainer(tmp_path, teacher=None, terms=None)
+    with pytest.raises(InputError, match="needs a teacher, and there is none"):
+        alone.set_objective(Objective(1.0, terms()))
+    flat = trainer(tmp_path, terms=[LossTerm(loss=nn.MSELoss(reduction="none"), name="flat")])
+    with pytest.raises(InputError, match="distill.terms.flat.loss: MSELoss: expected one number, got"):
+        flat.train()
+    made = trainer(tmp_path)
+    made.source = lambda batch, names=None: {}
+    with pytest.raises(InputError, match="source: expected outputs of teacher, got none of teacher"):
+        made.train()
+
+
+def test_logits_of_other_queries_are_refused() -> None:
+    given = LossTerm(loss=KL)
+    item = Placed(given, "teacher", None, 1.0, KL(3))
+    teacher_output = TeacherOutput([], torch.zeros(2, 5, 3))
+    same = compared_logits(item, torch.zeros(2, 5, 3), teacher_output)
+    assert same is not None and same[1] is teacher_output.logits
+    with pytest.raises(InputError, match=r"query with query, .* \[2, 8, 3\] in training and the teacher \[2, 5, 3\]"):
+        compared_logits(item, torch.zeros(2, 8, 3), teacher_output)
+    with pytest.raises(InputError, match="the student gives none in training"):
+        compared_logits(item, None, teacher_output)

@@ -73,9 +73,6 @@ class BatchClock:
     of it. Waiting differs from computing where every step ends in a synchronisation: always on a CPU, and on a
     GPU with `logging_nan_inf_filter` (the default), which looks at each loss. Without it a GPU's work would be taken
     for waiting, as copying a batch to the device waits for that; then no share is given.
-
-    Args:
-        args: the training arguments.
     """
 
     def __init__(self, args: TrainingArguments) -> None:

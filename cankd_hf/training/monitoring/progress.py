@@ -12,11 +12,7 @@ FILE_INTERVAL = 30.0
 
 
 class TrainingProgress(ProgressCallback):
-    """`ProgressCallback` that shows what is learnt in the bar itself instead of printing every log as a dictionary.
-
-    Args:
-        metric: the score to show after each evaluation.
-    """
+    """`ProgressCallback` that shows the losses in the bar and `metric` after each evaluation, not whole dictionaries."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()
