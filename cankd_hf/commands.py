@@ -1,4 +1,4 @@
-"""What the commands share: their parsers, exit codes, and a fast start."""
+"""Shared code of the commands: parsers, exit codes, and faster imports."""
 
 import argparse
 import gc
@@ -18,7 +18,7 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Keeps the garbage collector off: what imports create stays, and looking through it took a sixth of the start."""
+    """Disables the garbage collector during imports, which saves a sixth of the start-up time."""
     gc.disable()
     try:
         yield
@@ -27,11 +27,11 @@ def importing() -> Iterator[None]:
 
 
 def exit_code(command: Callable[[], int], interrupted: str = "nothing was changed") -> int:
-    """Runs a command and gives its exit code; what goes wrong is one line a problem on stderr, not a traceback.
+    """Runs a command and returns its exit code; bad input is printed to stderr, a line per problem, without traceback.
 
     Args:
-        command: gives the exit code where all goes well.
-        interrupted: what to say of Ctrl-C.
+        command: returns the exit code.
+        interrupted: end of the message after Ctrl-C.
 
     Returns:
         The command's own code; 2 after bad input; 130 after Ctrl-C.
@@ -48,5 +48,5 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
 
 def _say(*lines: str) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write("\n")  # a progress bar may stand on this line
+        sys.stderr.write("\n")  # the line may contain a progress bar
     sys.stderr.writelines(f"{line}\n" for line in lines)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 class Problem(str):
-    """A message that knows its place: `path: message` as text.
+    """A message with its place: `path: message` as text.
 
     Args:
-        path: dotted path, or how messages name the place; "" for a message that names it itself.
+        path: dotted path or another name of the place; "" if the message contains it.
         message: what was expected, what was found, what to do.
     """
 
@@ -23,13 +23,13 @@ class Problem(str):
 
 
 class InputError(ValueError):
-    """Something the user gave us is wrong: a recipe, a folder, an image, a checkpoint.
+    """Invalid input of the user: a recipe, a folder, an image, a checkpoint.
 
     Commands print it without a traceback and exit with code 2.
 
     Args:
-        problems: one message or several, each naming the place, what was expected, what was got and the fix;
-            a `Problem` also says its place on its own.
+        problems: one message or several, each with the place, what was expected, what was found and the fix;
+            a `Problem` has its place as an attribute.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:

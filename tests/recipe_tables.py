@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md, made from the dataclasses; `python tests/recipe_tables.py` writes them anew."""
+"""The tables of docs/recipes.md, made from the dataclasses; `python -m tests.recipe_tables` updates them."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def signature_table(function: Any, doc: Any, leave_out: set[str]) -> str:
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in leave_out | {"self", "kwargs"}:
+            assert name in texts, f"{doc.__name__}: describe {name} under `Args:` in the docstring"
             lines.append(f"| `{name}` | {shown(parameter.default)} | {texts[name]} |")
     return "\n".join(lines)
 
@@ -111,7 +112,7 @@ def tables() -> dict[str, str]:
         "hub": table(HubConfig, "hub."),
     }
     for name, loss in LOSSES.items():
-        made[f"loss {name}"] = signature_table(loss.__init__, loss, {"channels"})
+        made[f"loss {name}"] = signature_table(loss.__init__, loss, {"channels", "num_labels"})
     return made
 
 
@@ -123,7 +124,7 @@ def rendered(page: str) -> str:
         return f"<!-- table {match[1]} -->\n{made.pop(match[1])}\n<!-- end -->"
 
     page = re.sub(r"<!-- table ([\w ]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
-    assert not made, f"docs/recipes.md has no place for {sorted(made)}"
+    assert not made, f"docs/recipes.md: add `<!-- table NAME -->` and `<!-- end -->` lines for {sorted(made)}"
     return page
 
 

@@ -1,4 +1,4 @@
-"""What README, docs and recipe headers tell people to type works as it is written."""
+"""The commands in README, docs and recipe headers are valid."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_what_models_refuse_is_told_after_the_structure_and_all_at_once() -> Non
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["distill.terms=[{teacher: dino}]", "teacher.model=a"], "given beside `teacher`"),
+        (["distill.terms=[{teacher: dino}]", "teacher.model=a"], "got both"),
         (["distill.terms=[{teacher: dinno}]"], "expected one of dino, sam, got 'dinno'; did you mean 'dino'?"),
         (["distill.terms=[{teacher: 3}]"], 'expected text or null, got 3; write it in quotes: "3"'),
         ([], "distill.terms.0.teacher (x.yaml): missing; name the teacher to learn from: dino or sam"),

@@ -81,7 +81,7 @@ def levels_table(title: str, levels: Sequence[Level]) -> Table:
 
 
 def pairs_table(distiller: Distiller) -> Table:
-    """Which student level learns from which teacher level, in which term and with which weight."""
+    """The pairs of student and teacher levels, with term, weight and connector."""
     table = Table(title="pairs", title_justify="left")
     several = len(distiller.teachers) > 1
     for name in ("term", "student level", *(["teacher"] if several else []), "teacher level", "weight", "connector"):
@@ -108,7 +108,7 @@ def _sizes_table(trainer: CanKDTrainer) -> Table:
     table.add_column("parameters", justify="right")
     table.add_row("student", f"{count(distiller.student):,}")
     extra = count(distiller) - count(distiller.student)
-    table.add_row("distillation modules (thrown away afterwards)", f"{extra:,}")
+    table.add_row("distillation modules (discarded after training)", f"{extra:,}")
     for name, teacher in trainer.teachers.items():
         table.add_row(f"{name} (frozen)", f"{teacher.num_parameters():,}")
     return table
@@ -158,11 +158,11 @@ def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("FLOPs, forward and backward", f"{cost.flops / 1e9:,.1f} G")
-    table.add_row("  of them the teacher's forward", f"{cost.teacher_flops / 1e9:,.1f} G")
+    table.add_row("  of which forward of the teachers", f"{cost.teacher_flops / 1e9:,.1f} G")
     table.add_row("memory: weights, gradients, AdamW state", size_text(state))
-    table.add_row("memory: teacher weights", size_text(teacher))
+    table.add_row("memory: weights of the teachers", size_text(teacher))
     table.add_row("memory: activations kept for backward", size_text(cost.activations))
-    table.add_row("memory: estimate in all", size_text(state + teacher + cost.activations))
+    table.add_row("memory: estimated total", size_text(state + teacher + cost.activations))
     table.add_row("loss", f"{cost.loss:.4f}")
     table.add_row("seconds (first step, with warm-up and counting)", f"{cost.seconds:.2f}")
     return table

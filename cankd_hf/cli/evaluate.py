@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python -m cankd_hf.evaluate runs/camvid_seg data.path=/data/camvid --split test
   python -m cankd_hf.evaluate me/my-student data.path=me/my-data --json scores.json
 
-The recipe saved beside the checkpoint says how its data are read; overrides change that."""
+The data are read as in the recipe saved with the checkpoint; overrides change its settings."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _task(checkpoint: str, saved: Path) -> type[Task]:
-    """What the student does: as its recipe says, else as its architecture is called."""
+    """The task of the student: from its recipe, else from the name of its class."""
     import yaml
 
     from cankd_hf.config.recipe import Recipe
@@ -96,6 +96,6 @@ def _task(checkpoint: str, saved: Path) -> type[Task]:
     if task.needs_teacher_in_evaluation:
         raise InputError(
             f"{checkpoint}: expected a student that is scored by labels, got one of the task {task.name!r}; its "
-            "scores compare it with its teacher, and stand in the results.json of its run"
+            "scores compare it with its teacher and are in the results.json of its run"
         )
     return task

@@ -55,7 +55,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def end_line(report: Report) -> str:
-    """What was reached, in how much training, and where it lies; only what is known."""
+    """The last line: the score, steps and time of training, and the folder; unknown values are left out."""
     student, folder = report.arms[-1], Path(report.output_dir)
     names = [task.metrics[report.metric].short for task in TASKS.values() if report.metric in task.metrics]
     metric = next(filter(None, names), report.metric)

@@ -17,7 +17,7 @@ exit codes: 0 done, 2 bad input (what was trained before is kept), 130 stopped (
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy: --help must answer at once."""
-    description = "Train a small vision model with a big one's help, as a recipe says."
+    description = "Train a student by distillation from a teacher, as described in a recipe."
     made = command_parser("train", description, EXAMPLES)
     made.add_argument("recipe", help="YAML file; every key is explained in docs/recipes.md")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--restart",
         action="store_true",
-        help="start over where the output folder holds a run (the old one is moved aside)",
+        help="start over if the output folder contains a run (the old one is renamed)",
     )
     made.add_argument("--resume", metavar="CHECKPOINT", help="continue from this checkpoint (default: the newest one)")
     return made
@@ -33,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
-    # intermixed: options may stand between the overrides.
+    # intermixed: options may come between overrides.
     options = parser().parse_intermixed_args(argv)
-    # Ctrl-C outside of the steps, which end in a checkpoint: loading, scoring, pushing.
+    # Ctrl-C during loading, scoring or pushing; during training it saves a checkpoint.
     return exit_code(lambda: _run(options), "what was finished is kept, and the same command continues from it")
 
 
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with importing():
         recipe = load_recipe(options.recipe, options.overrides)
-        # After the checks: these imports take seconds.
+        # Imported after the checks, because these imports take seconds.
         from cankd_hf.cli.report import print_report
         from cankd_hf.runs.run import Stopped, run
 

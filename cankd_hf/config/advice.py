@@ -1,4 +1,4 @@
-"""Types and values in the words of error messages, and what to write instead."""
+"""Describes types and values in error messages, and suggests what to write instead."""
 
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ _LISTS = (list, tuple, Sequence)
 _BOUNDS = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _SECTION = "a section of `key: value` lines"
-# One of a kind, and several of them.
+# Singular and plural.
 _WORDS: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
     int: ("a whole number", "whole numbers"),
@@ -28,14 +28,14 @@ _WORDS: dict[Any, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Say:
-    """Beside a type in `Annotated`: how messages and docs name it, and the fix for a value that is refused."""
+    """Metadata of a type in `Annotated`: its name in messages and docs, and the fix for an invalid value."""
 
     words: str = ""
     fix: str = ""
 
 
 def members(annotation: Any) -> list[Any]:
-    """The forms a value may have, null and what YAML cannot write (classes and functions) left out."""
+    """The types of a union, without null and without types that YAML cannot express (classes and functions)."""
     if get_origin(annotation) not in (Union, types.UnionType):
         return [annotation]
     hidden = (type(None), Callable)
@@ -43,7 +43,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def bare(annotation: Any) -> Any:
-    """The type without its bounds and without null beside it; a union of several forms stays one."""
+    """The type without its bounds and without null; a union of several other types is kept."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -67,7 +67,7 @@ def marks(annotation: Any) -> list[Any]:
 
 
 def words(annotation: Any) -> str:
-    """The words that stand for a type, if it has its own."""
+    """The description of a type given by `Say`, if any."""
     return next((mark.words for mark in marks(annotation) if isinstance(mark, Say)), "")
 
 
@@ -87,7 +87,7 @@ def not_one_of(name: str | None, known: Iterable[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as an error message names it: `the text '5e-4'`, `the list [1, 2]`, `null`."""
+    """A value as shown in error messages: `the text '5e-4'`, `the list [1, 2]`, `null`."""
     if value is None:
         return "null"
     text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
@@ -126,13 +126,13 @@ def describe(annotation: Any, several: bool = False, bounds: bool = True) -> str
 
 
 def choices(annotation: Any) -> list[Any]:
-    """The values of a `Literal`; none of another type."""
+    """The values of a `Literal`; empty for other types."""
     kind = bare(annotation)
     return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def advice(annotation: Any, value: Any) -> str:
-    """What to write instead, for the mistakes people make."""
+    """What to write instead, for common mistakes."""
     kinds = {kind_of(kind) for kind in members(annotation)}
     names = [str(name) for kind in members(annotation) for name in choices(kind)]
     fixes = [mark.fix for mark in marks(annotation) if isinstance(mark, Say) and mark.fix]

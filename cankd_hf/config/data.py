@@ -1,4 +1,4 @@
-"""What a recipe says about its data."""
+"""The `data:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cankd_hf.config.schema import Section
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
-PILLOW_LIMIT = 89_478_485  # the size at which Pillow begins to warn of a decompression bomb
+PILLOW_LIMIT = 89_478_485  # above this number of pixels Pillow warns of a decompression bomb
 GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
 
 Count = Annotated[int, Ge(1)]
@@ -29,45 +29,45 @@ class DataConfig(Section):
 
     Attributes:
         path: a local folder, a parquet file / glob / folder, a Hub data set id, or `shapes` (the generated set).
-        name: configuration of a Hub data set with several.
+        name: configuration name, for a Hub data set with several configurations.
         revision: branch, tag or commit of a Hub data set.
         train_split: split to train on; `val`, `valid`, `dev` and `validation` mean the same, as do `test`/`testing`.
-        eval_split: split scored during training; None: none (label-free runs then hold out a part of train).
-        test_split: split of the final table; None: none.
+        eval_split: split scored during training; null: none (label-free runs then hold out a part of train).
+        test_split: split of the final table; null: none.
         image_column: column with the image; `auto` looks for `image`, then for the only image column.
         mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
-        objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`:
-            `objects`.
-        annotations: detection: COCO json files instead of `metadata.jsonl`, `{split}` standing for the split, like
-            `annotations/instances_{split}.json`, relative to `path`; `auto` takes these where a folder has no
-            `metadata.jsonl`. Images lie in `{split}/`, `images/{split}/`, `images/` or the folder itself.
+        objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`
+            is `objects`.
+        annotations: detection: COCO json files instead of `metadata.jsonl`, with `{split}` for the name of the split,
+            such as `annotations/instances_{split}.json`, relative to `path`; `auto` uses this name if a folder has no
+            `metadata.jsonl`. Images are in `{split}/`, `images/{split}/`, `images/` or the folder itself.
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
-        labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and, as they
-            exist, `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the folder of the data. For a
-            Hub data set also a file of its repository. The ids are those after `reduce_labels`.
+        labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally
+            `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the data folder. For a Hub data set
+            it may be a file of the repository. The ids are those after `reduce_labels`.
         num_labels: number of classes, for data without class names.
-        ignore_index: label that counts in no loss and no score; default: what `labels` says, else 255.
+        ignore_index: label ignored in losses and scores; default: that of the `labels` file, else 255.
         reduce_labels: label 0 is void and the classes begin at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1.
         image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
-            training; None: each at its own size. Scores are always taken at the size of the mask.
+            training; null: each at its own size. Scores are always computed at the size of the mask.
         crop_size: [height, width] of a training crop; default: `image_size`; with neither, whole images are padded.
             Detection has no default: without it, whole images are scaled and padded, with a `pixel_mask`.
-        keep_aspect: detection: images keep their aspect and are scaled to fit into `image_size`, whichever way round
-            ([800, 1333]: short side 800 unless the long one passes 1333); false: they are stretched to it.
+        keep_aspect: detection: images keep their aspect ratio and are scaled to fit into `image_size` in either
+            orientation ([800, 1333]: short side 800, unless the long one exceeds 1333); false: resized to exactly it.
         scale: [smallest, largest] random scale of a training image.
         flip: probability of a left-right flip.
         color_jitter: strength of the random change of brightness, contrast and saturation; 0: none.
-        image_mean: mean of each channel the student expects, for values in 0..1.
-        image_std: standard deviation of each channel the student expects.
+        image_mean: mean of the student's input normalisation for each channel, for values in 0..1.
+        image_std: standard deviation of the student's input normalisation for each channel.
         streaming: read the data while training instead of loading it first (needs `training.max_steps`).
-        shuffle_buffer: images among which a stream is shuffled.
-        on_error: `stop` at an image that cannot be used, or `skip` it: go on, name it and count it.
+        shuffle_buffer: size of the shuffle buffer of a stream, in images.
+        on_error: `stop` at an image that cannot be used, or `skip` it and report it.
         check: images to check before training: `all`, `none` or a number for each split.
-        cache: keep decoded images in memory (in each loading process): for sets that fit.
-        max_train_samples: use only the first ones, for a trial.
+        cache: keep decoded images in memory (in each loading process), for data sets that fit.
+        max_train_samples: use only the first samples, for trials.
         max_eval_samples: the same for the validation and test splits.
-        max_pixels: images with more pixels are refused before they are decoded.
-        holdout: share of the training images held out when a label-free run has no validation split.
+        max_pixels: images with more pixels are rejected before they are decoded.
+        holdout: fraction of the training images held out if a label-free run has no validation split.
         generated: sizes of the generated set: train, validation, test, size (pixels), seed.
     """
 
@@ -108,7 +108,7 @@ class DataConfig(Section):
     generated: dict[str, Annotated[int, Ge(0)]] = field(default_factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range."""
+        """Problems beyond types and ranges."""
         if not self.path:
             yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
         if self.scale[0] > self.scale[1]:

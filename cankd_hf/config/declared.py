@@ -1,6 +1,6 @@
-"""What modules declare (classes, parameters, names in a dictionary), read from their source: torch stays unimported.
+"""Reads classes, parameters and the keys of dictionaries from the source of modules, so that torch is not imported.
 
-Where a module is imported already, its objects are asked instead: they may have got a task or a loss since.
+If a module is already imported, its objects are used instead: a task or a loss may have been added.
 """
 
 import ast
@@ -18,13 +18,13 @@ _TYPES |= {"Sequence": list, "Union": Union}
 
 
 def names(module: str, dictionary: str) -> list[str]:
-    """The keys of a dictionary at the top of a module; none if there is no such module."""
+    """The keys of a module-level dictionary; empty if there is no such module."""
     live = _live(module, dictionary)
     return list(live) if live is not None else list(_entries(module, dictionary))
 
 
 def entry_parameters(module: str, dictionary: str, key: str) -> dict[str, Any]:
-    """Name and type of what the constructor of a class in such a dictionary takes."""
+    """Names and types of the constructor arguments of a class in such a dictionary."""
     live = _live(module, dictionary)
     if live is None:
         return parameters(module, _entries(module, dictionary)[key])
@@ -34,11 +34,11 @@ def entry_parameters(module: str, dictionary: str, key: str) -> dict[str, Any]:
 
 @cache
 def parameters(module: str, name: str) -> dict[str, Any]:
-    """Name and type of what the constructor of a class takes, its own or an inherited one.
+    """Names and types of the arguments of a class's constructor, its own or inherited.
 
     Args:
-        module: that has the class or imports it by `from ... import`.
-        name: of the class.
+        module: the module that defines the class or imports it by `from ... import`.
+        name: name of the class.
     """
     place, body, bases = _class(module, name)
     for item in body:
@@ -62,7 +62,7 @@ def fields(module: str, name: str) -> dict[str, Any]:
 
 
 def _live(module: str, dictionary: str) -> dict[str, Any] | None:
-    """The dictionary itself, if the module is imported completely."""
+    """The dictionary itself if the module is already imported, else None."""
     return vars(sys.modules[module]).get(dictionary) if module in sys.modules else None
 
 
@@ -80,9 +80,9 @@ def _entries(module: str, dictionary: str) -> dict[str, str]:
 
 @cache
 def _tree(module: str) -> tuple[list[ast.stmt], str]:
-    """The statements of a module (none if there is no such module), and the package that its imports start from."""
+    """The statements of a module (empty if there is no such module), and the package of its relative imports."""
     top, _, rest = module.partition(".")
-    spec = find_spec(top)  # finds a package without importing it, which holds for the outermost one only
+    spec = find_spec(top)  # of the top-level package only: for a submodule, find_spec would import its parents
     if spec is None or spec.origin is None:
         return [], module
     base = Path(spec.origin).parent / rest.replace(".", "/")
@@ -95,7 +95,7 @@ def _tree(module: str) -> tuple[list[ast.stmt], str]:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, ast.AST | None]:
-    """The class or value bound to a name at the top of a module, and the module that defines it."""
+    """The module that defines a module-level name, and its class definition or value."""
     body, package = _tree(module)
     for node in body:
         match node:
@@ -111,7 +111,7 @@ def _find(module: str, name: str) -> tuple[str, ast.AST | None]:
 
 
 def _class(module: str, name: str) -> tuple[str, list[ast.stmt], list[str]]:
-    """The module that defines a class, the statements in it and the names of its bases; empty if it is none."""
+    """The module that defines a class, its statements and the names of its bases; empty if it is not a class."""
     place, node = _find(module, name)
     if not isinstance(node, ast.ClassDef):
         return place, [], []
@@ -119,7 +119,7 @@ def _class(module: str, name: str) -> tuple[str, list[ast.stmt], list[str]]:
 
 
 def _type(node: ast.expr | None, module: str) -> Any:
-    """A type from its source; `Any` for classes that YAML cannot express, the values of an enumeration."""
+    """A type from its source; `Any` for classes that YAML cannot express; enumerations as their values."""
     match node:
         case ast.Constant(value=str(text)):
             return _type(ast.parse(text, mode="eval").body, module)

@@ -1,4 +1,4 @@
-"""What a recipe says about the distillation: its terms and their weights."""
+"""The `distill:` section of a recipe: terms and their weights."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
 Pair = Annotated[list[int], Len(2, 2), Say("[student level, teacher level]", fix="for example [-1, -1]")]
-# Options of losses that are names in a dictionary: its module and its name.
+# Options of losses whose values are the keys of a dictionary: its module and its name.
 _NAMED = {"affinity": ("cankd_hf.losses.affinities", "AFFINITIES")}
 
 
 @dataclass
 class LossTerm(Section):
-    """One weighted loss of the objective: which loss, on which pairs of levels, how much and when.
+    """One weighted loss of the objective: the loss, its pairs of levels, its weight and schedule.
 
     Args:
         loss: a name in `LOSSES`; in Python also a class or a module, such as `LossTerm(loss=MyLoss)`: see `Distiller`.
-        teacher: name of the teacher it learns from; not needed where there is one.
-        weight: multiplier of the unweighted loss, at least 0; a list gives one weight a pair. The paper's mu = 5 is
-            weight 10: the authors' loss has the factor 0.5 inside, as ours has.
+        teacher: name of its teacher; not needed if there is only one.
+        weight: multiplier of the unweighted loss, at least 0; a list has one weight for each pair. The paper's mu = 5
+            is weight 10, because the loss includes the factor 0.5, as the authors' code does.
         pairs: "auto" (by stride) or a list of [student level, teacher level].
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.
         options: keyword arguments of the loss.
-        name: how the term is called in logs; the loss's name if None.
+        name: name of the term in logs; by default that of the loss.
     """
 
     place: ClassVar[str] = "distill.terms.0"
@@ -57,14 +57,14 @@ class LossTerm(Section):
 
     @property
     def loss_name(self) -> str:
-        """The loss as text: its name in `LOSSES`, or the name of its class."""
+        """Name of the loss: in `LOSSES`, or of its class."""
         if isinstance(self.loss, str):
             return self.loss
         return self.loss.__name__ if isinstance(self.loss, type) else type(self.loss).__name__
 
     @property
     def structure(self) -> tuple[Any, ...]:
-        """All that decides which modules the term has: not its weight and schedule."""
+        """The fields that determine the modules of the term, that is all but weight and schedule."""
         return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher
 
     @property
@@ -73,7 +73,7 @@ class LossTerm(Section):
         return any(self.weight) if isinstance(self.weight, list) else self.weight > 0
 
     def factor(self, step: int, max_steps: int) -> float:
-        """Share of the weight in force at a step, in [0, 1].
+        """Schedule factor of the weight at a step, in [0, 1].
 
         Args:
             step: optimizer steps already taken, from 0.
@@ -86,7 +86,7 @@ class LossTerm(Section):
         return max(0.0, min(1.0, up, down))
 
     def weights(self, num_pairs: int) -> list[float]:
-        """The weight of each of `num_pairs` pairs; InputError if a list of another length was given."""
+        """The weight of each of `num_pairs` pairs; InputError if `weight` is a list of another length."""
         if not isinstance(self.weight, list):
             return [float(self.weight)] * num_pairs
         if len(self.weight) != num_pairs:
@@ -97,13 +97,13 @@ class LossTerm(Section):
         return [float(weight) for weight in self.weight]
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range: an unknown loss."""
+        """Problems beyond types and ranges: an unknown loss."""
         known = declared.names("cankd_hf.losses", "LOSSES")
         if isinstance(self.loss, str) and self.loss not in known:
             yield "loss", not_one_of(self.loss, known)
 
     def accepted(self) -> dict[str, dict[str, Any]]:
-        """What `options` may hold for a loss that is known by name."""
+        """Names and types of the `options` of a loss in `LOSSES`."""
         if not isinstance(self.loss, str) or self.loss not in declared.names("cankd_hf.losses", "LOSSES"):
             return {}
         found = declared.entry_parameters("cankd_hf.losses", "LOSSES", self.loss)
@@ -113,18 +113,18 @@ class LossTerm(Section):
         return {"options": {key: kind for key, kind in found.items() if key not in ("channels", "num_labels")}}
 
     def check(self) -> None:
-        """Raises `InputError` with everything that is wrong with the term's values."""
+        """Raises `InputError` with all problems of the term's values."""
         self.raise_problems(f"distill.terms.{self.label}")
 
 
 @dataclass
 class DistillConfig(Section):
-    """The `distill:` section: what is compared, and how much it counts.
+    """The `distill:` section: the objective of the student.
 
     Attributes:
         task_weight: multiplier of the student's own loss, at least 0; 0 trains without labels.
-        terms: the feature losses; CanKD with the paper's weight unless said otherwise.
-        grid: on whose grid two maps are compared: `finer` or `coarser` of the two, `student` or `teacher`.
+        terms: the distillation losses; by default CanKD with the paper's weight.
+        grid: grid on which two maps are compared: the `finer` or `coarser` of the two, `student` or `teacher`.
     """
 
     place: ClassVar[str] = "distill"

@@ -1,4 +1,4 @@
-"""What a recipe says about the Hub; light, so that a recipe is checked without importing transformers."""
+"""The `hub:` section of a recipe. Does not import transformers, so that recipes are checked quickly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from cankd_hf.config.schema import Section
 
-# Key of the section -> the setting of `training:` that it sets.
+# Key of the section -> the setting of `training:` with the same meaning.
 SETTINGS = {
     "push": "push_to_hub",
     "id": "hub_model_id",
@@ -17,24 +17,24 @@ SETTINGS = {
     "revision": "hub_revision",
 }
 NO_TOKEN = (
-    "tokens are not taken as settings, they would end up in files and logs; set the environment variable HF_TOKEN or "
-    "run `hf auth login`"
+    "tokens are not accepted as settings, because they would end up in files and logs; set the environment variable "
+    "HF_TOKEN or run `hf auth login`"
 )
 
 
 @dataclass
 class HubConfig(Section):
-    """The `hub:` section: whether and where the student of a run is pushed, and what its card says of its use.
+    """The `hub:` section: whether and where the student of a run is pushed, and metadata of its card.
 
     Attributes:
-        push: whether the student is pushed; false only sets what the card says.
+        push: whether the student is pushed; false only sets metadata of the card.
         id: repository, such as `me/my-student`; by default the name of `output_dir`, under your own account.
-        private: whether a repository that does not exist yet is made private.
-        strategy: when: at the `end`, at `every_save` too, or each checkpoint also in a folder of its own
-            (`checkpoint`: the newest one, `all_checkpoints`: each).
+        private: whether a repository is private if it is created.
+        strategy: when to push: at the `end`, also at `every_save`, or also checkpoints in folders of their own
+            (`checkpoint`: only the newest, `all_checkpoints`: all).
         revision: branch to push to; by default `main`.
-        license: the student's licence in the Hub's words, such as `apache-2.0`; by default `unknown`.
-        tags: further tags of the card.
+        license: the student's licence as a Hub identifier, such as `apache-2.0`; by default `unknown`.
+        tags: additional tags of the card.
     """
 
     place: ClassVar[str] = "hub"
@@ -55,7 +55,7 @@ class HubConfig(Section):
         return {setting: value for setting, value in given.items() if value is not None}
 
     def clashes(self, training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Where `training:` says something else: key and message of each."""
+        """Keys that contradict `training:`: key and message of each."""
         for key, setting in SETTINGS.items():
             ours = self.settings().get(setting, False if key == "push" else None)
             if setting in training and training[setting] != ours:

@@ -1,8 +1,8 @@
-"""YAML and `section.key=value` overrides -> one `Recipe`, its structure checked without importing torch.
+"""Reads YAML and `section.key=value` overrides into a `Recipe` and checks its structure, without importing torch.
 
-Every error of structure (keys, types, ranges, names, references) is reported at once. No code runs from YAML: tags
-and resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused, references such as `${output_dir}`
-are followed. Relative paths in a recipe are relative to the current directory.
+All errors of structure (keys, types, ranges, names, references) are reported together. YAML runs no code: tags and
+resolvers (`${oc.env:...}` would write secrets into saved recipes) are refused; references such as `${output_dir}` are
+resolved. Relative paths in a recipe are relative to the current directory.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from cankd_hf.config.training import read_training, training_fields
 from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
-# The sections in which a misplaced key may belong.
+# The sections searched for the right place of a misplaced key.
 _SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
 
 
@@ -29,27 +29,27 @@ def read_text(path: str | Path) -> str:
     """The text of a recipe.
 
     Raises:
-        InputError: if there is no such file, with the nearest name beside it.
+        InputError: if there is no such file; the message suggests a similar name.
     """
     path = Path(path)
     if not path.is_file():
         others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
         hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
-        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not one; {hint}")
+        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
     return path.read_text(encoding="utf-8")
 
 
 def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> tuple[Recipe, Problems]:
-    """A recipe whose structure is right, and where to note what further checks find.
+    """Returns a recipe of valid structure, and the `Problems` to which further checks add.
 
     Args:
         text: YAML.
         overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
             `teacher=null` for none.
-        source: what messages call the text, usually its file.
+        source: name of the text in messages, usually its file.
 
     Raises:
-        InputError: with every mistake of structure, each with its dotted path, file and line.
+        InputError: with every error of structure, each with its dotted path, file and line.
     """
     given = YamlSource(text, overrides, source)
     problems = Problems(given.place, _elsewhere)
@@ -67,10 +67,10 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
 
 
 def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> DataConfig:
-    """The `data:` section of a saved recipe, or of none, with `data.key=value` overrides.
+    """The `data:` section of a saved recipe, or the defaults, with `data.key=value` overrides.
 
     Args:
-        path: a recipe; its other sections are not looked at. None starts from the defaults.
+        path: a recipe, of which only this section is read; None for the defaults.
         overrides: `data.key=value`.
 
     Raises:
@@ -81,7 +81,7 @@ def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> 
     problems = Problems(given.place, _elsewhere)
     for override in overrides:
         if "=" in override and not override.startswith(("data.", "data=")):
-            problems.say(override.partition("=")[0], "only data.key=value counts here; leave it out")
+            problems.say(override.partition("=")[0], "only data.key=value is used here; leave it out")
     config: DataConfig = problems.read(DataConfig, given.read(problems).get("data", {}), "data")
     problems.check(config, "data")
     problems.raise_all()
@@ -89,7 +89,7 @@ def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> 
 
 
 def _check(problems: Problems, recipe: Recipe) -> None:
-    """The rules of each section, then those between sections."""
+    """Checks the rules within each section, then those between sections."""
     problems.check(recipe, "")
     several = {f"teachers.{name}": teacher for name, teacher in (recipe.teachers or {}).items()}
     for path, teacher in {"teacher": recipe.teacher, **several}.items():
@@ -101,7 +101,7 @@ def _check(problems: Problems, recipe: Recipe) -> None:
 
 
 def _elsewhere(key: str) -> str | None:
-    """The dotted path where a key belongs that was found where it does not."""
+    """The dotted path of a misplaced key in the section it belongs to; None if there is none."""
     for section in _SECTIONS:
         if any(item.name == key for item in dataclasses.fields(section)):
             return f"{section.place}.{key}".lstrip(".")

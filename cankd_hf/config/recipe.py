@@ -1,4 +1,4 @@
-"""A whole recipe: its sections, the rules between them, and how it is written down."""
+"""A whole recipe: its sections, the rules between them, and its YAML form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 
-# What a run may change between two calls without being another run.
+# Keys that may differ between two calls of the same run.
 _HARMLESS = {
     "baseline",
     "data.cache",
@@ -41,20 +41,20 @@ _HARMLESS = {
 
 @dataclass(kw_only=True)
 class Recipe(Section):
-    """A whole run, every value checked.
+    """A recipe with all its sections.
 
     Attributes:
-        task: what is learnt; a name in `cankd_hf.tasks.TASKS`.
-        seed: of initial weights, data order and augmentation.
+        task: name of the task, in `cankd_hf.tasks.TASKS`.
+        seed: seed of initial weights, data order and augmentation.
         output_dir: folder of the checkpoints and results.
-        data: where the images come from and how they are augmented.
+        data: the data set and its augmentation.
         student: the model to train.
         teacher: the frozen model to learn from; null trains the student alone.
-        teachers: instead of `teacher`: several by name, `{dino: {model: ...}, ...}`; each term names its teacher.
-        distill: what is compared, and how much it counts.
+        teachers: several teachers by name instead of `teacher`, `{dino: {model: ...}, ...}`; each term names its one.
+        distill: the distillation losses and their weights.
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
-        hub: where the student is pushed; null pushes nothing, unless `training.push_to_hub` asks for it.
+        hub: where the student is pushed; with null only if `training.push_to_hub` is set.
     """
 
     task: str = "segmentation"
@@ -70,7 +70,7 @@ class Recipe(Section):
     hub: HubConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range: the name of the task."""
+        """Problems beyond types and ranges: an unknown task."""
         known = declared.names("cankd_hf.tasks", "TASKS")
         if self.task not in known:
             yield "task", not_one_of(self.task, known)
@@ -84,14 +84,14 @@ class Recipe(Section):
         return "teacher" if self.teacher is not None else f"teachers.{name}"
 
     def resolved(self) -> Recipe:
-        """The recipe as it is run: without a teacher there is nothing to distil, and no student alone to compare."""
+        """The recipe as it is run: without a teacher it has no terms and no baseline."""
         if self.named_teachers():
             return self
         return replace(self, distill=replace(self.distill, terms=[]), baseline=False)
 
 
 def check_together(problems: Problems, recipe: Recipe) -> None:
-    """What only several sections together can tell, as far as they could be read."""
+    """Adds problems that involve several sections, if these could be read."""
     if problems.usable("teacher", "teachers"):
         terms = [
             (f"distill.terms.{index}", term)
@@ -110,7 +110,7 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
 
 def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.teacher is not None and recipe.teachers is not None:
-        yield "teachers", "given beside `teacher`; write one teacher as `teacher:`, several as `teachers:`, not both"
+        yield "teachers", "expected teacher or teachers, got both; write one as `teacher:`, several as `teachers:`"
     for name in recipe.teachers or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
             yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
@@ -153,12 +153,12 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, which `load_recipe` reads back to an equal one. It never holds a token."""
+    """The resolved recipe as YAML, from which `load_recipe` makes an equal recipe. It never contains a token."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, default_flow_style=None, width=119)
 
 
 def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
-    """Where a saved recipe and this one would train differently: `training.max_steps: 100 -> 200`.
+    """Differences between a saved recipe and this one that affect training: `training.max_steps: 100 -> 200`.
 
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """

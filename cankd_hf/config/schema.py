@@ -1,4 +1,4 @@
-"""Plain YAML data -> typed dataclasses, strictly: pydantic checks, and its errors become our messages."""
+"""Converts plain YAML data to typed dataclasses, strictly: pydantic checks, and its errors become our messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cankd_hf.config.advice import advice, bare, choices, describe, kind_of, mem
 from cankd_hf.errors import InputError, Problem
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-# What pydantic calls a value of another kind, for which the range of the right kind does not matter yet.
+# Error types of pydantic for a value of the wrong kind; messages then leave out the range.
 _KINDS = ("bool_type", "float_type", "int_from_float", "int_type", "list_type", "string_type")
 
 
 class Section:
-    """Base of the dataclasses that are sections of a recipe: how they are read, and the rules of several fields.
+    """Base class of the sections of a recipe: how they are read, and rules that involve several fields.
 
     Attributes:
         place: dotted path of the section in a recipe.
-        one_of: fields of which exactly one is given.
+        one_of: fields of which exactly one must be set.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -40,26 +40,26 @@ class Section:
         return schema
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range: key and message."""
+        """Problems beyond types and ranges: key and message of each."""
         yield from ()
 
     def accepted(self) -> dict[str, dict[str, Any]]:
-        """Fields that hold settings of something else: name and type of all that it takes."""
+        """Names and types of the keys that a field of free-form settings accepts, by field."""
         return {}
 
     def raise_problems(self, path: str = "") -> None:
-        """The same checks as for a recipe, for an object made in Python; messages call it `path`, or its `place`."""
+        """Runs the checks of a recipe on an object made in Python; messages call it `path`, or its `place`."""
         problems = Problems()
         problems.check(problems.read(type(self), self, path or self.place), path or self.place)
         problems.raise_all()
 
 
 class Problems:
-    """Collects everything that is wrong with a recipe, to report it at once.
+    """Collects all problems of a recipe, to report them together.
 
     Args:
-        place: turns a dotted path into the words that name it for the user (path, file and line).
-        elsewhere: for a key that is unknown in its section, the dotted path where it belongs, or None.
+        place: converts a dotted path to its form in messages (path, file and line).
+        elsewhere: returns the dotted path where a misplaced key belongs, or None.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Problems:
         return not any(path == bad or path.startswith(f"{bad}.") for path in paths for bad in self._unread)
 
     def raise_all(self) -> None:
-        """Raises `InputError` with everything found so far, if anything was."""
+        """Raises `InputError` with all problems found so far, if any."""
         if self.found:
             found = dict.fromkeys(self.found)
             raise InputError([Problem(self.place(path) if path else "", message) for path, message in found])
 
     def take(self, error: InputError, path: str) -> None:
-        """Adds what another check raised; messages that know no place are about `path`."""
+        """Adds the problems of an error raised by another check; those without a place get `path`."""
         for problem in error.problems:
             if isinstance(problem, Problem):
                 self.say(problem.path, problem.message)
@@ -96,9 +96,9 @@ class Problems:
                 self.say(path, problem)
 
     def read(self, annotation: Any, value: Any, path: str) -> Any:
-        """The value in its type, made of what is right in it; every error is added."""
+        """Converts a value to a type, leaving out its invalid parts; all problems are added."""
         value = _plain(value)
-        for attempt in range(4):  # a required value may be taken out first and filled in then
+        for attempt in range(4):  # removing a value can make a required one missing, which the next attempt fills in
             try:
                 return _adapter(annotation).validate_python(value)
             except ValidationError as error:
@@ -110,13 +110,13 @@ class Problems:
         return None
 
     def keywords(self, hints: dict[str, Any], value: dict[str, Any], path: str) -> dict[str, Any]:
-        """Checks a mapping against named types (a signature, say) and returns it with every value read."""
+        """Checks a mapping against names and types, such as those of a signature, and returns the converted values."""
         for key in [key for key in value if key not in hints]:
             self.unknown(path, str(key), hints)
         return {key: self.read(hints[key], item, _join(path, key)) for key, item in value.items() if key in hints}
 
     def check(self, value: Any, path: str) -> None:
-        """Adds what the rules of a section, or of the sections in a container, refuse, and those inside of them."""
+        """Adds the problems found by the rules of a section, and of those nested in it or in a container."""
         if isinstance(value, dict | list):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 self.check(item, _join(path, key))
@@ -135,7 +135,7 @@ class Problems:
             self.check(getattr(value, key), _join(path, key))
 
     def unknown(self, path: str, key: str, known: Iterable[str]) -> None:
-        """Adds 'unknown key', with the nearest name or the place where such a key belongs."""
+        """Adds 'unknown key', with a similar name or the place where the key belongs."""
         known = list(known)
         better = self.elsewhere(key)
         if better is not None and not difflib.get_close_matches(key, known, n=1, cutoff=0.8):
@@ -145,7 +145,7 @@ class Problems:
         self.say(_join(path, key), f"unknown key; {hint}")
 
     def wrong(self, path: str, annotation: Any, value: Any, bounds: bool = True) -> None:
-        """Adds 'expected ..., got ...; fix'; without `bounds`, the kind of value alone is expected."""
+        """Adds 'expected ..., got ...; fix'; without `bounds`, the expected range is left out."""
         got = repr(value) if isinstance(value, str) and choices(annotation) else show(value)
         expected, fix = describe(annotation, bounds=bounds), advice(annotation, value)
         if isinstance(value, float) and not math.isfinite(value):
@@ -161,7 +161,7 @@ class Problems:
         elif spot.of_key:
             self.say(where, f"expected text as key, got {show(spot.keys[-1])}; write it in quotes", unread=True)
         elif len(members(bare(spot.annotation))) > 1:
-            # Of several forms, the errors of the one that looks like the value are the most useful.
+            # Of the types in a union, report the errors of the one that resembles the value.
             fitting = [kind for kind in members(bare(spot.annotation)) if _looks_like(kind, spot.value)]
             if len(fitting) == 1:
                 self.read(fitting[0], spot.value, where)
@@ -176,9 +176,9 @@ class Problems:
 
 
 class _Spot:
-    """Where an error of pydantic's lies, followed through types and data up to the first union.
+    """Location of a pydantic error in types and data, followed up to the first union.
 
-    (After that, pydantic's location holds names of the union's members, which are no keys of the data.)
+    (Beyond it, pydantic's location contains names of the union's members, which are not keys of the data.)
     """
 
     def __init__(self, annotation: Any, value: Any, location: tuple[int | str, ...], error: str) -> None:
@@ -203,7 +203,7 @@ class _Spot:
             self.annotation, self.value, self.parent = inner, self.value[key] if known else None, outer
 
     def mend(self) -> None:
-        """Takes the value out of the data, or puts an empty one in its place, so that the rest can be read."""
+        """Removes the value from the data, or replaces it with an empty one, so that the rest can be read."""
         for container, key, inner in reversed(self._steps):
             if dataclasses.is_dataclass(bare(inner)):
                 container[key] = {}
@@ -228,7 +228,7 @@ def _fields(cls: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Python objects as YAML would give them, in containers of their own: sections as mappings, tuples as lists."""
+    """Copies Python objects to plain data as in YAML: sections become mappings, tuples become lists."""
     if isinstance(value, Section):
         return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
     if isinstance(value, dict):
@@ -239,7 +239,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_section(value: Any, path: str, names: list[str]) -> str:
-    """What to write where a section was expected; the text of a model or a folder has an obvious place."""
+    """The fix for a value in the place of a section; text is suggested as its `model` or `path`."""
     if isinstance(value, list):
         return advice(dict, value)
     for name in ("model", "path"):

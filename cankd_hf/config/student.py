@@ -1,4 +1,4 @@
-"""What a recipe says about its student; light, so that a recipe is checked without importing transformers."""
+"""The `student:` section of a recipe. Does not import transformers, so that recipes are checked quickly."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cankd_hf.config.schema import Section
 
 @dataclass
 class StudentConfig(Section):
-    """A student. Exactly one of `model`, `config` and `backbone` says what it is.
+    """A student, defined by exactly one of `model`, `config` and `backbone`.
 
     Args:
-        model: a local folder or Hub id of a whole model (SegFormer, UperNet, one of ours, ...); a head of another
-            class count starts anew.
+        model: a local folder or Hub id of a whole model (SegFormer, UperNet, one of ours, ...); a head for another
+            number of classes is newly initialised.
         config: a whole model with random weights, as its configuration's fields with `model_type`; its
-            `backbone_config` may be `{pretrained: SOURCE, key: value}`, a backbone that starts with its weights.
-        backbone: the backbone under a pyramid: whatever `load_backbone` takes.
+            `backbone_config` may be `{pretrained: SOURCE, key: value}`, a backbone with pretrained weights.
+        backbone: the backbone of a feature pyramid; anything that `load_backbone` takes.
         fpn: settings of the pyramid on that backbone, see `FPNConfig`.
-        taps: where its feature maps are taken, `auto` or module paths.
-        inherit: parts that start from the teacher's weights, such as `[neck, head]`, copied where name and shape
-            agree; marked in results and card.
-        tokenizer: for a detector that reads its class names (Grounding DINO): a local folder or Hub id with its
+        taps: modules whose outputs are its feature maps: `auto` or module paths.
+        inherit: parts initialised with the teacher's weights, such as `[neck, head]`, where name and shape match;
+            marked in results and model card.
+        tokenizer: for a detector with class names as text (Grounding DINO): a local folder or Hub id with its
             tokenizer; default: that of `model`.
         revision: branch, tag or commit on the Hub, of `model` or `backbone`.
-        trust_remote_code: whether code of the repository may run; never needed for our own students.
+        trust_remote_code: whether code of the repository may run; not needed for students of this package.
     """
 
     place: ClassVar[str] = "student"
@@ -47,12 +47,12 @@ class StudentConfig(Section):
     trust_remote_code: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range."""
+        """Problems beyond types and ranges."""
         if self.fpn and self.backbone is None:
-            yield "fpn", "settings of a pyramid count for student.backbone only; remove them"
+            yield "fpn", "settings of a pyramid are only used with student.backbone; remove them"
 
     def accepted(self) -> dict[str, dict[str, Any]]:
-        """What `fpn` may hold."""
+        """Names and types of the settings in `fpn`."""
         if self.backbone is None:
             return {}
         found = parameters("cankd_hf.models.fpn.configuration_cankd_fpn", "FPNConfig")

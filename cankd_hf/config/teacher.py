@@ -1,4 +1,4 @@
-"""What a recipe says about a teacher."""
+"""The `teacher:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from cankd_hf.names import TORCHVISION
 
 @dataclass
 class TeacherConfig(Section):
-    """How to get a teacher.
+    """A teacher: how it is loaded and run.
 
     Attributes:
         model: local folder, Hub id, `timm/NAME`, or `torchvision/NAME`: a detector or segmentation net of torchvision,
             such as `torchvision/retinanet_resnet50_fpn_v2`, read at the outputs of its backbone and pyramid.
-        config: instead of `model`: fields of a configuration with `model_type`; random weights, for tests.
+        config: instead of `model`: fields of a configuration with `model_type`; random weights, for `fit` and tests.
         taps: "auto"; stage names of a backbone ("stage6"); or taps as in `cankd_hf.features.Taps`.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16 on CUDA.
-        scale: how much larger than the student's its images are (before rounding to its patch multiple).
+        scale: size of its images relative to the student's (before rounding to its patch multiple).
         revision: branch, tag or commit on the Hub; for `torchvision/NAME` the name of its weights, such as `COCO_V1`.
         weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.
         trust_remote_code: whether code from the model's repository may run.
         compile: whether `torch.compile` is used.
-        image_mean: of its images; by default what its image processor says.
-        image_std: likewise.
-        fit: how to train it first; used by the recipe alone.
+        image_mean: mean of its input normalisation; by default that of its image processor.
+        image_std: standard deviation of its input normalisation; by default that of its image processor.
+        fit: settings of `training` with which a run first trains the teacher on the task; only used in recipes.
     """
 
     place: ClassVar[str] = "teacher"
@@ -51,9 +51,9 @@ class TeacherConfig(Section):
     fit: dict[str, Any] | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong though every value has its type and range."""
+        """Problems beyond types and ranges."""
         if self.weights is not None and not self.from_torchvision:
-            yield "weights", f"expected `model: torchvision/NAME` beside it, got {self.model!r}; leave it out"
+            yield "weights", f"only used with `model: torchvision/NAME`, got {self.model!r}; leave it out"
         if self.fit is not None and self.from_torchvision:
             yield "fit", "a torchvision net cannot be trained here; leave fit out"
 
@@ -61,5 +61,5 @@ class TeacherConfig(Section):
 
     @property
     def from_torchvision(self) -> bool:
-        """Whether `model` names a net of torchvision."""
+        """Whether `model` is a model of torchvision."""
         return str(self.model).startswith(TORCHVISION)

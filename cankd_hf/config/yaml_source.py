@@ -1,4 +1,4 @@
-"""YAML text and `a.b=value` overrides -> plain data that remembers where each value was written; runs no code."""
+"""Reads YAML and `a.b=value` overrides into plain data with the line of each value; runs no code."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from cankd_hf.errors import InputError
 class YamlSource:
     """A YAML document with overrides applied.
 
-    Numbers such as `5e-4` are numbers. `${section.key}` is followed; resolvers (`${oc.env:...}`, which would write
-    secrets into saved files) and YAML tags are refused.
+    `5e-4` is read as a number. References (`${section.key}`) are resolved; resolvers (`${oc.env:...}`, which would
+    write secrets into saved files) and YAML tags are refused.
 
     Args:
         text: the document.
         overrides: `section.key=value`; items of a list by number.
-        name: what messages call the document, usually its file name.
+        name: name of the document in messages, usually its file.
 
     Raises:
-        InputError: if it is not valid YAML, or no mapping.
+        InputError: if it is not valid YAML, or not a mapping.
     """
 
     def __init__(self, text: str, overrides: Sequence[str], name: str) -> None:
@@ -43,7 +43,7 @@ class YamlSource:
             self._override(override)
 
     def place(self, path: str) -> str:
-        """A dotted path with the file and line, or the command line, where it was set."""
+        """A dotted path followed by where it was set: file and line, or the command line."""
         if any(path == key or path.startswith(key + ".") for key in self._changed):
             return f"{path} (command line)"
         if path not in self._lines and any(key.startswith(path + ".") for key in self._changed):
@@ -54,7 +54,7 @@ class YamlSource:
         return f"{path} ({self.name}:{self._lines[known]})" if known else f"{path} ({self.name})"
 
     def read(self, problems: Problems) -> dict[str, Any]:
-        """The data with references followed; notes the overrides and the references that are wrong."""
+        """The data with references resolved; invalid overrides and references are added to `problems`."""
         for path, message in self._wrong:
             problems.say(path, message, unread=True)
         data = self._data
@@ -104,14 +104,14 @@ def _lines(text: str) -> dict[str, int]:
 
 
 def _short(error: Exception) -> str:
-    """The first thing a YAML error says, with its line."""
+    """The first line of a YAML error, with its position."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + str(getattr(error, "problem", None) or str(error).splitlines()[0])
 
 
 def _set(data: Any, keys: list[str], value: Any) -> str | None:
-    """Sets one value deep inside; returns what is wrong with the way there."""
+    """Sets a nested value; returns the problem if its path is invalid."""
     for depth, key in enumerate(keys):
         index: Any = key
         if isinstance(data, list):
@@ -130,7 +130,7 @@ def _set(data: Any, keys: list[str], value: Any) -> str | None:
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every text of the data: dotted path, the container that holds it, and its key there."""
+    """All strings in the data: dotted path, container, and key in the container."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         inner = f"{path}.{key}" if path else str(key)
         if isinstance(item, dict | list):
@@ -140,7 +140,7 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _followed(node: Any, path: str, problems: Problems) -> Any:
-    """Plain data, each reference replaced by what it names; one that cannot be followed is noted and becomes null."""
+    """Plain data with references resolved; an invalid reference is added to `problems` and becomes null."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     found: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""Which teacher positions one student position reads in the Can block: for looking at, not for training.
+"""The teacher positions that a student position attends to in the Can block, for visualisation.
 
 Letters: C channels, H and W the size of the maps, h and w after pooling.
 """
@@ -17,7 +17,7 @@ def attention_map(loss: CanKDLoss, student_map: Tensor, teacher_map: Tensor, pix
     Only the row of one query is formed: memory grows with the map, not with its square.
 
     Args:
-        loss: the term's loss; its parameters and options are used, nothing of it changes.
+        loss: the loss of a term; it is not modified.
         student_map: student map after the connector, [C, H, W].
         teacher_map: teacher map on the same grid, [C, H, W].
         pixel: row and column of the query, in cells of the maps.

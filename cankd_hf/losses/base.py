@@ -1,4 +1,4 @@
-"""What every distillation loss is: two tensors of one shape in, one unweighted scalar out.
+"""Base classes of distillation losses: two tensors of one shape in, one unweighted scalar out.
 
 Letters: B batch, C channels, H and W the size of the map, K classes, N queries.
 """
@@ -17,20 +17,20 @@ __getattr__ = left(__name__, "config.distill", "LossTerm")
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The type losses compute in: float64 for float64 tensors, else float32 (bf16 sums over H*W are noise)."""
+    """The dtype losses compute in: float64 for float64 tensors, else float32 (bf16 sums over H*W are inaccurate)."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 class DistillationLoss(nn.Module):
     """A distance between a student tensor and a teacher tensor of the same shape.
 
-    Derive from `FeatureLoss` or `LogitsLoss` and implement `compute`; whatever the loss learns is registered as
-    parameters, so that the optimizer, DDP and checkpoints see it. Losses are built as `cls(size, **options)`.
+    Derive from `FeatureLoss` or `LogitsLoss` and implement `compute`. Register learned values as parameters, so that
+    the optimizer, DDP and checkpoints include them. Losses are built as `cls(size, **options)`.
 
     Attributes:
-        reads: what the loss compares, feature `maps` (after a connector) or task `logits` (as they are).
-        raw_maps: True gives `compute` the tensors in the type they come in, for a loss that casts block by block to
-            save memory; False casts both to `compute_dtype` first.
+        reads: what the loss compares: feature `maps` (after a connector) or `logits` (unchanged).
+        raw_maps: if True, `compute` gets the tensors in their own dtype, for losses that cast block by block to save
+            memory; if False, both are cast to `compute_dtype` first.
         paper: arXiv id of the paper, for model cards.
         citation: BibTeX entry of the paper, for model cards.
 
@@ -42,7 +42,7 @@ class DistillationLoss(nn.Module):
     raw_maps: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    # what `size` is called in the constructor and in messages; by number of dimensions, the shape and where `size` is
+    # name of `size` in the constructor and in messages; number of dimensions -> layout and the dimension of `size`
     _argument: ClassVar[str]
     _unit: ClassVar[str]
     _layouts: ClassVar[dict[int, tuple[str, int]]]
@@ -57,17 +57,17 @@ class DistillationLoss(nn.Module):
         self.size = size
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The unweighted loss, whatever the autocast state around it.
+        """The unweighted loss, computed with autocast disabled.
 
         Args:
-            student: student tensor, of any floating type and memory format.
+            student: student tensor, of any floating-point dtype and memory format.
             teacher: teacher tensor of the same shape; no gradient flows into it.
 
         Returns:
             The loss [], float32 (float64 for float64 tensors).
 
         Raises:
-            ValueError: the shapes differ, are none the loss takes, or have another size than it was built for.
+            ValueError: the shapes differ, are not supported, or have another size than the loss was built for.
         """
         self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
@@ -78,19 +78,19 @@ class DistillationLoss(nn.Module):
             return self.compute(student, teacher)
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked tensors, with autocast off and no gradient of the teacher."""
+        """The loss [] of two checked tensors; autocast is off and the teacher is detached."""
         raise NotImplementedError
 
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor | None:
-        """Size of the learned branch beside the student map, |output| / |s| [], or None for a loss without one.
+        """Norm of the learned branch relative to the student map, |output| / |s| [], or None without such a branch.
 
-        A diagnostic without gradient: a share that grows while the raw similarity does not says that the loss
-        falls in its own parameters and not in the student.
+        A diagnostic without gradient: a share that grows while the raw similarity does not indicates that the
+        parameters of the loss are learning rather than the student.
         """
         return None
 
     def check(self, student: Tensor, teacher: Tensor) -> None:
-        """Raise a ValueError that names both shapes, unless the loss can compare the two tensors."""
+        """Raises a ValueError that names both shapes if the loss cannot compare the two tensors."""
         name, shapes = type(self).__name__, f"student {list(student.shape)} and teacher {list(teacher.shape)}"
         if student.shape != teacher.shape or student.dim() not in self._layouts:
             layouts = " or ".join(text for text, _ in self._layouts.values())
@@ -135,7 +135,7 @@ class FeatureLoss(DistillationLoss):
 
 
 class LogitsLoss(DistillationLoss):
-    """A distance between the logits of two heads of one task; there is no connector between them.
+    """A distance between the logits of two heads for the same task, compared without a connector.
 
     Args:
         num_labels: classes K of both heads.

@@ -10,8 +10,8 @@
     (8) distance   L = 0.5 * mean over B, C, N of (IN(z) - IN(t))^2
 
 theta, phi, g and w are 1x1 convolutions with bias, pool is a 2x2 max-pool (floor), norm is a BatchNorm whose weight
-and bias start at 0, IN an instance norm without parameters. The numbers are this file's, in the order of the paper.
-`CanKDLoss.published` is these lines; `CanKDLoss.compute` gives the same value and gradients in linear time:
+and bias start at 0, IN an instance norm without parameters. Equations are numbered here, in the paper's order.
+`CanKDLoss.published` implements them as written; `CanKDLoss.compute` is equal, with gradients, in linear time:
 
     (1-6) o = mix x + bias, one channel matrix for each image, without f          (`affinities/`)
     (6-7) the moments of z over positions, from those of s, t and o, without z    (`kernels/`)
@@ -109,17 +109,17 @@ class CanKDLoss(FeatureLoss):
         self.reset_output()
 
     def reset_output(self) -> None:
-        """Set the last layer of the block to 0, so that z = s: the state every run starts from."""
+        """Sets the last layer of the block to 0, so that z = s: the initial state of every run."""
         last = self.w if self.output_norm is None else self.output_norm
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
     def published(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The equations as they stand, f [B, N, M] and all: what `compute` is tested and timed against.
+        """The equations as published, with f [B, N, M]: the reference for tests and timings of `compute`.
 
         Args:
-            student: student map [B, C, H, W], in the type of the parameters.
-            teacher: teacher map [B, C, H, W], likewise.
+            student: student map [B, C, H, W], in the dtype of the parameters.
+            teacher: teacher map [B, C, H, W], in the same dtype.
 
         Returns:
             z [B, C, H, W] and the loss []. In train mode the running statistics are updated, as by `forward`.
@@ -159,7 +159,7 @@ class CanKDLoss(FeatureLoss):
         )
 
     def pools(self, teacher: Tensor) -> bool:
-        """Whether keys and values of a map [B, C, H, W] are pooled; a size that cannot be is logged once."""
+        """Whether keys and values of a map [B, C, H, W] are pooled; warns once for a map too small to pool."""
         height, width = teacher.shape[2:]
         if self.subsample and min(height, width) < 2 and not torch.compiler.is_compiling():
             _warn_not_pooled(height, width)
@@ -169,7 +169,7 @@ class CanKDLoss(FeatureLoss):
         return (F.max_pool2d(x, 2) if self.pools(x) else x).flatten(2)
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked maps [B, C, H, W], from moments: neither f nor z nor a normalised map is kept."""
+        """The loss [] of two checked maps [B, C, H, W], from moments, without f, z or normalised maps in memory."""
         m, mean, scale = self._moments(student, teacher, update=self.training)  # (1) to (6)
         var, cov_zt = scale.square() * m.var_o, scale * m.cov_ot
         if self.residual:  # (7)
@@ -183,7 +183,7 @@ class CanKDLoss(FeatureLoss):
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
         """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
-        # flattened once: gradients that meet at one tensor are added in place, at two views into a third map
+        # flattened once: gradients of one tensor are accumulated in place, those of two views in a new tensor
         flat = student.flatten(2)
         mix, bias, x = self._block(flat, teacher)
         m = mix_moments(flat, teacher.flatten(2), mix, x)
@@ -203,9 +203,9 @@ class CanKDLoss(FeatureLoss):
         return batch_affine(self.output_norm, mean_o, var_o, student.shape[2] * student.shape[3], update)
 
     def transform(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The transformed student map z [B, C, H, W], before normalisation: for looking at, not for training.
+        """The transformed student map z [B, C, H, W], before normalisation, for visualisation.
 
-        In train mode it uses the batch's statistics, as `forward` does, and leaves the running ones as they are.
+        In train mode it uses the statistics of the batch, as `forward` does, without updating the running ones.
         """
         self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
@@ -217,7 +217,7 @@ class CanKDLoss(FeatureLoss):
 
     @torch.no_grad()
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """|output| / |s| [] over the whole batch: how much of z the block adds. 0 at the start of a run."""
+        """|output| / |s| [] over the whole batch, the relative size of the block's output. 0 at the start of a run."""
         self.check(student, teacher)
         with torch.autocast(device_type=student.device.type, enabled=False):
             m, mean, scale = self._moments(student, teacher, update=False)
@@ -231,11 +231,11 @@ class CanKDLoss(FeatureLoss):
         Args:
             state_dict: tensors of one block; channels, hidden channels, affinity family, sub-sampling and output
                 norm are read from names and shapes.
-            options: arguments of the class that the names do not tell (residual, normalization, affinity
-                "embedded_gaussian", whose names are those of the dot product); given ones win.
+            options: arguments that cannot be read from the names (residual, normalization, affinity
+                "embedded_gaussian", whose names are those of the dot product); they take precedence.
 
         Raises:
-            InputError: keys that are unknown, missing or of another shape.
+            InputError: for keys that are unknown, missing or of another shape.
         """
         ours = {_our_name(key): value for key, value in state_dict.items()}
         if "g.weight" not in ours:

@@ -1,4 +1,4 @@
-"""The control beside CanKD: the same distance without the cross-attention block."""
+"""The control for CanKD: the same distance without the cross-attention block."""
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ class InstanceMSELoss(FeatureLoss):
     """Half the mean squared difference of two instance-normalised maps.
 
     `0.5 * mean (IN(s) - IN(t))^2`, which is 1 - r averaged over images and channels (r the spatial Pearson
-    correlation, up to eps): a PKD per image. CanKD starts exactly here, since its output norm starts at 0; what it
-    gains over this loss is what its block is worth.
+    correlation, up to eps): PKD computed for each image. CanKD equals this loss at initialisation, where its output
+    norm is 0; the difference between the two in a trained student is the effect of the block.
 
     Args:
         channels: channels C of both maps.

@@ -1,4 +1,4 @@
-"""From the sections of a recipe to models, teachers and trainers."""
+"""Builds models, teachers and trainers from the sections of a recipe."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from cankd_hf.training.trainer import CanKDTrainer
 logger = logging.getLogger(__name__)
 
 
-# Settings of a trainer that leaves nothing behind.
+# Settings of a trainer that writes no files.
 SCORE_ONLY: dict[str, Any] = {
     "report_to": "none",
     "eval_strategy": "no",
@@ -39,9 +39,9 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     """The Trainer's arguments for one arm of a recipe.
 
     Raises:
-        InputError: for settings that transformers refuses.
+        InputError: for settings that transformers rejects.
     """
-    # Trackers show each arm as a run of its own.
+    # Trackers show each arm as a separate run.
     out = Path(recipe.output_dir)
     name = recipe.training.get("run_name") or out.resolve().name
     name = name if folder == out else f"{name}-{folder.name}"
@@ -75,7 +75,7 @@ def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = Non
 
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
-    """The trainer of a recipe's last arm, on its own: a teacher that is to be fitted has its random start."""
+    """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
     configs = recipe.named_teachers()
     teachers = {name: build_teacher(recipe, replace(config, fit=None)) for name, config in configs.items()}
     model = build_student(recipe, task)
@@ -84,7 +84,7 @@ def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **ov
 
 
 def inherit_parts(recipe: Recipe, model: PreTrainedModel, teachers: Mapping[str, Teacher], name: str) -> list[str]:
-    """Copies what `student.inherit` names, says what fitted, and returns how tables and cards mark it."""
+    """Copies the parts in `student.inherit`, logs what was copied, and returns their labels for tables and cards."""
     teacher = next(iter(teachers.values()), None)
     parts = [] if teacher is None else inherit(model, teacher.model, recipe.student.inherit)
     for part in parts:
@@ -101,7 +101,7 @@ def make_trainer(
     args: CanKDConfig,
     inherited: Sequence[str] = (),
 ) -> CanKDTrainer:
-    """A trainer for given models, with what the recipe says of terms, taps and data."""
+    """A trainer for the given models, with the terms, taps and data of the recipe."""
     distill = recipe.distill
     if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
         strategy = IntervalStrategy(args.eval_strategy).value

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe that only the classes of models, losses and arguments can tell."""
+"""Checks of a recipe that need the classes of models, losses and training arguments."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ from cankd_hf.training.arguments import own_problems
 
 
 def check_models(recipe: Recipe, problems: Problems) -> None:
-    """Adds to `problems` every value that a model, a loss or the training arguments refuse."""
+    """Adds every value that a model, a loss or the training arguments reject to `problems`."""
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     teachers = {recipe.teacher_path(name): teacher for name, teacher in recipe.named_teachers().items()}
     configs = {"student.config": recipe.student.config, "student.backbone": recipe.student.backbone}
@@ -36,7 +36,7 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
 
 def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> None:
     """Checks a model written as a dictionary, and those nested in it: known `model_type`, keys and values."""
-    if "pretrained" in config:  # settings on top of a saved configuration, which is not here yet
+    if "pretrained" in config:  # changes to a saved configuration that is not loaded yet
         problems.read(str, config["pretrained"], f"{path}.pretrained")
         return
     nested = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, Mapping)}
@@ -49,7 +49,7 @@ def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> N
 
 
 def _try(problems: Problems, path: str, build: Callable[[], Any]) -> None:
-    """Builds an object and notes what its class refuses."""
+    """Builds an object and adds the errors that its class raises."""
     try:
         build()
     except InputError as error:

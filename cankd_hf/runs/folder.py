@@ -1,4 +1,4 @@
-"""The output folder: whose it is, and what was finished there before."""
+"""The output folder of a run, and protection of earlier runs in it."""
 
 import logging
 from itertools import count
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
-    """Makes the output folder this recipe's own: work of another recipe is never mixed in, nor thrown away."""
+    """Creates the output folder; InputError if it contains a run of another recipe, which is never overwritten."""
     file = out / RECIPE_FILE
     with args.main_process_first(local=False, desc="claiming the output folder"):
         if restart and holds_work(out):
@@ -31,14 +31,14 @@ def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
 
 
 def holds_work(out: Path) -> bool:
-    """Whether anything was trained there: a checkpoint or a finished arm, of the run or of its other arms."""
+    """Whether a folder contains a checkpoint or a finished arm, itself or in a subfolder."""
     return any(
         True for pattern in ("checkpoint-*", ARM_FILE) for depth in ("", "*/") for _ in out.glob(depth + pattern)
     )
 
 
 def _set_aside(out: Path) -> None:
-    """Renames a folder of earlier work, so that none of its checkpoints is taken for one of the new run."""
+    """Renames the folder of an earlier run, so that the new run does not resume from its checkpoints."""
     if out.resolve() == Path.cwd().resolve():
         raise InputError(f"output_dir {out}: cannot be moved aside, it is the current folder; name another one")
     number = next(n for n in count(1) if not out.with_name(f"{out.name}.before{n}").exists())

@@ -1,4 +1,4 @@
-"""Whether a run has the processes that were asked for."""
+"""Checks that a run has the requested number of processes."""
 
 import os
 
@@ -8,10 +8,10 @@ from cankd_hf.errors import InputError
 
 
 def check_launch(world_size: int) -> None:
-    """Refuses launches that train on fewer processes than asked, or on several that do not know of each other.
+    """Raises if there are fewer processes than requested, or several that do not communicate.
 
     Raises:
-        InputError: naming the launcher call that works.
+        InputError: with a launch command that works.
     """
     fix = (
         "on CPU use `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m cankd_hf.train ...` "

@@ -1,4 +1,4 @@
-"""From a file to a recipe that can be run: structure first, then what only models can tell."""
+"""Loads a recipe: checks its structure first, then its values with the classes of models and losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             `teacher=null` for none.
 
     Raises:
-        InputError: with every problem found, each with its dotted path, file and line: first those of structure;
-            where there are none, those that the classes of models, losses and arguments find.
+        InputError: with every problem found, each with its dotted path, file and line: those of structure, or if there
+            are none, those found by the classes of models, losses and arguments.
     """
     return parse_recipe(read_text(path), overrides, source=str(path))
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """The same as `load_recipe` for YAML in a string; `source` names it in messages."""
+    """Like `load_recipe`, for YAML in a string; `source` is its name in messages."""
     recipe, problems = read_recipe(text, overrides, source)
     from cankd_hf.runs.checks import check_models  # imports torch, which takes seconds
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as typed records."""
+"""Typed records of the results of a run."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from cankd_hf.names import ALONE, DISTILLED, TEACHER
 
 @dataclass
 class Arm:
-    """One trained (or only evaluated) model of a run and what it reached."""
+    """One trained (or only evaluated) model of a run and its scores."""
 
     name: str
     folder: str
@@ -23,7 +23,7 @@ class Arm:
 
 @dataclass
 class Report:
-    """The end of a run: all arms in the order of the result table."""
+    """The results of a run: all arms in the order of the result table."""
 
     task: str
     metric: str

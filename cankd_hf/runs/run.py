@@ -1,4 +1,4 @@
-"""From a checked recipe to trained students: builds the objects, trains the arms, keeps what is finished."""
+"""Runs a checked recipe: trains its arms (teachers, student alone, distilled student) and writes the results."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The user stopped the run; what is needed to go on is saved in `folder`."""
+    """The user stopped the run; a checkpoint to resume from is in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,12 +36,12 @@ class Stopped(Exception):
 
 
 def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Report:
-    """Trains what the recipe asks for, evaluates it and writes the results; what an earlier call finished is kept.
+    """Trains and evaluates all arms of a recipe and writes the results; arms finished by an earlier call are kept.
 
     Args:
         recipe: a checked recipe.
         restart: start over even where checkpoints of the same recipe exist.
-        resume: a checkpoint folder of the last arm to go on from, instead of the newest.
+        resume: checkpoint folder to resume the last arm from, instead of the newest one.
 
     Raises:
         InputError: for bad input.
@@ -69,7 +69,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
 
 
 class _Session:
-    """What the arms of one run share."""
+    """State shared by the arms of one run."""
 
     def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
         self.recipe, self.task, self.data = recipe, task, data
@@ -78,7 +78,7 @@ class _Session:
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
     def prepare_teachers(self) -> list[Arm]:
-        """Trains the teachers that the recipe has no trained ones for, and loads all; returns those with a score."""
+        """Trains the teachers that have `fit`, and loads all of them; returns the arms of those with scores."""
         arms = []
         configs = self.recipe.named_teachers()
         for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
@@ -135,13 +135,13 @@ class _Session:
         return arm
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
-        """The teacher's own score, on images normalised its way; None where it does not do this very task."""
+        """The teacher's own score, with its own normalisation; None if it is not a model of this task."""
         folder, found = teacher.config.model, cast(PreTrainedModel, teacher.model)
         if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(found):
             return None
         model = self.task.load(folder, teacher.config.revision)
         if dict(model.config.id2label or {}) != self.task.id2label:
-            logger.warning("teacher: knows other classes than the data have; it is not scored")
+            logger.warning("teacher: its classes differ from those of the data; it is not scored")
             return None
         args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)
         trainer = CanKDTrainer(model, None, args, task=self.task)

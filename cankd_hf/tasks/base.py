@@ -59,7 +59,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
 
 
 class Task(ABC):
-    """A task; all other code asks it for what depends on the kind of task. CONTRIBUTING says how to add one."""
+    """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
     name: ClassVar[str]  # in a recipe
     metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table

@@ -1,4 +1,4 @@
-"""From a name, a folder or a model in memory to a `Teacher`."""
+"""Loads a `Teacher` from a name, a folder or a model in memory."""
 
 import re
 from dataclasses import fields, replace
@@ -23,7 +23,7 @@ from cankd_hf.features.inputs import (
 from cankd_hf.features.truncate import drop_unread_stages
 from cankd_hf.teachers.teacher import Teacher
 
-# What a teacher may be given as.
+# Forms in which a teacher may be passed.
 TeacherLike = str | Path | nn.Module | TeacherConfig
 _STAGE = re.compile(r"stem|stage\d+")
 
@@ -44,7 +44,7 @@ def load_teacher(teacher: TeacherLike, **overrides: Any) -> Teacher:
         The teacher, on the CPU; move it with `.to(device)`.
 
     Raises:
-        InputError: if it is not found, its weights do not fit (the missing keys are listed), or a tap does not exist.
+        InputError: if it is not found, its weights do not match (missing keys are listed), or a tap does not exist.
     """
     if isinstance(teacher, Teacher):
         if overrides:
@@ -85,7 +85,7 @@ def _torchvision_teacher(config: TeacherConfig) -> Teacher:
 
 
 def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
-    """The model with just the stages wanted, and the statistics of its images."""
+    """The model with only the requested stages, and its input normalisation."""
     from cankd_hf.models import register
     from cankd_hf.models.backbones import load_backbone, load_config
     from cankd_hf.models.configs import config_from_dict
@@ -116,13 +116,13 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
 
 
 def _stages(taps: str | list[str]) -> list[str] | None:
-    """The taps, if all of them are stages of a backbone ("stage6", "stem")."""
+    """The taps if all of them are names of backbone stages ("stage6", "stem"), else None."""
     named = [taps] if isinstance(taps, str) else list(taps)
     return named if all(_STAGE.fullmatch(tap) for tap in named) else None
 
 
 def _stage_indices(stages: list[str] | None, names: list[str]) -> list[int] | None:
-    """Positions of the named stages among a backbone's own."""
+    """Indices of the named stages among all stages of a backbone."""
     unknown = [stage for stage in stages or () if stage not in names]
     if unknown:
         raise InputError(f"teacher.taps: expected stages among {', '.join(names)}, got {', '.join(unknown)}")
@@ -130,7 +130,7 @@ def _stage_indices(stages: list[str] | None, names: list[str]) -> list[int] | No
 
 
 def _pyramid_stages(config: Any) -> list[int] | None:
-    """All stages of a pyramid backbone that asks for its last alone; None leaves the choice as it is."""
+    """All stages of a hierarchical backbone configured to return only the last; else None, no change."""
     one_stride = config.model_type in PATCHED or config.model_type in FIXED_SIZE - {"hiera"}
     if one_stride or len(config.out_indices) > 1:
         return None

@@ -1,4 +1,4 @@
-"""Where a batch's teacher outputs come from: computed now, or read from wherever they were kept."""
+"""Sources of the teacher outputs for a batch: computed on the fly, or read from storage."""
 
 from collections.abc import Collection, Mapping
 from typing import Protocol
@@ -15,7 +15,7 @@ class TeacherSource(Protocol):
 
 
 class LiveTeachers:
-    """Runs the teachers, given by name, on each batch."""
+    """A `TeacherSource` that runs the teachers on each batch."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)

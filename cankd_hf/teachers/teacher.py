@@ -1,4 +1,4 @@
-"""Teachers: any vision model, frozen, fed what it was trained on, and run no further than needed."""
+"""Teachers: any vision model, frozen, with its own input normalisation, run only up to its last tap."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutput(Sequence[Tensor]):
-    """Feature maps and logits; as a sequence, the maps.
+    """Feature maps and logits of a teacher. As a sequence it holds the maps.
 
     Attributes:
         maps: `[B, C, H, W]` each, fine to coarse, in the teacher's dtype, without gradient.
-        logits: what its head gives, `[B, K, H, W]` or `[B, N, K]`; None where they are not read, and the forward ended
-            at the last map.
+        logits: `[B, K, H, W]`, `[B, N, K]` or `[B, K]`; None if no term reads them: the forward pass then stops at
+            the last map.
     """
 
     maps: list[Tensor]
@@ -43,17 +43,17 @@ class TeacherOutput(Sequence[Tensor]):
 
 
 class Teacher(nn.Module):
-    """A frozen model that gives feature maps of the student's images, and its logits where they are asked for.
+    """A frozen model that returns feature maps of the student's images, and its logits if `reads_logits` is set.
 
-    In eval for good, without gradients, in its own dtype. Images come as the student sees them; they are brought to
-    the teacher's own normalisation and size first, and the forward ends at its last tap, or with `reads_logits` at
-    its head. It must not become a submodule of anything trained or saved.
+    Always in eval mode, without gradients, in its own dtype. Images are normalised as for the student; `forward`
+    converts them to the teacher's normalisation and size. The forward pass stops at the last tap, or with
+    `reads_logits` after the head. It must not become a submodule of a module that is trained or saved.
 
     Args:
-        model: any vision model; frozen, cast and given hooks in place.
-        config: taps, dtype, scale, compile; `model` and `config` of it are ignored.
-        stats: the normalisation the model expects.
-        name: what to call it in the manifest.
+        model: any vision model; frozen, cast and hooked in place.
+        config: taps, dtype, scale, compile; its `model` and `config` are ignored.
+        stats: the input normalisation of the model.
+        name: the model's name in the manifest.
     """
 
     input_scale: Tensor
@@ -81,7 +81,7 @@ class Teacher(nn.Module):
             compile_around(self.model, self.taps.modules)
 
     def forward(self, pixel_values: Tensor) -> TeacherOutput:
-        """Gives the maps of a batch, and with `reads_logits` its logits.
+        """Returns the maps of a batch, and with `reads_logits` its logits.
 
         Args:
             pixel_values: `[B, 3, H, W]`, normalised with the student's statistics.
@@ -90,7 +90,7 @@ class Teacher(nn.Module):
             Maps `[B, C, h, w]` and logits in the teacher's dtype, maps fine to coarse, without gradient.
         """
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        # Under the trainer's autocast the teacher would run half in another dtype than its own.
+        # Without this, the trainer's autocast would change the dtype of parts of the teacher.
         with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
             images = pixel_values.float()
             if self._renormalise:
@@ -103,7 +103,7 @@ class Teacher(nn.Module):
             return TeacherOutput(maps, logits_of(output))
 
     def levels(self, image_size: tuple[int, int]) -> list[Level]:
-        """Measures the maps for the student's image size.
+        """Measures strides and channels of the maps.
 
         Args:
             image_size: height and width of the images given to `forward`.
@@ -116,17 +116,17 @@ class Teacher(nn.Module):
         return [replace(level, stride=level.stride / enlarged) for level in self.taps.levels(seen)]
 
     def logits_shape(self, image_size: tuple[int, int]) -> torch.Size | None:
-        """The shape of the logits of one image of the student's size; None for a model that gives none."""
+        """The shape of the logits for one image of this size; None for a model without logits."""
         seen = self.rule.size(image_size, self.config.scale)
         found = logits_of(quiet_forward(self.model, seen, **self.taps.forward_kwargs))
         return None if found is None else found.shape
 
     def set_input_stats(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Says how the images given to `forward` are normalised.
+        """Sets the normalisation of the images passed to `forward`.
 
         Args:
             mean: of red, green, blue, for pixels in 0..1.
-            std: likewise.
+            std: standard deviation of red, green, blue.
         """
         own_mean, own_std = (torch.tensor(list(values)) for values in (self.stats.mean, self.stats.std))
         scale = torch.tensor(list(std)) / own_std
@@ -143,11 +143,11 @@ class Teacher(nn.Module):
         return torch.bfloat16 if self.input_scale.device.type == "cuda" else torch.float32
 
     def num_parameters(self) -> int:
-        """Number of parameters held (blocks after the last map are not)."""
+        """Number of parameters, without blocks after the last tap that were removed."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def manifest(self) -> dict[str, Any]:
-        """What a card or a log should say about this teacher, as plain data."""
+        """Description of this teacher for model cards and logs, as plain data."""
         return {
             "model": self.name,
             "revision": self.config.revision,
@@ -165,11 +165,11 @@ class Teacher(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval, whatever is asked: a teacher with dropout or moving BatchNorm statistics is no teacher."""
+        """Keeps eval mode whatever `mode` is, so that there is no dropout and BatchNorm statistics do not change."""
         return super().train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Teacher:
-        """Stays frozen, whatever is asked."""
+        """Keeps the parameters frozen whatever `requires_grad` is."""
         return super().requires_grad_(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Teacher:
@@ -178,7 +178,7 @@ class Teacher(nn.Module):
         return self
 
     def _settle_dtype(self) -> None:
-        """Puts the model in its dtype, which for "auto" depends on the device; pixel arithmetic stays exact."""
+        """Casts the model to its dtype, which for "auto" depends on the device; image scaling stays in float32."""
         self.model.to(self.dtype)
         self.input_scale.data = self.input_scale.data.float()
         self.input_shift.data = self.input_shift.data.float()
@@ -198,7 +198,7 @@ class Teacher(nn.Module):
 
 
 def _fingerprint(model: nn.Module, tensors: int = 8) -> str:
-    """sha256 over names and values of a few parameters, evenly spread: identifies a teacher in logs."""
+    """sha256 over names and values of a few evenly spaced parameters, to identify a teacher in logs."""
     named = list(model.named_parameters())
     digest = hashlib.sha256()
     for index in sorted({round(i * (len(named) - 1) / (tensors - 1)) for i in range(tensors)}) if named else ():

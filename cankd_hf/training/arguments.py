@@ -1,4 +1,4 @@
-"""Training arguments with the defaults distillation needs."""
+"""Training arguments with defaults for distillation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,17 +14,18 @@ from cankd_hf.errors import InputError, Problem
 
 @dataclass
 class CanKDConfig(TrainingArguments):
-    """`transformers.TrainingArguments` plus what only distillation asks for.
+    """`transformers.TrainingArguments` with further settings for distillation.
 
     Every field of `TrainingArguments` works as documented there. `hub_token` is refused, because the Trainer would
-    write it down in clear: use the environment variable HF_TOKEN or `hf auth login`.
+    save it as plain text: use the environment variable HF_TOKEN or `hf auth login`.
 
     Raises:
         InputError: for a `hub_token`, or a value out of range.
     """
 
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Kept off: images are decoded on access, from columns the model never sees."}
+        default=False,
+        metadata={"help": "Keep it false: images are decoded on access, from columns that the model does not take."},
     )
     backbone_lr_scale: float = field(
         default=1.0, metadata={"help": "Learning rate of the student's backbone as a multiple of learning_rate, > 0."}
@@ -32,8 +33,8 @@ class CanKDConfig(TrainingArguments):
     lr_drops: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Shares of the run, 0 to 1: after each the learning rate is a tenth, as in [0.667, 0.917] for "
-            "epochs 16 and 22 of 24; in place of lr_scheduler_type, after warmup_steps."
+            "help": "Fractions of the run, 0 to 1, after each of which the learning rate is divided by 10: [0.667, "
+            "0.917] for epochs 16 and 22 of 24. Replaces lr_scheduler_type; warmup_steps still applies."
         },
     )
     sync_batchnorm: bool = field(
@@ -49,8 +50,8 @@ class CanKDConfig(TrainingArguments):
     log_figures_steps: int = field(
         default=0,
         metadata={
-            "help": "Send figures of two validation images (maps, attention) to the trackers of report_to every so "
-            "many steps; 0: never."
+            "help": "Number of steps after which figures of two validation images (maps, attention) are sent to the "
+            "trackers of report_to; 0: never."
         },
     )
 
@@ -67,7 +68,7 @@ class CanKDConfig(TrainingArguments):
 
 
 def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What `CanKDConfig` refuses among its own settings, those of `TrainingArguments` left to it: key and message."""
+    """Invalid values among the settings that `CanKDConfig` adds to `TrainingArguments`: key and message."""
     if settings.get("hub_token"):
         yield "hub_token", NO_TOKEN
     scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
@@ -83,9 +84,9 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def stepped_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, drops: list[float], warmup_steps: int = 0
 ) -> LambdaLR:
-    """The schedule of the published detectors: a linear warm-up, then a tenth of the rate after each drop.
+    """The schedule of the published detectors: a linear warm-up, then the rate is divided by 10 after each drop.
 
-    Drops are shares of the run's total steps; the warm-up starts at 0.
+    `drops` are fractions of `total_steps`; the warm-up starts at 0.
     """
 
     def factor(step: int) -> float:

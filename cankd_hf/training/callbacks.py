@@ -1,4 +1,4 @@
-"""Callbacks of every run: the epoch's augmentations, the stopwatch, and a stop that saves."""
+"""Callbacks of every run: the epoch for augmentation, the training time, and a graceful stop."""
 
 import logging
 import signal
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSetter(TrainerCallback):
-    """Sets the epoch of the data set, so that each epoch draws its own augmentations."""
+    """Sets the epoch of the data set, so that each epoch has its own augmentation."""
 
     def __init__(self, dataset: SeededDataset) -> None:
         self.dataset = dataset
@@ -26,7 +26,7 @@ class EpochSetter(TrainerCallback):
 
 
 class Stopwatch(TrainerCallback):
-    """Counts the seconds of training, those before an interruption included, and puts them into the log history."""
+    """Measures the seconds of training, including those before an interruption, and adds them to the log history."""
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -44,9 +44,9 @@ class Stopwatch(TrainerCallback):
 
 
 class GracefulStopCallback(TrainerCallback):
-    """Turns the first Ctrl-C (or SIGTERM) into: finish this step, save a checkpoint, stop. A second one stops at once.
+    """On the first Ctrl-C (or SIGTERM), finishes the step, saves a checkpoint and stops. A second one stops at once.
 
-    `stopped` says afterwards whether the run ended that way.
+    `stopped` is True afterwards if the run ended this way.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class GracefulStopCallback(TrainerCallback):
             self._previous = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # All processes must stop at the same step, and asking them all each step would cost a synchronisation.
+        # All processes must stop at the same step; a reduction in every step would be slow.
         if args.world_size > 1:
             if state.global_step % max(1, int(state.logging_steps)):
                 return

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint folder, and how a run stops without losing one."""
+"""Checkpoint folders: the student, the modules trained with it, and a manifest of the teachers."""
 
 import json
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
 
-STUDENT = "student."  # how the names of its tensors begin in a `Distiller`
+STUDENT = "student."  # prefix of the student's tensors in a `Distiller`
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state of a `Distiller` in two: the student's, under its own names, and that of connectors and losses."""
+    """Splits the state of a `Distiller` into the student's, under its own names, and that of connectors and losses."""
     student = {name.removeprefix(STUDENT): value for name, value in state.items() if name.startswith(STUDENT)}
     return student, {name: value.contiguous() for name, value in state.items() if not name.startswith(STUDENT)}
 
 
 def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[str, Teacher]) -> None:
-    """Writes connectors and losses, and what the teachers are, beside a student."""
+    """Writes connectors, losses and the manifest of the teachers into the folder of a student."""
     if state:
         save_file(state, folder / DISTILLER_FILE, metadata={"format": "pt"})
     else:  # an earlier objective may have left one
@@ -36,7 +36,7 @@ def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[
 
 
 def manifest_of(teachers: Mapping[str, Teacher]) -> dict[str, Any] | None:
-    """What the teachers are, as plain data: of several by name; None without any."""
+    """The teachers' manifests as plain data: that of a single teacher, several by name; None without teachers."""
     manifests = {name: teacher.manifest() for name, teacher in teachers.items()}
     if len(manifests) < 2:
         return next(iter(manifests.values()), None)
@@ -44,10 +44,10 @@ def manifest_of(teachers: Mapping[str, Teacher]) -> dict[str, Any] | None:
 
 
 def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
-    """Another teacher halfway is another experiment: it is refused.
+    """Checks that a run is resumed with the teachers it was started with.
 
     Raises:
-        InputError: naming what differs.
+        InputError: naming the differences.
     """
     file = folder / MANIFEST_FILE
     now = json.loads(json.dumps(manifest_of(teachers)))
@@ -64,7 +64,7 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
     """Loads student, connectors and losses.
 
     Raises:
-        InputError: if the checkpoint is of another student or of other terms.
+        InputError: if the checkpoint belongs to another student or to other terms.
     """
     state = {STUDENT + name: value for name, value in read_student_weights(folder).items()}
     if (folder / DISTILLER_FILE).is_file():
@@ -83,10 +83,10 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
 def read_student_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the student in a checkpoint folder, under the names that they have in the student.
 
-    `save_pretrained` writes a native model under the names of its published checkpoints, which for many are others.
+    `save_pretrained` writes native models under the names of their published checkpoints, which often differ.
 
     Raises:
-        InputError: if there are none, or they cannot be read.
+        InputError: if there are no weights, or they cannot be read.
     """
     saved = _tensors(folder)
     names = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
@@ -102,7 +102,7 @@ def read_student_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """What the files of weights hold, sharded or not."""
+    """Contents of the weight files, sharded or not."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return load_file(folder / SAFE_WEIGHTS_NAME)
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():

@@ -1,4 +1,4 @@
-"""Student, connectors and losses in one forward: everything that trains, and the one place where weights apply."""
+"""Student, connectors and losses in one module: everything that is trained, and where loss weights are applied."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from cankd_hf.training.placing import (
     pairs_of,
 )
 
-# A term at a pair, without its module: that is looked up each time, as wrappers (FSDP) may take its place.
+# A `Placed` without its module, which is looked up each time because wrappers (FSDP) may replace it.
 Place = tuple[LossTerm, str, Pair | None, float]
 Connected = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass
 class DistillerOutput(ModelOutput):
-    """What one forward of a `Distiller` gives.
+    """Output of a `Distiller`.
 
     Attributes:
-        loss: the weighted sum [], with gradient; None without any part.
+        loss: the weighted sum of all parts [], with gradient; None if there are no parts.
         logits: of the student, detached; None for a backbone.
         parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
-        similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), where it was measured.
-        branch_share: size of each Can block's output beside the student map [] by name, where it was measured.
+        similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), if measured.
+        branch_share: norm of each Can block's output relative to the student map [] by name, if measured.
         outputs: the student's own output, in evaluation.
     """
 
@@ -59,25 +59,24 @@ class DistillerOutput(ModelOutput):
 
 
 class Distiller(nn.Module):
-    """The student and all that trains with it: connectors (one a pair of levels) and losses (one a term and pair).
+    """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
     distillation loss. Teachers are not part of it (a submodule would be switched back to training mode, saved and
     wrapped); their outputs come in as `teachers`.
 
     Args:
-        student: the model to train; returns an output with `loss` (where it has a task) and `logits`.
-        objective: what is minimised; a list of terms alone has task weight 1. The loss of a term is a name in
-            `LOSSES`; a class, built as `cls(channels, **options)` (with the number of classes where it reads logits)
-            or, where it does not derive from `DistillationLoss`, as `cls(**options)`; or a module, copied for each
-            further pair.
-        teachers: what each teacher's output looks like, by name; levels alone are those of the only one.
-        image_size: (height, width) of the images at which the student's levels are measured.
-        taps: where to read the student's maps.
-        grid: on which grid connectors bring two maps together, see `Connector`.
+        student: the model to train; its output has `loss` (if it has a task) and `logits`.
+        objective: what is minimised; a list of terms means task weight 1. The loss of a term is a name in `LOSSES`;
+            or a class, built as `cls(size, **options)` if it derives from `DistillationLoss` (`size`: channels of
+            the maps or number of classes), else as `cls(**options)`; or a module, copied for each further pair.
+        teachers: shapes of each teacher's outputs, by name; a list of levels means a single teacher.
+        image_size: (height, width) of the images with which the student's levels are measured.
+        taps: the student's modules whose outputs are compared, see `Taps`.
+        grid: grid on which two maps are compared, see `Connector`.
 
     Raises:
-        InputError: unknown loss or teacher, bad options, levels that cannot be paired, logits of other classes.
+        InputError: unknown loss or teacher, bad options, levels that cannot be paired, different numbers of classes.
     """
 
     # Read by transformers.Trainer.
@@ -107,13 +106,13 @@ class Distiller(nn.Module):
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
     def set_objective(self, objective: Objective) -> None:
-        """Minimises something else from now on.
+        """Replaces the objective.
 
-        Connectors and losses of terms that stay, with their options and pairs, are kept as they are; those of new
-        terms start fresh; all others are dropped.
+        Connectors and losses of terms that are in both objectives, with the same options and pairs, are kept; those
+        of new terms are newly initialised; all others are dropped.
 
         Raises:
-            InputError: see the class; the objective then stays as it was.
+            InputError: as for the class; the objective is then unchanged.
         """
         image_size, taps, _ = self._settings
         if objective.terms and self.taps is None:
@@ -126,7 +125,7 @@ class Distiller(nn.Module):
         self.train(self.training)
 
     def _place(self, terms: Sequence[LossTerm]) -> tuple[list[Place], dict[str, nn.Module], dict[str, nn.ModuleList]]:
-        """Every term at every pair, with connectors and losses: those of now where they fit, else fresh ones."""
+        """All terms at all their pairs, with connectors and losses: existing modules if they match, else new ones."""
         image_size, _, grid = self._settings
         known = {(item.term.structure, item.pair): item.loss for item in self.placed}
         places: list[Place] = []
@@ -143,7 +142,7 @@ class Distiller(nn.Module):
                 else:
                     student_level, teacher_level = self.levels[pair.student], teacher.levels[pair.teacher]
                     width = teacher_level.channels
-                    # One connector a pair: terms that look at the same pair share it.
+                    # One connector per pair, shared by all terms that compare this pair.
                     if pair.name in self.connectors:
                         connectors[pair.name] = self.connectors[pair.name]
                     elif pair.name not in connectors:
@@ -159,7 +158,7 @@ class Distiller(nn.Module):
 
     @property
     def placed(self) -> list[Placed]:
-        """Every loss of every term, in the order of `losses`."""
+        """All losses of all terms, in the order of `losses`."""
         modules = [loss for losses in self.losses.values() for loss in cast(nn.ModuleList, losses)]
         return [Placed(*place, loss) for place, loss in zip(self._places, modules, strict=True)]
 
@@ -197,7 +196,7 @@ class Distiller(nn.Module):
             self.student.get_submodule(part).eval()
         return self
 
-    # What transformers.Trainer asks of a model, answered by the student.
+    # Attributes that transformers.Trainer reads from a model, taken from the student.
 
     @property
     def config(self) -> Any:
@@ -240,11 +239,11 @@ class Distiller(nn.Module):
 
         Args:
             pixel_values: images normalised with the student's statistics, [B, 3, H, W].
-            labels: whatever the student takes; not looked at when the task weight is 0.
-            teachers: what the teachers say about the same images; terms of a teacher that is not in it are left out.
+            labels: the student's labels; ignored if the task weight is 0.
+            teachers: the teachers' outputs for the same images; terms of other teachers are skipped.
             factors: schedule factor of each term, [number of terms], in 0..1; None means 1.
             measure: also measure raw similarity and branch share (no gradient).
-            meta: what the batch knows of its samples; not for the student.
+            meta: metadata of the samples, see `Batch`; not passed to the student.
             inputs: further inputs of the student.
         """
         if labels is not None and self.objective.task_weight > 0:
@@ -276,7 +275,7 @@ class Distiller(nn.Module):
         return DistillerOutput(loss=total, logits=detached, parts=parts, outputs=kept, **result)
 
     def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
-        """Both maps of each pair by its name, after the connector, [B, C, H, W] on one grid."""
+        """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name."""
         return {
             name: self.connectors[name](maps[pair.student], output.maps[pair.teacher])
             for name, pair in self.pairs.items()
@@ -286,7 +285,7 @@ class Distiller(nn.Module):
     def values(
         self, connected: Connected, logits: Tensor | None, teachers: Mapping[str, TeacherOutput]
     ) -> Iterator[tuple[Placed, Tensor]]:
-        """The unweighted loss [] of each placed loss whose teacher is given, with its gradient."""
+        """The unweighted value [] of each loss whose teacher is given, with gradient."""
         for item in self.placed:
             if item.pair is not None:
                 found = connected.get(item.pair.name)
@@ -296,9 +295,8 @@ class Distiller(nn.Module):
                 continue
             value = item.loss(*found)
             if value.ndim:
-                raise InputError(
-                    f"{item.place}: expected one number from {item.term.loss_name}, got {list(value.shape)}"
-                )
+                name, shape = item.term.loss_name, list(value.shape)
+                raise InputError(f"{item.place}: {name}: expected one number, got shape {shape}; reduce it to a mean")
             yield item, value
 
     def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
@@ -310,7 +308,7 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Raw similarity [B] and branch shares [] by name.
 
-        Correlation is taken after the connector but without a Can block, CKA even without the connector.
+        Correlation compares maps after the connector and before the Can block, CKA maps before the connector.
         """
         similarity = {f"correlation/{name}": channel_correlation(*found) for name, found in connected.items()}
         for name in connected:

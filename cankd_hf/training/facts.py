@@ -1,4 +1,4 @@
-"""What a run knows about the student it saves, as plain data for its card."""
+"""Facts about a saved student and its training, as plain data for the model card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def run_facts(
     energy: EnergyMeter,
     best: bool,
 ) -> dict[str, Any]:
-    """Everything that a card may say, from the parts of a trainer; `best`: the weights may be the best ones."""
+    """All facts that a card may state; `best`: the saved weights may be those of the best checkpoint."""
     student = distiller.student
     manifests = {name: _shown(teacher.manifest()) for name, teacher in teachers.items()}
     step = state.global_step
@@ -93,7 +93,7 @@ def _terms(distiller: Distiller) -> list[dict[str, Any]]:
 
 
 def _wall_clock(state: Any) -> dict[str, float]:
-    """Seconds of the training; nothing where it was resumed and only its last part was timed."""
+    """Seconds of training; empty if the run was resumed and only its last part was timed."""
     counted = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
     if counted:
         return {"seconds": counted[-1]}
@@ -102,13 +102,13 @@ def _wall_clock(state: Any) -> dict[str, float]:
         return {}
     seconds = ends[-1]["train_runtime"]
     timed = round(seconds * ends[-1].get("train_steps_per_second", 0.0))
-    # The rate is logged rounded: half a per mille of it may be missing.
+    # The logged rate is rounded, to within 0.05%.
     whole = abs(timed - state.global_step) <= 1 + 0.0005 * seconds
     return {"seconds": seconds} if whole else {}
 
 
 def _scores(history: list[dict[str, float]], step: int) -> dict[str, float]:
-    """The scores of the validation taken at this step, the last one where there are several."""
+    """Validation scores at this step; the last ones if there are several."""
     found = [entry for entry in history if entry.get("step") == step and any(key.startswith("eval_") for key in entry)]
     timing = ("runtime", "per_second")
     return {

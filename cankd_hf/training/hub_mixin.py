@@ -1,4 +1,4 @@
-"""The Trainer's Hub side: every push, at whatever time, is the student alone and comes with its code and card."""
+"""The Hub methods of the Trainer: every push holds the student alone, with its code and card."""
 
 import logging
 from pathlib import Path
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class StudentHubMixin(Trainer):
-    """What `CanKDTrainer` does instead of `transformers.Trainer` wherever the Hub is concerned.
+    """Methods of `CanKDTrainer` that replace those of `transformers.Trainer` for the Hub.
 
     All values of `hub_strategy` work. `checkpoint` and `all_checkpoints` put the student of each checkpoint into
     `last-checkpoint/` or `checkpoint-N/` of the repository too (`from_pretrained(id, subfolder=...)`); optimizer,
-    connectors and random states stay here, so a run is resumed from its own folder.
+    connectors and random states are not pushed, so a run is resumed from its own folder.
     """
 
     args: CanKDConfig
@@ -49,11 +49,11 @@ class StudentHubMixin(Trainer):
         """Writes the card beside the student, from what was recorded.
 
         Args:
-            language: kept for Trainer's callers; students of images have none.
+            language: part of the Trainer's signature; must be None.
             license: the student's licence, a Hub identifier such as `apache-2.0`.
             tags: further tags.
             model_name: title of the card.
-            other: what else Trainer's cards take.
+            other: further arguments of the Trainer's method; must be None.
 
         Raises:
             InputError: for facts that a card takes from the run, not from its caller.

@@ -1,4 +1,4 @@
-"""What a training minimises, as a value."""
+"""The objective that training minimises."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Objective:
     Args:
         task_weight: multiplier of the student's own loss, at least 0; 0 needs no labels.
         terms: the weighted distillation losses.
-        frozen: parts of the student that stay as they are, as paths of its modules such as `backbone`: no gradient,
-            and eval mode, so that BatchNorm statistics do not move either.
+        frozen: paths of the student's modules that are not trained, such as `backbone`: no gradient, and eval mode,
+            so that BatchNorm statistics do not change either.
 
     Raises:
-        InputError: for a negative task weight, terms of one name, or if nothing is left to train with.
+        InputError: for a negative task weight, two terms of one name, or if there is no loss at all.
     """
 
     task_weight: float = 1.0
@@ -40,7 +40,7 @@ class Objective:
             term.check()
 
     def factors(self, step: int, max_steps: int) -> list[float]:
-        """Share of each term's weight that is in force at a step, in [0, 1]; 0 for a term of weight 0.
+        """Schedule factor of each term at a step, in [0, 1]; 0 for a term of weight 0.
 
         Args:
             step: optimizer steps already taken, from 0.

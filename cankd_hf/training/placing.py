@@ -1,4 +1,4 @@
-"""From a term to the losses that it places: which levels of which teacher, and one loss module for each."""
+"""From a term of the objective to its losses: one module for each pair of levels, or one for logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cankd_hf.teachers.teacher import TeacherOutput
 
 
 class Pair(tuple[Any, ...]):
-    """A level of the student and a level of a teacher: equal to `(student, teacher)` where there is one teacher."""
+    """A level of the student and a level of a teacher; with one teacher equal to the tuple `(student, teacher)`."""
 
     def __new__(cls, student: int, teacher: int, of: str = "") -> Pair:
         return super().__new__(cls, (student, teacher, of) if of else (student, teacher))
@@ -49,12 +49,12 @@ class Pair(tuple[Any, ...]):
 
     @property
     def name(self) -> str:
-        """`s0t2`: student level 0 with teacher level 2; of several teachers `dino_s0t2`."""
+        """`s0t2`: student level 0 with teacher level 2; with several teachers `dino_s0t2`."""
         return f"{self.of}{'_' if self.of else ''}s{self.student}t{self.teacher}"
 
 
 class Placed(NamedTuple):
-    """One loss of a term."""
+    """One loss of a term: its module, what it compares, and its weight."""
 
     term: LossTerm
     teacher: str  # name of the teacher it learns from
@@ -64,7 +64,7 @@ class Placed(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In logs: `cankd/s0t2`; of logits the term's own name."""
+        """Name in logs: `cankd/s0t2`; for logits the name of the term."""
         return self.term.label if self.pair is None else f"{self.term.label}/{self.pair.name}"
 
     @property
@@ -74,21 +74,21 @@ class Placed(NamedTuple):
 
     @property
     def has_branch(self) -> bool:
-        """Whether the loss has a learned branch whose share is worth watching."""
+        """Whether the loss has a learned branch whose share is logged."""
         cls = type(self.loss)
         return issubclass(cls, DistillationLoss) and cls.branch_share is not DistillationLoss.branch_share
 
 
 @dataclass
 class TeacherShape:
-    """What a teacher's output looks like."""
+    """Shapes of a teacher's outputs."""
 
     levels: list[Level] = field(default_factory=list)  # its maps
-    logits: Sequence[int] | None = None  # shape for one image; None for a model that gives none
+    logits: Sequence[int] | None = None  # shape for one image; None without logits
 
 
 def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[str, TeacherShape]:
-    """Shapes by name; levels alone are those of the only teacher, called `teacher`."""
+    """Shapes by name; a list of levels becomes a single teacher called `teacher`."""
     if isinstance(teachers, Mapping):
         return dict(teachers)
     return {"teacher": TeacherShape(list(teachers))} if teachers else {}
@@ -102,7 +102,7 @@ def reads_logits(term: LossTerm) -> bool:
 
 
 def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, name: str) -> list[Pair | None]:
-    """The pairs of levels that a term compares; one None where it reads logits."""
+    """The pairs of levels that a term compares; `[None]` if it compares logits."""
     if reads_logits(term):
         if term.pairs != "auto":
             raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads logits; leave pairs out")
@@ -113,17 +113,18 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
 def check_classes(
     term: LossTerm, student: PreTrainedModel, name: str, teacher: TeacherShape, image_size: tuple[int, int]
 ) -> int:
-    """The number of classes that student and teacher rate; `InputError` if they differ or one gives no logits."""
+    """The number of classes of student and teacher; `InputError` if they differ or one of them has no logits."""
     place = f"distill.terms.{term.label}.loss: {term.loss_name} reads logits"
     found = logits_of(quiet_forward(student, image_size))
-    shapes = {"student": None if found is None else found.shape, f"teacher {name}": teacher.logits}
+    title = "teacher" if name == "teacher" else f"teacher {name}"
+    shapes = {"student": None if found is None else found.shape, title: teacher.logits}
     without = [name for name, shape in shapes.items() if shape is None]
     if without:
-        raise InputError(f"{place}, and {' and '.join(without)} gives none; take a loss on maps")
+        raise InputError(f"{place}, but there are none from {' and '.join(without)}; use a loss on maps")
     counts = {name: class_count(shape) for name, shape in shapes.items() if shape is not None}
     if len(set(counts.values())) > 1:
-        told = " and ".join(f"{count} of the {name}" for name, count in counts.items())
-        raise InputError(f"{place}: expected equal numbers of classes, got {told}; train both on the same classes")
+        numbers = " and ".join(f"{count} of the {name}" for name, count in counts.items())
+        raise InputError(f"{place}: expected equal numbers of classes, got {numbers}; train both on the same classes")
     return counts["student"]
 
 
@@ -172,9 +173,9 @@ def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
 
 
 def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Freezes modules of the student, after giving `thawed`, what an earlier call froze, its gradient back.
+    """Freezes modules of the student, after unfreezing the parameters `thawed` that an earlier call froze.
 
-    Returns those of their parameters that were trained before.
+    Returns their parameters that required a gradient before.
     """
     modules = dict(student.named_modules())
     unknown = [part for part in parts if not part or part not in modules]

@@ -1,4 +1,4 @@
-"""What a trainer is given, checked and with its defaults, before anything is built."""
+"""Checks and defaults of the trainer's arguments, before any module is built."""
 
 import re
 from collections.abc import Mapping, Sequence, Sized
@@ -19,9 +19,9 @@ from cankd_hf.training.placing import TeacherShape, reads_logits
 
 
 def named_teachers(teacher: TeacherLike | None, teachers: Mapping[str, TeacherLike] | None) -> dict[str, TeacherLike]:
-    """All teachers by name; the only one of `teacher=` is called `teacher`."""
+    """All teachers by name; the one of `teacher=` is called `teacher`."""
     if teacher is not None and teachers:
-        raise InputError("teachers: expected teacher or teachers, got both; put all of them into teachers")
+        raise InputError("teachers: expected teacher or teachers, got both; pass all of them in teachers")
     if teacher is not None:
         return {"teacher": teacher}
     wrong = [name for name in teachers or {} if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name)]
@@ -39,7 +39,7 @@ def check_objective(
     task_weight: float,
     objective: Objective | None,
 ) -> Objective:
-    """Refuses what cannot train; returns the objective, with the default term filled in."""
+    """Raises InputError for arguments that cannot train; returns the objective, with the default term filled in."""
     if not isinstance(args, CanKDConfig):
         raise InputError(
             f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it takes the same settings"
@@ -50,13 +50,13 @@ def check_objective(
             "use `accelerate launch -m cankd_hf.train ...` or make one GPU visible with CUDA_VISIBLE_DEVICES"
         )
     if objective is not None and (terms is not None or task_weight != 1.0):
-        raise InputError("objective: expected terms and task_weight inside of it, got them beside it; leave them out")
+        raise InputError("objective: expected terms and task_weight in it, got separate ones; leave them out")
     if terms is None and len(teachers) > 1 and objective is None:
-        raise InputError(f"terms: expected at least one for the teachers {', '.join(teachers)}, got none; name them")
+        raise InputError(f"terms: expected one or more for the teachers {', '.join(teachers)}, got none; pass terms")
     if objective is None:
         objective = Objective(task_weight, terms if terms is not None else [LossTerm()] if teachers else [])
     if not teachers and objective.terms:
-        raise InputError("teacher: expected one for the given terms, got none; name one or leave the terms out")
+        raise InputError("teacher: expected one for the given terms, got none; pass one or leave the terms out")
     return objective
 
 
@@ -77,7 +77,7 @@ def teacher_shapes(
 
 
 def logits_shape(teacher: Teacher, objective: Objective, image_size: tuple[int, int]) -> Sequence[int] | None:
-    """The shape of a teacher's logits of one image, where any term reads logits."""
+    """The shape of a teacher's logits for one image, if any term reads logits."""
     return teacher.logits_shape(image_size) if any(reads_logits(term) for term in objective.terms) else None
 
 
@@ -89,9 +89,9 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
 
 
 def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image found, or 224 x 224: only strides and channels are measured with it.
+    """(height, width) of the first image, or 224 x 224 without one; used to measure strides and channels.
 
-    Augmentation is drawn from the seed, so that a resumed run measures and pairs levels as the first call did.
+    Its augmentation depends on the seed alone, so that a resumed run measures and pairs levels as before.
     """
     for dataset in datasets:
         if dataset is None or isinstance(dataset, dict):
@@ -108,7 +108,7 @@ def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
 
 
 def input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:
-    """The student's input statistics: given, or its image processor's, or ImageNet's."""
+    """The student's mean and standard deviation: the arguments, or its image processor's, or ImageNet's."""
     if mean is None and processor is not None:
         mean, std = processor.image_mean, processor.image_std
     return list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)

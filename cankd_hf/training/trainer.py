@@ -45,14 +45,14 @@ from cankd_hf.training.setup import (
 
 logger = logging.getLogger(__name__)
 
-# Without a log line every so many steps, similarity is measured this often.
+# Number of steps between measurements of similarity where logging is not by steps.
 MEASURE_EVERY = 50
 
 
 class CanKDTrainer(StudentHubMixin):
-    """Trains a small student with a big teacher's help: `task_weight * task + sum of weighted distillation losses`.
+    """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
-    A `transformers.Trainer` in everything else: resuming, accumulation, mixed precision, compiling, callbacks, Hub.
+    Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
     Checkpoints hold the student in plain Hugging Face format, with connectors and losses in `distiller.safetensors`
     beside it; teachers are never saved, wrapped or trained.
 
@@ -60,22 +60,22 @@ class CanKDTrainer(StudentHubMixin):
         model: the student.
         teacher: the teacher, or its Hub id or folder; None trains the student alone.
         args: training arguments.
-        terms: the weighted distillation losses; None is CanKD with weight 10 (the paper's mu = 5) where there is one
-            teacher.
+        terms: the weighted distillation losses; by default, with one teacher, CanKD with weight 10 (the paper's
+            mu = 5).
         task_weight: multiplier of the student's own loss, >= 0; 0 needs no labels.
-        objective: instead of `terms` and `task_weight`: the same as one value, with frozen parts.
-        teachers: instead of `teacher`: several by name.
-        student_taps: where to read the student's maps.
-        grid: on which grid connectors compare maps, see `Connector`.
-        task: what is learnt; found from the student's class where None.
-        image_mean: mean of the student's input normalisation, per channel in 0..1.
-        image_std: the same for its standard deviation.
+        objective: terms, task weight and frozen parts in one object, instead of `terms` and `task_weight`.
+        teachers: several teachers by name, instead of `teacher`.
+        student_taps: the student's modules whose outputs are compared, see `Taps`.
+        grid: grid on which maps are compared, see `Connector`.
+        task: the student's task; by default that of its class.
+        image_mean: mean of the student's input normalisation for each channel, for pixels in 0..1.
+        image_std: standard deviation of the student's input normalisation for each channel.
         recipe: the resolved recipe as YAML, saved beside every checkpoint.
-        inherited: parts of the student that start with the teacher's weights, for the card.
-        kwargs: the rest of what `transformers.Trainer` takes.
+        inherited: parts of the student initialised from the teacher's weights, for the model card.
+        kwargs: further arguments of `transformers.Trainer`.
 
     Raises:
-        InputError: for what cannot work, before any training.
+        InputError: for arguments that cannot be used; raised before training.
     """
 
     # Each part of the loss is a mean over the batch, so the Trainer must divide by the number of accumulated batches.
@@ -110,11 +110,11 @@ class CanKDTrainer(StudentHubMixin):
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
-            # Saved beside the student: no pipeline knows otherwise how its images are normalised.
+            # Saved with the student: pipelines read the image normalisation from it.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
         image_size = first_image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
-        # Fresh connectors must not depend on what was drawn before: they start equal for every way to get here.
+        # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
         train_dataset = kwargs.get("train_dataset")
@@ -144,19 +144,19 @@ class CanKDTrainer(StudentHubMixin):
 
     @property
     def distiller(self) -> Distiller:
-        """Student, connectors and losses, whatever wraps them."""
+        """Student, connectors and losses, without wrappers such as DDP."""
         return cast(Distiller, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     @property
     def teacher(self) -> Teacher | None:
-        """The teacher; of several the first; None where the student trains alone."""
+        """The first teacher; None if the student trains alone."""
         return next(iter(self.teachers.values()), None)
 
     def set_objective(self, objective: Objective) -> None:
-        """Minimises something else from the next call of `train()` on.
+        """Sets the objective of the next call of `train()`.
 
-        Connectors and losses of terms that stay are kept, see `Distiller.set_objective`; optimizer and schedule start
-        anew.
+        Connectors and losses of terms in both objectives are kept, see `Distiller.set_objective`; optimizer and
+        learning-rate schedule are created anew.
         """
         distiller = self.distiller
         distiller.teachers = {
@@ -171,7 +171,7 @@ class CanKDTrainer(StudentHubMixin):
         self.optimizer = self.lr_scheduler = None
 
     def _place_teachers(self) -> None:
-        """Brings the teachers to the device; those whose logits are read run to their head from now on."""
+        """Moves the teachers to the device; those whose logits are read compute their head too."""
         for name, teacher in self.teachers.items():
             teacher.to(self.args.device)
             if self.args.channels_last:
@@ -204,27 +204,27 @@ class CanKDTrainer(StudentHubMixin):
         given = self._ask_teachers(batch, factors, self._measures_now())
         outputs = model(**batch.inputs, **given)
         if outputs.loss is None:
-            # All factors are 0 and there is no task loss: nothing to learn in this step, but backward needs a graph.
+            # All factors are 0 and there is no task loss: the loss is 0, but backward needs a graph.
             outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         self._means.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
-        """The one place that asks for the teachers' outputs: those that the terms with a factor above 0 learn from."""
+        """Arguments of the `Distiller` with the outputs of all teachers whose terms have a factor above 0."""
         names = self.distiller.teachers_of(factors)
         if not names:
             return {}
         if self._factors_now[0] != factors:
-            # Copied to the device only when it changes: a copy in each step would make the host wait.
+            # Copied only when they change: a copy to the device synchronises.
             self._factors_now = factors, torch.tensor(factors, device=self.args.device)
-        # Autocast is the Trainer's, on; a teacher chooses its own precision.
+        # Under the Trainer's autocast, which `Teacher.forward` disables: teachers have their own dtype.
         outputs = self.source(batch, names)
         if missing := [name for name in names if name not in outputs]:
             raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
         return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
 
     def _measures_now(self) -> bool:
-        """Whether this step ends in a log line: similarity is measured only there, to cost next to nothing."""
+        """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
         if not self.args.measure_similarity:
             return False
         step = self.state.global_step + 1
@@ -240,7 +240,7 @@ class CanKDTrainer(StudentHubMixin):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Statistics of each image instead of logits, so that evaluation needs no memory for them."""
+        """Returns statistics of each image instead of logits, so that evaluation does not keep logits in memory."""
         batch = Batch(self._prepare_inputs(inputs))
         kept = self.task.model_inputs(batch.inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -252,7 +252,7 @@ class CanKDTrainer(StudentHubMixin):
             return loss, None, None
         with torch.no_grad():
             statistics = self.task.statistics(outputs, batch.inputs, self.student)
-        # The Trainer computes metrics only where it sees labels; the statistics hold them already.
+        # The Trainer computes metrics only if there are labels; the statistics already include them.
         return loss, statistics, torch.zeros(len(batch["pixel_values"]), device=self.args.device)
 
     # Logging
@@ -281,7 +281,7 @@ class CanKDTrainer(StudentHubMixin):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        """Splits the backbone's parameters off into groups with their own learning rate."""
+        """Moves the backbone's parameters into groups with their own learning rate."""
         # At the top of our own students, inside `model` in the native detectors.
         backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
         if not backbone:
@@ -312,7 +312,7 @@ class CanKDTrainer(StudentHubMixin):
             save_distillation(folder, rest, self.teachers)
 
     def _facts(self, best: bool) -> dict[str, Any]:
-        """What a card will say about the student that is saved; `best`: it may be the best one, loaded at the end."""
+        """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
         return run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
         )

@@ -52,8 +52,8 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
 
     How many are decoded is `config.check`; a number of them is spread evenly over each split. Without `class_names`
     only images are needed. Raises InputError naming the files that cannot be used; with `on_error: skip` only if a
-    whole split is unusable. Labels out of range always stop: they are a fault of the set, and training on the rest
-    would hide it.
+    whole split is unusable. Labels out of range always raise: they are an error of the whole set, which skipping
+    images would hide.
     """
     report = Report()
     findings = list(_look_at_all(config, sources))

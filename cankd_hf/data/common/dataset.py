@@ -43,8 +43,8 @@ Sources = Mapping[str, tuple[AnySource, Sequence[int]]]  # role -> source and th
 class ImageDataset(Dataset):
     """Samples of a source, or those at `indices`, with `transform` applied to (image [3, H, W] uint8, `Sample.label`).
 
-    `cache` keeps decoded samples in memory. For an image that does not decode, `on_error` `stop` raises; `skip`
-    replaces it by the next one that does (marked not to count, so that nothing is scored twice).
+    `cache` keeps decoded samples in memory. For an image that does not decode, `on_error="stop"` raises; `"skip"`
+    replaces it by the next one that does (ignored in scores, so that no image is scored twice).
     """
 
     def __init__(

@@ -30,11 +30,11 @@ class Sample(NamedTuple):
 
     @property
     def label(self) -> Any:
-        """What transforms get beside the image: of a mask its labels [H, W], of boxes the `Objects`, else None."""
+        """The label passed to transforms: labels [H, W] of a mask, `Objects` for boxes, else None."""
         return None if self.target is None else self.target.value
 
     def standing_in(self) -> Sample:
-        """This sample in the place of a broken one: it counts in no score."""
+        """A copy to replace a broken sample, ignored in losses and scores."""
         return self._replace(target=None if self.target is None else self.target.standing_in())
 
 
@@ -43,16 +43,16 @@ class Unusable(InputError):
 
 
 class WrongLabels(InputError):
-    """A mask or a box whose labels are invalid: a fault of the whole set, never skipped."""
+    """A mask or a box whose labels are invalid: an error of the whole data set, never skipped."""
 
 
 @dataclass
 class Decoder:
-    """Decodes images and masks, and names the file and the fault of one that it cannot use."""
+    """Decodes images and masks; errors name the file and the reason."""
 
     max_pixels: int = PILLOW_LIMIT  # larger images are refused from their header, before any memory is allocated
     ignore_index: int = 255  # label of void
-    reduce_labels: bool = False  # label 0 is void, the others go down by one
+    reduce_labels: bool = False  # label 0 is void, the others are reduced by 1
     # colours of the classes, for masks that are RGB pictures: label -> (r, g, b)
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     num_labels: int | None = None  # number of classes; None: labels are not checked

@@ -89,7 +89,7 @@ def read_split(
         if mask_column is not None and _image_files(folder):
             raise InputError(
                 f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
-                "without it there is no telling which mask belongs to which image"
+                "without it the mask of each image is unknown"
             )
         return [Row(relative_to(path, root), path) for path in _image_files(folder)], []
     lines = list(_read_lines(metadata))

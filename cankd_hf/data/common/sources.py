@@ -83,7 +83,7 @@ class _Shapes:
 
 
 def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
-    """The data set at `data.path`, whatever kind it is."""
+    """Opens the data set at `data.path`, of any kind."""
     path = str(config.path)
     if path == "shapes":
         return _Shapes(config, need_masks)

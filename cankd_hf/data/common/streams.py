@@ -27,7 +27,7 @@ class StreamDataset(IterableDataset):
     """Transformed samples of a stream, at most `limit`, without a length: training needs `training.max_steps`.
 
     Shards of rows are distributed among loading processes by `datasets`. `shuffle_buffer` is in rows (0: in order).
-    For a row that cannot be used, `on_error` `stop` raises; `skip` leaves it out with a warning.
+    For a row that cannot be used, `on_error="stop"` raises; `"skip"` skips it with a warning.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from cankd_hf.data.common.folders import MASK_COLUMNS
 from cankd_hf.data.common.labels import read_labels
 from cankd_hf.errors import InputError
 
-# (sample, row, number of the row) -> the sample with what other columns say about it.
+# (sample, row, number of the row) -> the sample with its label from other columns.
 Label = Callable[[Sample, dict[str, Any], int], Sample]
 IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 
@@ -34,7 +34,7 @@ def _is_saved(folder: Path) -> bool:
 class TableSource:
     """Samples of a `datasets.Dataset` whose image columns are cast to `Image(decode=False)`.
 
-    `columns` are that of the image and, if needed, of the mask; `label` reads other columns; `split` is for messages.
+    `columns`: the image column and, if needed, the mask column; `label` reads other columns; `split` is for messages.
     """
 
     table: Any

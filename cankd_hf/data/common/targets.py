@@ -1,4 +1,4 @@
-"""The label of a sample, as far as the code shared by all tasks needs to know it."""
+"""The interface of labels that is shared by all tasks."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 
 @dataclass(frozen=True)
 class Summary:
-    """What the checks keep of one target after its image is freed."""
+    """Summary of a target for the checks, kept after its image is freed."""
 
     classes: frozenset[int] = frozenset()  # the classes it holds; empty where the targets have none
-    noun: str = "image"  # the word for a sample of the set in warnings
-    dropped: tuple[str, ...] = ()  # the parts that were left out, and why
-    warnings: tuple[str, ...] = ()  # notes about it
-    doubtful: bool = False  # it has an oddity that is a fault if many samples of the set have it
-    counted: bool = True  # it could have been doubtful
-    # (names of the doubtful samples, number of the counted, class names) -> warnings; or raises
+    noun: str = "image"  # the word for a sample in warnings
+    dropped: tuple[str, ...] = ()  # parts of the label that were left out, and why
+    warnings: tuple[str, ...] = ()  # notes about the target
+    doubtful: bool = False  # unusual in a way that is an error if many samples of the set are
+    counted: bool = True  # the check for `doubtful` applies to it
+    # (names of the doubtful samples, number of counted samples, class names) -> warnings; may raise InputError
     review: Callable[[Sequence[str], int, dict[int, str]], list[str]] = lambda *_: []
 
 
 class Target(Protocol):
-    """The label of one sample. A task with labels of another kind brings its own."""
+    """The label of one sample. A task with another kind of label implements its own."""
 
     @property
     def value(self) -> Any:
-        """The argument of transforms beside the image."""
+        """The label as passed to transforms, with the image."""
 
     def standing_in(self) -> Target:
-        """The same in the place of a broken sample: it counts in no score."""
+        """A copy for a replacement of a broken sample, ignored in losses and scores."""
 
     def summary(self) -> Summary:
-        """The input of the checks."""
+        """Summary for the checks."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Mask:
     ignore_index: int = 255
 
     def standing_in(self) -> Mask:
-        """The same, all void: it counts in no score and in no loss."""
+        """The same with all pixels void, ignored in losses and scores."""
         return Mask(torch.full_like(self.value.int(), self.ignore_index), self.ignore_index)
 
     def summary(self) -> Summary:

@@ -1,4 +1,4 @@
-"""What an affinity of the Can block is, and the products that several of them share.
+"""Base class of the affinities of the Can block, and products that several of them share.
 
 Letters: B batch, C channels, D hidden channels, E channels of a projection, N student positions (queries), M teacher
 positions after pooling (keys), K channels of the mixed map.
@@ -65,7 +65,7 @@ class Affinity:
     value_range: ClassVar[Literal["signed", "non-negative", "softmax"]]
 
     def extra(self, hidden_channels: int) -> nn.Conv2d | None:
-        """A new layer whose weight is what else the affinity learns, or None; `concat` in the loss, `p.extra` here."""
+        """A new layer with further parameters of the affinity, or None; `concat` in the loss, `p.extra` here."""
         return None
 
     def published(self, p: Projections, query: Tensor, key: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class Affinity:
         raise NotImplementedError
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
-        """Operations of `block` and what follows it for one image, forward and backward, that grow with N (or 0)."""
+        """FLOPs of `block` and of the products after it that grow with N, for one image, forward and backward."""
         return 0
 
     def published_copies(self, hidden_channels: int) -> int:
-        """Matrices [N, M] alive at once in the backward pass of the published form, at least."""
+        """Lower bound of the number of [N, M] matrices in memory in the backward pass of the published form."""
         return 3
 
 

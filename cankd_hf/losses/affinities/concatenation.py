@@ -1,4 +1,4 @@
-"""The affinity of a learned vector with query and key, one after the other."""
+"""The product of a learned vector with the concatenation of query and key."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from cankd_hf.losses.kernels.prefix_sums import relu_read
 class Concatenation(Affinity):
     """`f_ij = relu(a . q_i + b . k_j) / M`.
 
-    One number a query and one a key: the fast form sorts the keys, and every query reads a prefix.
+    It is a sum of one number per query and one per key: the fast form sorts the keys, and each query reads a prefix.
     """
 
     value_range = "non-negative"

@@ -1,18 +1,18 @@
-"""The progress bar of a run: the losses beside the estimate, a short line for each evaluation."""
+"""The progress bar of a run: losses in the bar, and a short line for each evaluation."""
 
 import sys
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# Waiting for data is shown from this share of the time on.
+# Smallest share of time spent waiting for data that is shown.
 SHOWN_WAIT = 0.1
-# Seconds between two states of the bar where they are lines of a file.
+# Seconds between two lines of the bar if it is written to a file.
 FILE_INTERVAL = 30.0
 
 
 class TrainingProgress(ProgressCallback):
-    """`ProgressCallback` that shows the losses in the bar and `metric` after each evaluation, not whole dictionaries."""
+    """`ProgressCallback` that shows the losses in the bar, and `metric` after each evaluation, not every log."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class TrainingProgress(ProgressCallback):
         bar = self.training_bar
         if bar is None:
             return
-        # A resumed run: the estimate must not take the steps of before for steps of no time.
+        # In a resumed run the time estimate must not count earlier steps.
         self.current_step = bar.initial = bar.n = bar.last_print_n = state.global_step
         self._on_terminal = sys.stderr.isatty()
         if not self._on_terminal:
@@ -51,14 +51,14 @@ class TrainingProgress(ProgressCallback):
 
 
 def show_progress(callbacks: list[TrainerCallback], metric: str) -> None:
-    """Replaces transformers' plain bar in a list of callbacks; a notebook's table and a printer stay."""
+    """Replaces the `ProgressCallback` in a list of callbacks; its notebook and printer variants are kept."""
     for position, callback in enumerate(callbacks):
         if type(callback) is ProgressCallback:
             callbacks[position] = TrainingProgress(metric)
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
-    """The postfix of the bar: each term once, not each of its levels, and the data wait where it is noticeable."""
+    """The postfix of the bar: each term once, not each of its pairs, and the data wait if it is noticeable."""
     totals = [name for name in logs if name == "loss" or (name.startswith("loss_") and "/" not in name)]
     shown = {name.removeprefix("loss_"): f"{logs[name]:.3g}" for name in totals}
     correlations = [value for name, value in logs.items() if name.startswith("raw_correlation/")]

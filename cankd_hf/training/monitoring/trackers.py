@@ -1,4 +1,4 @@
-"""Groups for the charts of a tracker: transformers puts all that is logged in training under `train/`."""
+"""Groups of charts in trackers; transformers itself puts everything logged in training under `train/`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from unittest.mock import patch
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback, integration_utils
 
-# How a name in the log history begins -> how it begins in a tracker; all other names come under `train/`.
+# Prefix of a name in the log history -> prefix in a tracker; all other names get `train/`.
 GROUPS = {
     "eval_": "eval/",
     "test_": "test/",
@@ -19,7 +19,7 @@ GROUPS = {
 
 
 def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values under the names that trackers show: `loss_cankd/s0t0` -> `loss/cankd/s0t0`."""
+    """The same values under the names used in trackers: `loss_cankd/s0t0` -> `loss/cankd/s0t0`."""
     return {_place(name): value for name, value in logs.items()}
 
 
@@ -31,7 +31,7 @@ def _place(name: str) -> str:
 
 
 class _Grouped(TrainerCallback):
-    """Lets a tracker's callback of transformers log under grouped names."""
+    """Mixin for the tracker callbacks of transformers that logs under grouped names."""
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, *others: Any, **kwargs: Any) -> Any:
         with patch.object(integration_utils, "rewrite_logs", grouped):
@@ -49,8 +49,8 @@ class GroupedTrackio(_Grouped, TrackioCallback):
 class GroupedWandb(_Grouped, WandbCallback):
     """`WandbCallback` with grouped names, and one W&B run for each training of a process.
 
-    transformers leaves a run open for what is logged after the training, such as test scores; the next trainer would
-    go on writing into it, from step 0.
+    transformers leaves a run open for values logged after training, such as test scores; without this, the next
+    trainer would write into the same run, from step 0.
     """
 
     # The run that a finished training opened; a run opened by the user is never closed here.
@@ -77,9 +77,9 @@ GROUPED: dict[type, type[TrainerCallback]] = {
 
 
 def group_names(callbacks: list[TrainerCallback]) -> None:
-    """Replaces transformers' own callbacks of these three trackers in a list; all others stay as they are.
+    """Replaces transformers' callbacks of these three trackers in a list; all others are kept.
 
-    What a callback was given (a TensorBoard writer) goes over to the one in its place.
+    Attributes of a callback, such as a TensorBoard writer, are copied to its replacement.
     """
     for position, callback in enumerate(callbacks):
         kind = GROUPED.get(type(callback))
