@@ -289,7 +289,7 @@ def test_manifest(folders: dict[str, Path]) -> None:
 def test_a_ready_teacher_and_a_model_in_memory() -> None:
     teacher = load_teacher(TeacherConfig(config=RESNET))
     assert load_teacher(teacher) is teacher
-    with pytest.raises(InputError, match="no options beside a ready Teacher, got scale"):
+    with pytest.raises(InputError, match="no options beside a Teacher, got scale"):
         load_teacher(teacher, scale=2.0)
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2))
     other = load_teacher(model, image_mean=[0.5] * 3, image_std=[0.5] * 3)

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     table.add_column("bytes", justify="right")
     for upload in uploads:
         table.add_row(upload.name, f"{upload.size:,}")
-    table.add_row("together", f"{sum(upload.size for upload in uploads):,}")
+    table.add_row("total", f"{sum(upload.size for upload in uploads):,}")
     Console().print(table)
     if options.dry_run:
         print("Nothing was pushed (--dry-run).")

@@ -114,6 +114,8 @@ class LossTerm(Section):
 
     def check(self) -> None:
         """Raises `InputError` with all problems of the term's values."""
+        if not isinstance(self.loss, str) and not callable(self.loss):
+            raise InputError(f"distill.terms: loss: expected a name, a class or an nn.Module, got {self.loss!r}")
         self.raise_problems(f"distill.terms.{self.label}")
 
 

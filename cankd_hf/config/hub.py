@@ -17,7 +17,7 @@ SETTINGS = {
     "revision": "hub_revision",
 }
 NO_TOKEN = (
-    "tokens are not accepted as settings, because they would end up in files and logs; set the environment variable "
+    "tokens are not taken as settings, they would end up in files and logs; set the environment variable "
     "HF_TOKEN or run `hf auth login`"
 )
 

@@ -49,7 +49,7 @@ class StudentConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""
         if self.fpn and self.backbone is None:
-            yield "fpn", "settings of a pyramid are only used with student.backbone; remove them"
+            yield "fpn", "settings of a pyramid count for student.backbone only; remove them"
 
     def accepted(self) -> dict[str, dict[str, Any]]:
         """Names and types of the settings in `fpn`."""

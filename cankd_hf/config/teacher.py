@@ -53,7 +53,7 @@ class TeacherConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""
         if self.weights is not None and not self.from_torchvision:
-            yield "weights", f"only used with `model: torchvision/NAME`, got {self.model!r}; leave it out"
+            yield "weights", f"expected `model: torchvision/NAME` beside it, got {self.model!r}; leave it out"
         if self.fit is not None and self.from_torchvision:
             yield "fit", "a torchvision net cannot be trained here; leave fit out"
 

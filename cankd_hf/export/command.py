@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
     source = load(options.checkpoint)
     size = tuple(options.size) if options.size else source.size()
     if not accepted(source, [size]):
-        raise InputError(
-            f"--size: the student itself does not take images of {size[0]} x {size[1]}; try multiples of 32"
-        )
+        raise InputError(f"--size: the student does not take images of {size[0]} x {size[1]}; try multiples of 32")
     form = source.form()
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:

@@ -47,7 +47,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
     blocks: list[tuple[str, str, list[str], bool]] = [
         ("total loss", "", ["loss"], True),
         ("task loss", "loss_task", ["loss_task"], True),
-        ("feature losses, unweighted", "loss_", loss_keys(main), False),
+        ("distillation losses, unweighted", "loss_", loss_keys(main), False),
         ("raw correlation with the teacher", "raw_correlation/", keys_with(main, "raw_correlation/"), False),
         ("raw CKA with the teacher", "raw_cka/", keys_with(main, "raw_cka/"), False),
         ("share of the Can branch, |output| / |student|", "branch_share/", keys_with(main, "branch_share/"), False),

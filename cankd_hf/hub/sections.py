@@ -90,7 +90,7 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
     if (data := _data(facts)) is not None:
         lines.append(("Data", data))
     if "task_weight" in run and facts.teachers:
-        lines.append(("Loss", f"{run['task_weight']:g} x task loss + the feature losses in the table below"))
+        lines.append(("Loss", f"{run['task_weight']:g} x task loss + the distillation losses in the table below"))
     if run.get("step"):
         planned = f" of {run['planned_steps']:,} planned" if run.get("planned_steps", 0) > run["step"] else ""
         lines.append(
@@ -180,7 +180,7 @@ def terms_table(facts: Facts) -> list[list[str]]:
     if not terms:
         return []
     several = len(facts.teachers) > 1
-    rows = [["feature loss", *(["teacher"] * several), "student stride", "teacher stride", "weight", "mu"]]
+    rows = [["distillation loss", *(["teacher"] * several), "student stride", "teacher stride", "weight", "mu"]]
     for term in terms:
         for pair in term["pairs"]:
             # The authors' loss has the factor 0.5 outside mu, ours inside the loss.

@@ -66,9 +66,7 @@ def build_student(
     # One class is enough for a detector, which also has the background, but not for segmentation.
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
-        raise InputError(
-            f"student: expected at least {fewest} classes, got {len(id2label)}; check the labels of the data"
-        )
+        raise InputError(f"student: expected at least {fewest} classes, got {len(id2label)}; check the data's labels")
     if auto_class is None:
         model = _bare_student(config)
     elif config.backbone is not None:

@@ -48,9 +48,7 @@ def load_teacher(teacher: TeacherLike, **overrides: Any) -> Teacher:
     """
     if isinstance(teacher, Teacher):
         if overrides:
-            raise InputError(
-                f"teacher: expected no options beside a ready Teacher, got {', '.join(sorted(overrides))}"
-            )
+            raise InputError(f"teacher: expected no options beside a Teacher, got {', '.join(sorted(overrides))}")
         return teacher
     config = teacher if isinstance(teacher, TeacherConfig) else TeacherConfig()
     unknown = sorted(set(overrides) - {field.name for field in fields(TeacherConfig)})

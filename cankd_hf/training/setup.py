@@ -41,9 +41,7 @@ def check_objective(
 ) -> Objective:
     """Raises InputError for arguments that cannot train; returns the objective, with the default term filled in."""
     if not isinstance(args, CanKDConfig):
-        raise InputError(
-            f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it takes the same settings"
-        )
+        raise InputError(f"args: expected a cankd_hf.CanKDConfig, got {type(args).__name__}; it has the same settings")
     if args.n_gpu > 1:
         raise InputError(
             f"launch: {args.n_gpu} GPUs are visible to one process, which would train with DataParallel; "

@@ -88,7 +88,7 @@ def test_curves_show_every_part_and_every_arm() -> None:
     assert list(panels) == [
         "total loss",
         "task loss",
-        "feature losses, unweighted",
+        "distillation losses, unweighted",
         "raw correlation with the teacher",
         "raw CKA with the teacher",
         "share of the Can branch, |output| / |student|",
@@ -96,4 +96,4 @@ def test_curves_show_every_part_and_every_arm() -> None:
     ]
     lines = panels["task loss"].get_lines()
     assert [list(line.get_ydata()) for line in lines] == [[1.0] * 10, [1.1] * 10]
-    assert list(panels["feature losses, unweighted"].get_lines()[0].get_ydata())[-1] == pytest.approx(0.3)
+    assert list(panels["distillation losses, unweighted"].get_lines()[0].get_ydata())[-1] == pytest.approx(0.3)

@@ -162,7 +162,7 @@ def test_several_teachers_are_all_named(tmp_path: Path) -> None:
         "- **Teacher dino**: [facebook/dinov2-base](https://huggingface.co/facebook/dinov2-base), revision `f9e44c8`",
         f"- **Teacher local**: {fitted}, taps `neck.0`",
         "- **Teacher sam**: [facebook/sam]",
-        "| feature loss | teacher | student stride | teacher stride | weight | mu |",
+        "| distillation loss | teacher | student stride | teacher stride | weight | mu |",
         "| cankd | dino | 16 | 14 | 10 | 5 |",
         "| control | local | 16 | 14 | 1 |  |",
         "| kl | local | logits | logits | 2 |  |",

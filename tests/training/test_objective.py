@@ -274,6 +274,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Objective(1.0, terms(), frozen="backbone")
     with pytest.raises(InputError, match="terms: expected a list"):
         Objective(1.0, LossTerm())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="loss: expected a name, a class or an nn.Module, got 3"):
+        trainer(tmp_path, terms=[LossTerm(loss=3)])  # type: ignore[arg-type]
     alone = trainer(tmp_path, teacher=None, terms=None)
     with pytest.raises(InputError, match="needs a teacher, and there is none"):
         alone.set_objective(Objective(1.0, terms()))

@@ -134,7 +134,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     report.dropped = {finding.name: list(label.dropped) for finding, label in labels if label.dropped}
     doubtful = [finding.name for finding, label in labels if label.doubtful]
     noun, review = labels[0][1].noun, labels[0][1].review
-    reviewed = [] if review is None else review(doubtful, sum(label.counted for _, label in labels), class_names)
+    reviewed = review(doubtful, sum(label.counted for _, label in labels), class_names)
     report.warnings += shortened([text for _, label in labels for text in label.warnings]) + reviewed
     seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
     missing = [name for label, name in class_names.items() if label not in seen]

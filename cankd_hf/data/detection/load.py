@@ -132,9 +132,7 @@ class _Coco:
 
     def __init__(self, config: DataConfig, root: Path, files: dict[str, Path], roles: Sequence[str]) -> None:
         if config.labels is not None:
-            raise InputError(
-                f"data.labels: expected null with COCO json, which names its classes, got {config.labels}"
-            )
+            raise InputError(f"data.labels: expected null with COCO json, which names classes, got {config.labels}")
         self.root, self.config, self.files = root, config, files
         self.warnings: list[str] = []
         named = [find_split(name, list(files)) for role in roles if (name := split_of(config, role)) is not None]
