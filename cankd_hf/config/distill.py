@@ -97,7 +97,9 @@ class LossTerm(Section):
         return [float(weight) for weight in self.weight]
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Problems beyond types and ranges: an unknown loss."""
+        """Problems beyond types and ranges: an unknown loss, a name that the logs or torch use otherwise."""
+        if "." in self.label or self.label == "task":
+            yield "name", f"expected a name other than `task`, without dots, got {self.label!r}; rename the term"
         known = declared.names("cankd_hf.losses", "LOSSES")
         if isinstance(self.loss, str) and self.loss not in known:
             yield "loss", not_one_of(self.loss, known)

@@ -14,9 +14,7 @@ def channel_correlation(a: Tensor, b: Tensor) -> Tensor:
     count as 0. Raises ValueError if batch sizes or channels differ.
     """
     if a.shape[:2] != b.shape[:2]:
-        raise ValueError(
-            f"channel correlation needs equal batch and channels, got {list(a.shape)} and {list(b.shape)}"
-        )
+        raise ValueError(f"correlation needs equal batch and channels, got {list(a.shape)} and {list(b.shape)}")
     x, y = (_centred(m) for m in _one_grid(a, b))
     products = (x * y).sum(-1)
     norms = x.square().sum(-1) * y.square().sum(-1)

@@ -135,9 +135,7 @@ def random_backbone(
 def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
     """The configuration of a folder or Hub id. Raises InputError if there is none, or its model type is unknown."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise InputError(
-            f"{name}: expected a model folder with a config.json, found none; name the checkpoint's own folder"
-        )
+        raise InputError(f"{name}: expected a model folder with a config.json, found none; name the model's folder")
     try:
         return AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:

@@ -64,7 +64,9 @@ def problems_of(place: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError([p if p.startswith(place) else f"{place}: {p}" for p in error.problems]) from error
+        kind = place.partition(".")[0].rstrip("s")  # `teacher` too where the place is `teachers.NAME`
+        told = [place + p.removeprefix(kind) if p.startswith(kind) else f"{place}: {p}" for p in error.problems]
+        raise InputError(told) from error
 
 
 def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = None) -> PreTrainedModel:
@@ -77,7 +79,7 @@ def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = Non
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
     configs = recipe.named_teachers()
-    teachers = {name: build_teacher(recipe, replace(config, fit=None)) for name, config in configs.items()}
+    teachers = {name: build_teacher(recipe, name, replace(config, fit=None)) for name, config in configs.items()}
     model = build_student(recipe, task)
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
@@ -130,9 +132,9 @@ def make_trainer(
     return trainer
 
 
-def build_teacher(recipe: Recipe, config: TeacherConfig) -> Teacher:
-    """A teacher of a recipe, with the student's input normalisation."""
-    with problems_of("teacher"):
+def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
+    """A teacher of a recipe, with the student's input normalisation; messages call it by its key."""
+    with problems_of(recipe.teacher_path(name)):
         teacher = load_teacher(config)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

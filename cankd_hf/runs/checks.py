@@ -13,6 +13,7 @@ from cankd_hf.losses import LOSSES
 from cankd_hf.models.configs import config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import own_problems
+from cankd_hf.training.placing import check_label
 
 
 def check_models(recipe: Recipe, problems: Problems) -> None:
@@ -27,6 +28,7 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
     if recipe.student.fpn:
         _try(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
     for index, term in enumerate(recipe.distill.terms):
+        _try(problems, f"distill.terms.{index}.name", partial(check_label, term))
         loss = LOSSES[term.loss_name]
         _try(problems, f"distill.terms.{index}.options", partial(loss, 8, **term.options))
     for path, settings in [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]:

@@ -92,7 +92,7 @@ class _Session:
                 student = StudentConfig(model=config.model, config=config.config)
                 scored = self.train(arm, folder, {}, student, **config.fit)
                 config = replace(config, model=str(folder), config=None, fit=None)
-            self.teachers[name] = build_teacher(self.recipe, config)
+            self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
                 scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]

@@ -26,6 +26,7 @@ from cankd_hf.training.placing import (
     TeacherShape,
     as_teachers,
     check_classes,
+    check_label,
     compared_logits,
     freeze,
     make_loss,
@@ -112,7 +113,7 @@ class Distiller(nn.Module):
         of new terms are newly initialised; all others are dropped.
 
         Raises:
-            InputError: as for the class; the objective is then unchanged.
+            InputError: as for the class, or if all that could be trained is frozen.
         """
         image_size, taps, _ = self._settings
         if objective.terms and self.taps is None:
@@ -123,6 +124,8 @@ class Distiller(nn.Module):
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
         self.train(self.training)
+        if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError("frozen: expected something left to train, got all of the student; leave one part out")
 
     def _place(self, terms: Sequence[LossTerm]) -> tuple[list[Place], dict[str, nn.Module], dict[str, nn.ModuleList]]:
         """All terms at all their pairs, with connectors and losses: existing modules if they match, else new ones."""
@@ -133,6 +136,7 @@ class Distiller(nn.Module):
         losses: dict[str, nn.ModuleList] = {}
         given: set[int] = set()  # losses that were given as modules and are in use
         for term in terms:
+            check_label(term)
             name = self._teacher_of(term)
             teacher, modules = self.teachers[name], nn.ModuleList()
             pairs = pairs_of(term, self.levels, teacher, name if len(self.teachers) > 1 else "")
@@ -311,11 +315,9 @@ class Distiller(nn.Module):
         Correlation compares maps after the connector and before the Can block, CKA maps before the connector.
         """
         similarity = {f"correlation/{name}": channel_correlation(*found) for name, found in connected.items()}
-        for name in connected:
-            pair = self.pairs[name]
-            output = self._output(teachers, pair)
-            assert output is not None
-            similarity[f"cka/{name}"] = linear_cka(maps[pair.student], output.maps[pair.teacher])
+        for name, pair in self.pairs.items():
+            if name in connected and (output := self._output(teachers, pair)) is not None:
+                similarity[f"cka/{name}"] = linear_cka(maps[pair.student], output.maps[pair.teacher])
         shares = {
             item.name: cast(DistillationLoss, item.loss).branch_share(*connected[item.pair.name])
             for item in self.placed

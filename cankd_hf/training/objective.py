@@ -1,5 +1,6 @@
 """The objective that training minimises."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,13 @@ class Objective:
     frozen: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for key, value in (("terms", self.terms), ("frozen", self.frozen)):
-            if isinstance(value, str | LossTerm):
+        for key, value, kind in (("terms", self.terms, LossTerm), ("frozen", self.frozen, str)):
+            if isinstance(value, str) or not isinstance(value, Sequence):
                 raise InputError(f"{key}: expected a list, got {value!r}; write [{value!r}]")
-        if not self.task_weight >= 0:
-            raise InputError(f"task_weight: expected a number of at least 0, got {self.task_weight}")
+            if wrong := [item for item in value if not isinstance(item, kind)]:
+                raise InputError(f"{key}: expected a list of {kind.__name__}, got {wrong[0]!r} in it")
+        if not (isinstance(self.task_weight, int | float) and 0 <= self.task_weight < math.inf):
+            raise InputError(f"task_weight: expected a finite number of at least 0, got {self.task_weight!r}")
         if self.task_weight == 0 and not self.terms:
             raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
         labels = [term.label for term in self.terms]

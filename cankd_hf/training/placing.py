@@ -94,6 +94,12 @@ def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[
     return {"teacher": TeacherShape(list(teachers))} if teachers else {}
 
 
+def check_label(term: LossTerm) -> None:
+    """Raises `InputError` for a name under which an `nn.ModuleDict` cannot hold the term's losses."""
+    if hasattr(nn.ModuleDict(), term.label):
+        raise InputError(f"term {term.label!r}: nn.ModuleDict has an attribute of this name; rename the term")
+
+
 def reads_logits(term: LossTerm) -> bool:
     """Whether a term compares logits; all others compare maps."""
     loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss

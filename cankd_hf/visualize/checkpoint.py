@@ -129,7 +129,7 @@ def _teachers(opened: OpenedCheckpoint, recipe: Recipe, weights: Path | None) ->
             place = beside if beside.is_dir() else Path(recipe.output_dir) / beside.name
             config = replace(config, model=str(place), config=None, fit=None)
         try:
-            teachers[name] = teacher = build_teacher(recipe, config)
+            teachers[name] = teacher = build_teacher(recipe, name, config)
         except InputError as error:
             opened.notes.append(
                 f"The {_arm_of(recipe, name)} could not be loaded ({'; '.join(error.problems)}): figures that need it "

@@ -73,17 +73,21 @@ def test_no_room_looks_up() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_models_know_only_torch_and_transformers() -> None:
-    allowed = {"torch", "torchvision", "transformers", "timm", "huggingface_hub", "safetensors", "cankd_hf"}
-    allowed |= set(sys.stdlib_module_names)
-    wrong = [
+def foreign_imports(subpackage: str, allowed: set[str]) -> list[str]:
+    """Imports of a subpackage from other distributions than the allowed ones."""
+    return [
         f"{path.relative_to(ROOT)}:{line}: {target}"
         for path in package_files()
-        if room(module_name(path)) == "models"
+        if room(module_name(path)) == subpackage
         for line, target in imports(path)
         if target.split(".")[0] not in allowed
     ]
-    assert not wrong, "\n".join(wrong)
+
+
+def test_models_know_only_torch_and_transformers() -> None:
+    allowed = {"torch", "torchvision", "transformers", "timm", "huggingface_hub", "safetensors", "cankd_hf"}
+    allowed |= set(sys.stdlib_module_names)
+    assert not foreign_imports("models", allowed)
 
 
 def test_shipped_model_code_is_self_contained() -> None:
@@ -100,27 +104,13 @@ def test_shipped_model_code_is_self_contained() -> None:
 
 def test_losses_know_only_torch() -> None:
     allowed = {"torch", "cankd_hf", *sys.stdlib_module_names}
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line}: {target}"
-        for path in package_files()
-        if room(module_name(path)) == "losses"
-        for line, target in imports(path)
-        if target.split(".")[0] not in allowed
-    ]
-    assert not wrong, "\n".join(wrong)
+    assert not foreign_imports("losses", allowed)
 
 
 def test_config_imports_nothing_heavy() -> None:
     """A recipe is told its mistakes of structure at once: not even a function of config/ imports torch."""
     allowed = {"annotated_types", "cankd_hf", "omegaconf", "pydantic", "yaml", *sys.stdlib_module_names}
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line}: {target}"
-        for path in package_files()
-        if room(module_name(path)) == "config"
-        for line, target in imports(path)
-        if target.split(".")[0] not in allowed
-    ]
-    assert not wrong, "\n".join(wrong)
+    assert not foreign_imports("config", allowed)
 
 
 def test_importing_the_package_is_light(tmp_path: Path) -> None:

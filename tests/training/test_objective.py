@@ -276,7 +276,19 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Objective(1.0, LossTerm())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="loss: expected a name, a class or an nn.Module, got 3"):
         trainer(tmp_path, terms=[LossTerm(loss=3)])  # type: ignore[arg-type]
+    for name, said in (("a.b", "without dots"), ("task", "other than `task`"), ("values", "attribute of this name")):
+        with pytest.raises(InputError, match=said):
+            trainer(tmp_path, terms=[LossTerm(name=name)])
+    for weight in (float("inf"), float("nan"), "1"):
+        with pytest.raises(InputError, match="task_weight: expected a finite number of at least 0"):
+            Objective(weight)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="terms: expected a list of LossTerm, got 'cankd' in it"):
+        Objective(1.0, ["cankd"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="frozen: expected a list of str, got 3 in it"):
+        Objective(1.0, terms(), frozen=[3])  # type: ignore[list-item]
     alone = trainer(tmp_path, teacher=None, terms=None)
+    with pytest.raises(InputError, match="frozen: expected something left to train"):
+        alone.set_objective(Objective(1.0, frozen=[name for name, _ in alone.student.named_children()]))
     with pytest.raises(InputError, match="needs a teacher, and there is none"):
         alone.set_objective(Objective(1.0, terms()))
     flat = trainer(tmp_path, terms=[LossTerm(loss=nn.MSELoss(reduction="none"), name="flat")])

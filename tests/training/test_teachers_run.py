@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from cankd_hf.cli.dry_run import dry_run
 from cankd_hf.cli.report import print_report
+from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.runs.run import run
+from tests.models.kinds import RESNET
 
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-}
 DINO = {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
 
 
@@ -81,3 +77,11 @@ def test_a_run_with_two_teachers(tmp_path: Path, capsys) -> None:  # type: ignor
     assert {"loss_instance_mse", "loss_cankd"} <= state["log_history"][0].keys()
     again = run(recipe)
     assert [arm.scores for arm in again.arms] == [arm.scores for arm in report.arms], "finished arms are kept"
+
+
+def test_messages_name_the_teacher_and_the_term(tmp_path: Path) -> None:
+    recipe = written(tmp_path)
+    with pytest.raises(InputError, match=r"^teachers\.dino: .*nowhere"):
+        run(load_recipe(recipe, ["teachers.dino.config=null", f"teachers.dino.model={tmp_path}/nowhere"]))
+    with pytest.raises(InputError, match=r"^distill\.terms\.0\.name .*term 'values': nn.ModuleDict"):
+        load_recipe(recipe, ["distill.terms.0.name=values"])

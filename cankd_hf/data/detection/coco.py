@@ -107,9 +107,7 @@ def _content(file: Path, place: str) -> dict[str, Any]:
         bad = [n for n, entry in enumerate(entries) if not isinstance(entry, dict) or needed - set(entry)]
         if bad:
             wanted = " and ".join(sorted(needed))
-            raise InputError(
-                f"{place}: expected {wanted} in each of {key}, got {str(entries[bad[0]])[:80]} at {bad[0]}"
-            )
+            raise InputError(f"{place}: expected {wanted} in all {key}, got {str(entries[bad[0]])[:80]} at {bad[0]}")
     return content
 
 
