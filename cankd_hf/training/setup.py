@@ -26,7 +26,9 @@ def named_teachers(teacher: TeacherLike | None, teachers: Mapping[str, TeacherLi
         return {"teacher": teacher}
     wrong = [name for name in teachers or {} if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name)]
     if wrong:
-        raise InputError(f"teachers: expected letters, digits, _ and -, got {', '.join(map(repr, wrong))}")
+        raise InputError(
+            f"teachers: expected a letter or _, then letters, digits, _ and -, got {', '.join(map(repr, wrong))}"
+        )
     return dict(teachers or {})
 
 
