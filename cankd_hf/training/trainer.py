@@ -1,10 +1,8 @@
 """`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +14,20 @@ from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
-from cankd_hf.hub.facts import write_facts
-from cankd_hf.names import RECIPE_FILE
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
-from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
-from cankd_hf.training.checkpoint import check_teachers, load_checkpoint, save_distillation, split_state
 from cankd_hf.training.distiller import Distiller
-from cankd_hf.training.facts import run_facts
+from cankd_hf.training.evaluation import EvaluationMixin
 from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
@@ -43,13 +38,11 @@ from cankd_hf.training.setup import (
     teacher_shapes,
 )
 
-logger = logging.getLogger(__name__)
-
 # Number of steps between measurements of similarity where logging is not by steps.
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(StudentHubMixin):
+class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -137,21 +130,6 @@ class CanKDTrainer(StudentHubMixin):
         self._means = PartMeans()
         self._clock = BatchClock(args)
 
-    @property
-    def student(self) -> PreTrainedModel:
-        """The model that is trained and saved."""
-        return self.distiller.student
-
-    @property
-    def distiller(self) -> Distiller:
-        """Student, connectors and losses, without wrappers such as DDP."""
-        return cast(Distiller, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """The first teacher; None if the student trains alone."""
-        return next(iter(self.teachers.values()), None)
-
     def set_objective(self, objective: Objective) -> None:
         """Sets the objective of the next call of `train()`.
 
@@ -209,20 +187,6 @@ class CanKDTrainer(StudentHubMixin):
         self._means.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
-        """Arguments of the `Distiller` with the outputs of all teachers whose terms have a factor above 0."""
-        names = self.distiller.teachers_of(factors)
-        if not names:
-            return {}
-        if self._factors_now[0] != factors:
-            # Copied only when they change: a copy to the device synchronises.
-            self._factors_now = factors, torch.tensor(factors, device=self.args.device)
-        # Under the Trainer's autocast, which `Teacher.forward` disables: teachers have their own dtype.
-        outputs = self.source(batch, names)
-        if missing := [name for name in names if name not in outputs]:
-            raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
-        return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
-
     def _measures_now(self) -> bool:
         """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
         if not self.args.measure_similarity:
@@ -232,28 +196,6 @@ class CanKDTrainer(StudentHubMixin):
             every = max(1, int(self.state.logging_steps))
             return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
         return step % MEASURE_EVERY == 0 or step == self.state.max_steps
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """Returns statistics of each image instead of logits, so that evaluation does not keep logits in memory."""
-        batch = Batch(self._prepare_inputs(inputs))
-        kept = self.task.model_inputs(batch.inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if self.task.needs_teacher_in_evaluation:
-                kept.update(self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True))
-            outputs = model(**kept)
-        loss = None if outputs.loss is None else outputs.loss.detach()
-        if prediction_loss_only:
-            return loss, None, None
-        with torch.no_grad():
-            statistics = self.task.statistics(outputs, batch.inputs, self.student)
-        # The Trainer computes metrics only if there are labels; the statistics already include them.
-        return loss, statistics, torch.zeros(len(batch["pixel_values"]), device=self.args.device)
 
     # Logging
 
@@ -292,41 +234,3 @@ class CanKDTrainer(StudentHubMixin):
                 group["params"] = [p for p in group["params"] if id(p) not in backbone]
                 lr = group["lr"] * self.args.backbone_lr_scale
                 optimizer.add_param_group({**group, "params": inside, "lr": lr})
-
-    # Checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
-        self.student.save_pretrained(folder, state_dict=student)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        if self.recipe is not None:
-            (folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
-        whole = not folder.name.startswith("checkpoint-")
-        write_facts(folder, self._facts(best=whole))
-        if not whole:
-            save_distillation(folder, rest, self.teachers)
-
-    def _facts(self, best: bool) -> dict[str, Any]:
-        """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
-        return run_facts(
-            self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        check_teachers(Path(resume_from_checkpoint), self.teachers)
-        load_checkpoint(self.distiller, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
-        logger.info("Loading the best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))

@@ -1,0 +1,55 @@
+"""What all parts of `CanKDTrainer` share: the student, the teachers and their outputs for a batch."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+
+from cankd_hf.data.common.batch import Batch
+from cankd_hf.errors import InputError
+from cankd_hf.tasks import Task
+from cankd_hf.teachers.source import TeacherSource
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.distiller import Distiller
+
+
+class TeachingTrainer(Trainer):
+    """A `transformers.Trainer` whose model is a `Distiller`, with teachers beside it."""
+
+    args: CanKDConfig
+    task: Task
+    teachers: Mapping[str, Teacher]
+    source: TeacherSource
+    _factors_now: tuple[list[float], Tensor | None]
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model that is trained and saved."""
+        return self.distiller.student
+
+    @property
+    def distiller(self) -> Distiller:
+        """Student, connectors and losses, without wrappers such as DDP."""
+        return cast(Distiller, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The first teacher; None if the student trains alone."""
+        return next(iter(self.teachers.values()), None)
+
+    def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
+        """Arguments of the `Distiller` with the outputs of all teachers whose terms have a factor above 0."""
+        names = self.distiller.teachers_of(factors)
+        if not names:
+            return {}
+        if self._factors_now[0] != factors:
+            # Copied only when they change: a copy to the device synchronises.
+            self._factors_now = factors, torch.tensor(factors, device=self.args.device)
+        # Under the Trainer's autocast, which `Teacher.forward` disables: teachers have their own dtype.
+        outputs = self.source(batch, names)
+        if missing := [name for name in names if name not in outputs]:
+            raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
+        return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
