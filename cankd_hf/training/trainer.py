@@ -123,7 +123,8 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
-        self.add_callback(GracefulStopCallback())
+        self.graceful = GracefulStopCallback()
+        self.add_callback(self.graceful)
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
