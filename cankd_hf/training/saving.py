@@ -80,9 +80,18 @@ class CheckpointMixin(TeachingTrainer):
             )
         return str(found)
 
-    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        epochs, steps = super()._init_training_state(max_steps, *args)
-        resumed, run = args[2], Path(self._get_output_dir(args[3]))
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        run, resumed = Path(self._get_output_dir(trial)), resume_from_checkpoint
         self._ended_early = resumed is not None and bool(files.read_list(Path(resumed)).get("ended_early"))
         best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_model_checkpoint is None and self.state.best_global_step and best.is_dir():
@@ -157,7 +166,11 @@ class CheckpointMixin(TeachingTrainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or "")
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder, state_dict)
+
+    def _write(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
         self.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
@@ -176,11 +189,11 @@ class CheckpointMixin(TeachingTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_teachers(Path(resume_from_checkpoint), self.teachers)
+        check_classes(Path(resume_from_checkpoint), self.student)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        check_teachers(Path(resume_from_checkpoint), self.teachers)
-        check_classes(Path(resume_from_checkpoint), self.student)
         load_checkpoint(self.distiller, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
