@@ -108,6 +108,9 @@ def _content(file: Path) -> dict[str, Any]:
         raise InputError(f"data.labels: {file}: expected an object with `id2label`, got {type(content).__name__}")
     if "id2label" not in content:
         content = {"id2label": content}
+    void = content.get("ignore_index")
+    if void is not None and not _is_int(void, -(2**31), 2**31 - 1):
+        raise InputError(f"data.labels: {file}: ignore_index: expected a whole number, got {shown(void)}")
     for key in content.keys() - set(KEYS):
         if near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8):
             raise InputError(f"data.labels: {file}: {shown(key)}: unknown key; did you mean {near[0]!r}?")
@@ -161,9 +164,7 @@ def _contradictions(
                 "give each class its own"
             )
     void = content.get("ignore_index")
-    if void is not None and not _is_int(void, -(2**31), 2**31 - 1):
-        yield f"data.labels: {place}: ignore_index: expected a whole number, got {shown(void)}"
-    elif None not in (void, config.ignore_index) and void != config.ignore_index:
+    if None not in (void, config.ignore_index) and void != config.ignore_index:
         yield (
             f"data.ignore_index: expected {void}, the ignore_index of {place}, got {config.ignore_index}; drop one of "
             "them"

@@ -121,8 +121,8 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
         raise
     except Exception as error:  # of whatever reads it: pyarrow, pandas, fsspec, the Hub, `datasets` itself
         raise InputError(
-            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which does not open: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            "data.path: expected a folder, a parquet file or a Hub data set, "
+            f"got {path[:200]!r}, which does not open: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
     return _Table(config, tables, need_masks)
 

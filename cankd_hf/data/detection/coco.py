@@ -58,8 +58,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
-    if problems := outside(root, [file]):
-        raise InputError(problems)
+    if linked := outside(root, [file]):
+        raise InputError(linked)
     content = _content(file, place)
     categories = _categories(content["categories"], place)
     classes = {number: index for index, number in enumerate(categories)}
@@ -70,8 +70,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     annotations: list[Annotation] = []
     warnings = _repeated(place, content["annotations"])
     base = _image_folder(root, split, content["images"])
-    problems: list[str | None] = [None]
-    problems += [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    named = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    problems = [problem for problem in named if problem]
     counts = Counter(image.get("id") for image in content["images"])
     problems += [
         f"{place}: expected an image id once, got {shown(key)} {count} times"
@@ -85,10 +85,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
             f"image_id {shown(strange[0].get('image_id'))}"
         )
         (warnings if skip else problems).append(text)
-    if not any(problems):
-        problems += outside(root, [base / image["file_name"] for image in content["images"]])
-    if found := [problem for problem in problems if problem]:
-        raise InputError(shortened(found))
+    if problems := problems or outside(root, [base / image["file_name"] for image in content["images"]]):
+        raise InputError(shortened(problems))
     for image in content["images"]:
         path = base / image["file_name"]
         name = relative_to(path, root)
