@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,18 +41,19 @@ class FirstLook:
         model: the student, whose deepest stride is the least size of an image.
         mean: of the student's input normalisation, for pixels in 0..1.
         std: the same for the standard deviation.
-        collate: the user's own collator; None for the task's.
+        own_collator: whether the user brings a collator; then only its batches are checked, the first of each kind.
     """
 
     task: Task
     model: InitVar[PreTrainedModel]
     mean: Sequence[float]
     std: Sequence[float]
-    collate: Callable[[list[Any]], Mapping[str, Any]] | None = None
+    own_collator: bool = False
 
     def __post_init__(self, model: PreTrainedModel) -> None:
         self.stride = deepest_stride(model) or 1.0
-        self.scored_by_task = True
+        self.taught = self.labelled = True  # whether labels are needed in training and in evaluation
+        self.seen: set[str] = set()  # kinds of data set of which a batch of the user's collator was checked
 
     def at(self, given: dict[str, Any], args: CanKDConfig, task_weight: float) -> tuple[int, int]:
         """Checks the first samples of the data sets among the arguments of a trainer.
@@ -75,18 +76,20 @@ class FirstLook:
         named = {EVALUATED: evaluated}
         if several is not None:
             named = {f"eval_dataset[{key!r}]": one for key, one in several.items()}
-        self.scored_by_task = given.get("compute_metrics") is None
+        named_so = "labels" in (args.label_names or ["labels"])
+        self.taught = named_so and task_weight > 0
+        self.labelled = named_so and given.get("compute_metrics") is None
         problems: list[str] = []
-        size, kept = (224, 224), {}
+        size: tuple[int, int] | None = None
+        kept = {}
         for place, dataset in {TRAINED: given.get(TRAINED), **named}.items():
             samples, kept[place] = peek(dataset, args.seed)
             scored = place != TRAINED
-            needed = self.scored_by_task if scored else task_weight > 0
-            labelled = needed and "labels" in (args.label_names or ["labels"])
+            labelled = self.labelled if scored else self.taught
             if samples is not None and (said := self.problem(place, samples, labelled, scored)):
                 problems.append(said)
-            elif size == (224, 224) and samples and _has_pixels(samples[0]):
-                size = (int(samples[0]["pixel_values"].shape[-2]), int(samples[0]["pixel_values"].shape[-1]))
+            elif size is None and samples:
+                size = _size(samples[0])
         if problems:
             raise InputError(problems)
         if given.get(TRAINED) is not None:
@@ -94,7 +97,7 @@ class FirstLook:
         if evaluated is not None:
             sets = [kept[place] for place in named]
             given[EVALUATED] = sets[0] if several is None else dict(zip(several, sets, strict=True))
-        return size
+        return size or (224, 224)
 
     def problem(self, place: str, samples: Sequence[Any], labelled: bool, scored: bool) -> str | None:
         """The first thing that is wrong with samples of a data set, if any.
@@ -107,29 +110,15 @@ class FirstLook:
         """
         if not samples:
             return f"{place}: expected at least one sample, got none"
-        own = (f"{place}[{n}]: {said}" for n, one in enumerate(samples) if (said := self._of(one, labelled, scored)))
-        if self.collate is None and (said := next(own, None)):
-            return said
-        collate = self.collate or self.task.collate
-        copies = [dict(sample) if isinstance(sample, Mapping) else sample for sample in samples]
-        try:
-            batch = collate(copies)
-        except Exception as error:  # whatever a user's collator raises for samples that do not fit
-            if said := next(own, None):  # rather than what its collator makes of it
-                return said
-            sizes = {tuple(s["pixel_values"].shape) for s in samples if _has_pixels(s)}
-            shapes = f" (images of {', '.join(map(str, sorted(sizes)))})" if len(sizes) > 1 else ""
-            said = " ".join(str(error).split())[:200]
-            return (
-                f"{place}: expected samples that the data collator puts into one batch, got {type(error).__name__} "
-                f"for the first {len(samples)}{shapes}: {said}; resize or pad them alike"
-            )
-        if self.collate is not None and not isinstance(batch, Mapping):
+        if self.own_collator:  # which may make anything of them, and is not called before its time
+            return None
+        return self._first(f"{place}[{{}}]", samples, labelled, scored)
+
+    def batch_problem(self, place: str, batch: Mapping[str, Any], labelled: bool, scored: bool) -> str | None:
+        """The same for a batch."""
+        if not isinstance(batch, Mapping):
             return f"data_collator: expected a dict with pixel_values and labels, got {type(batch).__name__}"
-        for index, sample in enumerate(_parts(batch) if self.collate is not None else ()):
-            if said := self._of(sample, labelled, scored):
-                return f"{place}, sample {index} of the first batch: {said}"
-        return None
+        return self._first(f"{place}, sample {{}} of the first batch", list(_parts(batch)), labelled, scored)
 
     def too_small(self, pixel_values: Tensor) -> str | None:
         """The problem with images [..., H, W] of fewer pixels than the student's deepest stride, if they are."""
@@ -140,6 +129,10 @@ class FirstLook:
             f"pixel_values: expected images of at least {self.stride:g} x {self.stride:g} pixels, the deepest stride "
             f"of the student, got {height} x {width}; enlarge them (data.image_size, data.crop_size)"
         )
+
+    def _first(self, place: str, samples: Sequence[Any], labelled: bool, scored: bool) -> str | None:
+        found = ((index, self._of(sample, labelled, scored)) for index, sample in enumerate(samples))
+        return next((f"{place.format(index)}: {said}" for index, said in found if said), None)
 
     def _of(self, sample: Any, labelled: bool, scored: bool) -> str | None:
         """The problem with one sample, if any."""
@@ -236,7 +229,7 @@ class FirstBatchMixin(TeachingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        dataset = self._looked_at(EVALUATED, eval_dataset, self.first.scored_by_task)
+        dataset = self._looked_at(EVALUATED, eval_dataset, self.first.labelled)
         return super().evaluate(dataset, ignore_keys, metric_key_prefix)
 
     def predict(
@@ -255,8 +248,17 @@ class FirstBatchMixin(TeachingTrainer):
         return dataset
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        if said := self.first.too_small(inputs["pixel_values"]):
-            raise InputError(f"a batch: {said}")
+        first, training = self.first, cast(torch.nn.Module, self.model).training
+        place = TRAINED if training else EVALUATED
+        problem = None
+        if first.own_collator and place not in first.seen:
+            first.seen.add(place)
+            problem = first.batch_problem(place, inputs, training and first.taught, scored=not training)
+        elif isinstance(inputs, Mapping) and isinstance(inputs.get("pixel_values"), Tensor):
+            problem = first.too_small(inputs["pixel_values"])
+            problem = problem and f"{place}: {problem}"
+        if problem:
+            raise InputError(problem)
         return super()._prepare_inputs(inputs)
 
 
@@ -281,8 +283,12 @@ def _missing(key: str, sample: Mapping[str, Any]) -> str:
     return f"expected the key {key!r}, got {sorted(map(str, sample))[:12]}; {fix}"
 
 
-def _has_pixels(sample: Any) -> bool:
-    return isinstance(sample, Mapping) and isinstance(sample.get("pixel_values"), Tensor)
+def _size(sample: Any) -> tuple[int, int] | None:
+    """(height, width) of the image of a sample, if it is one as the student takes it."""
+    pixels = sample.get("pixel_values") if isinstance(sample, Mapping) else None
+    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.shape[0] != 3:
+        return None
+    return int(pixels.shape[1]), int(pixels.shape[2])
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -105,7 +105,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         if kwargs.get("processing_class") is None:
             # Saved with the student: pipelines read the image normalisation from it.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator"))
+        self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator") is not None)
         image_size = self.first.at(kwargs, args, objective.task_weight)
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         # New connectors get the same initial weights whatever random numbers were drawn before.
