@@ -13,6 +13,7 @@ from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.checkpoint import check_teachers, load_checkpoint, save_distillation, split_state
 from cankd_hf.training.facts import run_facts
 from cankd_hf.training.monitoring.energy import EnergyMeter
+from cankd_hf.training.sharding import check_saved_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,12 @@ class CheckpointMixin(TeachingTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_teachers(Path(resume_from_checkpoint), self.teachers)
+        if self.is_fsdp_enabled:
+            check_saved_sharded(Path(resume_from_checkpoint))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        check_teachers(Path(resume_from_checkpoint), self.teachers)
         load_checkpoint(self.distiller, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
