@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
-from transformers.trainer import FSDP_MODEL_NAME
+from transformers.trainer import FSDP_MODEL_NAME, SCHEDULER_NAME
 from transformers.training_args import ParallelMode
 
 from cankd_hf.errors import InputError
@@ -59,6 +60,11 @@ def check_sharded(trainer: TeachingTrainer) -> None:
     plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise InputError(f"{FSDP}_config.version: expected 2, got {plugin.fsdp_version}; set it (--fsdp_version 2)")
+    if plugin.mixed_precision_policy is not None:
+        # As under DDP, operations choose their type by autocast; boxes, teacher maps and losses keep theirs.
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None
+        )
     largest = max((_size(part) for loss in trainer.distiller.losses.values() for part in _inside(loss)), default=0)
     if plugin.min_num_params and plugin.min_num_params < largest:
         raise InputError(
@@ -114,6 +120,23 @@ class ShardingMixin(TeachingTrainer):
         finally:
             if whole:
                 self.accelerator._models.remove(self.model)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        # accelerate wraps `forward` for this, but not that of a model sharded by FSDP2.
+        if self.is_fsdp_enabled:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(cache_enabled)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        plain = isinstance(self.optimizer.optimizer, torch.optim.SGD) if checkpoint and self.is_fsdp_enabled else False
+        if not plain or any(group["momentum"] for group in self.optimizer.param_groups):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # torch cannot load the state of an optimizer that has none: only the schedule is left.
+        state = torch.load(Path(str(checkpoint)) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
