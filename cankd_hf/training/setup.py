@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
@@ -95,7 +96,7 @@ def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
         if dataset is None or isinstance(dataset, dict):
             continue
         # Iterable data sets have a `__getitem__` too; it only raises.
-        streamed = not isinstance(dataset, Sized)
+        streamed = isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             sample = next(iter(dataset), None) if streamed else dataset[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
@@ -38,12 +39,13 @@ from cankd_hf.training.setup import (
     teacher_shapes,
 )
 from cankd_hf.training.sharding import ShardingMixin, check_sharded, check_sharding, is_sharded
+from cankd_hf.training.streaming import StreamingMixin
 
 # Number of steps between measurements of similarity where logging is not by steps.
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StudentHubMixin):
+class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StreamingMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -113,7 +115,7 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StudentHubMi
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
         train_dataset = kwargs.get("train_dataset")
-        if isinstance(train_dataset, Sized):
+        if isinstance(train_dataset, Sized) and not isinstance(train_dataset, IterableDataset):
             kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
@@ -121,6 +123,7 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StudentHubMi
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
+        self.set_dispatch()
         self._place_teachers()
         group_names(self.callback_handler.callbacks)
         show_progress(self.callback_handler.callbacks, self.task.metric)

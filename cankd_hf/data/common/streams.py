@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -57,18 +58,33 @@ class StreamDataset(IterableDataset):
         """The first samples before any transform, for pictures and checks."""
         return list(itertools.islice(self._samples(), count))
 
+    def lazily(self) -> Iterator[Callable[[], dict[str, Any] | None]]:
+        """For each row a function that decodes and transforms it; None for a row that is skipped."""
+        for number, row in enumerate(self.rows):
+            yield partial(self._made, number, row)
+
+    def _made(self, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
+        sample = self._decoded(number, row)
+        return None if sample is None else self.transform(sample.image, sample.label)
+
     def _samples(self) -> Iterator[Sample]:
         good = skipped = 0
         for number, row in enumerate(self.rows):
-            try:
-                sample = self.source.decode(row, number)
-            except Unusable as problem:
-                if self.on_error != "skip":
-                    raise
+            sample = self._decoded(number, row)
+            if sample is None:
                 skipped += 1
-                logger.warning("skipped: %s", problem)
                 continue
             good += 1
             yield sample
         if skipped and not good:
             raise InputError(f"data: the stream ended without one usable image, {skipped} were skipped")
+
+    def _decoded(self, number: int, row: dict[str, Any]) -> Sample | None:
+        """A row's sample; None for one that cannot be used and is skipped with a warning."""
+        try:
+            return self.source.decode(row, number)
+        except Unusable as problem:
+            if self.on_error != "skip":
+                raise
+            logger.warning("skipped: %s", problem)
+            return None
