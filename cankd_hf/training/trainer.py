@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
@@ -37,12 +38,14 @@ from cankd_hf.training.setup import (
     named_teachers,
     teacher_shapes,
 )
+from cankd_hf.training.sharding import ShardingMixin, check_sharded, check_sharding, is_sharded
+from cankd_hf.training.streaming import StreamingMixin
 
 # Number of steps between measurements of similarity where logging is not by steps.
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMixin, StreamingMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -94,6 +97,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CanKDConfig("cankd_output")
+        check_sharding(args)
         given = named_teachers(teacher, teachers)
         objective = check_objective(args, given, terms, task_weight, objective)
         self.task = (task if task is not None else task_for(model)).for_model(model)
@@ -112,13 +116,15 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
         train_dataset = kwargs.get("train_dataset")
-        if isinstance(train_dataset, Sized):
+        if isinstance(train_dataset, Sized) and not isinstance(train_dataset, IterableDataset):
             kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
+        check_sharded(self)
+        self.set_dispatch()
         self._place_teachers()
         group_names(self.callback_handler.callbacks)
         show_progress(self.callback_handler.callbacks, self.task.metric)
@@ -139,6 +145,8 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         learning-rate schedule are created anew.
         """
         distiller = self.distiller
+        if is_sharded(distiller):
+            raise InputError("set_objective: FSDP has sharded the present modules; make a new CanKDTrainer instead")
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
             for name, shape in distiller.teachers.items()
@@ -183,9 +191,6 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
         given = self._ask_teachers(batch, factors, self._measures_now())
         outputs = model(**batch.inputs, **given)
-        if outputs.loss is None:
-            # All factors are 0 and there is no task loss: the loss is 0, but backward needs a graph.
-            outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         self._means.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
