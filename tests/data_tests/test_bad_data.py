@@ -92,6 +92,36 @@ def test_a_split_without_a_box_is_refused(tmp_path: Path, split: str, streaming:
     load_detection(DataConfig(path=str(root)), need_labels=False)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_without_a_box_is_refused(tmp_path: Path, streaming: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    root = boxes_folder(tmp_path / "set")
+    images = [str(root / "train" / f"{n}.png") for n in range(4)]
+    good, none = {"bbox": [[1, 1, 5, 5]], "category": [0]}, {"bbox": [], "category": []}
+    features = {
+        "image": datasets.Image(),
+        "objects": {
+            "bbox": datasets.List(datasets.List(datasets.Value("int64"))),
+            "category": datasets.List(datasets.Value("int64")),
+        },
+    }
+    splits = {"train": [none, none, good, good], "validation": [none] * 4}
+    tables = {
+        split: datasets.Dataset.from_dict({"image": images, "objects": rows}, features=datasets.Features(features))
+        for split, rows in splits.items()
+    }
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "saved")
+    config = DataConfig(path=str(tmp_path / "saved"), labels=str(root / "labels.json"), streaming=streaming)
+    assert "expected at least 1 box in" in (told := problems_of(load_detection, config)[0]) and "validation" in told
+    config.eval_split = "train"
+    load_detection(config)
+    if not streaming:
+        config.max_train_samples = 2
+        assert problems_of(load_detection, config)[0].startswith(
+            "data.train_split: expected at least 1 box in 'train'"
+        )
+
+
 def test_images_without_objects_count_as_empty(tmp_path: Path) -> None:
     good = {"bbox": [[2, 3, 10, 8]], "category": [0]}
     data = load_detection(DataConfig(path=str(boxes_folder(tmp_path / "set", [good, None, "absent", good]))))
