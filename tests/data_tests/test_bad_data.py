@@ -218,6 +218,7 @@ NAMED = {"id2label": NAMES}
         (NAMED | {"ignore_index": "255"}, {}, ("ignore_index", "'255'")),
         (NAMED | {"ignor_index": 255}, {}, ("'ignor_index'", "did you mean 'ignore_index'?")),
         ({"id2label": {"0": "a", "00": "b"}}, {}, ("each id once", "labels.json")),
+        ({"id2label": {"0": "a", "1": "b" * 999}}, {}, ("id2label.1", "1 to 256 characters")),
         ({"id2label": {"0": "a", "1": None}}, {}, ("id2label.1", "None")),
         ({"id2label": {"0": "a", "1": "\ud800"}}, {}, ("id2label.1", "text")),
     ],

@@ -83,6 +83,27 @@ def test_a_data_path_that_is_no_folder(tmp_path: Path, kind: str) -> None:
     assert "set.parquet" in problems_of(load_segmentation, DataConfig(path=str(tmp_path / "set.parquet")))[0]
 
 
+@pytest.mark.parametrize("kind", ["fifo", "device", "link"])
+def test_a_saved_table_of_no_files(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    special(tmp_path / "saved" / "train" / "data-00000-of-00001.arrow", kind)
+    said = problems_of(load_images, DataConfig(path=str(tmp_path / "saved")))
+    assert "data-00000-of-00001.arrow" in said[0]
+
+
+def test_a_key_of_the_labels_file_that_is_there_twice(make_folder: Make) -> None:
+    root = make_folder()
+    (root / "labels.json").write_text('{"0": "a", "1": "b", "1": "c", "2": "d"}')
+    assert "the key '1' is in it twice" in problems_of(load_segmentation, DataConfig(path=str(root)))[0]
+
+
+@pytest.mark.parametrize("split", ["train[" + "9" * 5000 + ":]", "train[:-1]", "[:3]", "train[1:2:3]"])
+def test_splits_that_are_none(make_folder: Make, split: str) -> None:
+    (said,) = problems_of(load_segmentation, DataConfig(path=str(make_folder()), train_split=split))
+    assert "expected a split like" in said
+
+
 def test_links_out_of_the_folder_through_a_folder(make_folder: Make, tmp_path: Path) -> None:
     root = make_folder()
     (root / "train" / "masks").rename(tmp_path / "elsewhere")
