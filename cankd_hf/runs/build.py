@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError
 from cankd_hf.models.inherit import inherit
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -133,8 +134,11 @@ def make_trainer(
 
 
 def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
-    """A teacher of a recipe, with the student's input normalisation; messages call it by its key."""
+    """A teacher of a recipe, with the student's input normalisation; messages call it by its key.
+
+    Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
+    """
     with problems_of(recipe.teacher_path(name)):
-        teacher = load_teacher(config)
+        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name))
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

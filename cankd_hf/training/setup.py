@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cankd_hf.config.distill import LossTerm
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD
 from cankd_hf.teachers.load import TeacherLike
@@ -96,8 +97,7 @@ def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
             continue
         # Iterable data sets have a `__getitem__` too; it only raises.
         streamed = not isinstance(dataset, Sized)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             sample = next(iter(dataset), None) if streamed else dataset[0]
         if sample is not None and "pixel_values" in sample:
             height, width = sample["pixel_values"].shape[-2:]

@@ -1,6 +1,6 @@
 """`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers.trainer_utils import IntervalStrategy
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import Batch, BatchCollator
-from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
@@ -28,6 +29,7 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.saving import CheckpointMixin
+from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
@@ -42,7 +44,7 @@ from cankd_hf.training.setup import (
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -99,7 +101,7 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
         self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
-        self.teachers = {name: load_teacher(one) for name, one in given.items()}
+        self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
@@ -110,9 +112,9 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
         # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
-        train_dataset = kwargs.get("train_dataset")
-        if isinstance(train_dataset, Sized):
-            kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
+        order_seed = args.seed if args.data_seed is None else args.data_seed
+        train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, order_seed)
+        kwargs["train_dataset"] = train_dataset
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
@@ -141,8 +143,7 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
             for name, shape in distiller.teachers.items()
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)
+        with seeded(self.args.seed):
             distiller.set_objective(objective)
         self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
