@@ -66,6 +66,9 @@ def dry_run(recipe: Recipe) -> int:
     console.print(_sizes_table(trainer))
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
+    trainer.guard.check_loss()
+    for finding in trainer.health.findings:
+        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 

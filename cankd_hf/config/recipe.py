@@ -33,6 +33,7 @@ _HARMLESS = {
     "training.hub_revision",
     "training.hub_strategy",
     "training.log_figures_steps",
+    "training.max_nonfinite_steps",
     "training.push_to_hub",
     "training.report_to",
     "training.run_name",

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,7 @@ def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = Non
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
-    configs = recipe.named_teachers()
-    teachers = {name: build_teacher(recipe, name, replace(config, fit=None)) for name, config in configs.items()}
+    teachers = {name: build_teacher(recipe, name, config) for name, config in recipe.named_teachers().items()}
     model = build_student(recipe, task)
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)

@@ -13,8 +13,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
-from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
 from cankd_hf.runs.folder import claim
 from cankd_hf.runs.launch import check_launch
@@ -61,7 +62,10 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     name = DISTILLED if session.teachers else STUDENT
     arms.append(session.train(name, out, session.teachers))
     report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts, task.greater_is_better)
+    report.findings = [*read_json(out / FACTS_FILE).get("teacher_findings", []), *report.weak_teachers()]
     if args.process_index == 0:
+        for finding in report.weak_teachers():
+            logger.warning("%s", finding)
         session.picture(report)
         write_json(out / RESULTS_FILE, {**as_dict(report), "gap_closed": report.gap_closed()})
     publish(out, args)

@@ -133,6 +133,13 @@ class Task(ABC):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch of samples."""
 
+    def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
+        """The labels of a batch for the student's own loss, and a factor [] of it, None for 1.
+
+        The factor is 0 for a batch in which nothing is labelled, of which some models take the mean over nothing.
+        """
+        return labels, None
+
     # Evaluation
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

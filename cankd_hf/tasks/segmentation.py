@@ -85,6 +85,14 @@ class SegmentationTask(PipelineTask):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate(list(samples), self.ignore_index)
 
+    def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
+        """If all pixels [B, H, W] are void, one of class 0 stands in, so that the mean is finite, and counts 0."""
+        counts = (labels != self.ignore_index).any()
+        labels = labels.clone()
+        first = labels.view(-1)[:1]
+        first.copy_(torch.where(counts, first, torch.zeros_like(first)))
+        return labels, counts.float()
+
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         kept = dict(inputs)
         sizes = kept.pop("label_sizes", None)

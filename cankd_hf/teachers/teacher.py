@@ -159,7 +159,7 @@ class Teacher(nn.Module):
             "model": self.name,
             "revision": self.config.revision,
             "class": type(self.model).__name__,
-            "taps": self._tap_names(),
+            "taps": self.tap_names(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": self.num_parameters(),
             "fingerprint": self.fingerprint,
@@ -197,7 +197,8 @@ class Teacher(nn.Module):
             return found
         return ImageStats(tuple(mean or found.mean), tuple(std or found.std), "the recipe")
 
-    def _tap_names(self) -> list[str]:
+    def tap_names(self) -> list[str]:
+        """The taps, or the stages of a backbone."""
         from transformers.backbone_utils import BackboneMixin
 
         if self.taps.paths == ["."] and isinstance(self.model, BackboneMixin):

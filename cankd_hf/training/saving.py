@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cankd_hf.hub.facts import write_facts
 from cankd_hf.names import RECIPE_FILE
+from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training.base import TeachingTrainer
-from cankd_hf.training.checkpoint import check_teachers, load_checkpoint, save_distillation, split_state
+from cankd_hf.training.checkpoint import check_finite, check_teachers, load_checkpoint, save_distillation, split_state
 from cankd_hf.training.facts import run_facts
 from cankd_hf.training.monitoring.energy import EnergyMeter
 
@@ -23,13 +24,15 @@ class CheckpointMixin(TeachingTrainer):
     recipe: str | None
     inherited: Sequence[str]
     energy: EnergyMeter
+    health: TeacherHealth
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or "")
-        folder.mkdir(parents=True, exist_ok=True)
         student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
+        check_finite(folder, {**student, **rest})
+        folder.mkdir(parents=True, exist_ok=True)
         self.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -44,7 +47,7 @@ class CheckpointMixin(TeachingTrainer):
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
         return run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
-        )
+        ) | {"teacher_findings": self.health.findings}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

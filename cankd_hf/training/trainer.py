@@ -16,12 +16,14 @@ from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
+from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.evaluation import EvaluationMixin
+from cankd_hf.training.finite import FiniteMixin, StepGuard
 from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
@@ -44,7 +46,7 @@ from cankd_hf.training.setup import (
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(SeedMixin, FiniteMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -112,6 +114,7 @@ class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin)
         # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
+        distiller.counted_labels = self.task.counted_labels
         order_seed = args.seed if args.data_seed is None else args.data_seed
         train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, order_seed)
         kwargs["train_dataset"] = train_dataset
@@ -126,6 +129,9 @@ class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
         self.add_callback(GracefulStopCallback())
+        self.guard = StepGuard(self)
+        self.add_callback(self.guard)
+        self.health = TeacherHealth(self.teachers, args.process_index == 0)
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
@@ -186,6 +192,7 @@ class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin)
             # All factors are 0 and there is no task loss: the loss is 0, but backward needs a graph.
             outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         self._means.add(outputs)
+        self.guard.see_parts(outputs.get("parts"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _measures_now(self) -> bool:
@@ -204,6 +211,7 @@ class CanKDTrainer(SeedMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin)
         if "loss" in logs:
             logs.update(self._means.drain(self.accelerator))
             logs.update(self._clock.drain(self.accelerator))
+            self.guard.correct(logs)
         super().log(logs, start_time)
 
     # Optimizer

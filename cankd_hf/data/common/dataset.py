@@ -73,6 +73,10 @@ class ImageDataset(Dataset):
             sample = self._stand_in(index, problem)
         return self.transform(sample.image, sample.label)
 
+    def name(self, index: int) -> str:
+        """File name or place of a sample."""
+        return self.source.name(self.indices[index])
+
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""
         if self._cached is None:
