@@ -328,6 +328,12 @@ class FiniteMixin(TeachingTrainer):
     guard: StepGuard
     health: TeacherHealth
 
+    def _watch(self) -> None:
+        """Begins to watch steps and teachers; called once, by the constructor."""
+        self.guard = StepGuard(self)
+        self.add_callback(self.guard)
+        self.health = TeacherHealth(self.teachers, self.args.process_index == 0)
+
     def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
         given = super()._ask_teachers(batch, factors, measure)
         outputs = given.get("teachers") or {}

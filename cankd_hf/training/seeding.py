@@ -20,15 +20,22 @@ class SeedMixin(TeachingTrainer):
             self.accelerator.dataloader_config.data_seed = self.args.seed
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
     ) -> tuple[int, int]:
         """Epochs and batches to skip. The Trainer takes all steps for one epoch, but a stream may have begun anew."""
         epochs, batches = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        if resume is None or num_train_epochs != sys.maxsize:  # its number of epochs for data without a length
+        if (
+            resume_from_checkpoint is None or num_train_epochs != sys.maxsize
+        ):  # its number of epochs for data without a length
             return epochs, batches
-        saved = TrainerState.load_from_json(str(Path(resume) / STATE_FILE))
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE_FILE))
         # The Trainer counts the epochs of a stream right in `epoch`: passes + batches of this one / all batches.
         passes, part = divmod(saved.epoch or 0.0, 1.0)
         batches = (

@@ -16,14 +16,14 @@ from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
-from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.evaluation import EvaluationMixin
-from cankd_hf.training.finite import FiniteMixin, StepGuard
+from cankd_hf.training.finite import FiniteMixin
+from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
 from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
@@ -35,7 +35,6 @@ from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
-    first_image_size,
     input_stats,
     logits_shape,
     named_teachers,
@@ -46,7 +45,7 @@ from cankd_hf.training.setup import (
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(SeedMixin, FiniteMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(SeedMixin, FiniteMixin, FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -109,14 +108,14 @@ class CanKDTrainer(SeedMixin, FiniteMixin, EvaluationMixin, CheckpointMixin, Stu
         if kwargs.get("processing_class") is None:
             # Saved with the student: pipelines read the image normalisation from it.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        image_size = first_image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator") is not None)
+        image_size = self.first.at(kwargs, args, objective.task_weight)
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
         distiller.counted_labels = self.task.counted_labels
-        order_seed = args.seed if args.data_seed is None else args.data_seed
-        train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, order_seed)
+        train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
         kwargs["train_dataset"] = train_dataset
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
@@ -128,10 +127,9 @@ class CanKDTrainer(SeedMixin, FiniteMixin, EvaluationMixin, CheckpointMixin, Stu
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
-        self.add_callback(GracefulStopCallback())
-        self.guard = StepGuard(self)
-        self.add_callback(self.guard)
-        self.health = TeacherHealth(self.teachers, args.process_index == 0)
+        self.graceful = GracefulStopCallback()
+        self.add_callback(self.graceful)
+        self._watch()
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)

@@ -79,10 +79,10 @@ def test_a_teacher_with_a_nan_is_named_with_tap_and_image(tmp_path: Path) -> Non
 
 def test_one_bad_image_is_named_also_where_the_flags_are_read_later(tmp_path: Path) -> None:
     for late in (False, True):
-        made = trainer(tmp_path, data=Bad(8, {5}), logging_steps=10)
+        made = trainer(tmp_path, data=Bad(16, {13}), per_device_train_batch_size=16, logging_steps=10)
         made.guard.late = late
         before = weights(made)
-        with pytest.raises(InputError, match="teacher: .*for image 5 of the training set"):
+        with pytest.raises(InputError, match="teacher: .*for image 13 of the training set"):
             made.train()
         counted = {name for name in before if "num_batches" in name}
         left = {name: value for name, value in weights(made).items() if name not in counted}
@@ -203,8 +203,8 @@ def test_weights_that_are_not_finite_are_not_trained_saved_scored_or_pushed(
 
 
 def test_outputs_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
-    made = trainer(tmp_path, eval_dataset=Bad(4, {2}))
-    with pytest.raises(InputError, match="expected finite outputs to score, got NaN or infinity for 1 of 4 images"):
+    made = trainer(tmp_path, eval_dataset=Bad(12, {9}))
+    with pytest.raises(InputError, match="expected finite outputs to score, got NaN or infinity for 1 of 12 images"):
         made.evaluate()
     assert trainer(tmp_path, eval_dataset=Images(4)).evaluate()["eval_miou"] >= 0
 
@@ -260,7 +260,7 @@ def test_two_processes_skip_and_refuse_together(tmp_path: Path) -> None:
     assert first[0] == second[0] == "skipped 1"
     states = [load_file(tmp_path / f"skipped{rank}.safetensors") for rank in (0, 1)]
     assert largest_difference(*states) == 0
-    assert first[1] == second[1] and "for image 3 of the training set" in first[1]
+    assert first[1] == second[1] and "for image 13 of the training set" in first[1]
     assert first[2] == second[2] and "for some images" in first[2]
     assert first[3] == second[3] and len(first[3]) == 64
     assert "another process" in first[4] and "backbone" in second[4]
