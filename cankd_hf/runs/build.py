@@ -15,6 +15,7 @@ from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError
 from cankd_hf.models.inherit import inherit
+from cankd_hf.names import TEACHER
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
@@ -69,9 +70,14 @@ def problems_of(place: str) -> Iterator[None]:
         raise InputError(told) from error
 
 
-def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = None) -> PreTrainedModel:
-    """The student with its initial weights, the same each time."""
-    set_seed(recipe.seed)
+def build_student(
+    recipe: Recipe, task: Task, config: StudentConfig | None = None, name: str = TEACHER
+) -> PreTrainedModel:
+    """The student with its initial weights, the same each time.
+
+    With a `config` it is a teacher to be trained; `name` is that of its arm: of several, each starts from its own.
+    """
+    set_seed(recipe.seed if config is None or name == TEACHER else derived_seed(recipe.seed, name) % 2**32)
     with problems_of("student" if config is None else "teacher"):
         return task.build_student(recipe.student if config is None else config)
 

@@ -134,7 +134,7 @@ class _Session:
             overrides["push_to_hub"] = False  # the run's repository is for its student
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
-        model = build_student(self.recipe, self.task, student)
+        model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
         checkpoint = self._checkpoint(folder, name, args)

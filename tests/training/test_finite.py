@@ -154,6 +154,17 @@ def test_accumulated_batches_are_skipped_together(tmp_path: Path) -> None:
     assert largest_difference(weights(made), weights(one)) == 0 and made.guard.skipped == 1
 
 
+def test_the_search_for_a_scale_of_fp16_does_not_count(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    for scale, flag in ((65536.0, 0), (1.0, 0), (0.5, 1)):
+        made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        made.accelerator.scaler.scale(torch.ones(()))  # which makes its tensor
+        made.guard._flags.clear()
+        made.guard.see_norm(torch.tensor(float("inf")))
+        assert int(made.guard._flags["gradient"]) == flag
+    assert made.guard.see_loss(torch.tensor(float("nan"))) == 0 and int(made.guard._flags["loss"]) == 1
+
+
 def test_a_mean_of_the_log_is_of_the_finite_steps(tmp_path: Path) -> None:
     made = breaking(tmp_path, {2}, max_steps=2, logging_steps=2, learning_rate=0.0)
     made.train()

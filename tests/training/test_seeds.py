@@ -14,13 +14,19 @@ from torch.utils.data import IterableDataset
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.generated import generated_splits
 from cankd_hf.data.segmentation.transforms import TrainTransform
+from cankd_hf.runs.build import build_student
+from cankd_hf.runs.recipe import load_recipe
+from cankd_hf.tasks import SegmentationTask
 from cankd_hf.teachers.load import load_teacher
+from cankd_hf.training.objective import Objective
 
+from .test_commands import RESNET, recipe
 from .tiny_trainers import Images, dinov2, student, trainer, weights
 
 
@@ -154,3 +160,30 @@ def test_a_run_with_a_random_teacher_resumes(tmp_path: Path) -> None:
     torch.seed()
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     assert equal(weights(whole), weights(again))
+
+
+def test_phases_follow_the_seed(tmp_path: Path) -> None:
+    def run(seed: int) -> dict[str, torch.Tensor]:
+        torch.seed()
+        made = trainer(tmp_path, Drawn(8), model=dropping(), teacher=TeacherConfig(config=dinov2()), seed=seed)
+        made.train()
+        made.set_objective(Objective(terms=[LossTerm(loss="instance_mse", pairs=[[2, 0]])]))
+        made.train()
+        return weights(made)
+
+    first = run(3)
+    assert equal(first, run(3)) and not equal(first, run(4))
+
+
+def test_of_several_teachers_to_be_trained_each_starts_from_its_own_weights(tmp_path: Path) -> None:
+    config = {"model_type": "cankd_fpn", "backbone_config": RESNET, "fpn_channels": 16}
+    several = {"teacher": None, "teachers": {"a": {"config": config}, "b": {"config": config}}}
+    file = recipe(tmp_path, distill={"terms": [{"loss": "cankd", "teacher": "a"}]}, **several)
+    loaded, task = load_recipe(file), SegmentationTask({0: "a", 1: "b"})
+    built = {
+        name: next(build_student(loaded, task, StudentConfig(config=config), name).parameters())
+        for name in ("teacher", "teacher a", "teacher b")
+    }
+    assert len({float(value.detach().sum()) for value in built.values()}) == 3
+    again = next(build_student(loaded, task, StudentConfig(config=config), "teacher b").parameters())
+    assert torch.equal(built["teacher b"], again)
