@@ -2,9 +2,7 @@
 
 import logging
 import math
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +12,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
-from cankd_hf.models.finite import local, named, not_finite
+from cankd_hf.models.finite import local
 from cankd_hf.teachers.health import TeacherHealth, title
 from cankd_hf.teachers.teacher import TeacherOutput
-from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.finite_scores import ScoreGuard, bad_images
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ _LOSS, _GRADIENT = "loss", "gradient"
 _PLACES = 2**20
 
 
-class StepGuard(TrainerCallback):
+class StepGuard(ScoreGuard, TrainerCallback):
     """Skips the update of a step whose loss or gradient is not finite, tells it, and stops after some in a row.
 
     Flags are int64 tensors [] on the device, 0 where all is finite, and all processes agree on them. On a CPU they are
@@ -39,8 +37,7 @@ class StepGuard(TrainerCallback):
     """
 
     def __init__(self, trainer: TeachingTrainer) -> None:
-        self.trainer = trainer
-        self.args: CanKDConfig = trainer.args
+        super().__init__(trainer)
         self.late = self.args.device.type == "cuda"
         self._flags: dict[str, Tensor] = {}
         self._teachers: dict[str, tuple[str, str]] = {}  # name of a flag -> teacher and tap
@@ -49,7 +46,6 @@ class StepGuard(TrainerCallback):
         self._bad = torch.zeros((), dtype=torch.bool)
         self._undo: list[tuple[Tensor, Tensor]] = []
         self._read: tuple[int, list[str], Tensor, Any] | None = None  # the flags of a step that are still to be read
-        self._scored: Tensor | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -107,6 +103,33 @@ class StepGuard(TrainerCallback):
                 "check that image, and the teacher's weights and dtype"
             )
 
+    def begin_scoring(self) -> None:
+        super().begin_scoring()
+        self._flags.clear()
+
+    def end_scoring(self) -> None:
+        flags = {name: int(flag) for name, flag in self._flags.items() if name in self._teachers}
+        if self.anywhere(any(flags.values())):
+            self._check_teachers(flags)
+            raise InputError(
+                "teacher: expected finite values, got NaN or infinity on another process; see its message"
+            )
+        super().end_scoring()
+
+    def _check_teachers_alike(self) -> None:
+        """Raises InputError if the processes would learn from different teachers."""
+        own = {name: teacher.fingerprint for name, teacher in self.trainer.teachers.items()}
+        if self.args.world_size == 1 or not own:
+            return
+        all_of_them: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(all_of_them, own)
+        for name in own:
+            if len({fingerprints[name] for fingerprints in all_of_them}) > 1:
+                raise InputError(
+                    f"{title(name)}: expected the same weights on every process, got others; pass its folder or "
+                    "TeacherConfig to the trainer, or load it with load_teacher(..., seed=...)"
+                )
+
     def _image(self, sample: int) -> str:
         """An image of the training set by its number, and by its name where the data set knows names."""
         name = getattr(getattr(self.trainer.train_dataset, "dataset", None), "name", None)
@@ -119,6 +142,7 @@ class StepGuard(TrainerCallback):
         self._reset()
         self._read = None
         self.check_weights("to train")
+        self._check_teachers_alike()
         buffers = self.trainer.distiller.named_buffers()
         self._buffers = [b for name, b in buffers if b.is_floating_point() or name.endswith("num_batches_tracked")]
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
@@ -197,8 +221,9 @@ class StepGuard(TrainerCallback):
         if self.skipped and self.skipped == self.steps:
             raise InputError(
                 f"training: expected a finite loss and gradient, got none in {self.steps} steps, so that nothing was "
-                f"learned; lower training.learning_rate or look at the data{self._last_checkpoint(state.global_step)}"
+                f"learned; lower training.learning_rate or look at the data{self.last_checkpoint(state.global_step)}"
             )
+        self.check_weights("after training")
         if self.skipped > 1 and args.process_index == 0:
             logger.warning("training: %d of %d steps were skipped, not being finite", self.skipped, self.steps)
 
@@ -229,7 +254,7 @@ class StepGuard(TrainerCallback):
             raise InputError(
                 f"training: expected a finite loss and gradient, got NaN or infinity in {what} in {limit} of {limit} "
                 f"steps up to step {step}; lower training.learning_rate or look at the data"
-                f"{self._last_checkpoint(step - limit)}"
+                f"{self.last_checkpoint(step - limit)}"
             )
         if self.skipped == 1 and self.args.process_index == 0:
             logger.warning(
@@ -254,72 +279,6 @@ class StepGuard(TrainerCallback):
         for name in [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
             del logs[name]
         self._since_log = self._lost_since_log = 0
-
-    def _last_checkpoint(self, step: int) -> str:
-        """The newest checkpoint up to a step, for the end of a message."""
-        found = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(self.args.output_dir or "").glob("*")]
-        steps = [int(match[1]) for match in found if match is not None and int(match[1]) <= step]
-        return f"; the last good checkpoint is {self.args.output_dir}/checkpoint-{max(steps)}" if steps else ""
-
-    # Weights and scores
-
-    def check_weights(self, purpose: str) -> None:
-        """Raises InputError on all processes if a weight or BatchNorm statistic on any of them is not finite."""
-        module = self.trainer.distiller
-        kept = {name: value for name, value in module.named_buffers() if "running_" in name}
-        bad = not_finite({**dict(module.named_parameters()), **kept})
-        if self._anywhere(bool(bad)):
-            bad = bad or ["a part on another process"]
-            name = self.trainer.student.name_or_path or "student"
-            last = self._last_checkpoint(self.trainer.state.global_step - 1)
-            names = [one.removeprefix("student.") for one in bad]
-            raise InputError(f"{name}: expected finite weights {purpose}, got {named(names)}; train it anew{last}")
-
-    def _anywhere(self, here: bool) -> bool:
-        """Whether it is so on any process."""
-        if self.args.world_size == 1:
-            return here
-        flag = torch.tensor(int(here), device=self.args.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
-
-    def begin_scoring(self) -> None:
-        """Before an evaluation: the weights are checked."""
-        self.check_weights("to score")
-        self._flags.clear()
-        self._scored = torch.zeros(2, dtype=torch.int64, device=self.args.device)
-
-    @torch.no_grad()
-    def see_answers(self, outputs: Mapping[str, Any]) -> None:
-        """The output of a `Distiller` for a batch of evaluation."""
-        inner = outputs.get("outputs") or {}
-        values = [outputs.get("logits"), inner.get("pred_boxes"), *(inner.get("feature_maps") or ())]
-        flags = [_bad_images(value, mask=True) for value in values if isinstance(value, Tensor)]
-        if flags and self._scored is not None:
-            bad = torch.stack(flags).any(0)
-            self._scored += torch.stack([bad.sum(), torch.ones_like(bad, dtype=torch.int64).sum()])
-
-    def end_scoring(self) -> None:
-        """After an evaluation. Raises InputError if a teacher's or the student's output was not finite."""
-        assert self._scored is not None
-        scored, self._scored = self._scored, None
-        flags = {name: int(flag) for name, flag in self._flags.items() if name in self._teachers}
-        if self._anywhere(any(flags.values())):
-            self._check_teachers(flags)
-            raise InputError(
-                "teacher: expected finite values, got NaN or infinity on another process; see its message"
-            )
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(scored)
-        bad, images = scored.tolist()
-        if bad:
-            # Several processes score some images twice, to be even.
-            which = f"{bad} of {images}" if self.args.world_size == 1 else "some"
-            raise InputError(
-                f"{self.trainer.student.name_or_path or 'student'}: expected finite outputs to score, got NaN or "
-                f"infinity for {which} images; lower training.learning_rate and train it anew"
-                f"{self._last_checkpoint(self.trainer.state.global_step - 1)}"
-            )
 
 
 class FiniteMixin(TeachingTrainer):
@@ -363,16 +322,10 @@ def _what(bad: list[str]) -> str:
     return f"the loss ({', '.join(parts)})" if parts else f"the {bad[0]}"
 
 
-def _bad_images(value: Tensor, mask: bool) -> Tensor:
-    """Which images of `[B, ...]` are not finite, bool [B]; with `mask`, minus infinity masks out and is allowed."""
-    bad = torch.isnan(value) | torch.isposinf(value) if mask else ~torch.isfinite(value)
-    return bad.flatten(1).any(1)
-
-
 @torch.no_grad()
 def _first_bad(value: Tensor, samples: Tensor | None, mask: bool) -> Tensor:
     """0 if `[B, ...]` is finite, else the code of the first image that is not, see `_PLACES`."""
-    bad = _bad_images(value, mask)
+    bad = bad_images(value, mask)
     index = bad.int().argmax()
     sample = index.new_full((), -1) if samples is None else samples.to(index.device)[index]
     return torch.where(bad.any(), 1 + index + _PLACES * (1 + sample), torch.zeros_like(index))

@@ -275,3 +275,4 @@ def test_two_processes_skip_and_refuse_together(tmp_path: Path) -> None:
     assert first[2] == second[2] and "for some images" in first[2]
     assert first[3] == second[3] and len(first[3]) == 64
     assert "another process" in first[4] and "backbone" in second[4]
+    assert first[5] == second[5] and "teacher: expected the same weights on every process" in first[5]

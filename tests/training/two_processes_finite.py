@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
+from cankd_hf.teachers.load import load_teacher
 from tests.processes import leave_together
 from tests.training.test_finite import Bad, breaking
 from tests.training.tiny_trainers import Images, dinov2, trainer, weights
@@ -42,5 +43,7 @@ if rank == 1:
     with torch.no_grad():
         next(one.student.parameters()).view(-1)[0] = float("nan")
 said.append(refused(one.evaluate))
+torch.manual_seed(rank)
+said.append(refused(trainer(folder, teacher=load_teacher(TeacherConfig(config=dinov2()))).train))
 (folder / f"said{rank}.txt").write_text("\n".join(said))
 leave_together(folder, rank)

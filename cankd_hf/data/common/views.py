@@ -86,10 +86,8 @@ class SizedSeededStream(SeededStream):
 
 def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
     """A training set whose augmentation depends on `seed`; a stream of ours is shuffled by `data_seed`, else by it."""
-    if dataset is None:
-        return None
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed if data_seed is None else data_seed)
-    if not isinstance(dataset, IterableDataset):
-        return SeededDataset(dataset, seed)
-    return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
+    if isinstance(dataset, IterableDataset):
+        return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
+    return SeededDataset(dataset, seed) if isinstance(dataset, Sized) else dataset
