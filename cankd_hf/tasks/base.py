@@ -134,6 +134,13 @@ class Task(ABC):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch of samples."""
 
+    def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
+        """The labels of a batch for the student's own loss, and a factor [] of it, None for 1.
+
+        The factor is 0 for a batch in which nothing is labelled, of which some models take the mean over nothing.
+        """
+        return labels, None
+
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         """What is wrong with the `labels` of one sample, whose image has this height and width; None if nothing is.
 

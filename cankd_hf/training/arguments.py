@@ -47,6 +47,13 @@ class CanKDConfig(TrainingArguments):
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
     )
+    max_nonfinite_steps: int = field(
+        default=3,
+        metadata={
+            "help": "Number of optimizer steps in a row without a finite loss and gradient after which the run stops, "
+            ">= 1. The update of each such step is skipped."
+        },
+    )
     log_figures_steps: int = field(
         default=0,
         metadata={
@@ -78,6 +85,9 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "backbone_lr_scale", f"expected a number > 0, got {scale}"
     if figures < 0:
         yield "log_figures_steps", f"expected a number of steps, or 0 for never, got {figures}"
+    bad_steps = settings.get("max_nonfinite_steps", 1)
+    if isinstance(bad_steps, bool) or not isinstance(bad_steps, int) or bad_steps < 1:
+        yield "max_nonfinite_steps", f"expected a number of steps of at least 1, got {bad_steps!r}"
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
         yield "lr_drops", f"expected rising shares between 0 and 1, got {drops}"

@@ -40,6 +40,11 @@ class TeachingTrainer(Trainer):
         """The first teacher; None if the student trains alone."""
         return next(iter(self.teachers.values()), None)
 
+    def taps_of(self, name: str) -> list[str]:
+        """Names of a teacher's maps for messages, in their order: stages of a backbone, else taps."""
+        taps, stages = [level.tap for level in self.distiller.teachers[name].levels], self.teachers[name].tap_names()
+        return stages if len(stages) == len(taps) else taps
+
     def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
         """Arguments of the `Distiller` with the outputs of all teachers whose terms have a factor above 0."""
         names = self.distiller.teachers_of(factors)

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
@@ -23,6 +24,13 @@ def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     """Splits the state of a `Distiller` into the student's, under its own names, and that of connectors and losses."""
     student = {name.removeprefix(STUDENT): value for name, value in state.items() if name.startswith(STUDENT)}
     return student, {name: value.contiguous() for name, value in state.items() if not name.startswith(STUDENT)}
+
+
+def check_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a tensor that would be saved is not finite."""
+    bad = not_finite(state)
+    if bad:
+        raise InputError(f"{folder}: expected finite weights to save, got {named(bad)}; nothing was saved there")
 
 
 def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[str, Teacher]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -104,6 +104,9 @@ class Distiller(nn.Module):
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
         self._thawed: list[nn.Parameter] = []
+        self.counted_labels: Callable[[Any], tuple[Any, Tensor | None]] | None = (
+            None  # of the task, set by the trainer
+        )
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
     def set_objective(self, objective: Objective) -> None:
@@ -252,8 +255,9 @@ class Distiller(nn.Module):
             meta: metadata of the samples, see `Batch`; not passed to the student.
             inputs: further inputs of the student.
         """
+        counted = None
         if labels is not None and self.objective.task_weight > 0:
-            inputs["labels"] = labels
+            inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
         outputs = self.student(pixel_values=pixel_values, **inputs)
@@ -262,6 +266,7 @@ class Distiller(nn.Module):
         total, parts = None, dict[str, Tensor]()
         if self.objective.task_weight > 0:
             task = outputs.loss if "labels" in inputs else None
+            task = task if task is None or counted is None else task * counted
             total = None if task is None else self.objective.task_weight * task
             parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
         size = (pixel_values.shape[-2], pixel_values.shape[-1])

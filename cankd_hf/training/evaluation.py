@@ -7,10 +7,13 @@ from torch import nn
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.finite import StepGuard
 
 
 class EvaluationMixin(TeachingTrainer):
     """Methods of `CanKDTrainer` that replace those of `transformers.Trainer` in evaluation."""
+
+    guard: StepGuard
 
     def prediction_step(
         self,
@@ -26,6 +29,7 @@ class EvaluationMixin(TeachingTrainer):
             if self.task.needs_teacher_in_evaluation:
                 kept.update(self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True))
             outputs = model(**kept)
+        self.guard.see_answers(outputs)
         loss = None if outputs.loss is None else outputs.loss.detach()
         if prediction_loss_only:
             return loss, None, None

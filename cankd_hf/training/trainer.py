@@ -1,19 +1,19 @@
 """`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import Batch, BatchCollator
-from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
@@ -22,6 +22,7 @@ from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.evaluation import EvaluationMixin
+from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
 from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
@@ -30,6 +31,7 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.saving import CheckpointMixin
+from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
@@ -45,7 +47,16 @@ from cankd_hf.training.streaming import StreamingMixin
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMixin, StreamingMixin, StudentHubMixin):
+class CanKDTrainer(
+    SeedMixin,
+    FiniteMixin,
+    FirstBatchMixin,
+    EvaluationMixin,
+    CheckpointMixin,
+    ShardingMixin,
+    StreamingMixin,
+    StudentHubMixin,
+):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -103,7 +114,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
         self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
-        self.teachers = {name: load_teacher(one) for name, one in given.items()}
+        self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
@@ -115,9 +126,9 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
         # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
         distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
-        train_dataset = kwargs.get("train_dataset")
-        if isinstance(train_dataset, Sized) and not isinstance(train_dataset, IterableDataset):
-            kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
+        distiller.counted_labels = self.task.counted_labels
+        train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
+        kwargs["train_dataset"] = train_dataset
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
         kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
         super().__init__(model=distiller, args=args, **kwargs)
@@ -132,6 +143,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
         self.add_callback(self.energy)
         self.graceful = GracefulStopCallback()
         self.add_callback(self.graceful)
+        self._watch()
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
@@ -151,8 +163,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
             for name, shape in distiller.teachers.items()
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)
+        with seeded(self.args.seed):
             distiller.set_objective(objective)
         self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
@@ -192,6 +203,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
         given = self._ask_teachers(batch, factors, self._measures_now())
         outputs = model(**batch.inputs, **given)
         self._means.add(outputs)
+        self.guard.see_parts(outputs.get("parts"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _measures_now(self) -> bool:
@@ -210,6 +222,7 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, ShardingMi
         if "loss" in logs:
             logs.update(self._means.drain(self.accelerator))
             logs.update(self._clock.drain(self.accelerator))
+            self.guard.correct(logs)
         super().log(logs, start_time)
 
     # Optimizer
