@@ -50,11 +50,14 @@ def saved_task(checkpoint: str) -> type[Task]:
     if place.is_dir() and not (place / "config.json").is_file():
         raise InputError(f"{checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N")
     try:
-        names = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures") or ["no class"]
+        config = PretrainedConfig.get_config_dict(checkpoint)[0]
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
-    found = next((task for task in TASKS.values() if task.recognises(names[0])), None)
+    names = config.get("architectures") or ["no class"]
+    # A subclass of the user's is known by the Auto class of its base.
+    known = [names[0], *(config.get("auto_map") or {})]
+    found = next((task for name in known for task in TASKS.values() if task.recognises(name)), None)
     if found is None:
         raise InputError(f"{checkpoint}: expected a student of one of the tasks {list(TASKS)}, got {names[0]!r}")
     return found

@@ -70,6 +70,7 @@ class DetectionTask(PipelineTask):
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
     pipeline_tag = "object-detection"
     prints = 'found["score"], found["box"]'
+    ragged_labels = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -158,7 +159,8 @@ class DetectionTask(PipelineTask):
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**inputs, "labels": without_crowds(inputs["labels"])}
+        labels = inputs.get("labels")
+        return dict(inputs) if labels is None else {**inputs, "labels": without_crowds(labels)}
 
     def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         labels = inputs["labels"]

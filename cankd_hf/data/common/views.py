@@ -1,5 +1,7 @@
 """Augmentation that depends on (seed, epoch, sample) and on nothing else."""
 
+import operator
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,12 +30,20 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        view = int(self._epoch)
+    def __getitem__(self, index: Any) -> Any:
+        view, number = int(self._epoch), _number(index)
         with torch.random.fork_rng(devices=[]):
             # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
-            torch.manual_seed((self.seed * 1_000_003 + view) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
+            torch.manual_seed((self.seed * 1_000_003 + view) * 1_000_000_007 + number & 0x7FFF_FFFF_FFFF_FFFF)
             sample = self.dataset[index]
         if isinstance(sample, Mapping):  # what the data set itself calls so goes on to its collator
-            sample = {**sample, META: (index, view, *([sample[META]] if META in sample else []))}
+            sample = {**sample, META: (number, view, *([sample[META]] if META in sample else []))}
         return sample
+
+
+def _number(index: Any) -> int:
+    """The number of a sample; samplers may yield NumPy integers, or keys of any kind."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        return zlib.crc32(repr(index).encode())
