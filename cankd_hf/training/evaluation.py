@@ -76,6 +76,7 @@ class EvaluationMixin(TeachingTrainer):
         if self.task.ragged_labels and (own or self._predicting):
             # Joining the dicts of two batches would join the objects of two images.
             settings["eval_do_concat_batches"] = False
+        self.gather_function = self._gather  # the Trainer puts its own back at the end
         with self._set_for_now(settings):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -85,6 +86,17 @@ class EvaluationMixin(TeachingTrainer):
         found: Any = output.predictions
         found = [_predictions(batch) for batch in found] if isinstance(found, list) else _predictions(found)
         return output._replace(predictions=found, label_ids=None if self._unlabelled else output.label_ids)
+
+    def _gather(self, data: Any) -> Any:
+        """What all processes have, without the images that only fill up the last batch.
+
+        Those are cut off each tensor; of labels that are a list with a dict for each image, off the list.
+        """
+        if isinstance(data, _Scored):
+            return _Scored(map(self._gather, data))
+        ragged = isinstance(data, list) and any(isinstance(item, Mapping) for item in data)
+        objects = ragged or (self.args.eval_use_gather_object and self._own_metrics)
+        return self.accelerator.gather_for_metrics(data, use_gather_object=objects)
 
     @contextmanager
     def _set_for_now(self, settings: Mapping[str, Any]) -> Iterator[None]:

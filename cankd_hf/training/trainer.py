@@ -131,6 +131,14 @@ class CanKDTrainer(EvaluationMixin, LoadingMixin, OptimizerMixin, TrialsMixin, C
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         self._place_teachers()
+        self._add_callbacks(train_dataset)
+        self._warned = False
+        self._factors_now: tuple[list[float], Tensor | None] = ([], None)
+        self._means = PartMeans()
+        self._clock = BatchClock(args)
+
+    def _add_callbacks(self, train_dataset: Any) -> None:
+        """Adds the callbacks of every run, and groups the names that trackers show."""
         group_names(self.callback_handler.callbacks)
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
@@ -138,10 +146,6 @@ class CanKDTrainer(EvaluationMixin, LoadingMixin, OptimizerMixin, TrialsMixin, C
         self.add_callback(GracefulStopCallback())
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
-        self._warned = False
-        self._factors_now: tuple[list[float], Tensor | None] = ([], None)
-        self._means = PartMeans()
-        self._clock = BatchClock(args)
 
     def set_objective(self, objective: Objective) -> None:
         """Sets the objective of the next call of `train()`.

@@ -29,8 +29,10 @@ SETTINGS: dict[str, Any] = {
     "optim": "adamw_torch",
 }
 # What no two runs share, and what only ours logs.
-TIMES = re.compile(r".*(runtime|per_second|preparation_time|total_flos)$")
-OURS = re.compile(r"loss_|raw_|branch_share|images_per_second|data_wait|train_seconds|train_joules|eval_iou|eval_miou")
+TIMES = re.compile(r".*(runtime|per_second|preparation_time|total_flos)$|.*_mem_")
+OURS = re.compile(
+    r"loss_|raw_|branch_share|images_per_second|data_wait|train_seconds|train_joules|eval_(\w+_)?(iou|miou|pixel_acc|mean_acc)"
+)
 
 
 def images(count: int = 6) -> Images:
@@ -48,7 +50,7 @@ def stock(folder: Path, *, cls: Any = Trainer, model: Any = None, args: Any = Tr
     """A stock Trainer; arguments that are not of the Trainer are settings."""
     names = ("train_dataset", "eval_dataset", "compute_metrics", "preprocess_logits_for_metrics", "callbacks")
     more = ("optimizers", "optimizer_cls_and_kwargs", "compute_loss_func", "model_init", "data_collator", "teacher")
-    kwargs = {name: given.pop(name) for name in (*names, *more, "terms") if name in given}
+    kwargs = {name: given.pop(name) for name in (*names, *more, "terms", "task_weight") if name in given}
     kwargs.setdefault("train_dataset", images())
     if "model_init" not in kwargs:
         kwargs["model"] = student() if model is None else model
