@@ -440,7 +440,7 @@ def test_a_search_trains_a_new_student_in_each_trial_and_minimises_the_evaluatio
                 trainer.model_wrapped = trainer.model = None  # as the backends do
             return found
 
-    monkeypatch.setattr("transformers.trainer_callback.hp_params", lambda trial: trial and trial.params)
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial and trial.params)
     monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, Search)
     made = taught(tmp_path, model=None, model_init=lambda trial: student(), eval_dataset=images(3))
     found = made.hyperparameter_search(lambda trial: trial.params, n_trials=3, backend="optuna")
