@@ -119,6 +119,8 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, reason in REFUSED.items():
         if settings.get(key):
             yield key, reason
+    if settings.get("output_dir") == "":
+        yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
     if not scale > 0:
         yield "backbone_lr_scale", f"expected a number > 0, got {scale}"

@@ -153,25 +153,6 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
     return distiller.to(memory_format=torch.channels_last) if args.channels_last else distiller
 
 
-def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image, or 224 x 224 without one; used to measure strides and channels.
-
-    Its augmentation depends on the seed alone, so that a resumed run measures and pairs levels as before.
-    """
-    for dataset in datasets:
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()), None)
-        if dataset is None:
-            continue
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sample = next(iter(dataset), None) if is_stream(dataset) else dataset[0]
-        if sample is not None and "pixel_values" in sample:
-            height, width = sample["pixel_values"].shape[-2:]
-            return int(height), int(width)
-    return 224, 224
-
-
 def input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:
     """The student's mean and standard deviation: the arguments, or its image processor's, or ImageNet's."""
     if mean is None and processor is not None:
