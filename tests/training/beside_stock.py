@@ -46,6 +46,12 @@ def accuracy(prediction: EvalPrediction, **_: Any) -> dict[str, float]:
     return {"accuracy": float(np.mean(found == labels)), "checksum": float(np.abs(prediction.predictions).sum())}
 
 
+def pixel_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    """A loss over all pixels of the accumulated batch."""
+    logits = torch.nn.functional.interpolate(outputs.logits, size=labels.shape[-2:])
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
 def stock(folder: Path, *, cls: Any = Trainer, model: Any = None, args: Any = TrainingArguments, **given: Any) -> Any:
     """A stock Trainer; arguments that are not of the Trainer are settings."""
     names = ("train_dataset", "eval_dataset", "compute_metrics", "preprocess_logits_for_metrics", "callbacks")

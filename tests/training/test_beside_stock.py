@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.trainer import CanKDTrainer
 
-from .beside_stock import Events, accuracy, assert_same, both, checkpoints, history, images, ours, stock, weights
+from .beside_stock import Events, accuracy, assert_same, both, checkpoints, images, ours, pixel_loss, stock, weights
 from .tiny_trainers import largest_difference, student, teacher, terms
 
 EVAL: dict[str, Any] = {"eval_dataset": images(5), "compute_metrics": accuracy}
@@ -25,116 +24,9 @@ OFTEN = {**EVAL, "eval_strategy": "steps", "eval_steps": 2}
 SAVE = {"save_strategy": "steps", "save_steps": 2}
 
 
-def pixel_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-    """A loss over all pixels of the accumulated batch."""
-    logits = torch.nn.functional.interpolate(outputs.logits, size=labels.shape[-2:])
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
-
-
-def per_batch(prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
-    return accuracy(EvalPrediction(prediction.predictions.numpy(), prediction.label_ids.numpy()))
-
-
-def losses_and_inputs(prediction: EvalPrediction) -> dict[str, float]:
-    return {"of_losses": float(prediction.losses.sum()), "of_inputs": float(prediction.inputs.sum())}
-
-
-def of_batches(prediction: EvalPrediction) -> dict[str, float]:
-    return {"batches": len(prediction.predictions), "first": float(prediction.predictions[0].sum())}
-
-
-# Each differs from a plain run in what it logs or trains; a setting that both ignored would show nothing.
-CHANGES: dict[str, dict[str, Any]] = {
-    "batch size": {"per_device_train_batch_size": 3},
-    "rates": {"learning_rate": 0.01, "warmup_steps": 2, "lr_scheduler_type": "cosine"},
-    "restarts": {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
-    "adam": {"weight_decay": 0.1, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.1},
-    "optimizer": {"optim": "rmsprop", "optim_args": "alpha=0.5"},
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "clipping": {"max_grad_norm": 0.01},
-    "bf16": {"bf16": True},
-    "order": {"train_sampling_strategy": "sequential"},
-    "seed": {"seed": 7},
-    "data_seed": {"data_seed": 7, "accelerator_config": {"use_seedable_sampler": True}},
-    "drop_last": {"dataloader_drop_last": True, "per_device_train_batch_size": 4, "max_steps": -1},
-    "neftune": {"neftune_noise_alpha": 5.0},
-    "tokens": {"include_num_input_tokens_seen": "all"},
-    "logging": {"logging_steps": 3, "logging_first_step": True},
-    "log epochs": {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2.5},
-    "eval": OFTEN,
-    "eval late": {**OFTEN, "eval_delay": 3, "eval_on_start": True, "per_device_eval_batch_size": 3},
-    "loss only": {**OFTEN, "prediction_loss_only": True},
-    "preprocess": {**OFTEN, "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(1)},
-    "batch metrics": {**OFTEN, "compute_metrics": per_batch, "batch_eval_metrics": True},
-    "for metrics": {**OFTEN, "compute_metrics": losses_and_inputs, "include_for_metrics": ["loss", "inputs"]},
-    "apart": {**OFTEN, "compute_metrics": of_batches, "eval_do_concat_batches": False, "eval_accumulation_steps": 1},
-    "plateau": {**OFTEN, "lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "checksum"},
-    "loss function": {**OFTEN, "compute_loss_func": pixel_loss, "gradient_accumulation_steps": 2},
-    "own optimizer": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})},
-    "many sets": {**EVAL, "eval_dataset": {"a": images(3), "b": images(4)}, "eval_strategy": "epoch"},
-}
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return both(tmp_path_factory.mktemp("plain"))
-
-
-def test_a_plain_run_is_that_of_the_stock_trainer(plain: tuple[Any, Any]) -> None:
-    control, made = plain
-    assert isinstance(made.model, Distiller) and len(history(made)) == 5 and made.state.global_step == 4
-
-
-# The quick part: several at once.
-TOGETHER = {
-    "training": ["rates", "adam", "accumulation", "clipping", "seed", "tokens", "logging", "batch size", "neftune"],
-    "evaluation": ["eval late", "preprocess", "order", "optimizer", "bf16"],
-    "functions": ["loss function", "own optimizer", "for metrics", "drop_last"],
-}
-
-
-@pytest.mark.parametrize("names", TOGETHER.values(), ids=TOGETHER)
-def test_settings_together_change_the_run_as_they_change_a_stock_run(names: list[str], tmp_path: Path) -> None:
-    both(tmp_path, **{key: value for name in names for key, value in CHANGES[name].items()})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", CHANGES.values(), ids=CHANGES)
-def test_settings_change_the_run_as_they_change_a_stock_run(
-    settings: dict[str, Any], plain: tuple[Any, Any], tmp_path: Path
-) -> None:
-    control, _ = both(tmp_path, **settings)
-    assert history(control) != history(plain[0])
-
-
-# What must not change the numbers of a run.
-UNCHANGED: dict[str, dict[str, Any]] = {
-    "workers": {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "dataloader_in_order": False},
-    "cache": {"torch_empty_cache_steps": 1},
-    "checks": {"debug": "underflow_overflow", "skip_memory_metrics": False},
-    "columns": {"remove_unused_columns": True},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", UNCHANGED.values(), ids=UNCHANGED)
-def test_settings_that_leave_the_numbers_as_they_are(
-    settings: dict[str, Any], plain: tuple[Any, Any], tmp_path: Path
-) -> None:
-    made = ours(tmp_path, **settings)
-    made.train()
-    assert_same(plain[0], made)
-    memory = any("_mem_" in key for entry in made.state.log_history for key in entry)
-    assert memory == (not made.args.skip_memory_metrics)
-
-
-@pytest.mark.slow
-def test_full_determinism_switches_it_on(tmp_path: Path) -> None:
-    try:
-        both(tmp_path, full_determinism=True)
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.slow
@@ -335,64 +227,6 @@ def test_overridden_loaders_and_samplers_are_used(mixin: type, tmp_path: Path) -
     for one in made:
         one.train()
     assert_same(*made)
-
-
-class OwnLoss:
-    """The most common override of all."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        assert outputs[0] is outputs["logits"] is outputs.logits
-        logits = torch.nn.functional.interpolate(outputs.logits, size=labels.shape[-2:])
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return (loss, outputs) if return_outputs else loss
-
-
-def test_a_compute_loss_of_ones_own_trains_and_is_evaluated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = {**OFTEN, "compute_metrics": None}
-    control = stock(tmp_path / "stock", cls=type("S", (OwnLoss, Trainer), {}), **given)
-    made = ours(tmp_path / "ours", cls=type("O", (OwnLoss, CanKDTrainer), {}), **given)
-    for one in (control, made):
-        one.train()
-    assert_same(control, made)
-    assert "asks no teacher" not in caplog.text
-    idle = ours(tmp_path / "idle", cls=type("Idle", (OwnLoss, CanKDTrainer), {}), teacher=teacher(), terms=terms())
-    idle.train()
-    assert caplog.text.count("compute_loss of Idle asks no teacher, so nothing is distilled") == 1
-
-
-def test_a_loss_added_to_that_of_the_trainer_reaches_the_student(tmp_path: Path) -> None:
-    class Added(CanKDTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **more)
-            loss = loss + 5 * outputs.logits.square().mean()
-            return (loss, outputs) if return_outputs else loss
-
-    given = {"teacher": teacher(), "terms": terms()}
-    plain, added = ours(tmp_path / "a", **given), ours(tmp_path / "b", cls=Added, **given)
-    for made in (plain, added):
-        made.train()
-    assert history(plain)[0]["loss"] < history(added)[0]["loss"]
-    assert largest_difference(weights(plain), weights(added)) > 0
-    assert {"loss_task", "loss_cankd"} <= added.state.log_history[0].keys()
-
-
-def test_the_log_of_a_loss_function_adds_up_with_a_teacher(tmp_path: Path) -> None:
-    calls: list[tuple[str, bool]] = []
-
-    def counted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        calls.append((type(outputs).__name__, num_items_in_batch is not None))
-        return pixel_loss(outputs, labels, num_items_in_batch)
-
-    given = {"teacher": teacher(), "terms": terms(), "gradient_accumulation_steps": 2, "task_weight": 3.0}
-    made = ours(tmp_path, compute_loss_func=counted, **given)
-    made.train()
-    assert calls == [("SemanticSegmenterOutput", True)] * 6
-    entry = made.state.log_history[0]
-    assert entry["loss"] == pytest.approx(3 * entry["loss_task"] + 2 * entry["loss_cankd"], rel=1e-5)
 
 
 @pytest.mark.slow
