@@ -70,10 +70,10 @@ class EvaluationMixin(TeachingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self._predicting, self._unlabelled, self._form = description == "Prediction", False, None
-        own = self._own_metrics
+        self._predicting = predicting = description == "Prediction"
+        self._unlabelled, self._form, own = False, None, self._own_metrics
         settings: dict[str, Any] = {} if own else {"batch_eval_metrics": False, "include_for_metrics": []}
-        if self.task.ragged_labels and (own or self._predicting):
+        if self.task.ragged_labels and (own or predicting):
             # Joining the dicts of two batches would join the objects of two images.
             settings["eval_do_concat_batches"] = False
         self.gather_function = self._gather  # the Trainer puts its own back at the end
@@ -81,7 +81,8 @@ class EvaluationMixin(TeachingTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        if not self._predicting or own:
+        self._predicting = False
+        if not predicting or own:
             return output
         found: Any = output.predictions
         found = [_predictions(batch) for batch in found] if isinstance(found, list) else _predictions(found)

@@ -26,10 +26,12 @@ class OptimizerMixin(TeachingTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        given = self.optimizer if optimizer is None else optimizer
+        assert given is not None
+        if not self.is_deepspeed_enabled:  # a `create_optimizer` of a subclass knows only the student
+            self._add_distillation(given, self.distiller)
         if self.args.lr_drops and self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            given = self.optimizer if optimizer is None else optimizer
-            assert given is not None
             self.lr_scheduler = stepped_schedule(given, num_training_steps, self.args.lr_drops, warmup)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)

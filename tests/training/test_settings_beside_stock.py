@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 
 from cankd_hf.training.distiller import Distiller
 
-from .beside_stock import accuracy, assert_same, both, history, images, ours
+from .beside_stock import accuracy, assert_same, both, history, images, ours, pixel_loss
 
 EVAL: dict[str, Any] = {"eval_dataset": images(5), "compute_metrics": accuracy}
 OFTEN = {**EVAL, "eval_strategy": "steps", "eval_steps": 2}
