@@ -231,7 +231,9 @@ class Distiller(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        return sorted({*(self.student._no_split_modules or []), *(type(item.loss).__name__ for item in self.placed)})
+        # FSDP shards modules of these classes one by one. Not the losses: they are measured outside their `forward`.
+        present = {type(module).__name__ for module in self.student.modules()}
+        return sorted(present & set(self.student._no_split_modules or []))
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -321,9 +323,16 @@ class Distiller(nn.Module):
                 total = weighted if total is None else total + weighted
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
+        if total is None and not keep and self.training and torch.is_grad_enabled():
+            total = self.nothing()
         if logits is not None and not keep:
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""
+        parts = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters() if p.requires_grad]
+        return torch.stack([part.sum() for part in parts]).sum() * 0.0
 
     def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
         """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name."""

@@ -16,6 +16,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.distiller import DistillerOutput
+from cankd_hf.training.streaming import is_ragged
 
 
 class TaskScores:
@@ -95,8 +96,7 @@ class EvaluationMixin(TeachingTrainer):
         """
         if isinstance(data, _Scored):
             return _Scored(map(self._gather, data))
-        ragged = isinstance(data, list) and any(isinstance(item, Mapping) for item in data)
-        objects = ragged or (self.args.eval_use_gather_object and self._own_metrics)
+        objects = is_ragged(data) or (self.args.eval_use_gather_object and self._own_metrics)
         return self.accelerator.gather_for_metrics(data, use_gather_object=objects)
 
     @contextmanager

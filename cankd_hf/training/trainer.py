@@ -14,6 +14,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
@@ -41,6 +42,8 @@ from cankd_hf.training.setup import (
     sorted_out,
     teacher_shapes,
 )
+from cankd_hf.training.sharding import ShardingMixin, check_sharded, check_sharding, is_sharded
+from cankd_hf.training.streaming import StreamingMixin
 from cankd_hf.training.trials import TrialsMixin
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,15 @@ MEASURE_EVERY = 50
 
 
 class CanKDTrainer(
-    FirstBatchMixin, EvaluationMixin, LoadingMixin, OptimizerMixin, TrialsMixin, CheckpointMixin, StudentHubMixin
+    FirstBatchMixin,
+    EvaluationMixin,
+    LoadingMixin,
+    OptimizerMixin,
+    TrialsMixin,
+    CheckpointMixin,
+    ShardingMixin,
+    StreamingMixin,
+    StudentHubMixin,
 ):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
@@ -103,6 +114,7 @@ class CanKDTrainer(
         **kwargs: Any,
     ) -> None:
         one, args, kwargs = sorted_out(teacher, args, others, kwargs)
+        check_sharding(args)
         given = named_teachers(one, teachers)
         self._objective = objective = check_objective(args, given, terms, task_weight, objective)
         check_stock(args, model, kwargs, objective.task_weight)
@@ -133,6 +145,8 @@ class CanKDTrainer(
         self.model_init = model_init
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
+        check_sharded(self)
+        self.set_dispatch()
         self._place_teachers()
         self._add_callbacks(train_dataset)
         self._warned = False
@@ -158,6 +172,8 @@ class CanKDTrainer(
         learning-rate schedule are created anew.
         """
         distiller = self.distiller
+        if is_sharded(distiller):
+            raise InputError("set_objective: FSDP has sharded the present modules; make a new CanKDTrainer instead")
         self._objective = objective
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
@@ -209,8 +225,7 @@ class CanKDTrainer(
             self._add_own_loss(outputs, labels, num_items_in_batch, model.training)
         if model.training:
             if outputs.loss is None:
-                # All factors are 0 and there is no task loss: the loss is 0, but backward needs a graph.
-                outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
+                outputs["loss"] = self.distiller.nothing()
             self._means.add(outputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
