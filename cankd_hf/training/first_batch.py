@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import InitVar, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -17,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
 from cankd_hf.data.common.dataset import ImageDataset
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.features.strides import deepest_stride
 from cankd_hf.tasks import Task
@@ -186,7 +184,7 @@ def peek(dataset: Any, seed: int) -> tuple[dict[str, Any] | None, Any]:
     """
     if dataset is None:
         return None, None
-    with own_random(seed):
+    with seeded(seed):
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             iterator = iter(dataset)
             once = iterator is iter(dataset)
@@ -197,21 +195,6 @@ def peek(dataset: Any, seed: int) -> tuple[dict[str, Any] | None, Any]:
         if isinstance(dataset, ImageDataset):
             samples |= {f"[{index}] ({dataset.name(index)})": dataset[index] for index in dataset.extremes}
         return samples, dataset
-
-
-@contextmanager
-def own_random(seed: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch from a seed; afterwards their generators are as before."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 class PutBack(IterableDataset[Any]):
