@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,9 @@ def check_sharded(trainer: TeachingTrainer) -> None:
     if not trainer.is_fsdp_enabled:
         if (args.fsdp or wants("FSDP")) and args.process_index == 0:
             how = "DDP, each process with all weights" if args.world_size > 1 else "one process with all weights"
-            logger.warning("%s: FSDP was asked for, but accelerate shards nothing on a CPU; training with %s", FSDP, how)
+            logger.warning(
+                "%s: FSDP was asked for, but accelerate shards nothing on a CPU; training with %s", FSDP, how
+            )
         return
     plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
@@ -111,7 +113,7 @@ class ShardingMixin(TeachingTrainer):
         whole = self.is_fsdp_enabled and not self.accelerator._models
         if whole:
             # accelerate shards a model only together with an optimizer; before training it is evaluated whole.
-            self.accelerator._models.append(self.model.to(self.args.device))
+            self.accelerator._models.append(cast(nn.Module, self.model).to(self.args.device))
         if self.args.world_size > 1:
             # Each process has its own running statistics; those of the first are saved.
             share_state(self.distiller.buffers(), self.args.device)
@@ -128,14 +130,14 @@ class ShardingMixin(TeachingTrainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        plain = isinstance(self.optimizer.optimizer, torch.optim.SGD) if checkpoint and self.is_fsdp_enabled else False
-        if not plain or any(group["momentum"] for group in self.optimizer.param_groups):
+        optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+        plain = self.is_fsdp_enabled and isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD)
+        if checkpoint is None or not plain or any(group["momentum"] for group in optimizer.param_groups):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         # torch cannot load the state of an optimizer that has none: only the schedule is left.
-        state = torch.load(Path(str(checkpoint)) / SCHEDULER_NAME, weights_only=True)
-        self.lr_scheduler.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -154,7 +156,7 @@ def wrapped_classes(args: TrainingArguments, distiller: Distiller) -> list[str]:
     Raises:
         InputError: for a class of which there is no module.
     """
-    asked = (args.fsdp_config or {}).get("transformer_layer_cls_to_wrap") if args.fsdp else None
+    asked = cast(dict[str, Any], args.fsdp_config).get("transformer_layer_cls_to_wrap") if args.fsdp else None
     if asked is None and (names := os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")):
         asked = names.split(",")
     known = {type(module).__name__ for module in distiller.student.modules()}
