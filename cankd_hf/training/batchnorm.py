@@ -1,7 +1,7 @@
 """BatchNorm of a single value per channel: after global pooling, with one image in the batch."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def _before(norm: nn.Module, args: tuple[Any, ...]) -> None:
     if not norm.training or norm.running_mean is None or values.numel() != values.shape[1]:
         return
     synchronised = isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()
-    if synchronised and torch.distributed.get_world_size(norm.process_group) > 1:
+    if synchronised and torch.distributed.get_world_size(cast(Any, norm).process_group) > 1:
         return  # it takes the values of all processes together
     norm.eval()
     norm._single_value = True  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""FSDP2 and DeepSpeed: what is refused or told at the start, and what sharded weights need."""
+"""FSDP2 and DeepSpeed: what is refused or told once the Trainer is built, and what sharded weights need."""
 
 import logging
 import os
@@ -12,56 +12,31 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.trainer import FSDP_MODEL_NAME, SCHEDULER_NAME
-from transformers.training_args import ParallelMode
 
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.checkpoint import check_teachers
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.parallel import FSDP, launched_with
 
 logger = logging.getLogger(__name__)
-
-FSDP = "training.fsdp"
-DEEPSPEED = "training.deepspeed"
-
-
-def wants(kind: str) -> bool:
-    """Whether `accelerate launch` was asked for `FSDP` or `DEEPSPEED`."""
-    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
-
-
-def check_sharding(args: TrainingArguments) -> None:
-    """Checks before the Trainer is built; it would end in a traceback.
-
-    Raises:
-        InputError: for FSDP without several processes, and for ZeRO-3.
-    """
-    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise InputError(f"{FSDP}: needs several processes, got one; start them with torchrun or accelerate launch")
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        raise InputError(
-            f"{DEEPSPEED}: expected ZeRO stage 0, 1 or 2, got 3, which cuts the weights that distillation losses and "
-            "teachers read between their modules' calls; set zero_optimization.stage: 2, or use FSDP2"
-        )
 
 
 def check_sharded(trainer: TeachingTrainer) -> None:
     """Checks what came of the request, once the Trainer is built; one warning where FSDP was asked for in vain.
 
     Raises:
-        InputError: for FSDP1, a policy that cuts the losses, and figures of sharded students.
+        InputError: for a policy that cuts the losses.
     """
     args = trainer.args
     if not trainer.is_fsdp_enabled:
-        if (args.fsdp or wants("FSDP")) and args.process_index == 0:
+        if (args.fsdp or launched_with("FSDP")) and args.process_index == 0:
             how = "DDP, each process with all weights" if args.world_size > 1 else "one process with all weights"
             logger.warning(
                 "%s: FSDP was asked for, but accelerate shards nothing on a CPU; training with %s", FSDP, how
             )
         return
     plugin = trainer.accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise InputError(f"{FSDP}_config.version: expected 2, got {plugin.fsdp_version}; set it (--fsdp_version 2)")
     if plugin.mixed_precision_policy is not None:
         # As under DDP, operations choose their type by autocast; boxes, teacher maps and losses keep theirs.
         plugin.mixed_precision_policy = replace(
@@ -110,9 +85,11 @@ class ShardingMixin(TeachingTrainer):
         return super()._wrap_model(model, training, dataloader)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        whole = self.is_fsdp_enabled and not self.accelerator._models
+        deepspeed = self.is_deepspeed_enabled
+        whole = (self.is_fsdp_enabled or deepspeed) and not self.accelerator._models
         if whole:
-            # accelerate shards a model only together with an optimizer; before training it is evaluated whole.
+            # Both prepare a model only together with its optimizer; before training it is evaluated as it is.
+            self.is_deepspeed_enabled = False
             self.accelerator._models.append(cast(nn.Module, self.model).to(self.args.device))
         if self.args.world_size > 1:
             # Each process has its own running statistics; those of the first are saved.
@@ -120,6 +97,7 @@ class ShardingMixin(TeachingTrainer):
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
+            self.is_deepspeed_enabled = deepspeed
             if whole:
                 self.accelerator._models.remove(self.model)
 
@@ -130,6 +108,8 @@ class ShardingMixin(TeachingTrainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_deepspeed_enabled:  # it loads the weights by itself
+            check_teachers(Path(checkpoint), self.teachers)
         optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
         plain = self.is_fsdp_enabled and isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD)
         if checkpoint is None or not plain or any(group["momentum"] for group in optimizer.param_groups):

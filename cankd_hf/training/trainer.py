@@ -28,6 +28,7 @@ from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.parallel import check_parallel
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.setup import (
     as_asked,
@@ -38,7 +39,7 @@ from cankd_hf.training.setup import (
     named_teachers,
     teacher_shapes,
 )
-from cankd_hf.training.sharding import ShardingMixin, check_sharded, check_sharding, is_sharded
+from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
 
 # Number of steps between measurements of similarity where logging is not by steps.
@@ -97,9 +98,9 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StreamingMix
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CanKDConfig("cankd_output")
-        check_sharding(args)
         given = named_teachers(teacher, teachers)
         objective = check_objective(args, given, terms, task_weight, objective)
+        check_parallel(args)
         self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
@@ -143,8 +144,8 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, ShardingMixin, StreamingMix
         learning-rate schedule are created anew.
         """
         distiller = self.distiller
-        if is_sharded(distiller):
-            raise InputError("set_objective: FSDP has sharded the present modules; make a new CanKDTrainer instead")
+        if is_sharded(distiller) or self.deepspeed is not None:
+            raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
             for name, shape in distiller.teachers.items()
