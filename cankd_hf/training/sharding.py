@@ -63,7 +63,7 @@ def share_state(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Gives all processes the values that the first has."""
     with torch.no_grad():
         for tensor in tensors:
-            value = tensor.detach().to(device)
+            value = tensor.detach().to(device).contiguous()
             torch.distributed.broadcast(value, 0)
             tensor.copy_(value)
 
@@ -81,7 +81,8 @@ class ShardingMixin(TeachingTrainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = wrapped_classes(self.args, self.distiller)
             if not plugin.cpu_ram_efficient_loading:  # as DDP does: ranks may have drawn other weights
-                share_state([*self.distiller.parameters(), *self.distiller.buffers()], self.args.device)
+                state = (*self.distiller.parameters(), *self.distiller.buffers())
+                share_state((value for value in state if value.is_floating_point()), self.args.device)
         return super()._wrap_model(model, training, dataloader)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +94,7 @@ class ShardingMixin(TeachingTrainer):
             self.accelerator._models.append(cast(nn.Module, self.model).to(self.args.device))
         if self.args.world_size > 1:
             # Each process has its own running statistics; those of the first are saved.
-            share_state(self.distiller.buffers(), self.args.device)
+            share_state((value for value in self.distiller.buffers() if value.is_floating_point()), self.args.device)
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
