@@ -15,11 +15,13 @@ from transformers.trainer import FSDP_MODEL_NAME, SCHEDULER_NAME
 
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
-from cankd_hf.training.checkpoint import check_teachers
+from cankd_hf.training.checkpoint import check_classes, check_teachers
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.parallel import FSDP, launched_with
 
 logger = logging.getLogger(__name__)
+
+NEITHER = "neither FSDP nor DeepSpeed"
 
 
 def check_sharded(trainer: TeachingTrainer) -> None:
@@ -85,6 +87,17 @@ class ShardingMixin(TeachingTrainer):
                 share_state((value for value in state if value.is_floating_point()), self.args.device)
         return super()._wrap_model(model, training, dataloader)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            check_saved_alike(
+                folder, "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else NEITHER
+            )
+            check_teachers(folder, self.teachers)  # DeepSpeed loads the weights by itself
+            check_classes(folder, self.student)
+        given = max_steps, train_dataloader, resume_from_checkpoint
+        return super()._prepare_for_training(*given)  # type: ignore[no-untyped-call]
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         deepspeed = self.is_deepspeed_enabled
         whole = (self.is_fsdp_enabled or deepspeed) and not self.accelerator._models
@@ -109,8 +122,6 @@ class ShardingMixin(TeachingTrainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_deepspeed_enabled:  # it loads the weights by itself
-            check_teachers(Path(checkpoint), self.teachers)
         optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
         plain = self.is_fsdp_enabled and isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD)
         if checkpoint is None or not plain or any(group["momentum"] for group in optimizer.param_groups):
@@ -150,11 +161,17 @@ def wrapped_classes(args: TrainingArguments, distiller: Distiller) -> list[str]:
     return distiller._no_split_modules if asked is None else list(asked)
 
 
-def check_saved_sharded(folder: Path) -> None:
-    """Checks that a run under FSDP resumes from a checkpoint of one.
+def check_saved_alike(folder: Path, now: str) -> None:
+    """Checks that a run resumes under what its checkpoint was saved under: `FSDP`, `DeepSpeed` or `NEITHER`.
 
     Raises:
-        InputError: for another checkpoint.
+        InputError: for another one, whose optimizer cannot be read.
     """
-    if not any(path.name.startswith(FSDP_MODEL_NAME) for path in folder.iterdir()):
-        raise InputError(f"{folder}: saved without FSDP; resume without it, or start over")
+    names = [path.name for path in folder.iterdir()]
+    sharded = any(name.startswith(FSDP_MODEL_NAME) for name in names)
+    then = "FSDP" if sharded else "DeepSpeed" if "latest" in names else NEITHER
+    if then != now:
+        raise InputError(
+            f"{folder}: saved under {then}, resumed under {now}, which cannot read its optimizer; resume it the same "
+            "way, or start a new run from its weights (student.model)"
+        )

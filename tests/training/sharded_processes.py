@@ -118,6 +118,13 @@ def rest() -> None:
         refused(lambda: made("old", fsdp_config={"version": 1})),
         refused(lambda: made("t", teacher=other).train(str(folder / "plain" / "checkpoint-2"))),
     ]
+    tiny_trainers.CanKDConfig = CanKDConfig
+    del os.environ["ACCELERATE_USE_FSDP"]  # accelerate leaves it behind
+    ddp = made("ddp", fsdp=None, fsdp_config=None, save_strategy="steps", save_steps=1)
+    ddp.train()
+    found["refused"].append(refused(lambda: ddp.train(str(folder / "plain" / "checkpoint-2"))))
+    tiny_trainers.CanKDConfig = OnGpus
+    found["refused"].append(refused(lambda: made("to fsdp").train(str(folder / "ddp" / "checkpoint-2"))))
 
 
 def refused(work: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 from cankd_hf.errors import InputError
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.parallel import check_parallel
-from tests.processes import run_two
+from tests.processes import ROOT, environment, run_two
 
+from .test_commands import recipe
 from .tiny_trainers import Images, largest_difference, student, trainer, weights
 
 
@@ -54,6 +57,7 @@ def test_fsdp2_with_shards_schedules_bf16_and_what_it_refuses(tmp_path: Path) ->
     assert found["warm"][0] == 0 < found["warm"][1] and found["plain"] == 0
     assert found["bf16"] == pytest.approx([10.33, 8.18], abs=0.05)  # those of two processes with DDP
     told = ("set_objective: ", "no NoSuchLayer", "params: expected at least 544", "version: expected 2", "teacher")
+    told += ("saved under FSDP, resumed under neither", "saved under neither FSDP nor DeepSpeed, resumed under FSDP")
     for message, words in zip(found["refused"], told, strict=True):
         assert words in message and "\n" not in message, message
 
@@ -116,3 +120,20 @@ def test_fsdp_shards_the_students_own_layers_and_no_losses(tmp_path: Path) -> No
     made = trainer(tmp_path, model=student())
     names = made.distiller._no_split_modules
     assert names and set(names) <= {type(module).__name__ for module in made.student.modules()}
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_says_that_a_cpu_does_not_shard_and_ends_well(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cankd_hf.train"]
+    settings = ["baseline=false", "training.use_cpu=true", "training.fsdp=true"]
+    done = subprocess.run(
+        [sys.executable, *launcher, recipe(tmp_path), *settings],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("training with DDP, each process with all weights") == 2, "once for teacher and student"
+    assert "Reached mIoU" in done.stdout
