@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
+from cankd_hf.hub.files import read_json
+from cankd_hf.names import RESULTS_FILE
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer, training_args
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.tasks import TASKS
@@ -66,6 +68,11 @@ def dry_run(recipe: Recipe) -> int:
     console.print(_sizes_table(trainer))
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
+    trainer.guard.check_loss()
+    # Whether a teacher scores below its student is known only from an earlier run of the recipe.
+    earlier = read_json(Path(recipe.output_dir) / RESULTS_FILE).get("findings", [])
+    for finding in dict.fromkeys([*trainer.health.findings, *earlier]):
+        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.names import ALONE, DISTILLED, TEACHER
+from cankd_hf.teachers.health import weak
 from cankd_hf.training.checkpoint_files import writing
 
 
@@ -34,6 +35,7 @@ class Report:
     output_dir: str
     facts: dict[str, Any] = field(default_factory=dict)
     greater_is_better: bool = True
+    findings: list[str] = field(default_factory=list)  # what is wrong with the teachers, one sentence each
 
     def gap_closed(self) -> float | None:
         """Share of the gap between student alone and best teacher that distillation closed; None where unmeasured."""
@@ -49,6 +51,16 @@ class Report:
     def teachers(self) -> list[Arm]:
         """The arms that are teachers: `teacher`, or `teacher NAME` of several."""
         return [arm for arm in self.arms if arm.name.split()[0] == TEACHER]
+
+    def weak_teachers(self) -> list[str]:
+        """A sentence for each teacher that scores below the student alone, or without one below its student."""
+        student = next((name for name in (ALONE, DISTILLED) if self._score(name) is not None), None)
+        reached = None if student is None else self._score(student)
+        if student is None or reached is None:
+            return []
+        scores = {arm.name: arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores}
+        of_student = (self.metric, student, reached, self.greater_is_better)
+        return [finding for name, score in scores.items() if (finding := weak(name, score, *of_student))]
 
     def _score(self, name: str) -> float | None:
         return next((arm.scores.get(self.metric) for arm in self.arms if arm.name == name), None)

@@ -1,12 +1,13 @@
 """Streams (`IterableDataset`) in training and evaluation, in one process or several."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import recursively_apply
+from accelerate.utils import gather_object, recursively_apply
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_pt_utils import find_batch_size
 
@@ -45,8 +46,21 @@ class CountedLoader:
 
     def gather(self, data: Any) -> Any:
         """The rows of all processes that count. A loss comes repeated for a full batch: it is cut to this one."""
-        gathered = self.accelerator.gather(recursively_apply(lambda value: value[: self._size], data))
-        return recursively_apply(lambda value: value[self._counts.to(value.device)], gathered)
+        if is_ragged(data):
+            found = gather_object(data[: self._size])
+            return [item for item, counts in zip(found, self._counts.tolist(), strict=True) if counts]
+        return recursively_apply(self._rows, data)
+
+    def _rows(self, value: Tensor) -> Tensor:
+        if value.ndim == 0:  # one number for the batch
+            return cast(Tensor, self.accelerator.gather(value))
+        gathered = cast(Tensor, self.accelerator.gather(value[: self._size]))
+        return gathered[self._counts.to(gathered.device)]
+
+
+def is_ragged(data: Any) -> bool:
+    """Whether these are labels in a list with a dict for each image, which must not be cut like a tensor."""
+    return isinstance(data, list) and any(isinstance(item, Mapping) for item in data)
 
 
 class StreamingMixin(TeachingTrainer):

@@ -43,12 +43,18 @@ class StreamDataset(IterableDataset):
         self.source = source
         self.transform = transform
         self.on_error = on_error
-        rows = source.rows if limit is None else source.rows.take(limit)
-        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
+        self.shuffle_buffer = shuffle_buffer
+        self._in_order = source.rows if limit is None else source.rows.take(limit)
+        self.set_seed(seed)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for sample in self._samples():
             yield self.transform(sample.image, sample.label)
+
+    def set_seed(self, seed: int) -> None:
+        """Shuffles by another seed; the trainer sets its `data_seed`, else its `seed`."""
+        rows, buffer = self._in_order, self.shuffle_buffer
+        self.rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer else rows
 
     def set_epoch(self, epoch: int) -> None:
         """Reshuffle for each epoch; the Trainer calls it."""
