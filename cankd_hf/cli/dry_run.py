@@ -127,7 +127,7 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
     inputs: Any = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(inputs)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these prepare a model only with its optimizer
-        model = trainer.model.to(trainer.args.device)
+        model: nn.Module = trainer.distiller.to(trainer.args.device)
     else:
         model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
     model.train()

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from cankd_hf.config.hub import NO_TOKEN
 from cankd_hf.errors import InputError, Problem
+from cankd_hf.training.parallel import check_deepspeed
 
 
 @dataclass
@@ -70,6 +71,7 @@ class CanKDConfig(TrainingArguments):
             if self.bf16:
                 self.use_cpu = True
             self.dataloader_pin_memory = False
+        check_deepspeed(self.deepspeed)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _check(vars(self))
 

@@ -16,6 +16,7 @@ from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD
 from cankd_hf.teachers.load import TeacherLike
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig, as_config
+from cankd_hf.training.batchnorm import allow_single_values
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import TeacherShape, reads_logits
@@ -144,6 +145,7 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
     """The same module, with the norms and the memory layout that the arguments ask for."""
     if args.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+    allow_single_values(distiller)
     return distiller.to(memory_format=torch.channels_last) if args.channels_last else distiller
 
 

@@ -1,67 +1,44 @@
-"""FSDP2 and DeepSpeed: what is refused or told at the start, and what sharded weights need."""
+"""FSDP2 and DeepSpeed: what is refused or told once the Trainer is built, and what sharded weights need."""
 
 import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.trainer import FSDP_MODEL_NAME, SCHEDULER_NAME
-from transformers.training_args import ParallelMode
 
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.checkpoint import check_classes, check_teachers
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.parallel import FSDP, launched_with
 
 logger = logging.getLogger(__name__)
 
-FSDP = "training.fsdp"
-DEEPSPEED = "training.deepspeed"
-
-
-def wants(kind: str) -> bool:
-    """Whether `accelerate launch` was asked for `FSDP` or `DEEPSPEED`."""
-    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
-
-
-def check_sharding(args: TrainingArguments) -> None:
-    """Checks before the Trainer is built; it would end in a traceback.
-
-    Raises:
-        InputError: for FSDP without several processes, and for ZeRO-3.
-    """
-    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise InputError(f"{FSDP}: needs several processes, got one; start them with torchrun or accelerate launch")
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        raise InputError(
-            f"{DEEPSPEED}: expected ZeRO stage 0, 1 or 2, got 3, which cuts the weights that distillation losses and "
-            "teachers read between their modules' calls; set zero_optimization.stage: 2, or use FSDP2"
-        )
+NEITHER = "neither FSDP nor DeepSpeed"
 
 
 def check_sharded(trainer: TeachingTrainer) -> None:
     """Checks what came of the request, once the Trainer is built; one warning where FSDP was asked for in vain.
 
     Raises:
-        InputError: for FSDP1, a policy that cuts the losses, and figures of sharded students.
+        InputError: for a policy that cuts the losses.
     """
     args = trainer.args
     if not trainer.is_fsdp_enabled:
-        if (args.fsdp or wants("FSDP")) and args.process_index == 0:
+        if (args.fsdp or launched_with("FSDP")) and args.process_index == 0:
             how = "DDP, each process with all weights" if args.world_size > 1 else "one process with all weights"
             logger.warning(
                 "%s: FSDP was asked for, but accelerate shards nothing on a CPU; training with %s", FSDP, how
             )
         return
     plugin = trainer.accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise InputError(f"{FSDP}_config.version: expected 2, got {plugin.fsdp_version}; set it (--fsdp_version 2)")
     if plugin.mixed_precision_policy is not None:
         # As under DDP, operations choose their type by autocast; boxes, teacher maps and losses keep theirs.
         plugin.mixed_precision_policy = replace(
@@ -88,7 +65,7 @@ def share_state(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Gives all processes the values that the first has."""
     with torch.no_grad():
         for tensor in tensors:
-            value = tensor.detach().to(device)
+            value = tensor.detach().to(device).contiguous()
             torch.distributed.broadcast(value, 0)
             tensor.copy_(value)
 
@@ -106,20 +83,35 @@ class ShardingMixin(TeachingTrainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = wrapped_classes(self.args, self.distiller)
             if not plugin.cpu_ram_efficient_loading:  # as DDP does: ranks may have drawn other weights
-                share_state([*self.distiller.parameters(), *self.distiller.buffers()], self.args.device)
+                state = (*self.distiller.parameters(), *self.distiller.buffers())
+                share_state((value for value in state if value.is_floating_point()), self.args.device)
         return super()._wrap_model(model, training, dataloader)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            check_saved_alike(
+                folder, "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else NEITHER
+            )
+            check_teachers(folder, self.teachers)  # DeepSpeed loads the weights by itself
+            check_classes(folder, self.student)
+        given = max_steps, train_dataloader, resume_from_checkpoint
+        return super()._prepare_for_training(*given)  # type: ignore[no-untyped-call]
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        whole = self.is_fsdp_enabled and not self.accelerator._models
+        deepspeed = self.is_deepspeed_enabled
+        whole = (self.is_fsdp_enabled or deepspeed) and not self.accelerator._models
         if whole:
-            # accelerate shards a model only together with an optimizer; before training it is evaluated whole.
-            self.accelerator._models.append(self.model.to(self.args.device))
+            # Both prepare a model only together with its optimizer; before training it is evaluated as it is.
+            self.is_deepspeed_enabled = False
+            self.accelerator._models.append(cast(nn.Module, self.model).to(self.args.device))
         if self.args.world_size > 1:
             # Each process has its own running statistics; those of the first are saved.
-            share_state(self.distiller.buffers(), self.args.device)
+            share_state((value for value in self.distiller.buffers() if value.is_floating_point()), self.args.device)
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
+            self.is_deepspeed_enabled = deepspeed
             if whole:
                 self.accelerator._models.remove(self.model)
 
@@ -130,14 +122,14 @@ class ShardingMixin(TeachingTrainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        plain = isinstance(self.optimizer.optimizer, torch.optim.SGD) if checkpoint and self.is_fsdp_enabled else False
-        if not plain or any(group["momentum"] for group in self.optimizer.param_groups):
+        optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+        plain = self.is_fsdp_enabled and isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD)
+        if checkpoint is None or not plain or any(group["momentum"] for group in optimizer.param_groups):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         # torch cannot load the state of an optimizer that has none: only the schedule is left.
-        state = torch.load(Path(str(checkpoint)) / SCHEDULER_NAME, weights_only=True)
-        self.lr_scheduler.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -156,7 +148,7 @@ def wrapped_classes(args: TrainingArguments, distiller: Distiller) -> list[str]:
     Raises:
         InputError: for a class of which there is no module.
     """
-    asked = (args.fsdp_config or {}).get("transformer_layer_cls_to_wrap") if args.fsdp else None
+    asked = cast(dict[str, Any], args.fsdp_config).get("transformer_layer_cls_to_wrap") if args.fsdp else None
     if asked is None and (names := os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")):
         asked = names.split(",")
     known = {type(module).__name__ for module in distiller.student.modules()}
@@ -169,11 +161,17 @@ def wrapped_classes(args: TrainingArguments, distiller: Distiller) -> list[str]:
     return distiller._no_split_modules if asked is None else list(asked)
 
 
-def check_saved_sharded(folder: Path) -> None:
-    """Checks that a run under FSDP resumes from a checkpoint of one.
+def check_saved_alike(folder: Path, now: str) -> None:
+    """Checks that a run resumes under what its checkpoint was saved under: `FSDP`, `DeepSpeed` or `NEITHER`.
 
     Raises:
-        InputError: for another checkpoint.
+        InputError: for another one, whose optimizer cannot be read.
     """
-    if not any(path.name.startswith(FSDP_MODEL_NAME) for path in folder.iterdir()):
-        raise InputError(f"{folder}: saved without FSDP; resume without it, or start over")
+    names = [path.name for path in folder.iterdir()]
+    sharded = any(name.startswith(FSDP_MODEL_NAME) for name in names)
+    then = "FSDP" if sharded else "DeepSpeed" if "latest" in names else NEITHER
+    if then != now:
+        raise InputError(
+            f"{folder}: saved under {then}, resumed under {now}, which cannot read its optimizer; resume it the same "
+            "way, or start a new run from its weights (student.model)"
+        )

@@ -106,7 +106,8 @@ class StreamingMixin(TeachingTrainer):
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         if not isinstance(getattr(dataloader, "dataset", None), IterableDataset):
             return super().evaluation_loop(dataloader, *args, **kwargs)
-        counted, usual = CountedLoader(dataloader, self.accelerator), self.gather_function
+        counted: Any = CountedLoader(dataloader, self.accelerator)
+        usual = self.gather_function
         self.gather_function = counted.gather
         try:
             output = super().evaluation_loop(counted, *args, **kwargs)

@@ -32,6 +32,7 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.optimizing import OptimizerMixin
+from cankd_hf.training.parallel import check_parallel
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
@@ -44,7 +45,7 @@ from cankd_hf.training.setup import (
     sorted_out,
     teacher_shapes,
 )
-from cankd_hf.training.sharding import ShardingMixin, check_sharded, check_sharding, is_sharded
+from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
 from cankd_hf.training.trials import TrialsMixin
 
@@ -118,9 +119,9 @@ class CanKDTrainer(
         **kwargs: Any,
     ) -> None:
         one, args, kwargs = sorted_out(teacher, args, others, kwargs)
-        check_sharding(args)
         given = named_teachers(one, teachers)
         self._objective = objective = check_objective(args, given, terms, task_weight, objective)
+        check_parallel(args)
         check_stock(args, model, kwargs, objective.task_weight)
         self.args, model_init = args, kwargs.pop("model_init", None)
         model = self.first_student(model_init) if model is None else model
@@ -176,8 +177,8 @@ class CanKDTrainer(
         learning-rate schedule are created anew.
         """
         distiller = self.distiller
-        if is_sharded(distiller):
-            raise InputError("set_objective: FSDP has sharded the present modules; make a new CanKDTrainer instead")
+        if is_sharded(distiller) or self.deepspeed is not None:
+            raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
         self._objective = objective
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))

@@ -13,11 +13,11 @@ from cankd_hf.errors import InputError
 
 
 class StreamShare(IterableDataset):
-    """The samples of a stream for one of `world` processes: `block` for the first, the next `block` for the second, ...
+    """The samples of a stream for one of `world` processes: `block` for the first, as many for the second, ...
 
     All processes must have equally many batches, because they wait for each other in every step. Where the stream ends
-    early for one, it yields another sample as `Repeated`. Of a stream with a method `lazily` each process makes only its
-    own samples; any other is read whole by all of them, and must give all of them the same samples in the same order.
+    early for one, it yields another sample as `Repeated`. Of a stream with a method `lazily` each process makes only
+    its own samples; any other is read whole by all of them, and must give all of them the same samples in one order.
 
     Args:
         dataset: the stream.
@@ -62,7 +62,7 @@ class StreamShare(IterableDataset):
         generator = getattr(self.dataset, "generator", None)
         if isinstance(generator, torch.Generator) and not hasattr(self.dataset, "set_epoch"):
             generator.manual_seed(self.epoch)  # as accelerate does: the same order in all processes
-        return self._own((lambda sample=sample: sample) for sample in self.dataset)
+        return self._own(partial(_same, sample) for sample in self.dataset)
 
     def _own(self, samples: Iterator[Callable[[], Any]]) -> Iterator[Any]:
         """This process's part of each group of `world * block` samples, as many as the first process has of it."""
@@ -80,9 +80,11 @@ class StreamShare(IterableDataset):
                 owed = 0
                 yield made if number < len(own) and made is not None else Repeated(last)
         if owed:
-            raise InputError(
-                f"data: the stream ended without one usable image for process {self.rank}, {owed} skipped"
-            )
+            raise InputError(f"data: the stream had no usable image for process {self.rank}, {owed} were skipped")
+
+
+def _same(sample: Any) -> Any:
+    return sample
 
 
 class InOrder(IterableDataset):

@@ -243,15 +243,18 @@ class SemanticHead(nn.Module):
                 nn.Dropout2d(config.dropout),
                 nn.Conv2d(narrow, config.num_labels, 1),
             )
-        self.pools = config.head != "fpn" and config.norm == "batch"
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        if self.training and self.pools and len(maps[-1]) == 1:
+        try:
+            context = self.context(maps)
+        except ValueError as error:
+            if not (self.training and len(maps[-1]) == 1):
+                raise
             raise ValueError(
                 "This head normalises globally pooled maps over the batch, which needs at least 2 images a step "
-                "and device; use a larger batch or norm: group"
-            )
-        logits = self.classifier(self.dropout(self.layers(self.context(maps))))
+                f"and device; use a larger batch or norm: group ({error})"
+            ) from error
+        logits = self.classifier(self.dropout(self.layers(context)))
         spare = self.auxiliary(maps[max(len(maps) - 2, 0)]) if self.auxiliary is not None and self.training else None
         return logits, spare
 
