@@ -126,7 +126,10 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
     the bytes autograd keeps between the two."""
     inputs: Any = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(inputs)
-    model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these prepare a model only with its optimizer
+        model = trainer.model.to(trainer.args.device)
+    else:
+        model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
     model.train()
     # The schedule's factor is 0 at step 0 of a warm-up: look at a step in the middle of the run.
     trainer.state.max_steps, trainer.state.global_step = 1000, 500

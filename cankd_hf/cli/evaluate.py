@@ -51,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.table import Table
 
+        from cankd_hf.runs.launch import leave_together
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
@@ -78,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     Console().print(table)
     if options.json:
         Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
+    leave_together()
     return 0
 
 

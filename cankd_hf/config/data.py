@@ -44,12 +44,14 @@ class DataConfig(Section):
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally
             `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the data folder. For a Hub data set
-            it may be a file of the repository. The ids are those after `reduce_labels`.
+            it may be a file of the repository. The ids are those after `reduce_labels`; those of boxes may have gaps.
         num_labels: number of classes, for data without class names.
-        ignore_index: label ignored in losses and scores; default: that of the `labels` file, else 255.
+        ignore_index: label ignored in losses and scores, outside the classes; default: that of the `labels` file, else
+            255.
         reduce_labels: label 0 is void and the classes begin at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1.
         image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
-            training; null: each at its own size. Scores are always computed at the size of the mask.
+            training; null: each at its own size. Scores are always computed at the size of the mask. No image may
+            be smaller than the student's deepest stride.
         crop_size: [height, width] of a training crop; default: `image_size`; with neither, whole images are padded.
             Detection has no default: without it, whole images are scaled and padded, with a `pixel_mask`.
         keep_aspect: detection: images keep their aspect ratio and are scaled to fit into `image_size` in either
@@ -61,7 +63,8 @@ class DataConfig(Section):
         image_std: standard deviation of the student's input normalisation for each channel.
         streaming: read the data while training instead of loading it first (needs `training.max_steps`).
         shuffle_buffer: size of the shuffle buffer of a stream, in images.
-        on_error: `stop` at an image that cannot be used, or `skip` it and report it.
+        on_error: `stop` at an image that cannot be used, or `skip` it and report it. Images without a mask (null) and
+            boxes without area are always left out and counted.
         check: images to check before training: `all`, `none` or a number for each split.
         cache: keep decoded images in memory (in each loading process), for data sets that fit.
         max_train_samples: use only the first samples, for trials.

@@ -67,6 +67,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
+    ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     id2label: dict[int, str] = {}  # empty for a task without classes
 
@@ -79,8 +80,8 @@ class Task(ABC):
 
     @classmethod
     def accepts(cls, model: PreTrainedModel) -> bool:
-        """Whether this model can be trained by this task."""
-        return cls.recognises(type(model).__name__)
+        """Whether this model can be trained by this task; a subclass of a student is one by its base."""
+        return any(cls.recognises(kind.__name__) for kind in type(model).__mro__)
 
     @classmethod
     @abstractmethod

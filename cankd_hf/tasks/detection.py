@@ -72,6 +72,7 @@ class DetectionTask(PipelineTask):
     pipeline_tag = "object-detection"
     takes_labels = True
     prints = 'found["score"], found["box"]'
+    ragged_labels = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -163,7 +164,8 @@ class DetectionTask(PipelineTask):
         return objects_problem(labels, len(self.id2label), scored)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**inputs, "labels": without_crowds(inputs["labels"])}
+        labels = inputs.get("labels")
+        return dict(inputs) if labels is None else {**inputs, "labels": without_crowds(labels)}
 
     def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         labels = inputs["labels"]

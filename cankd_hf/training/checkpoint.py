@@ -92,7 +92,7 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
     Raises:
         InputError: if the checkpoint belongs to another student or to other terms.
     """
-    state = {STUDENT + name: value for name, value in read_student_weights(folder).items()}
+    state = {STUDENT + name: value for name, value in read_student_weights(folder, type(distiller.student)).items()}
     if (folder / DISTILLER_FILE).is_file():
         state.update(load_file(folder / DISTILLER_FILE))
     if wrong := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
@@ -110,17 +110,19 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
         )
 
 
-def read_student_weights(folder: Path) -> dict[str, Tensor]:
+def read_student_weights(folder: Path, kind: type | None = None) -> dict[str, Tensor]:
     """All tensors of the student in a checkpoint folder, under the names that they have in the student.
 
-    `save_pretrained` writes native models under the names of their published checkpoints, which often differ.
+    `save_pretrained` writes native models under the names of their published checkpoints, which often differ; so it
+    does for subclasses of them, of which `kind` may be one.
 
     Raises:
         InputError: if there are no weights, or they cannot be read.
     """
     saved = _tensors(folder)
     names = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
-    native = getattr(transformers, names[0], None)
+    natives = [base for base in getattr(kind, "__mro__", ()) if base.__module__.startswith("transformers.models.")]
+    native: Any = getattr(transformers, names[0], natives[0] if natives else None)
     if native is None or names[0] == "TimmBackbone":  # ours, or one whose from_pretrained takes no folder
         return saved
     try:

@@ -27,6 +27,7 @@ from cankd_hf.training.checkpoint import (
 from cankd_hf.training.facts import run_facts
 from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.monitoring.energy import EnergyMeter
+from cankd_hf.training.sharding import check_saved_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ class CheckpointMixin(TeachingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_teachers(Path(resume_from_checkpoint), self.teachers)
         check_classes(Path(resume_from_checkpoint), self.student)
+        if self.is_fsdp_enabled:
+            check_saved_sharded(Path(resume_from_checkpoint))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

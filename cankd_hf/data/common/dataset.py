@@ -59,6 +59,7 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.indices = list(range(len(source))) if indices is None else list(indices)
         self.on_error = on_error
+        self.extremes: list[int] = []  # the images that a model is the least likely to take, by their index here
         self._cached: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ class ImageDataset(Dataset):
         return self.transform(sample.image, sample.label)
 
     def name(self, index: int) -> str:
-        """File name or place of a sample."""
+        """File name or place of a sample, for messages."""
         return self.source.name(self.indices[index])
 
     def raw(self, index: int) -> Sample:

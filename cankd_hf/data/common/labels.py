@@ -13,6 +13,7 @@ from cankd_hf.data.common.files import LABELS_LIMIT, printable, read_json, short
 from cankd_hf.errors import InputError
 
 KEYS = ("id2label", "palette", "ignore_index", "reduce_labels", "num_labels", "label2id")
+LONGEST = 256  # characters of a name
 VOID = 255  # the usual label of void
 VOID_NAME = re.compile("void|ignore|unlabel|unknown|undefined|background|none|other|care", re.IGNORECASE)
 
@@ -101,7 +102,7 @@ def read_labels(
 
 def _content(file: Path) -> dict[str, Any]:
     """The content of a labels file, as an object with `id2label`."""
-    content = read_json(file, "data.labels", LABELS_LIMIT)
+    content = read_json(file, "data.labels", LABELS_LIMIT, unique=True)
     if isinstance(content, list):
         content = {"id2label": {str(index): name for index, name in enumerate(content)}}
     if not isinstance(content, dict):
@@ -127,8 +128,9 @@ def _names(content: Mapping[str, Any], place: str) -> dict[int, str]:
             f"got keys that are no numbers: {shown(given)}"
         )
     for key, value in given.items():
-        if not isinstance(value, str) or not value.strip() or not printable(value):
-            raise InputError(f"data.labels: {place}: id2label.{key}: expected a name as text, got {shown(value)}")
+        if not isinstance(value, str) or not 0 < len(value.strip()) <= LONGEST or not printable(value):
+            said = f"a name as text of 1 to {LONGEST} characters, got {shown(value)}"
+            raise InputError(f"data.labels: {place}: id2label.{key}: expected {said}")
     names = {int(key): value for key, value in given.items()}
     if len(names) < len(given):
         raise InputError(f"data.labels: {place}: id2label: expected each id once, got {shown(list(given))}")

@@ -1,7 +1,11 @@
 """Augmentation that depends on (seed, epoch, sample) and on nothing else."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sized
+import operator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +46,19 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        view = int(self._epoch)
+    def __getitem__(self, index: Any) -> Any:
+        view, number = int(self._epoch), _number(index)
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
-        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + index):
-            return _with_meta(self.dataset[index], index, view)
+        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number):
+            return _with_meta(self.dataset[index], number, view)
+
+
+def _number(index: Any) -> int:
+    """The number of a sample; samplers may yield NumPy integers, or keys of any kind."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        return zlib.crc32(repr(index).encode())
 
 
 class SeededStream(IterableDataset):
@@ -65,16 +77,42 @@ class SeededStream(IterableDataset):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        view, worker = int(self._epoch), get_worker_info()
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(view)
+        view = self._begin()
         samples = iter(self.dataset)
         for number in itertools.count():
-            with seeded(derived_seed(self.seed, view, 0 if worker is None else worker.id, number)):
+            with self._state(view, number):
                 sample = next(samples, samples)
             if sample is samples:
                 return
             yield _with_meta(sample, -1, view)
+
+    def lazily(self) -> Iterator[Callable[[], Any]]:
+        """For each sample a function that makes it, with the random state that `__iter__` would give it."""
+        if not hasattr(self.dataset, "lazily"):
+            yield from ((lambda sample=sample: sample) for sample in self)
+            return
+        view = self._begin()
+        for number, make in enumerate(self.dataset.lazily()):
+            yield partial(self._made, make, view, number)
+
+    def _made(self, make: Callable[[], Any], view: int, number: int) -> Any:
+        with self._state(view, number):
+            sample = make()
+        return None if sample is None else _with_meta(sample, -1, view)
+
+    def _begin(self) -> int:
+        """Tells the data set its epoch, and returns it."""
+        view = int(self._epoch)
+        generator = getattr(self.dataset, "generator", None)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(view)
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(view)  # as accelerate does: the same order in all processes
+        return view
+
+    def _state(self, view: int, number: int) -> AbstractContextManager[None]:
+        worker = get_worker_info()
+        return seeded(derived_seed(self.seed, view, 0 if worker is None else worker.id, number))
 
 
 class SizedSeededStream(SeededStream):
@@ -84,10 +122,17 @@ class SizedSeededStream(SeededStream):
         return len(self.dataset)
 
 
+def is_stream(dataset: Any) -> bool:
+    """Whether samples can only be read in order; some such data sets have a length, or a `__getitem__` that raises."""
+    return isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
+
+
 def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
     """A training set whose augmentation depends on `seed`; a stream of ours is shuffled by `data_seed`, else by it."""
+    if dataset is None:
+        return None
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed if data_seed is None else data_seed)
-    if isinstance(dataset, IterableDataset):
+    if is_stream(dataset):
         return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
-    return SeededDataset(dataset, seed) if isinstance(dataset, Sized) else dataset
+    return SeededDataset(dataset, seed)
