@@ -79,12 +79,17 @@ class EvaluationMixin(TeachingTrainer):
         if self.task.ragged_labels and (own or predicting):
             # Joining the dicts of two batches would join the objects of two images.
             settings["eval_do_concat_batches"] = False
+        metrics = self.compute_metrics
+        if own and isinstance(metrics, TaskScores):  # `preprocess_logits_for_metrics` alone: no metrics, as stock
+            self.compute_metrics, prediction_loss_only = None, prediction_loss_only or not predicting
         self.gather_function = self._gather  # the Trainer puts its own back at the end
-        with self._set_for_now(settings):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        self._predicting = False
+        try:
+            with self._set_for_now(settings):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+        finally:
+            self.compute_metrics, self._predicting = metrics, False
         if not predicting or own:
             return output
         found: Any = output.predictions

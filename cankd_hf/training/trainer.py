@@ -140,7 +140,8 @@ class CanKDTrainer(
         distiller = self.build_distiller(model)
         kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
-        kwargs["compute_metrics"] = kwargs.get("compute_metrics") or TaskScores(self.task)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
         self.model_init = model_init
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
