@@ -62,6 +62,14 @@ def test_preprocessing_alone_leaves_the_loss_and_its_results_as_predictions(tmp_
     assert "eval_miou" in made.evaluate(images(3))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau"])
+def test_a_score_that_no_evaluation_has_is_told_with_the_nearest(schedule: str, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "lr_scheduler_type": schedule}
+    made = taught(tmp_path, eval_dataset=images(2), metric_for_best_model="mIoU", **settings)
+    with pytest.raises(InputError, match="training.metric_for_best_model: no evaluation has a score 'mIoU'; .*miou"):
+        made.train()
+
+
 def test_our_scores_do_not_depend_on_how_the_trainer_collects(tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [
         {},
