@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +183,7 @@ class _ObjectTable:
     def source(self, name: str) -> AnySource:
         config, columns = self.config, self.opened.tables[name].features
         beside = [key for key in ("image_id", "width", "height") if key in columns]
-
-        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
-            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
-            return with_objects(sample, annotation, config.on_error == "skip")
-
+        label = partial(_label_row, config, self.categories, self.column)
         return self.opened.source(name, [self.column, *beside], label)
 
 
@@ -220,6 +217,14 @@ def _read_row(
     size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
     image_id = image_id if isinstance(image_id, int) and image_id >= 0 else number
     return read_annotation(values[column], name, categories, config.box_format, image_id, size)
+
+
+def _label_row(
+    config: DataConfig, categories: Categories, column: str, sample: Sample, row: dict[str, Any], number: int
+) -> Sample:
+    """A sample of a table with the objects of its row."""
+    annotation = _read_row(config, categories, column, row, number, sample.name)
+    return with_objects(sample, annotation, config.on_error == "skip")
 
 
 def _check_annotations(config: DataConfig, sources: Sources) -> None:
