@@ -71,6 +71,8 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Invalid values among the settings that `CanKDConfig` adds to `TrainingArguments`: key and message."""
     if settings.get("hub_token"):
         yield "hub_token", NO_TOKEN
+    if settings.get("output_dir") == "":
+        yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
     if not scale > 0:
         yield "backbone_lr_scale", f"expected a number > 0, got {scale}"
