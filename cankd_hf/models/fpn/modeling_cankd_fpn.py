@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_fpn import FPNConfig
@@ -53,8 +54,7 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     An empty image is run in eval mode, without gradients; also works on the meta device.
     """
     weight = next(backbone.parameters())
-    channels = backbone.config.num_channels
-    image = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=weight.device, dtype=weight.dtype)
+    image = weight.new_zeros(1, backbone.config.num_channels, PROBE_SIZE, PROBE_SIZE)
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
@@ -62,9 +62,8 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     backbone.train(was_training)
     for x in maps:
         if x.ndim != 4:
-            raise ValueError(
-                f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {tuple(x.shape)}"
-            )
+            found = tuple(x.shape)
+            raise ValueError(f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {found}")
     return [(x.shape[1], PROBE_SIZE / x.shape[3]) for x in maps]
 
 
@@ -397,3 +396,4 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
 
 FPNForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[FPNConfig.model_type] = "FPNForSemanticSegmentation"  # for pipelines

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -241,3 +242,4 @@ def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
 
 
 FPNForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[FPNConfig.model_type] = "FPNForObjectDetection"  # for pipelines
