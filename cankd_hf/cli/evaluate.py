@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
+    from cankd_hf.json_text import to_json
 
     saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
     if options.json:
-        Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
+        Path(options.json).write_text(to_json(scores), encoding="utf-8")
     leave_together()
     return 0
 

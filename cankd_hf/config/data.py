@@ -66,7 +66,8 @@ class DataConfig(Section):
         on_error: `stop` at an image that cannot be used, or `skip` it and report it. Images without a mask (null) and
             boxes without area are always left out and counted.
         check: images to check before training: `all`, `none` or a number for each split.
-        cache: keep decoded images in memory (in each loading process), for data sets that fit.
+        cache: decode each image once and keep it in a temporary folder, for all loading processes; until 1 GB of disk
+            and memory is left.
         max_train_samples: use only the first samples, for trials.
         max_eval_samples: the same for the validation and test splits.
         max_pixels: images with more pixels are rejected before they are decoded.
@@ -116,6 +117,11 @@ class DataConfig(Section):
             yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
         if self.scale[0] > self.scale[1]:
             yield "scale", f"expected [smallest, largest], got {self.scale}; write {self.scale[::-1]}"
+        if self.cache and self.streaming:
+            yield (
+                "cache",
+                "expected false with data.streaming, which reads each image anew, got true; drop one of them",
+            )
         for key in [key for key in self.generated if key not in GENERATED]:
             yield f"generated.{key}", f"unknown key; {nearest(key, GENERATED)}"
 

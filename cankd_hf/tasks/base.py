@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
@@ -53,6 +54,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     return {
         "do_resize": size is not None,
         "size": {"height": size[0], "width": size[1]} if size is not None else None,
+        "resample": PILImageResampling.BILINEAR,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
     }

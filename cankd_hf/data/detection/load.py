@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,11 @@ class _ObjectTable:
     def source(self, name: str) -> AnySource:
         config, columns = self.config, self.opened.tables[name].features or {}
         beside = [key for key in ("image_id", "width", "height") if key in columns]
-
-        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
-            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
-            return with_objects(sample, annotation, config.on_error == "skip")
-
         if config.streaming:
             rows = self.opened.tables[name].select_columns([self.column, *beside])
             if not _any_box(self.notes(rows.take(LOOKED_AT))):
                 raise InputError(_no_box(config, name))
+        label = partial(_label_row, config, self.categories, self.column)
         return self.opened.source(name, [self.column, *beside], label)
 
     def notes(self, rows: Iterable[dict[str, Any]]) -> Iterator[Annotation]:
@@ -250,6 +247,14 @@ def _read_row(
     size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
     image_id = image_id if isinstance(image_id, int) and 0 <= image_id < 2**63 else number
     return read_annotation(values.get(column), name, categories, config.box_format, image_id, size)
+
+
+def _label_row(
+    config: DataConfig, categories: Categories, column: str, sample: Sample, row: dict[str, Any], number: int
+) -> Sample:
+    """A sample of a table with the objects of its row."""
+    annotation = _read_row(config, categories, column, row, number, sample.name)
+    return with_objects(sample, annotation, config.on_error == "skip")
 
 
 def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[str]]:
