@@ -12,7 +12,8 @@ from pathlib import Path
 from cankd_hf.config.advice import nearest
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
-from cankd_hf.config.hub import NO_TOKEN, HubConfig
+from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.plain_yaml import MAX_CHARACTERS
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
 from cankd_hf.config.student import StudentConfig
@@ -29,14 +30,23 @@ def read_text(path: str | Path) -> str:
     """The text of a recipe.
 
     Raises:
-        InputError: if there is no such file; the message suggests a similar name.
+        InputError: if there is no such file (the message suggests a similar name), or it is not UTF-8 text.
     """
     path = Path(path)
-    if not path.is_file():
-        others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
-        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
-    return path.read_text(encoding="utf-8")
+    try:
+        if not path.is_file():
+            others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+            hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
+            raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_CHARACTERS + 1)  # more is refused below, however large the file is
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, got other bytes at {error.start}; save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL byte in the name
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"recipe: {str(path)!r} cannot be read: {error}") from None
 
 
 def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> tuple[Recipe, Problems]:
@@ -54,9 +64,6 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
     given = YamlSource(text, overrides, source)
     problems = Problems(given.place, _elsewhere)
     data = given.read(problems)
-    for key in data["hub"] if isinstance(data.get("hub"), dict) else ():
-        if "token" in str(key):
-            problems.say(f"hub.{key}", NO_TOKEN, unread=True)
     recipe: Recipe | None = problems.read(Recipe, data, "")
     if recipe is not None:
         recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))
@@ -76,7 +83,7 @@ def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> 
     Raises:
         InputError: with every problem found.
     """
-    text = Path(path).read_text(encoding="utf-8") if path is not None else ""
+    text = read_text(path) if path is not None else ""
     given = YamlSource(text, overrides, str(path) if path is not None else "command line")
     problems = Problems(given.place, _elsewhere)
     for override in overrides:

@@ -4,8 +4,8 @@ from functools import cache
 from typing import Any
 
 from cankd_hf.config.declared import fields
-from cankd_hf.config.hub import NO_TOKEN
 from cankd_hf.config.schema import Problems
+from cankd_hf.tokens import NO_TOKEN
 
 # Settings that are elsewhere in a recipe, or were removed from transformers.
 _MOVED = {

@@ -8,8 +8,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from cankd_hf.config.hub import NO_TOKEN
 from cankd_hf.errors import InputError, Problem
+from cankd_hf.tokens import NO_TOKEN
 
 
 @dataclass
