@@ -17,6 +17,9 @@ from cankd_hf.errors import InputError
 MAX_CHARACTERS = 200_000
 MAX_DEPTH = 24
 MAX_VALUES = 20_000
+MAX_TEXT = 10_000
+# Line ends, terminal escapes, marks that turn the direction of text, halves of characters.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MAX_KEY = 200
 _MAX_DIGITS = 18
 
@@ -36,7 +39,9 @@ _NUMBERS = {
     "int": r"[-+]?(0b[01_]+|0x[\da-fA-F_]+|\d[\d_]*)",
 }
 for _kind, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$", re.ASCII), "-+.0123456789")
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$", re.ASCII), "-+.0123456789"
+    )
 
 
 @dataclass
@@ -119,13 +124,13 @@ class _Builder:
         if self._count > MAX_VALUES:
             raise _Refused(f"expected at most {MAX_VALUES:,} values", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            problem = f"could not determine a constructor for the tag {show(event.tag)}; recipes take no tags"
+            problem = f"could not determine a constructor for the tag {quoted(event.tag)}; recipes take no tags"
             raise _Refused(problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             if any(item.anchor == event.anchor for item in self._open):
-                raise _Refused(f"the alias {show(event.anchor)} is inside of its own value", event.start_mark)
+                raise _Refused(f"the alias {quoted(event.anchor)} is inside of its own value", event.start_mark)
             if event.anchor not in self._anchors:
-                raise _Refused(f"found undefined alias {show(event.anchor)}", event.start_mark)
+                raise _Refused(f"found undefined alias {quoted(event.anchor)}", event.start_mark)
             self._put(self._copied(self._anchors[event.anchor], len(self._open), event), event, None)
         elif isinstance(event, yaml.ScalarEvent):
             self._put(self._scalar(event), event, event.anchor)
@@ -171,8 +176,8 @@ class _Builder:
         path = f"{outer.path}.{key}" if outer.path else str(key)
         if isinstance(key, bool) or not isinstance(key, str | int):
             self.wrong.append((path[:_MAX_KEY], f"expected text as key, got {show(key)}; write it in quotes"))
-        elif len(str(key)) > _MAX_KEY or not str(key).isprintable() or key == "":
-            self.wrong.append((outer.path, f"expected printable text as key, got {show(key)}; rename it"))
+        elif not 0 < len(str(key)) <= _MAX_KEY or CONTROL.search(str(key)):
+            self.wrong.append((outer.path, f"expected a short text as key, got {show(key)}; rename it"))
         elif key in outer.value:
             self.wrong.append((path, f"found duplicate key {key}; leave one of them"))
             return None
@@ -208,7 +213,7 @@ class _Builder:
             return event.value
         number = tag.endswith((":int", ":float"))
         if number and tag.endswith(":int") and len(event.value) > 80:
-            value: Any = math.inf
+            value: Any = 10**_MAX_DIGITS
         else:
             try:
                 value = self._loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark))
@@ -218,11 +223,24 @@ class _Builder:
             wanted = "a finite number" if isinstance(value, float) else f"a number of at most {_MAX_DIGITS} digits"
             self.wrong.append((self._path(), f"expected {wanted}, got {event.value[:40]}; write a number"))
             return None
+        if isinstance(value, str) and not is_key and (len(value) > MAX_TEXT or CONTROL.search(value)):
+            wanted = f"expected one line of text, at most {MAX_TEXT:,} characters"
+            self.wrong.append((self._path(), f"{wanted}, got {len(value):,}: {quoted(value)}; write it so"))
+            return None
         return value
 
 
+def quoted(text: str) -> str:
+    """A text as shown in messages, shortened, with control characters escaped."""
+    return show(text).removeprefix("the text ")
+
+
 def _too_large(value: Any) -> bool:
-    return not math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS
+    return (
+        not math.isfinite(value)
+        if isinstance(value, float)
+        else isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS
+    )
 
 
 def _short(error: Any) -> str:

@@ -19,6 +19,7 @@ from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.config.training import contradictions
 
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
@@ -100,12 +101,33 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
         ]
         for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
             problems.say(path, message)
+    for path, message in _training_together(recipe):
+        if problems.usable(*(f"training.{key}" for key in recipe.training)):
+            problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
     if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
             "data.streaming",
             "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
         )
+
+
+def _training_together(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Settings of `training:`, and of `fit` on top of them, that contradict each other or the data."""
+    told = set()
+    fits = {recipe.teacher_path(name): teacher.fit for name, teacher in recipe.named_teachers().items()}
+    for place, changes in {"training": {}, **{f"{path}.fit": fit for path, fit in fits.items() if fit}}.items():
+        settings = {**recipe.training, **changes}
+        found = list(contradictions(settings))
+        strategy = settings.get("eval_strategy", "no")
+        # A run without labels holds out a part of the training images instead.
+        if strategy != "no" and recipe.data.eval_split is None and recipe.distill.task_weight > 0:
+            message = f"{strategy} needs a validation split, and data.eval_split names none; name one, or set "
+            found.append(("eval_strategy", f'{message}training.eval_strategy: "no"'))
+        for key, message in found:
+            if (key, message) not in told:
+                told.add((key, message))
+                yield f"{place}.{key}", message
 
 
 def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cankd_hf.config.advice import show
-from cankd_hf.config.plain_yaml import MAX_DEPTH, parse_yaml
+from cankd_hf.config.plain_yaml import CONTROL, MAX_DEPTH, MAX_TEXT, parse_yaml, quoted
 from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
 from cankd_hf.tokens import NO_TOKEN, holds_secret, is_secret
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
-_MAX_TEXT = 10_000  # characters of a text with its references filled in
 
 
 class YamlSource:
@@ -93,8 +92,8 @@ class YamlSource:
         filled = _REFERENCE.sub(lambda match: self._as_text(match[1], seen), text)
         if "${" in filled:
             raise InputError(f"expected references such as ${{output_dir}}, got {show(text)}; close each of them")
-        if len(filled) > _MAX_TEXT:
-            raise InputError(f"expected a text of at most {_MAX_TEXT} characters after its references; shorten it")
+        if len(filled) > MAX_TEXT:
+            raise InputError(f"expected a text of at most {MAX_TEXT} characters after its references; shorten it")
         return filled
 
     def _value(self, name: str, seen: tuple[str, ...]) -> Any:
@@ -106,7 +105,7 @@ class YamlSource:
             try:
                 value = value[int(key)] if isinstance(value, list) else value[key]
             except (KeyError, IndexError, ValueError, TypeError):
-                raise InputError(f"Interpolation key {show(name).removeprefix('the text ')} not found") from None
+                raise InputError(f"Interpolation key {quoted(name)} not found") from None
         if isinstance(value, dict | list):
             if any(isinstance(box[key], str) and "${" in box[key] for _, box, key in _leaves(value)):
                 raise InputError(f"{name} holds references itself; refer to single values")
@@ -122,8 +121,8 @@ class YamlSource:
     def _override(self, override: str) -> None:
         name, sign, text = override.partition("=")
         keys = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
-        if not sign or not all(keys) or len(keys) > MAX_DEPTH or len(name) > 500:
-            message = f"command line: expected section.key=value, got {show(override).removeprefix('the text ')}"
+        if not sign or not all(keys) or len(keys) > MAX_DEPTH or len(name) > 500 or CONTROL.search(name):
+            message = f"command line: expected section.key=value, got {quoted(override)}"
             self._wrong.append(("", f"{message}; for example training.max_steps=100"))
             return
         path = ".".join(keys)
@@ -132,7 +131,7 @@ class YamlSource:
             value, _, wrong = parse_yaml(text, "", depth=len(keys))
         except InputError as error:
             said, secret = error.problems[0].removeprefix(": "), is_secret(keys[-1], text)
-            shown = f"{show(text).removeprefix('the text ')} is " if said.startswith("not valid") and not secret else ""
+            shown = f"{quoted(text)} is " if said.startswith("not valid") and not secret else ""
             self._wrong.append((path, shown + said))
             return
         self._wrong += [(f"{path}.{inner}".rstrip("."), message) for inner, message in wrong]
@@ -160,7 +159,7 @@ def _set(data: Any, keys: list[str], value: Any) -> str | None:
             index = int(key) if re.fullmatch(r"[0-9]{1,6}", key) else len(data)
             if index >= len(data):
                 has = f"items 0 to {len(data) - 1}" if data else "no items"
-                return f"the list {'.'.join(keys[:depth])} has {has}, got {show(key).removeprefix('the text ')}"
+                return f"the list {'.'.join(keys[:depth])} has {has}, got {quoted(key)}"
         elif not isinstance(data, dict):
             return f"{'.'.join(keys[:depth])} is {show(data)}, not a section; set it as a whole"
         elif key not in data and key.isdecimal() and len(key) < 10 and int(key) in data:

@@ -8,8 +8,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
+from cankd_hf.config.training import out_of_range
 from cankd_hf.errors import InputError, Problem
-from cankd_hf.tokens import NO_TOKEN
+from cankd_hf.tokens import NO_TOKEN, holds_secret
 
 
 @dataclass
@@ -68,14 +69,13 @@ class CanKDConfig(TrainingArguments):
 
 
 def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Invalid values among the settings that `CanKDConfig` adds to `TrainingArguments`: key and message."""
+    """Settings out of range, and those that hold a token: key and message."""
     if settings.get("hub_token"):
         yield "hub_token", NO_TOKEN
-    scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
-    if not scale > 0:
-        yield "backbone_lr_scale", f"expected a number > 0, got {scale}"
-    if figures < 0:
-        yield "log_figures_steps", f"expected a number of steps, or 0 for never, got {figures}"
+    for key, value in settings.items():
+        if isinstance(value, str) and holds_secret(value):
+            yield key, NO_TOKEN
+    yield from out_of_range(settings)
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
         yield "lr_drops", f"expected rising shares between 0 and 1, got {drops}"
