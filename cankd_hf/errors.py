@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -22,6 +23,17 @@ class Problem(str):
         return made
 
 
+def _one_line(problem: str) -> str:
+    """The problem in one line: names of files and messages of libraries may hold line ends and terminal escapes."""
+    if not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", problem):
+        return problem
+    parts = (problem.path, problem.message) if isinstance(problem, Problem) else ("", problem)
+    path, message = (
+        re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], " ".join(part.split())) for part in parts
+    )
+    return Problem(path, message)
+
+
 class InputError(ValueError):
     """Invalid input of the user: a recipe, a folder, an image, a checkpoint.
 
@@ -33,5 +45,5 @@ class InputError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [_one_line(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))

@@ -177,7 +177,8 @@ class _Builder:
         if isinstance(key, bool) or not isinstance(key, str | int):
             self.wrong.append((path[:_MAX_KEY], f"expected text as key, got {show(key)}; write it in quotes"))
         elif not 0 < len(str(key)) <= _MAX_KEY or CONTROL.search(str(key)):
-            self.wrong.append((outer.path, f"expected a short text as key, got {show(key)}; rename it"))
+            path = f"{outer.path}.{quoted(str(key))}".lstrip(".")
+            self.wrong.append((path, f"expected a short text as key, got {show(key)}; rename it"))
         elif key in outer.value:
             self.wrong.append((path, f"found duplicate key {key}; leave one of them"))
             return None
