@@ -2,6 +2,7 @@
 
 ARM_FILE = "arm.json"  # a finished arm
 CARD_FILE = "README.md"
+DATA_FILE = "data_files.json"  # files, sizes and class names of the data set of a run
 DISTILLER_FILE = "distiller.safetensors"  # connectors and losses
 FACTS_FILE = "distillation.json"  # what the trainer recorded about a student
 MANIFEST_FILE = "teacher_manifest.json"

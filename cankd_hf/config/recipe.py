@@ -71,10 +71,12 @@ class Recipe(Section):
     hub: HubConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Problems beyond types and ranges: an unknown task."""
+        """Problems beyond types and ranges: an unknown task, an empty output_dir."""
         known = declared.names("cankd_hf.tasks", "TASKS")
         if self.task not in known:
             yield "task", not_one_of(self.task, known)
+        if not self.output_dir.strip():
+            yield "output_dir", "expected a folder, got an empty name; name one, such as runs/first"
 
     def named_teachers(self) -> dict[str, TeacherConfig]:
         """The teachers by name; the one of `teacher:` is called "teacher"."""
@@ -184,7 +186,10 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
 
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
-    before, now = _flat(yaml.safe_load(saved) or {}), _flat(yaml.safe_load(recipe_to_yaml(recipe)))
+    try:
+        before, now = _flat(yaml.safe_load(saved) or {}), _flat(yaml.safe_load(recipe_to_yaml(recipe)))
+    except yaml.YAMLError as error:
+        return [f"its recipe cannot be read: {str(error).splitlines()[0]}"]
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"

@@ -1,24 +1,27 @@
 """The output folder of a run, and protection of earlier runs in it."""
 
+import json
 import logging
+import os
 from itertools import count
 from pathlib import Path
 
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
-from cankd_hf.names import ARM_FILE, RECIPE_FILE
+from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE
+from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.checkpoint_files import writing
 
 logger = logging.getLogger(__name__)
 
 
-def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
-    """Creates the output folder; InputError if it contains a run of another recipe, which is never overwritten."""
+def claim(out: Path, recipe: Recipe, args: CanKDConfig) -> None:
+    """Writes the recipe into the output folder; InputError if that holds a run of another one, which is kept."""
     file = out / RECIPE_FILE
     with args.main_process_first(local=False, desc="claiming the output folder"):
-        if restart and holds_work(out):
-            _set_aside(out)
-        elif file.is_file() and holds_work(out):
+        if file.is_file() and holds_work(out):
             differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
             if differences:
                 raise InputError(
@@ -26,8 +29,25 @@ def claim(out: Path, recipe: Recipe, restart: bool, args: CanKDConfig) -> None:
                     "output_dir, or start over in this one with --restart, which moves the old one aside"
                 )
         if args.process_index == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+            write_text(file, recipe_to_yaml(recipe))
+
+
+def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> None:
+    """Records files, sizes and class names of the data set; InputError if a run here began with other ones."""
+    file = out / DATA_FILE
+    with args.main_process_first(local=False, desc="comparing the data set"):
+        if args.process_index:
+            return
+        now = json.loads(json.dumps(_data_record(recipe, data)))
+        then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and holds_work(out) else now
+        differences = _differences(then, now)
+        if differences:
+            raise InputError(
+                f"data.path {recipe.data.path}: differs from the set that the run in {out} began with "
+                f"({'; '.join(differences[:5])}{'; ...' if len(differences) > 5 else ''}); restore it, choose another "
+                "output_dir, or start over with --restart, which moves the old run aside"
+            )
+        write_json(file, now)
 
 
 def holds_work(out: Path) -> bool:
@@ -37,11 +57,44 @@ def holds_work(out: Path) -> bool:
     )
 
 
-def _set_aside(out: Path) -> None:
+def set_aside(out: Path) -> None:
     """Renames the folder of an earlier run, so that the new run does not resume from its checkpoints."""
-    if out.resolve() == Path.cwd().resolve():
+    if not holds_work(out):
+        return
+    place = out.resolve()  # of a link, the folder it points to: renaming the link would leave the run where it is
+    if place == Path.cwd().resolve():
         raise InputError(f"output_dir {out}: cannot be moved aside, it is the current folder; name another one")
-    number = next(n for n in count(1) if not out.with_name(f"{out.name}.before{n}").exists())
-    target = out.with_name(f"{out.name}.before{number}")
-    out.rename(target)
+    number = next(n for n in count(1) if not place.with_name(f"{place.name}.before{n}").exists())
+    target = place.with_name(f"{place.name}.before{number}")
+    try:
+        place.rename(target)
+    except OSError as error:
+        raise InputError(
+            f"output_dir {out}: {place} cannot be renamed to {target.name}: {error.strerror}; choose another "
+            "output_dir"
+        ) from error
+    with writing(place):
+        place.mkdir()
     logger.warning("starting over: what was in %s is now in %s", out, target)
+
+
+def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
+    root = Path(str(recipe.data.path))
+    files = {}
+    if root.is_dir():
+        paths = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
+        files = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    elif root.is_file():
+        files = {root.name: root.stat().st_size}
+    shown = {name: size for name, size in sorted(files.items()) if not any(p.startswith(".") for p in name.split("/"))}
+    return {"classes": data.facts.get("classes"), "splits": data.facts.get("splits"), "files": shown}
+
+
+def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:
+    """What differs between two records of a data set, class names first."""
+    told = [f"{key}: {then.get(key)} -> {now[key]}" for key in ("classes", "splits") if then.get(key) != now[key]]
+    old, new = (dict(record.get("files") or {}) for record in (then, now))  # type: ignore[call-overload]
+    told += [f"{name} is missing" for name in old if name not in new]
+    told += [f"{name} is new" for name in new if name not in old]
+    told += [f"{name}: {old[name]} -> {size} bytes" for name, size in new.items() if name in old and old[name] != size]
+    return told

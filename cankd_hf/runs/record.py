@@ -1,11 +1,13 @@
 """Typed records of the results of a run."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.names import ALONE, DISTILLED, TEACHER
+from cankd_hf.training.checkpoint_files import writing
 
 
 @dataclass
@@ -53,10 +55,23 @@ class Report:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file aside and renames it into place."""
+    """Writes a JSON file, see `write_text`."""
+    write_text(file, json.dumps(content, indent=2))
+
+
+def write_text(file: Path, content: str) -> None:
+    """Writes a text file aside and renames it into place, so that it is never there in part.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    partial.replace(file)
+    with writing(file):
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
 
 
 def as_dict(report: Report) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
@@ -16,12 +16,15 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
-from cankd_hf.runs.folder import claim
+from cankd_hf.runs.folder import claim, claim_data, set_aside
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.callbacks import GracefulStopCallback, Stopwatch
+from cankd_hf.training.arguments import CanKDConfig
+from cankd_hf.training.callbacks import Stopwatch
+from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, chosen, digest, writing
+from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.trainer import CanKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,10 +54,24 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     out = Path(recipe.output_dir)
     args = training_args(recipe, out)
     check_launch(args.world_size)
-    claim(out, recipe, restart, args)
+    main = args.process_index == 0
+    if main:
+        check_folder(out)
+        if restart:
+            with FolderLock(out):  # never moves a run that is going on
+                pass
+            set_aside(out)
+    with FolderLock(out) if main else nullcontext(), writing(out, DISK_FULL):
+        return _run(recipe, args, resume)
+
+
+def _run(recipe: Recipe, args: CanKDConfig, resume: str | None) -> Report:
+    out = Path(recipe.output_dir)
+    claim(out, recipe, args)
     open_target(out, args)
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
-    session = _Session(recipe, task, data, restart, resume)
+    claim_data(out, recipe, data, args)
+    session = _Session(recipe, task, data, resume)
     arms = session.prepare_teachers()
     if session.teachers and recipe.baseline:
         arms.append(session.train(ALONE, out / "alone", {}))
@@ -71,9 +88,8 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
 class _Session:
     """State shared by the arms of one run."""
 
-    def __init__(self, recipe: Recipe, task: Task, data: TaskData, restart: bool, resume: str | None) -> None:
-        self.recipe, self.task, self.data = recipe, task, data
-        self.restart, self.resume = restart, resume
+    def __init__(self, recipe: Recipe, task: Task, data: TaskData, resume: str | None) -> None:
+        self.recipe, self.task, self.data, self.resume = recipe, task, data, resume
         self.teachers: dict[str, Teacher] = {}
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
@@ -117,21 +133,25 @@ class _Session:
         model = build_student(self.recipe, self.task, student)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
-        checkpoint = self._checkpoint(folder, name)
+        checkpoint = self._checkpoint(folder, name, args)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if trainer.graceful.stopped:
+                raise Stopped(folder) from error
+            raise KeyboardInterrupt from error
         seconds = stopwatch.seconds
-        if _stopped(trainer):
-            raise Stopped(folder)
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
-            write_json(folder / ARM_FILE, {**vars(arm), "taps": _taps(trainer)})
+            weights = {path.name: digest(path) for path in sorted(folder.glob("*.safetensors"))}
+            write_json(folder / ARM_FILE, {**vars(arm), "taps": _taps(trainer), "weights": weights})
         return arm
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
@@ -170,23 +190,24 @@ class _Session:
 
     def _finished(self, folder: Path, name: str) -> Arm | None:
         file = folder / ARM_FILE
-        if self.restart or not file.is_file():
+        if not file.is_file():
             return None
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved.pop("taps", None)
-        return Arm(**saved) if saved["name"] == name else None
+        weights = saved.pop("weights", {})
+        if saved["name"] != name:
+            return None
+        for path, kept in weights.items():
+            if not (folder / path).is_file() or digest(folder / path) != kept:
+                logger.warning("%s: %s is missing or changed; made again", name, folder / path)
+                return None
+        return Arm(**saved)
 
-    def _checkpoint(self, folder: Path, name: str) -> str | None:
+    def _checkpoint(self, folder: Path, name: str, args: CanKDConfig) -> str | None:
         if name.startswith("student") and name != ALONE and self.resume is not None:
             return self.resume
-        return get_last_checkpoint(str(folder)) if folder.is_dir() and not self.restart else None
-
-
-def _stopped(trainer: CanKDTrainer) -> bool:
-    return any(
-        isinstance(callback, GracefulStopCallback) and callback.stopped
-        for callback in trainer.callback_handler.callbacks
-    )
+        found = chosen(folder, args.process_index == 0)
+        return None if found is None else str(found)
 
 
 def _taps(trainer: CanKDTrainer) -> list[dict[str, Any]]:

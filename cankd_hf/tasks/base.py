@@ -67,6 +67,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
+    takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     id2label: dict[int, str] = {}  # empty for a task without classes
 
     # Models
@@ -132,6 +133,13 @@ class Task(ABC):
     @abstractmethod
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch of samples."""
+
+    def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
+        """What is wrong with the `labels` of one sample, whose image has this height and width; None if nothing is.
+
+        `scored`: they are for evaluation. Called for the first samples of a data set before training.
+        """
+        return None
 
     # Evaluation
 

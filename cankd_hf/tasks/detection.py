@@ -27,6 +27,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
+from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.data.detection.load import load_detection
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
@@ -69,6 +70,7 @@ class DetectionTask(PipelineTask):
     metric = "ap"
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
     pipeline_tag = "object-detection"
+    takes_labels = True
     prints = 'found["score"], found["box"]'
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
@@ -156,6 +158,9 @@ class DetectionTask(PipelineTask):
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
+
+    def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
+        return objects_problem(labels, len(self.id2label), scored)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {**inputs, "labels": without_crowds(inputs["labels"])}

@@ -17,6 +17,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
+from cankd_hf.data.segmentation.expected import mask_problem
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
@@ -43,6 +44,7 @@ class SegmentationTask(PipelineTask):
         "mean_accuracy": Metric("mean_accuracy", "Mean class accuracy"),
     }
     pipeline_tag = "image-segmentation"
+    takes_labels = True
     prints = 'found["mask"].size'
 
     def __init__(
@@ -84,6 +86,9 @@ class SegmentationTask(PipelineTask):
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate(list(samples), self.ignore_index)
+
+    def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
+        return mask_problem(labels, size, len(self.id2label), self.ignore_index, scored)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         kept = dict(inputs)

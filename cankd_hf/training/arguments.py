@@ -75,6 +75,8 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in settings.items():
         if isinstance(value, str) and holds_secret(value):
             yield key, NO_TOKEN
+    if settings.get("output_dir") == "":
+        yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     yield from out_of_range(settings)
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):

@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
@@ -60,6 +60,24 @@ def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
     raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
 
 
+def check_classes(folder: Path, student: PreTrainedModel) -> None:
+    """Checks that the student of a checkpoint has the same classes as the one that goes on from it.
+
+    Raises:
+        InputError: naming a class that differs.
+    """
+    then = {
+        int(key): name for key, name in (PretrainedConfig.get_config_dict(folder)[0].get("id2label") or {}).items()
+    }
+    now = {int(key): name for key, name in (student.config.id2label or {}).items()}
+    if then and then != now:
+        index = next(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
+        raise InputError(
+            f"{folder}: saved with other classes (class {index} was {then.get(index)!r}, is now {now.get(index)!r}); "
+            "resume with the same ones, or start over: --restart, or resume_from_checkpoint=None"
+        )
+
+
 def load_checkpoint(distiller: Distiller, folder: Path) -> None:
     """Loads student, connectors and losses.
 
@@ -69,6 +87,10 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
     state = {STUDENT + name: value for name, value in read_student_weights(folder).items()}
     if (folder / DISTILLER_FILE).is_file():
         state.update(load_file(folder / DISTILLER_FILE))
+    if wrong := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(
+            f"{folder}: expected finite weights, got inf or NaN in {', '.join(wrong[:5])}; use another one"
+        )
     result = distiller.load_state_dict(state, strict=False)
     tied = set(distiller.student.all_tied_weights_keys or ())
     missing = [key for key in result.missing_keys if key.removeprefix(STUDENT) not in tied]

@@ -1,7 +1,7 @@
 """Checks and defaults of the trainer's arguments, before any module is built."""
 
 import re
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,25 +84,6 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
     if args.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
     return distiller.to(memory_format=torch.channels_last) if args.channels_last else distiller
-
-
-def first_image_size(seed: int, *datasets: Any) -> tuple[int, int]:
-    """(height, width) of the first image, or 224 x 224 without one; used to measure strides and channels.
-
-    Its augmentation depends on the seed alone, so that a resumed run measures and pairs levels as before.
-    """
-    for dataset in datasets:
-        if dataset is None or isinstance(dataset, dict):
-            continue
-        # Iterable data sets have a `__getitem__` too; it only raises.
-        streamed = not isinstance(dataset, Sized)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sample = next(iter(dataset), None) if streamed else dataset[0]
-        if sample is not None and "pixel_values" in sample:
-            height, width = sample["pixel_values"].shape[-2:]
-            return int(height), int(width)
-    return 224, 224
 
 
 def input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:

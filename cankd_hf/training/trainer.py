@@ -21,6 +21,7 @@ from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.evaluation import EvaluationMixin
+from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
 from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
@@ -31,7 +32,6 @@ from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
-    first_image_size,
     input_stats,
     logits_shape,
     named_teachers,
@@ -42,7 +42,7 @@ from cankd_hf.training.setup import (
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
     Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
@@ -105,7 +105,8 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
         if kwargs.get("processing_class") is None:
             # Saved with the student: pipelines read the image normalisation from it.
             kwargs["processing_class"] = self.task.image_processor(DataConfig(image_mean=mean, image_std=std))
-        image_size = first_image_size(args.seed, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator") is not None)
+        image_size = self.first.at(kwargs, args, objective.task_weight)
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         # New connectors get the same initial weights whatever random numbers were drawn before.
         torch.manual_seed(args.seed)
@@ -123,7 +124,8 @@ class CanKDTrainer(EvaluationMixin, CheckpointMixin, StudentHubMixin):
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
-        self.add_callback(GracefulStopCallback())
+        self.graceful = GracefulStopCallback()
+        self.add_callback(self.graceful)
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)

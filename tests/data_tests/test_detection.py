@@ -126,7 +126,7 @@ def test_a_set_of_corners_stops(make_set: Make) -> None:
     ("box", "label", "expected"),
     [
         ([1, 2, -3, 4], 0, "train/0.png box 1 [1, 2, -3, 4]: expected a width and a height above 0, got -3 x 4"),
-        ([1, 2, 3, 0], 0, "got 3 x 0"),
+        ([1, 2, 3, -1], 0, "got 3 x -1"),
         (
             [1, 2, float("nan"), 4],
             0,

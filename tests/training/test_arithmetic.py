@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import SwinConfig
 
 from cankd_hf.errors import InputError
+from cankd_hf.training.checkpoint_files import LIST_FILE
 from tests.processes import run_two
 
 from .detector_trainers import STUDENTS, detector_trainer, scores
@@ -184,6 +185,7 @@ def test_resuming_with_another_teacher_or_other_terms_is_refused(tmp_path: Path)
         trainer(tmp_path / "c", terms=terms(loss="instance_mse", options={})).train(resume_from_checkpoint=checkpoint)
     extra = load_file(tmp_path / "a" / "checkpoint-1" / "model.safetensors")
     save_file({**extra, "surplus": torch.zeros(1)}, tmp_path / "a" / "checkpoint-1" / "model.safetensors")
+    (tmp_path / "a" / "checkpoint-1" / LIST_FILE).unlink()  # as an earlier version left it
     with pytest.raises(InputError, match="surplus"):
         trainer(tmp_path / "d").train(resume_from_checkpoint=checkpoint)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cankd_hf.errors import InputError
+
 META = "meta"
 
 
@@ -55,7 +57,17 @@ class BatchCollator:
         known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
         metas = [sample.pop(META) if isinstance(sample.get(META), tuple) else (-1, 0) for sample in known]
         known = [{**item, META: own[0]} if own else item for item, (_, _, *own) in zip(known, metas, strict=True)]
-        inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
+        try:
+            inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
+        except (RuntimeError, ValueError, TypeError) as error:
+            shapes = {str(list(getattr(sample.get("pixel_values"), "shape", ()))) for sample in known}
+            if len(shapes) < 2 or isinstance(error, InputError):
+                raise
+            said = f"{', '.join(sorted(shapes))}: {' '.join(str(error).split())[:200]}"
+            raise InputError(
+                f"data_collator: expected images that it puts into one batch, got the shapes {said}; resize or pad "
+                "them alike"
+            ) from error
         meta = {
             "sample": torch.tensor([sample for sample, *_ in metas]),
             "view": torch.tensor([view for _, view, *_ in metas]),

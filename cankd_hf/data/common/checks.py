@@ -13,12 +13,12 @@ import numpy as np
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import Source, Sources, StreamSource
-from cankd_hf.data.common.decode import Unusable, WrongLabels
+from cankd_hf.data.common.decode import Unlabelled, Unusable, WrongLabels
+from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-SHOWN = 20  # problems listed one by one; the rest is counted
 LONG = 200  # number of images from which progress is shown
 
 
@@ -32,6 +32,7 @@ class Report:
     checked: int = 0  # number of images checked
     # file -> the parts of its label that are left out, and why
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    empty: dict[str, list[str]] = field(default_factory=dict)  # the same for parts without content
 
 
 @dataclass
@@ -45,6 +46,7 @@ class _Finding:
     label: Summary | None = None
     problem: str = ""
     fatal: bool = False
+    bare: bool = False  # it has no label, which is no fault of it
 
 
 def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] | None) -> Report:
@@ -59,11 +61,12 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
     findings = list(_look_at_all(config, sources))
     report.checked = len(findings)
     bad = [finding for finding in findings if finding.problem]
-    if fatal := [finding for finding in bad if finding.fatal or config.on_error == "stop"]:
+    if fatal := [finding for finding in bad if finding.fatal or (config.on_error == "stop" and not finding.bare)]:
         hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
         raise InputError(shortened([finding.problem for finding in fatal]) + hint)
-    lost = {(finding.role, finding.index) for finding in bad}
-    report.skipped = {finding.name: finding.problem for finding in bad}
+    bare = {(finding.role, finding.index): finding for finding in [*bad, *_unlabelled(sources)] if finding.bare}
+    lost = {(finding.role, finding.index) for finding in bad} | bare.keys()
+    report.skipped = {finding.name: finding.problem for finding in [*bad, *bare.values()]}
     for role, (source, indices) in sources.items():
         if isinstance(source, StreamSource):
             continue
@@ -74,7 +77,11 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
             )
     report.warnings = _same_pictures(findings)
     _review_labels(findings, report, class_names or {})
-    for problem in shortened([*report.skipped.values(), *itertools.chain(*report.dropped.values())]):
+    if bare:
+        name = next(iter(bare.values())).name
+        logger.warning("data: %d images without a mask are skipped, first %s", len(bare), name)
+    faults = [finding.problem for finding in bad if not finding.bare]
+    for problem in shortened([*faults, *itertools.chain(*report.dropped.values())]):
         logger.warning("skipped: %s", problem)
     for warning in report.warnings:
         logger.warning("data: %s", warning)
@@ -94,6 +101,17 @@ def _look_at_all(config: DataConfig, sources: Sources) -> Iterator[_Finding]:
         return
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from _with_progress(pool.map(lambda item: _look(*item), todo), len(todo))
+
+
+def _unlabelled(sources: Sources) -> Iterator[_Finding]:
+    """The images of folders without a label where each needs one, whether they are looked at or not."""
+    for role, (source, indices) in sources.items():
+        known = set(getattr(source, "unlabelled", ()))
+        for index in indices if known else ():
+            if index in known:
+                assert not isinstance(source, StreamSource)
+                name = source.name(index)
+                yield _Finding(role, index, name, problem=f"{name}: the metadata give it no mask", bare=True)
 
 
 def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Finding]:
@@ -117,7 +135,7 @@ def _look(role: str, source: Source, index: int) -> _Finding:
         sample = source.load(index)
     except (Unusable, WrongLabels) as problem:
         finding.problem = str(problem)
-        finding.fatal = isinstance(problem, WrongLabels)
+        finding.fatal, finding.bare = isinstance(problem, WrongLabels), isinstance(problem, Unlabelled)
         return finding
     finding.name = sample.name
     finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
@@ -132,6 +150,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     if not labels:
         return
     report.dropped = {finding.name: list(label.dropped) for finding, label in labels if label.dropped}
+    report.empty = {finding.name: list(label.empty) for finding, label in labels if label.empty}
     doubtful = [finding.name for finding, label in labels if label.doubtful]
     noun, review = labels[0][1].noun, labels[0][1].review
     reviewed = review(doubtful, sum(label.counted for _, label in labels), class_names)
@@ -156,10 +175,3 @@ def _same_pictures(findings: list[_Finding]) -> list[str]:
         f"{len(names)} pictures of the {second} split are also in the {one} split, first {names[0]}"
         for (one, second), names in pairs.items()
     ]
-
-
-def shortened(problems: list[str]) -> list[str]:
-    """The first problems, and the number of the others."""
-    if len(problems) <= SHOWN:
-        return problems
-    return [*problems[:SHOWN], f"... and {len(problems) - SHOWN} more of {len(problems)}"]

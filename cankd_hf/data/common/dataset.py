@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from cankd_hf.data.common.decode import Sample, Unusable
+from cankd_hf.data.common.decode import Sample, Unusable, is_left_out
 
 logger = logging.getLogger(__name__)
 Transform = Callable[[torch.Tensor, Any], dict[str, Any]]
@@ -68,7 +68,7 @@ class ImageDataset(Dataset):
         try:
             sample = self.raw(index)
         except Unusable as problem:
-            if self.on_error != "skip":
+            if not is_left_out(problem, self.on_error):
                 raise
             sample = self._stand_in(index, problem)
         return self.transform(sample.image, sample.label)

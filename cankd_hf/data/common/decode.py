@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
+from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.targets import Mask, Target
 from cankd_hf.errors import InputError
@@ -27,6 +28,7 @@ class Sample(NamedTuple):
     image: torch.Tensor  # [3, H, W], uint8, upright
     target: Target | None  # its label, such as a `Mask`; None without labels
     name: str  # file name or place, for messages
+    dropped: tuple[str, ...] = ()  # parts of its label that were left out, and why
 
     @property
     def label(self) -> Any:
@@ -42,8 +44,17 @@ class Unusable(InputError):
     """One image or mask that cannot be used; with `data.on_error: skip` it is left out."""
 
 
+class Unlabelled(Unusable):
+    """One image without a label where each needs one; it is left out and counted, whatever `data.on_error` says."""
+
+
 class WrongLabels(InputError):
     """A mask or a box whose labels are invalid: an error of the whole data set, never skipped."""
+
+
+def is_left_out(problem: Unusable, on_error: str) -> bool:
+    """Whether an image with this problem is left out, rather than stopping the run."""
+    return on_error == "skip" or isinstance(problem, Unlabelled)
 
 
 @dataclass
@@ -101,6 +112,10 @@ class Decoder:
 
     def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
         """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`."""
+        problem = not_a_file(data) if isinstance(data, Path) else None
+        if problem:  # before it is opened: a FIFO would wait for a writer, a device never ends
+            missing = "the file does not exist" if problem == "no file" else f"expected an image file, got {problem}"
+            raise Unusable(f"{name}: {missing}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -114,8 +129,6 @@ class Decoder:
                     )
                 picture.load()
             return ImageOps.exif_transpose(picture) if upright else picture
-        except FileNotFoundError:
-            raise Unusable(f"{name}: the file does not exist") from None
         except Image.DecompressionBombError as error:
             raise Unusable(f"{name}: {error}") from None
         except InputError:
@@ -134,6 +147,13 @@ class Decoder:
                 "save indices, or give the colour of each class as `palette` in the labels file"
             )
         codes = (colours.astype(np.int32) * np.array([65536, 256, 1])).sum(-1)
+        if len(set(self.palette.values())) < len(self.palette):
+            twice = next(colour for colour in self.palette.values() if list(self.palette.values()).count(colour) > 1)
+            alike = " and ".join(f"palette.{label}" for label, colour in self.palette.items() if colour == twice)
+            raise WrongLabels(
+                f"{name}: expected a colour of its own for each class, as the mask is an RGB picture, got {twice} for "
+                f"{alike} of the labels file; save indices"
+            )
         known = {red * 65536 + green * 256 + blue: label for label, (red, green, blue) in self.palette.items()}
         known.setdefault(0, -1)
         found, positions = np.unique(codes, return_inverse=True)
@@ -191,9 +211,13 @@ def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:
 
 def _why_broken(data: Data, error: Exception) -> str:
     """The reason in words: empty, a Git LFS pointer, a web page, or the decoder's message."""
-    head = data[:200] if isinstance(data, bytes) else data.read_bytes()[:200] if data.is_file() else None
-    if head is None:
-        return "no file"
+    if isinstance(error, OSError) and error.strerror:  # no permission, a disk that fails
+        return error.strerror
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            head = file.read(200)
+    else:
+        head = data[:200]
     if not head:
         return "an empty file"
     if head.startswith(b"version https://git-lfs"):

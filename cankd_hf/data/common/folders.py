@@ -5,14 +5,15 @@ columns in the order of the keys (5.2.0): with the mask named first it silently 
 """
 
 import csv
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from cankd_hf.data.common.decode import Decoder, Sample
+from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled
+from cankd_hf.data.common.files import outside, parse, path_problem, read_lines, relative_to, shortened, shown
 from cankd_hf.errors import InputError
 
 SPLIT_NAMES = {
@@ -44,10 +45,11 @@ class Row:
 
 @dataclass(eq=False)
 class FolderSource:
-    """Samples of a local folder; `decoder` reads its `rows`."""
+    """Samples of a local folder; `decoder` reads its `rows`, of which each needs a mask if they are `masked`."""
 
     rows: list[Row]
     decoder: Decoder
+    masked: bool = field(default=False, kw_only=True)
     generated = False
 
     def __len__(self) -> int:
@@ -56,8 +58,15 @@ class FolderSource:
     def name(self, index: int) -> str:
         return self.rows[index].name
 
+    @property
+    def unlabelled(self) -> list[int]:
+        """Indices of the images without a mask, where they need one."""
+        return [index for index, row in enumerate(self.rows) if self.masked and row.mask is None]
+
     def load(self, index: int) -> Sample:
         row = self.rows[index]
+        if self.masked and row.mask is None:
+            raise Unlabelled(f"{row.name}: the metadata give it no mask")
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 
@@ -65,7 +74,11 @@ def split_folders(root: Path) -> dict[str, Path]:
     """Canonical split name -> folder; a folder without split folders is one `train` split. Raises InputError if two
     folders are the same split."""
     found: dict[str, Path] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    try:
+        folders = sorted(path for path in root.iterdir() if os.path.isdir(path))
+    except OSError as error:
+        raise InputError(f"data.path: expected a folder that can be read, got {root}: {error.strerror}") from None
+    for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
         if split is None:
             continue
@@ -91,7 +104,12 @@ def read_split(
                 f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
                 "without it the mask of each image is unknown"
             )
-        return [Row(relative_to(path, root), path) for path in _image_files(folder)], []
+        files = _image_files(folder)
+        if problems := outside(root, files):
+            raise InputError(shortened(problems))
+        return [Row(relative_to(path, root), path) for path in files], []
+    if problems := outside(root, [metadata]):
+        raise InputError(problems)
     lines = list(_read_lines(metadata))
     if base == root and folder != root:
         lines = [line for line in lines if str(line[1].get("file_name", "")).split("/")[0] == folder.name]
@@ -104,17 +122,19 @@ def read_split(
     rows = []
     for number, line in lines:
         place = f"{relative_to(metadata, root)} line {number}"
-        keys = [image_key] if mask_key is None else [image_key, mask_key]
-        wrong = [path_problem(place, key, line) for key in keys]
+        # null, or an empty cell of a csv file: an image without a mask
+        bare = mask_key is None or (mask_key in line and line[mask_key] in (None, ""))
+        wrong = [path_problem(place, key, line) for key in [image_key, *([] if bare else [mask_key])] if key]
         if any(wrong):
             problems += [problem for problem in wrong if problem]
             continue
         image = base / line[image_key]
-        mask = None if mask_key is None else base / line[mask_key]
+        mask = None if bare or mask_key is None else base / line[mask_key]
         kept = {key: line[key] for key in keep if key in line}
         rows.append(Row(relative_to(image, root), image, mask, "" if mask is None else relative_to(mask, root), kept))
+    problems += outside(root, [path for row in rows for path in (row.image, row.mask) if path is not None])
     if problems:
-        raise InputError(problems)
+        raise InputError(shortened(problems))
     return rows, _notices(root, folder, metadata, rows)
 
 
@@ -138,27 +158,27 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
     """The metadata file of a split, if any, and the folder that its paths are relative to."""
     for base in dict.fromkeys([folder, root]):
         for name in ("metadata.jsonl", "metadata.csv"):
-            if (base / name).is_file():
+            if os.path.lexists(base / name):
                 return base / name, base
     return None, folder
 
 
 def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and content of each entry."""
-    try:
-        text = metadata.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{metadata}: expected UTF-8 text, got {error}") from None
+    lines = read_lines(metadata)
     if metadata.suffix == ".csv":
-        yield from enumerate(csv.DictReader(text.splitlines()), start=2)
+        try:
+            for number, entry in enumerate(csv.DictReader(lines), start=2):
+                if None in entry:
+                    raise InputError(f"{metadata} line {number}: expected as many values as columns, got more")
+                yield number, entry
+        except csv.Error as error:
+            raise InputError(f"{metadata}: expected a csv file, got one that does not parse: {error}") from None
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{metadata} line {number}: not valid json: {error}") from None
+        entry = parse(line, f"{metadata} line {number}:")
         if not isinstance(entry, dict):
             raise InputError(f"{metadata} line {number}: expected an object like {EXAMPLE}, got {line.strip()[:60]}")
         yield number, entry
@@ -176,7 +196,7 @@ def _type_changes(metadata: Path, lines: list[tuple[int, dict[str, Any]]]) -> li
             problems.setdefault(
                 key,
                 f"{metadata} line {number}: expected column {key!r} to hold a {first[key][1]} as in line "
-                f"{first[key][0]}, got a {kind}: {value!r}; write one type, or drop the column",
+                f"{first[key][0]}, got a {kind}: {shown(value)}; write one type, or drop the column",
             )
     return list(problems.values())
 
@@ -200,18 +220,9 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
         if named or len(others) == 1:
             return (named or others)[0]
     wanted = "a key `mask_file_name`" if column == "auto" else f"a key `{_key_of(column, lines)}`"
-    raise InputError(f"{metadata}: expected {wanted} with the mask of each image, got the keys {keys}; see {EXAMPLE}")
-
-
-def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
-    """The problem with the path under a key, if any."""
-    value = line.get(key)
-    if not isinstance(value, str) or not value:
-        return f"{place}: expected the key {key!r} with a file name, got the keys {list(line)}"
-    windows, posix = PureWindowsPath(value), PurePosixPath(value)
-    if posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        return f"{place}: expected a relative path without `..` inside the data folder, got {key} = {value!r}"
-    return None
+    raise InputError(
+        f"{metadata}: expected {wanted} with the mask of each image, got the keys {shown(keys)}; see {EXAMPLE}"
+    )
 
 
 def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[str]:
@@ -246,8 +257,3 @@ def _image_files(folder: Path, masks: bool = False) -> list[Path]:
             continue
         files.append(path)
     return files
-
-
-def relative_to(path: Path, root: Path) -> str:
-    """Name of a file in the data folder; the whole path of one outside."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,13 +1,20 @@
 """Class names, colours and the void label of a data set."""
 
 import colorsys
-import json
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.files import LABELS_LIMIT, printable, read_json, shortened, shown
 from cankd_hf.errors import InputError
+
+KEYS = ("id2label", "palette", "ignore_index", "reduce_labels", "num_labels", "label2id")
+VOID = 255  # the usual label of void
+VOID_NAME = re.compile("void|ignore|unlabel|unknown|undefined|background|none|other|care", re.IGNORECASE)
 
 
 @dataclass
@@ -19,6 +26,12 @@ class Labels:
     reduce_labels: bool = False  # label 0 of the masks is void, the classes begin at 1
     # colours of the data set itself; empty if it has none
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)  # the set's own id of each class; empty: 0..K-1 too
+
+    @property
+    def own_ids(self) -> list[int]:
+        """The set's own id of each class, in the order of the classes."""
+        return self.ids or list(self.id2label)
 
     def check_names(self, config: DataConfig, example: str) -> None:
         """Raises InputError if no class has a name."""
@@ -38,58 +51,158 @@ class Labels:
         return result
 
 
-def read_labels(config: DataConfig, file: Path | None, class_names: list[str] | None = None) -> Labels:
-    """Combine the labels file, else the names in the data set's features, with the recipe's settings, which win.
-    Raises InputError if the file cannot be read, or names and ids do not match."""
+def read_labels(
+    config: DataConfig, file: Path | None, class_names: Sequence[str] | None = None, masks: bool = True
+) -> Labels:
+    """Combine the labels file, else the names in the data set's features, with the recipe's settings.
+
+    With `masks`, labels are values of pixels: the ids are 0..K-1, beside which void has its own. Without, they are
+    numbers of categories, which may have gaps.
+
+    Raises:
+        InputError: if the file cannot be read, or settings contradict each other; it names both places.
+    """
+    content: dict[str, Any] = {}
+    place = "the data set"
     if file is not None:
-        labels = _read_file(file, config.ignore_index)
-        labels.reduce_labels = labels.reduce_labels or config.reduce_labels
+        content, place = _content(file), str(file)
+        names, palette = _names(content, place), _palette(content, place)
     else:
-        void = 255 if config.ignore_index is None else config.ignore_index
-        labels = Labels(dict(enumerate(class_names or [])), void, config.reduce_labels)
+        names, palette = dict(enumerate(class_names or [])), {}
+    problems = list(_contradictions(config, content, place, names, masks))
+    if problems:
+        raise InputError(shortened(problems))
     if config.num_labels is not None:
-        if labels.id2label and len(labels.id2label) != config.num_labels:
-            raise InputError(
-                f"data.num_labels: expected {len(labels.id2label)} as named by {file or 'the data set'}, "
-                f"got {config.num_labels}; drop data.num_labels"
-            )
-        labels.id2label = labels.id2label or {index: f"class_{index}" for index in range(config.num_labels)}
-    return labels
+        names = names or {index: f"class_{index}" for index in range(config.num_labels)}
+    if not masks:
+        ids = sorted(names.keys() - {content.get("ignore_index")})
+        known = {index: names[key] for index, key in enumerate(ids)}
+        return Labels(known, palette={index: palette[key] for index, key in enumerate(ids) if key in palette}, ids=ids)
+    void, source = _void(config, content, place)
+    classes = sorted(names)
+    said = f"{place if file or class_names else 'data.num_labels'} names the classes {_range(classes)}"
+    if void in names and config.num_labels != len(names):  # named too, beside the classes
+        classes.remove(void)
+    if void in range(len(classes)) or (void in names and void == len(classes) and not VOID_NAME.search(names[void])):
+        raise InputError(
+            f"data.ignore_index: expected a label of void outside the classes, as {said}, got {void} by {source}; "
+            "change one of them"
+        )
+    if classes != list(range(len(classes))):
+        raise InputError(
+            f"data.labels: {file}: expected the ids 0..K-1 without a gap (and at most the ignore index "
+            f"{void} beside them, by {source}), got {shown(sorted(names))}"
+        )
+    if strange := sorted(palette.keys() - {*classes, void}):
+        raise InputError(f"data.labels: {place}: palette.{strange[0]}: expected colours of classes only, as {said}")
+    reduced = bool(content.get("reduce_labels", False)) or config.reduce_labels
+    return Labels({key: names[key] for key in classes}, void, reduced, palette)
 
 
-def _read_file(file: Path, ignore_index: int | None) -> Labels:
-    """Read a json file; `ignore_index`, if given, overrides the file's."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"data.labels: expected a json file, got {file}, which does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"data.labels: {file} is not valid json: {error}") from None
+def _content(file: Path) -> dict[str, Any]:
+    """The content of a labels file, as an object with `id2label`."""
+    content = read_json(file, "data.labels", LABELS_LIMIT)
     if isinstance(content, list):
-        content = {"id2label": dict(enumerate(content))}
+        content = {"id2label": {str(index): name for index, name in enumerate(content)}}
     if not isinstance(content, dict):
         raise InputError(f"data.labels: {file}: expected an object with `id2label`, got {type(content).__name__}")
     if "id2label" not in content:
         content = {"id2label": content}
-    try:
-        names = {int(key): str(value) for key, value in content["id2label"].items()}
-        palette = {int(key): _colour(value) for key, value in (content.get("palette") or {}).items()}
-    except (ValueError, TypeError, AttributeError):
+    void = content.get("ignore_index")
+    if void is not None and not _is_int(void, -(2**31), 2**31 - 1):
+        raise InputError(f"data.labels: {file}: ignore_index: expected a whole number, got {shown(void)}")
+    for key in content.keys() - set(KEYS):
+        if near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8):
+            raise InputError(f"data.labels: {file}: {shown(key)}: unknown key; did you mean {near[0]!r}?")
+    return content
+
+
+def _names(content: Mapping[str, Any], place: str) -> dict[int, str]:
+    """The classes of a labels file by their ids there."""
+    given = content["id2label"]
+    numbered = isinstance(given, dict) and all(re.fullmatch(r"-?[0-9]{1,9}", key) for key in given)
+    if not numbered:
         raise InputError(
-            f'data.labels: {file}: expected {{"id2label": {{"0": "sky", ...}}, "palette": {{"0": [9, 9, 9], ...}}}}, '
-            "got keys that are no numbers or colours that are no triples"
-        ) from None
-    void = content.get("ignore_index") if ignore_index is None else ignore_index
-    void = void if isinstance(void, int) else 255
-    classes = sorted(set(names) - {void})
-    if classes != list(range(len(classes))):
-        raise InputError(
-            f"data.labels: {file}: expected the ids 0..K-1 without a gap (and at most the ignore index "
-            f"{void} beside them), got {sorted(names)}"
+            f'data.labels: {place}: expected {{"id2label": {{"0": "sky", ...}}, "palette": {{"0": [9, 9, 9], ...}}}}, '
+            f"got keys that are no numbers: {shown(given)}"
         )
-    return Labels({key: names[key] for key in classes}, void, bool(content.get("reduce_labels", False)), palette)
+    for key, value in given.items():
+        if not isinstance(value, str) or not value.strip() or not printable(value):
+            raise InputError(f"data.labels: {place}: id2label.{key}: expected a name as text, got {shown(value)}")
+    names = {int(key): value for key, value in given.items()}
+    if len(names) < len(given):
+        raise InputError(f"data.labels: {place}: id2label: expected each id once, got {shown(list(given))}")
+    return names
 
 
-def _colour(value: Any) -> tuple[int, int, int]:
-    red, green, blue = (int(part) for part in value)
-    return red, green, blue
+def _palette(content: Mapping[str, Any], place: str) -> dict[int, tuple[int, int, int]]:
+    """The colours of a labels file by the ids there."""
+    given = content.get("palette")
+    if given is None:
+        return {}
+    if isinstance(given, list):
+        given = {str(index): colour for index, colour in enumerate(given)}
+    if not isinstance(given, dict) or not all(re.fullmatch(r"-?[0-9]{1,9}", key) for key in given):
+        raise InputError(f'data.labels: {place}: palette: expected {{"0": [9, 9, 9], ...}}, got {shown(given)}')
+    for key, value in given.items():
+        if not (isinstance(value, list) and len(value) == 3 and all(_is_int(part, 0, 255) for part in value)):
+            raise InputError(
+                f"data.labels: {place}: palette.{key}: expected colours that are triples of 0..255, got {shown(value)}"
+            )
+    return {int(key): (value[0], value[1], value[2]) for key, value in given.items()}
+
+
+def _contradictions(
+    config: DataConfig, content: Mapping[str, Any], place: str, names: Mapping[int, str], masks: bool
+) -> Iterator[str]:
+    """Settings of a labels file that contradict each other, or those of the recipe."""
+    first: dict[str, int] = {}
+    for key, name in names.items():
+        if first.setdefault(name, key) != key:
+            yield (
+                f"data.labels: {place}: id2label.{first[name]} and id2label.{key} have the same name {shown(name)}; "
+                "give each class its own"
+            )
+    void = content.get("ignore_index")
+    if None not in (void, config.ignore_index) and void != config.ignore_index:
+        yield (
+            f"data.ignore_index: expected {void}, the ignore_index of {place}, got {config.ignore_index}; drop one of "
+            "them"
+        )
+    reduced = content.get("reduce_labels", config.reduce_labels)
+    if not isinstance(reduced, bool):
+        yield f"data.labels: {place}: reduce_labels: expected true or false, got {shown(reduced)}"
+    elif config.reduce_labels and not reduced:
+        yield f"data.reduce_labels: expected false, the reduce_labels of {place}, got true; drop one of them"
+    for setting, value in (("reduce_labels", config.reduce_labels or None), ("ignore_index", config.ignore_index)):
+        if not masks and value is not None:
+            yield f"data.{setting}: expected none, as boxes have no label of void, got {value}; drop it"
+    counted = len(names) - (_void(config, content, place)[0] in names)
+    number = content.get("num_labels", counted)
+    if not _is_int(number, 0, 10**9) or (number != counted and number != len(names)):
+        yield f"data.labels: {place}: num_labels: expected {counted}, the number of its id2label, got {shown(number)}"
+    if names and config.num_labels not in (None, counted, len(names)):
+        yield (
+            f"data.num_labels: expected {counted} as named by {place}, got {config.num_labels}; drop data.num_labels"
+        )
+    inverse = content.get("label2id", {name: key for key, name in names.items()})
+    if not isinstance(inverse, dict) or any(inverse.get(name) not in (key, str(key)) for key, name in names.items()):
+        yield f"data.labels: {place}: label2id: expected the opposite of its id2label, got {shown(inverse)}"
+
+
+def _void(config: DataConfig, content: Mapping[str, Any], place: str) -> tuple[Any, str]:
+    """The label of void, and the place that sets it."""
+    if config.ignore_index is not None:
+        return config.ignore_index, "data.ignore_index"
+    if content.get("ignore_index") is not None:
+        return content["ignore_index"], f"ignore_index in {place}"
+    return VOID, "the default of data.ignore_index"
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _range(ids: Sequence[int]) -> str:
+    """Ids in a few words."""
+    return f"{ids[0]}..{ids[-1]}" if len(ids) > 2 and ids == [*range(ids[0], ids[-1] + 1)] else shown(list(ids))

@@ -1,6 +1,7 @@
 """Data sets from a `data:` section: folder, parquet, Hub, stream or generated."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.checks import preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
+from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import StreamDataset, stream_of
@@ -63,7 +65,8 @@ class Folder:
     def source(self, name: str) -> AnySource:
         rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
-        source = FolderSource(rows, make_decoder(self.config, self.labels))
+        masked = self.mask_column is not None
+        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=masked)
         return stream_of(source) if self.config.streaming and rows else source
 
 
@@ -87,12 +90,17 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     path = str(config.path)
     if path == "shapes":
         return _Shapes(config, need_masks)
-    if is_table_path(path) or not Path(path).exists():
+    if is_table_path(path) or not os.path.lexists(path):
         return open_table(config, need_masks)
-    root = Path(path)
-    if not root.is_dir():
-        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
-    return Folder(config, root, need_masks)
+    return Folder(config, folder_at(path), need_masks)
+
+
+def folder_at(path: str) -> Path:
+    """The data folder at an existing path; InputError if it is none."""
+    if not os.path.isdir(path):
+        kind = not_a_file(Path(path)) or f"the file {path}"
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {kind}; it is at {path}")
+    return Path(path)
 
 
 def find_split(wanted: str, names: Sequence[str]) -> str | None:
@@ -185,6 +193,8 @@ def wrap(
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
-    if report.dropped:
-        facts["dropped"] = {"count": sum(map(len, report.dropped.values())), "files": report.dropped}
+    names_of = dict.fromkeys([*report.dropped, *report.empty])
+    left_out = {name: report.dropped.get(name, []) + report.empty.get(name, []) for name in names_of}
+    if left_out:
+        facts["dropped"] = {"count": sum(map(len, left_out.values())), "files": left_out}
     return TaskData(loaded.get("train"), loaded.get("eval"), loaded.get("test"), facts)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from cankd_hf.data.common.dataset import Source, StreamSource, Transform
-from cankd_hf.data.common.decode import Sample, Unusable
+from cankd_hf.data.common.decode import Sample, Unlabelled, Unusable, is_left_out
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -58,17 +58,26 @@ class StreamDataset(IterableDataset):
         return list(itertools.islice(self._samples(), count))
 
     def _samples(self) -> Iterator[Sample]:
-        good = skipped = 0
+        good = skipped = bare = 0
+        dropped: list[str] = []
         for number, row in enumerate(self.rows):
             try:
                 sample = self.source.decode(row, number)
             except Unusable as problem:
-                if self.on_error != "skip":
+                if not is_left_out(problem, self.on_error):
                     raise
                 skipped += 1
-                logger.warning("skipped: %s", problem)
+                bare += isinstance(problem, Unlabelled)
+                if bare <= 1 or not isinstance(problem, Unlabelled):
+                    logger.warning("skipped: %s", problem)
                 continue
             good += 1
+            if sample.dropped and not dropped:
+                logger.warning("data: left out of its label, the first of the stream: %s", sample.dropped[0])
+            dropped += sample.dropped
             yield sample
         if skipped and not good:
             raise InputError(f"data: the stream ended without one usable image, {skipped} were skipped")
+        for count, what in ((bare, "images without a mask"), (len(dropped), "parts of labels")):
+            if count:
+                logger.warning("data: %d %s are left out in this pass over the stream", count, what)

@@ -1,6 +1,8 @@
 """Tables of images, loaded or streamed: parquet files, Hub data sets and `save_to_disk` folders."""
 
 import glob
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import StreamSource
-from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable, make_decoder
+from cankd_hf.data.common.decode import Data, Decoder, Sample, Unlabelled, Unusable, make_decoder
+from cankd_hf.data.common.files import not_a_file, outside, shortened
 from cankd_hf.data.common.folders import MASK_COLUMNS
 from cankd_hf.data.common.labels import read_labels
 from cankd_hf.errors import InputError
@@ -23,11 +26,11 @@ def is_table_path(path: str) -> bool:
     folder = Path(path)
     if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
         return True
-    return _is_saved(folder) or (folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None)
+    return _is_saved(folder) or (os.path.isdir(folder) and next(folder.rglob("*.parquet"), None) is not None)
 
 
 def _is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    return os.path.isfile(folder / "dataset_dict.json") or os.path.isfile(folder / "state.json")
 
 
 @dataclass(eq=False)
@@ -55,6 +58,8 @@ class TableSource:
 
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and label of a row."""
+        if len(self.columns) > 1 and not any((row[self.columns[1]] or {}).values()):
+            raise Unlabelled(f"{self.split}[{index}]: the table gives it no mask")
         image, *mask = (bytes_of(row[column], f"{self.split}[{index}].{column}") for column in self.columns)
         sample = self.decoder.pair(image, mask[0] if mask else None)
         return sample if self.label is None else self.label(sample, row, index)
@@ -102,22 +107,31 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
             tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
             if streaming:
                 tables = {name: table.to_iterable_dataset() for name, table in tables.items()}
-        elif folder.is_dir():
+        elif os.path.isdir(folder):
+            _check_files(sorted(folder.rglob("*.parquet")), folder)
             tables = dict(datasets.load_dataset("parquet", data_dir=path, streaming=streaming))
         elif is_table_path(path):
-            if not glob.glob(path, recursive=True):
+            if not (found := sorted(map(Path, glob.glob(path, recursive=True)))):
                 raise InputError(f"data.path: expected parquet files, found none at {path}")
+            _check_files(found)
             tables = dict(datasets.load_dataset("parquet", data_files=path, streaming=streaming))
         else:
             tables = dict(datasets.load_dataset(path, config.name, revision=config.revision, streaming=streaming))
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of whatever reads it: pyarrow, pandas, fsspec, the Hub, `datasets` itself
         raise InputError(
-            f"data.path: expected a folder, a parquet file or a Hub data set, got {path!r}, which does not open: "
-            f"{type(error).__name__}: {error}"
+            "data.path: expected a folder, a parquet file or a Hub data set, "
+            f"got {path[:200]!r}, which does not open: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
     return _Table(config, tables, need_masks)
+
+
+def _check_files(files: Sequence[Path], folder: Path | None = None) -> None:
+    """Raises InputError for a table that is no regular file, or is outside the folder."""
+    problems = [f"{file}: expected a parquet file, got {problem}" for file in files if (problem := not_a_file(file))]
+    if problems := problems + (outside(folder, files) if folder is not None else []):
+        raise InputError(shortened(problems))
 
 
 def image_columns(config: DataConfig, features: Any, need_masks: bool) -> list[str]:
@@ -165,13 +179,16 @@ def class_names(features: Any) -> list[str] | None:
 def labels_file(config: DataConfig) -> Path | None:
     """The labels file, if any: local, in the data folder, or in the repository of a Hub data set."""
     path = Path(str(config.path))
-    base = path if path.is_dir() else path.parent
+    base = path if os.path.isdir(path) else path.parent
     if config.labels is None:
-        return base / "labels.json" if (base / "labels.json").is_file() else None
+        file = base / "labels.json"
+        if problems := outside(base, [file]):
+            raise InputError(problems)
+        return file if os.path.lexists(file) else None
     for file in (Path(config.labels), base / config.labels):
-        if file.is_file():
+        if os.path.lexists(file):
             return file
-    if path.exists() or is_table_path(str(path)):
+    if os.path.exists(path) or is_table_path(str(path)):
         return Path(config.labels)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -194,7 +211,7 @@ def bytes_of(value: Any, place: str) -> tuple[Data, str]:
         return content, name
     if not path:
         raise Unusable(f"{place}: the row holds no image")
-    if path.startswith(("hf://", "zip://")) and "file:" not in path:
+    if re.match(r"hf://|zip://.*::(hf|https)://", path) and "file:" not in path:
         import fsspec  # type: ignore[import-untyped]
 
         with fsspec.open(path, "rb") as file:

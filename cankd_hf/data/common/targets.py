@@ -16,6 +16,7 @@ class Summary:
     classes: frozenset[int] = frozenset()  # the classes it holds; empty where the targets have none
     noun: str = "image"  # the word for a sample in warnings
     dropped: tuple[str, ...] = ()  # parts of the label that were left out, and why
+    empty: tuple[str, ...] = ()  # parts without content, which are always left out
     warnings: tuple[str, ...] = ()  # notes about the target
     doubtful: bool = False  # unusual in a way that is an error if many samples of the set are
     counted: bool = True  # the check for `doubtful` applies to it

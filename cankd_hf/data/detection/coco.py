@@ -1,12 +1,23 @@
 """COCO json: categories, images, and their objects with crowds, gaps in the ids and repeated ids."""
 
-import json
+import os
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cankd_hf.data.common.folders import Row, path_problem, relative_to
+from cankd_hf.data.common.files import (
+    COCO_LIMIT,
+    outside,
+    path_problem,
+    printable,
+    read_json,
+    relative_to,
+    shortened,
+    shown,
+)
+from cankd_hf.data.common.folders import Row
 from cankd_hf.data.detection.objects import Annotation, read_annotation
 from cankd_hf.errors import InputError
 
@@ -47,11 +58,10 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
+    if linked := outside(root, [file]):
+        raise InputError(linked)
     content = _content(file, place)
-    categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    if len(categories) != len(content["categories"]):
-        raise InputError(f"{place}: expected categories with an id of their own, got one id twice")
-    categories = dict(sorted(categories.items()))
+    categories = _categories(content["categories"], place)
     classes = {number: index for index, number in enumerate(categories)}
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
@@ -60,25 +70,28 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     annotations: list[Annotation] = []
     warnings = _repeated(place, content["annotations"])
     base = _image_folder(root, split, content["images"])
-    problems = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    named = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    problems = [problem for problem in named if problem]
     counts = Counter(image.get("id") for image in content["images"])
     problems += [
-        f"{place}: expected an image id once, got {key} {count} times" for key, count in counts.items() if count > 1
+        f"{place}: expected an image id once, got {shown(key)} {count} times"
+        for key, count in counts.items()
+        if count > 1
     ]
     strange = [entry for key, value in entries.items() if key not in counts for entry in value]
     if strange:
         text = (
-            f"{place}: {len(strange)} annotations belong to no image, first id {strange[0].get('id')} with image_id "
-            f"{strange[0].get('image_id')}"
+            f"{place}: {len(strange)} annotations belong to no image, first id {shown(strange[0].get('id'))} with "
+            f"image_id {shown(strange[0].get('image_id'))}"
         )
         (warnings if skip else problems).append(text)
-    if found := [problem for problem in problems if problem]:
-        raise InputError(found)
+    if problems := problems or outside(root, [base / image["file_name"] for image in content["images"]]):
+        raise InputError(shortened(problems))
     for image in content["images"]:
         path = base / image["file_name"]
         name = relative_to(path, root)
         size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
-        number = image["id"] if isinstance(image["id"], int) else len(rows)
+        number = image["id"] if isinstance(image["id"], int) and 0 <= image["id"] < 2**63 else len(rows)
         rows.append(Row(name, path))
         annotations.append(read_annotation(entries[image["id"]], name, classes, "xywh", number, size))
     return CocoSplit(rows, annotations, categories, warnings)
@@ -93,30 +106,54 @@ def _matching(root: Path, pattern: str) -> dict[str, Path]:
 
 def _content(file: Path, place: str) -> dict[str, Any]:
     """The parsed file, its three lists checked."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: not valid json: {error}") from None
+    content = read_json(file, place, COCO_LIMIT)
     if not isinstance(content, dict):
         raise InputError(f"{place}: expected COCO json, an object with images, annotations and categories")
     content.setdefault("annotations", [])  # the files of test splits have none
     for key, needed in REQUIRED_KEYS.items():
         entries = content.get(key)
         if not isinstance(entries, list):
-            raise InputError(f"{place}: expected COCO json with a list of {key}, got the keys {list(content)}")
+            raise InputError(f"{place}: expected COCO json with a list of {key}, got the keys {shown(list(content))}")
         bad = [n for n, entry in enumerate(entries) if not isinstance(entry, dict) or needed - set(entry)]
         if bad:
             wanted = " and ".join(sorted(needed))
-            raise InputError(f"{place}: expected {wanted} in all {key}, got {str(entries[bad[0]])[:80]} at {bad[0]}")
+            raise InputError(f"{place}: expected {wanted} in all {key}, got {shown(entries[bad[0]])} at {bad[0]}")
+        ids = needed & {"id", "image_id"}
+        bad = [
+            n for n, entry in enumerate(entries) if not all(isinstance(entry[name], int | float | str) for name in ids)
+        ]
+        if bad:
+            wanted = " and ".join(sorted(ids))
+            said = f"{shown(entries[bad[0]])} at {bad[0]}"
+            raise InputError(f"{place}: expected {wanted} of all {key} as a number or text, got {said}")
     return content
+
+
+def _categories(entries: list[dict[str, Any]], place: str) -> dict[int, str]:
+    """Id and name of each category, by ascending id."""
+    found: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for entry in entries:
+        key, name = entry["id"], entry["name"]
+        if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(key).removesuffix(".0")):
+            raise InputError(f"{place}: expected a whole number as id of each category, got {shown(entry)}")
+        if not isinstance(name, str) or not name.strip() or not printable(name):
+            raise InputError(f"{place}: expected a name as text for each category, got {shown(entry)}")
+        number = int(float(key))
+        if number in found or name in ids:
+            twice = f"id {number}" if number in found else f"name {shown(name)} (ids {ids[name]} and {number})"
+            raise InputError(f"{place}: expected categories with an id and a name of their own, got the {twice} twice")
+        found[number], ids[name] = name, number
+    return dict(sorted(found.items()))
 
 
 def _repeated(place: str, annotations: list[dict[str, Any]]) -> list[str]:
     """A warning about repeated annotation ids, where other tools keep only the last box."""
-    repeated = {key: count for key, count in Counter(entry.get("id") for entry in annotations).items() if count > 1}
-    repeated.pop(None, None)
+    numbers = (entry.get("id") for entry in annotations)
+    repeated = Counter(number for number in numbers if isinstance(number, int | float | str))
+    repeated = Counter({key: count for key, count in repeated.items() if count > 1})
     return [
-        f"{place}: {len(repeated)} annotation ids are repeated, first {key} ({count} times); all their boxes "
+        f"{place}: {len(repeated)} annotation ids are repeated, first {shown(key)} ({count} times); all their boxes "
         "are used here, tools that go by the id keep one of each: renumber them"
         for key, count in list(repeated.items())[:1]
     ]
@@ -126,4 +163,4 @@ def _image_folder(root: Path, split: str, images: list[dict[str, Any]]) -> Path:
     """The folder of the first image; the usual one if the image is in none."""
     name = images[0]["file_name"] if images and isinstance(images[0]["file_name"], str) else ""
     bases = [root / folder.format(split=split) for folder in FOLDERS]
-    return next((base for base in bases if name and (base / name).is_file()), bases[0])
+    return next((base for base in bases if name and os.path.isfile(base / name)), bases[0])

@@ -1,14 +1,16 @@
 """Loads detection data sets: imagefolder with `objects`, COCO json, and tables of the Hub or parquet."""
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.checks import shortened
-from cankd_hf.data.common.dataset import AnySource, Sources
+from cankd_hf.data.common.dataset import AnySource, ImageDataset, Sources
 from cankd_hf.data.common.decode import Sample, Unusable, WrongLabels, make_decoder
+from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.sources import (
@@ -18,6 +20,7 @@ from cankd_hf.data.common.sources import (
     TaskData,
     by_role,
     find_split,
+    folder_at,
     open_set,
     split_of,
     wrap,
@@ -28,6 +31,7 @@ from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.data.detection.objects import (
     CATEGORY_KEYS,
+    NO_AREA,
     Annotation,
     Categories,
     fit_to_image,
@@ -37,6 +41,8 @@ from cankd_hf.data.detection.objects import (
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
 from cankd_hf.errors import InputError
 
+logger = logging.getLogger(__name__)
+LOOKED_AT = 1000  # rows of a stream among which a box is expected
 EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
 
 
@@ -56,22 +62,27 @@ def load_detection(
     """Open, check and transform a detection set; the arguments are those of `load_segmentation`.
 
     With `on_error: stop`, an image with an unusable box stops the run. With `skip` that box is left out, or the image
-    if no box remains; what is left out is named and counted. Unknown categories always stop. Raises InputError for a
-    set that does not exist, lacks a split or class names, or holds unusable images or boxes.
+    if no box remains; what is left out is named and counted. Boxes without area are always left out, and counted.
+    Unknown categories always stop. Raises InputError for a set that does not exist, lacks a split or class names,
+    holds unusable images or boxes, or has a split without a single box.
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
     if need_labels:
         catalog.labels.check_names(config, "cat")
     sources = by_role(config, catalog, splits)
-    if need_labels:
-        _check_annotations(config, sources)
+    empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
-    if "dropped" in data.facts:
-        data.facts["dropped_boxes"] = data.facts.pop("dropped")
-    id2label = catalog.labels.id2label
-    category_ids = list(catalog.categories if isinstance(catalog, _Coco) else id2label)
+    if need_labels:
+        _check_boxes(config, data)
+    dropped = empty | data.facts.pop("dropped", {"files": {}})["files"]
+    if dropped:
+        data.facts["dropped_boxes"] = {"count": sum(map(len, dropped.values())), "files": dropped}
+    areas = [text for texts in dropped.values() for text in texts if NO_AREA in text]
+    if areas:
+        logger.warning("data: %d boxes without area are dropped, first %s", len(areas), areas[0])
+    id2label, category_ids = catalog.labels.id2label, catalog.labels.own_ids
     data.facts["category_ids"] = category_ids
     data.collate = detection_collate
     return DetectionData(**vars(data), id2label=id2label, category_ids=category_ids)
@@ -100,14 +111,15 @@ def with_objects(sample: Sample, annotation: Annotation, skip: bool) -> Sample:
         problems.append(wrong_size)
     if problems:
         raise Unusable(problems)
-    return sample._replace(target=objects)
+    return sample._replace(target=objects, dropped=objects.dropped + objects.empty)
 
 
 class _ObjectFolder(Folder):
     """A local folder with `objects` in its metadata."""
 
     def __init__(self, config: DataConfig, root: Path) -> None:
-        super().__init__(config, root, need_masks=True)
+        super().__init__(config, root, need_masks=False)
+        self.labels = read_labels(config, labels_file(config), masks=False)
         self.categories = _categories(self.labels)
 
     def source(self, name: str) -> AnySource:
@@ -116,10 +128,16 @@ class _ObjectFolder(Folder):
         keep = (column, "image_id", "width", "height")
         rows, warnings = read_split(self.root, folder, config.image_column, None, keep)
         self.warnings += warnings
-        if bare := [row.name for row in rows if column not in row.values]:
+        bare = [row.name for row in rows if row.values.get(column) is None]
+        if bare and not any(column in row.values for row in rows):
             raise InputError(
                 f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
                 f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
+            )
+        if bare:
+            self.warnings.append(
+                f"{len(bare)} of {len(rows)} images of {folder.name} have no {column}, first {bare[0]}; they count as "
+                "images without a box"
             )
         annotations = [
             _read_row(config, self.categories, column, row.values, number, row.name) for number, row in enumerate(rows)
@@ -139,7 +157,8 @@ class _Coco:
         first = next((name for name in named if name), next(iter(files)))
         self._read: dict[str, CocoSplit] = {}
         self.categories = self._split(first).categories
-        self.labels = read_labels(config, None, list(self.categories.values()))
+        self.labels = read_labels(config, None, list(self.categories.values()), masks=False)
+        self.labels.ids = list(self.categories)
 
     def names(self) -> list[str]:
         return list(self.files)
@@ -173,7 +192,7 @@ class _ObjectTable:
                 f"data.objects_column: expected a column of {config.path}, which has {list(features)}, "
                 f"got {self.column!r}; name the one with the boxes"
             )
-        self.labels = read_labels(config, labels_file(config), _class_names(features[self.column]))
+        self.labels = read_labels(config, labels_file(config), _class_names(features[self.column]), False)
         self.categories = _categories(self.labels)
 
     def names(self) -> list[str]:
@@ -187,6 +206,11 @@ class _ObjectTable:
             annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
             return with_objects(sample, annotation, config.on_error == "skip")
 
+        rows = self.opened.tables[name].select_columns([self.column, *beside])
+        rows = rows.take(LOOKED_AT) if config.streaming else rows
+        notes = (_read_row(config, self.categories, self.column, row, 0, name) for row in rows)
+        if not _any_box(notes):
+            raise InputError(_no_box(config, name))
         return self.opened.source(name, [self.column, *beside], label)
 
 
@@ -195,13 +219,11 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     path = str(config.path)
     if path == "shapes":
         raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects only have masks")
-    root = Path(path)
-    if is_table_path(path) or not root.exists():
+    if is_table_path(path) or not os.path.lexists(path):
         return _ObjectTable(config)
-    if not root.is_dir():
-        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got the file {path}")
+    root = folder_at(path)
     folders = [root, *split_folders(root).values()]
-    described = any((folder / "metadata.jsonl").is_file() for folder in folders)
+    described = any(os.path.lexists(folder / "metadata.jsonl") for folder in folders)
     if (config.annotations != "auto" or not described) and (files := coco_files(root, config.annotations)):
         return _Coco(config, root, files, roles)
     return _ObjectFolder(config, root)
@@ -209,7 +231,12 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
 
 def _annotated(config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels) -> AnySource:
     source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip")
-    return stream_of(source) if config.streaming and rows else source
+    if not config.streaming or not rows:
+        return source
+    _check_annotations(config, {"": (source, range(len(rows)))})
+    if not _any_box(annotations):
+        raise InputError(_no_box(config, f"the split of {rows[0].name}"))
+    return stream_of(source)
 
 
 def _read_row(
@@ -218,24 +245,52 @@ def _read_row(
     """The objects in a line of metadata or a row of a table."""
     width, height, image_id = (values.get(key) for key in ("width", "height", "image_id"))
     size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-    image_id = image_id if isinstance(image_id, int) and image_id >= 0 else number
-    return read_annotation(values[column], name, categories, config.box_format, image_id, size)
+    image_id = image_id if isinstance(image_id, int) and 0 <= image_id < 2**63 else number
+    return read_annotation(values.get(column), name, categories, config.box_format, image_id, size)
 
 
-def _check_annotations(config: DataConfig, sources: Sources) -> None:
-    """Report all box problems of the images to be used, before any image is decoded."""
+def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[str]]:
+    """Report all box problems of the images to be used, before any image is decoded; returns the boxes without area by
+    file."""
     problems: list[str] = []
+    empty: dict[str, list[str]] = {}
     for source, indices in sources.values():
         if isinstance(source, AnnotatedSource):
-            for annotation in (source.annotations[index] for index in indices):
+            for index in indices:
+                annotation = source.annotations[index]
                 problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
+                if annotation.empty:
+                    empty[source.name(index)] = list(annotation.empty)
     if problems:
         raise InputError(shortened(problems))
+    return empty
+
+
+def _check_boxes(config: DataConfig, data: TaskData) -> None:
+    """Raises InputError for a split of a folder without a single box: nothing can be learned or scored there."""
+    problems = []
+    for role in ROLES:
+        split = getattr(data, role)
+        source = split.source if isinstance(split, ImageDataset) else None
+        if isinstance(source, AnnotatedSource) and not _any_box(source.annotations[i] for i in split.indices):
+            problems.append(_no_box(config, repr(split_of(config, role)), f"data.{role}_split: "))
+    if problems:
+        raise InputError(problems)
+
+
+def _any_box(annotations: Iterable[Annotation]) -> bool:
+    """Whether there is a box of a single object."""
+    return any((annotation.iscrowd == 0).any() for annotation in annotations)
+
+
+def _no_box(config: DataConfig, split: str, place: str = "data: ") -> str:
+    what = "there is nothing to learn or to score in it; correct the annotations, or name another split"
+    return f"{place}expected at least 1 box in {split} of {config.path}, got none: {what}"
 
 
 def _categories(labels: Labels) -> Categories:
-    """The ids and names of a class -> the class."""
-    return {key: index for index, name in labels.id2label.items() for key in (index, name)}
+    """The set's own ids and names of a class -> the class."""
+    return {key: index for index, own in enumerate(labels.own_ids) for key in (own, labels.id2label[index])}
 
 
 def _class_names(feature: Any) -> list[str] | None:

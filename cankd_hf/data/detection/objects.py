@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cankd_hf.data.common.files import shown
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
 
@@ -18,6 +19,8 @@ CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "cl
 CROWD_KEYS = ("iscrowd", "is_crowd")
 BOX_FORMATS = {"xywh": "[x, y, width, height]", "xyxy": "[x0, y0, x1, y1]"}
 TOLERANCE = 2.0  # pixels that label tools are off by at the border
+NO_AREA = "no area"  # in what is told of a box without area
+LARGEST = 1e9  # pixels; beyond it coordinates and areas are no longer exact
 Categories = Mapping[Any, int]
 
 
@@ -30,7 +33,8 @@ class Objects:
     area: torch.Tensor  # float32 [n]: that of the outline if known, else of the box
     iscrowd: torch.Tensor  # int64 [n]: 1 for a region of many objects that is left out of losses and scores
     image_id: int  # number of the image; below 0: it replaces another image and does not count in scores
-    dropped: tuple[str, ...] = ()  # what was left out, and why
+    dropped: tuple[str, ...] = ()  # boxes that cannot be used, and why
+    empty: tuple[str, ...] = ()  # boxes without area
     warnings: tuple[str, ...] = ()  # notes about the boxes
     looks_xyxy: bool = False  # the boxes leave the image, and would not as [x0, y0, x1, y1]
 
@@ -48,6 +52,7 @@ class Objects:
         return Summary(
             frozenset(self.classes[self.iscrowd == 0].tolist()),
             dropped=self.dropped,
+            empty=self.empty,
             warnings=self.warnings,
             doubtful=self.looks_xyxy,
             counted=len(self.boxes) > 0,
@@ -76,6 +81,7 @@ class Annotation:
     image_id: int  # number of the image
     size: tuple[int, int] | None = None  # (width, height) in the metadata, if any
     faults: tuple[str, ...] = ()  # boxes that cannot be used
+    empty: tuple[str, ...] = ()  # boxes without area
     wrong: tuple[str, ...] = ()  # unknown categories: a fault of the whole set
 
 
@@ -95,6 +101,7 @@ def read_annotation(
     """
     rows: list[tuple[int, list[float], int, float, int]] = []
     faults: list[str] = []
+    empty: list[str] = []
     wrong: list[str] = []
     entries = _entries(value)
     if isinstance(entries, str):
@@ -108,12 +115,17 @@ def read_annotation(
         named = isinstance(written, int | str | float | np.integer) and not isinstance(written, bool)
         label = categories.get(written) if named else None
         if label is None:
-            wrong.append(f"{place}: expected a category out of {_listed(categories)}, got {written!r}")
-        if isinstance(box, str) or label is None:
+            wrong.append(f"{place}: expected a category out of {_listed(categories)}, got {shown(written)}")
+        crowd = _first(entry, CROWD_KEYS)
+        if crowd not in (None, 0, 1):
+            faults.append(f"{place}: expected iscrowd of 0 or 1, got {shown(crowd)}")
+        if isinstance(box, str) or label is None or crowd not in (None, 0, 1):
+            continue
+        if 0 in box[2:]:
+            empty.append(f"{place} {_shown(box)}: {NO_AREA}, {box[2]:g} x {box[3]:g} pixels")
             continue
         area = _number(entry.get("area"))
-        crowd = _first(entry, CROWD_KEYS)
-        rows.append((number, box, label, area if area > 0 else box[2] * box[3], int(bool(crowd))))
+        rows.append((number, box, label, area if 0 < area < LARGEST**2 else box[2] * box[3], int(bool(crowd))))
     numbers, boxes, classes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 5
     return Annotation(
         np.array(numbers, dtype=np.int64),
@@ -124,6 +136,7 @@ def read_annotation(
         image_id,
         size,
         tuple(faults),
+        tuple(empty),
         tuple(wrong),
     )
 
@@ -131,9 +144,9 @@ def read_annotation(
 def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> Objects:
     """Check the boxes against the size of the decoded, upright image, and clip those that reach over its border.
 
-    Unusable boxes are listed in `dropped`, oddities in `warnings`. Nothing is raised.
+    Unusable boxes are listed in `dropped`, those without area in `empty`, oddities in `warnings`. Nothing is raised.
     """
-    boxes, dropped = annotation.boxes, list(annotation.faults)
+    boxes, dropped, empty = annotation.boxes, list(annotation.faults), list(annotation.empty)
     wrong_size = size_problem(annotation, height, width, name)
     warnings = [wrong_size] if wrong_size else []
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -149,6 +162,8 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
                 f"{what}: expected pixels of an image of {width} x {height}, got values of 1 at most: shares of the "
                 "image? multiply x and width by its width, y and height by its height"
             )
+        elif not inside[place] and over[place] <= TOLERANCE:
+            empty.append(f"{what}: {NO_AREA} in the image of {width} x {height}")
         elif not inside[place]:
             dropped.append(f"{what}: expected a box in the image of {width} x {height}, got one outside")
         elif over[place] > TOLERANCE:
@@ -171,6 +186,7 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
         torch.from_numpy(annotation.iscrowd[keep]),
         annotation.image_id,
         tuple(dropped),
+        tuple(empty),
         tuple(warnings),
         looks_xyxy,
     )
@@ -180,7 +196,7 @@ def size_problem(annotation: Annotation, height: int, width: int, name: str) -> 
     """The problem, if the metadata and the file differ in size."""
     if annotation.size is None or annotation.size == (width, height):
         return None
-    stated = f"{annotation.size[0]} x {annotation.size[1]}"
+    stated = f"{shown(annotation.size[0])} x {shown(annotation.size[1])}"
     turned = " (it is turned by its EXIF orientation)" if annotation.size == (height, width) else ""
     return (
         f"{name}: the metadata say {stated}, the file is {width} x {height}{turned}; boxes are taken as pixels of "
@@ -195,13 +211,18 @@ def _entries(value: Any) -> list[dict[str, Any]] | str:
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         return value
     if not isinstance(value, dict):
-        return f"expected objects like {{'bbox': [[x, y, w, h], ...], 'category': [0, ...]}}, got {str(value)[:60]}"
-    lists = {key: list(column) for key, column in value.items() if isinstance(column, Sequence | np.ndarray)}
+        return f"expected objects like {{'bbox': [[x, y, w, h], ...], 'category': [0, ...]}}, got {shown(value)}"
+    lists = {key: list(column) for key, column in value.items() if isinstance(column, list | tuple | np.ndarray)}
     boxes, labels = (next((lists[key] for key in keys if key in lists), None) for keys in (BOX_KEYS, CATEGORY_KEYS))
     if boxes is None or labels is None:
-        return f"expected objects with `bbox` and `category`, got the keys {list(value)}"
+        return f"expected objects with `bbox` and `category`, got the keys {shown(list(value))}"
     if len(boxes) != len(labels):
         return f"expected a category for each box, got {len(boxes)} boxes and {len(labels)} categories"
+    for key in ("area", *CROWD_KEYS):
+        if value.get(key) is not None and len(lists.get(key, ())) != len(boxes):
+            return (
+                f"expected `{key}` to be a list with one value for each of {len(boxes)} boxes, got {shown(value[key])}"
+            )
     lists = {key: column for key, column in lists.items() if len(column) == len(boxes)}
     return [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
 
@@ -212,21 +233,24 @@ def _read_box(value: Any, place: str, box_format: str) -> list[float] | str:
     numbers = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else None
     if numbers is None or len(numbers) != 4:
         count = "" if numbers is None else f"{len(numbers)} numbers: "
-        return f"{place}: {expected}, got {count}{value!r}"
+        return f"{place}: {expected}, got {count}{shown(value)}"
     values = [_number(number) for number in numbers]
-    if not all(math.isfinite(number) for number in values):
-        return f"{place}: {expected}, got {value!r}; drop the box, or give it numbers"
+    if not all(abs(number) < LARGEST for number in values):
+        return f"{place}: {expected}, got {shown(value)}; drop the box, or give it numbers"
     if box_format == "xyxy":
         values[2:] = [values[2] - values[0], values[3] - values[1]]
-    if values[2] <= 0 or values[3] <= 0:
+    if values[2] < 0 or values[3] < 0:
         size = f"{values[2]:g} x {values[3]:g}"
-        return f"{place} {_shown(numbers)}: expected a width and a height above 0, got {size}; drop or correct the box"
+        written = _shown([_number(number) for number in numbers])
+        return f"{place} {written}: expected a width and a height above 0, got {size}; drop or correct the box"
     return values
 
 
 def _number(value: Any) -> float:
     """A number, or nan."""
-    return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else math.nan
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return math.nan
+    return float(value) if abs(float(value) if isinstance(value, np.number) else value) < LARGEST**2 else math.nan
 
 
 def _first(entry: dict[str, Any], keys: Sequence[str]) -> Any:
