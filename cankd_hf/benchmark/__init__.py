@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.commands import exit_code
+from cankd_hf.commands import command_parser, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cankd_hf.benchmark", description=__doc__)
+    examples = "exit codes: 0 measured, 2 bad input (the message says what), 130 interrupted"
+    parser = command_parser("benchmark", __doc__ or "", examples)
     commands = parser.add_subparsers(dest="command", required=True)
     loss = commands.add_parser("loss", help="time and memory of the CanKD loss against the published form")
     sizes = "comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"

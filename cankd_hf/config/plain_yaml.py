@@ -104,9 +104,10 @@ class _Builder:
 
     def read(self, text: str) -> None:
         """Reads all events of a text."""
-        self._loader = _Loader(text)
-        while self._loader.check_event():
-            event = self._loader.get_event()
+        loader: Any = _Loader(text)
+        self._loader = loader
+        while loader.check_event():
+            event = loader.get_event()
             if isinstance(event, yaml.DocumentStartEvent):
                 self._documents += 1
                 if self._documents > 1:
@@ -128,9 +129,9 @@ class _Builder:
             raise _Refused(problem, event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             if any(item.anchor == event.anchor for item in self._open):
-                raise _Refused(f"the alias {quoted(event.anchor)} is inside of its own value", event.start_mark)
+                raise _Refused(f"the alias {quoted(str(event.anchor))} is inside of its own value", event.start_mark)
             if event.anchor not in self._anchors:
-                raise _Refused(f"found undefined alias {quoted(event.anchor)}", event.start_mark)
+                raise _Refused(f"found undefined alias {quoted(str(event.anchor))}", event.start_mark)
             self._put(self._copied(self._anchors[event.anchor], len(self._open), event), event, None)
         elif isinstance(event, yaml.ScalarEvent):
             self._put(self._scalar(event), event, event.anchor)
@@ -205,7 +206,7 @@ class _Builder:
             return [self._copied(item, depth + 1, event) for item in value]
         return {key: self._copied(item, depth + 1, event) for key, item in value.items()}
 
-    def _scalar(self, event: yaml.ScalarEvent) -> Any:
+    def _scalar(self, event: Any) -> Any:
         tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         is_key = bool(self._open) and isinstance(self._open[-1].value, dict) and not self._open[-1].has_key
         if tag == "tag:yaml.org,2002:merge":

@@ -88,8 +88,8 @@ def contradictions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif evaluated == "steps" and not _multiple(settings.get("save_steps", 500), every):
             yield (
                 "load_best_model_at_end",
-                f"needs scores of every checkpoint, but save_steps is {settings.get('save_steps', 500)} and eval_steps "
-                f"{every}; make save_steps a multiple of eval_steps",
+                f"needs scores of every checkpoint, but save_steps is {settings.get('save_steps', 500)} and "
+                f"eval_steps {every}; make save_steps a multiple of eval_steps",
             )
     if evaluated == "no":
         if saved == "best":
