@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Problem(str):
@@ -32,6 +33,23 @@ def _one_line(problem: str) -> str:
         re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], " ".join(part.split())) for part in parts
     )
     return Problem(path, message)
+
+
+def together(*checks: Callable[[], Any]) -> list[Any]:
+    """Runs all checks, and returns their results.
+
+    Raises:
+        InputError: with the problems of all that failed, each once.
+    """
+    results, problems = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return results
 
 
 class InputError(ValueError):

@@ -87,7 +87,7 @@ class DataConfig(Section):
     box_format: Literal["xywh", "xyxy"] = "xywh"
     labels: str | None = None
     num_labels: Annotated[int, Ge(1), Le(100_000)] | None = None
-    ignore_index: Annotated[int, Ge(-(2**31)), Lt(2**31)] | None = None
+    ignore_index: Annotated[int, Ge(-(2**31)), Le(2**31 - 1)] | None = None
     reduce_labels: bool = False
     image_size: Size | None = None
     crop_size: Size | None = None

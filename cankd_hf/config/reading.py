@@ -13,6 +13,7 @@ from cankd_hf.config.advice import nearest
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.places import missing_places
 from cankd_hf.config.plain_yaml import MAX_CHARACTERS
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
@@ -49,7 +50,9 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"recipe: {str(path)!r} cannot be read: {error}") from None
 
 
-def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> tuple[Recipe, Problems]:
+def read_recipe(
+    text: str, overrides: Sequence[str] = (), source: str = "recipe", to_run: bool = False
+) -> tuple[Recipe, Problems]:
     """Returns a recipe of valid structure, and the `Problems` to which further checks add.
 
     Args:
@@ -57,6 +60,7 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
         overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
             `teacher=null` for none.
         source: name of the text in messages, usually its file.
+        to_run: also look for the local files and folders that it names.
 
     Raises:
         InputError: with every error of structure, each with its dotted path, file and line.
@@ -68,6 +72,8 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
     if recipe is not None:
         recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))
         _check(problems, recipe)
+        for key, message in missing_places(recipe) if to_run else ():
+            problems.say(key, message)
     problems.raise_all()
     assert recipe is not None
     return recipe, problems

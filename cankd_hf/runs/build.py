@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
@@ -79,8 +80,11 @@ def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = Non
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
     configs = recipe.named_teachers()
-    teachers = {name: build_teacher(recipe, name, replace(config, fit=None)) for name, config in configs.items()}
-    model = build_student(recipe, task)
+    *found, model = together(
+        *(partial(build_teacher, recipe, name, replace(config, fit=None)) for name, config in configs.items()),
+        partial(build_student, recipe, task),
+    )
+    teachers = dict(zip(configs, found, strict=True))
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
 

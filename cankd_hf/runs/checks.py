@@ -29,13 +29,13 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
         if isinstance(config, dict):
             _check_config(problems, config, path)
     if recipe.student.fpn and _no_huge_numbers(problems, recipe.student.fpn, "student.fpn"):
-        _try(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
+        attempt(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
     for index, term in enumerate(recipe.distill.terms):
-        _try(problems, f"distill.terms.{index}.name", partial(check_label, term))
+        attempt(problems, f"distill.terms.{index}.name", partial(check_label, term))
         loss, place = LOSSES[term.loss_name], f"distill.terms.{index}.options"
         if _no_huge_numbers(problems, term.options, place):
             with torch.device("meta"):  # whatever the sizes, no memory
-                _try(problems, place, partial(loss, 8, **term.options))
+                attempt(problems, place, partial(loss, 8, **term.options))
     for path, settings in [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]:
         for key, message in own_problems(settings):
             problems.say(f"{path}.{key}", message)
@@ -52,7 +52,7 @@ def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> N
         _check_config(problems, value, f"{path}.{key}")
     if len(problems.found) == found and _no_huge_numbers(problems, config, path):
         known = {key: value for key, value in config.items() if not (key in nested and "pretrained" in value)}
-        _try(problems, path, partial(config_from_dict, known, path))
+        attempt(problems, path, partial(config_from_dict, known, path))
 
 
 def _no_huge_numbers(problems: Problems, values: Any, path: str) -> bool:
@@ -67,7 +67,7 @@ def _no_huge_numbers(problems: Problems, values: Any, path: str) -> bool:
     return len(problems.found) == found
 
 
-def _try(problems: Problems, path: str, build: Callable[[], Any]) -> None:
+def attempt(problems: Problems, path: str, build: Callable[[], Any]) -> None:
     """Builds an object and adds the errors that its class raises, whatever their kind: classes of transformers compare
     and index values without looking at their types."""
     try:

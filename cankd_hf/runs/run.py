@@ -17,8 +17,8 @@ from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
 from cankd_hf.runs.folder import claim, claim_data, set_aside
-from cankd_hf.runs.launch import check_launch
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
+from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -52,8 +52,8 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     """
     disable_progress_bar()  # of loading and saving weights; training has its own
     out = Path(recipe.output_dir)
+    check_session(recipe, restart)
     args = training_args(recipe, out)
-    check_launch(args.world_size)
     main = args.process_index == 0
     if main:
         check_folder(out)

@@ -65,6 +65,8 @@ class Task(ABC):
     metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table
     greater_is_better: ClassVar[bool] = True  # the direction of `metric`
     metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
+    # Beginnings of the names of all other scores; by default any name may be one.
+    further_scores: ClassVar[tuple[str, ...]] = ("",)
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
