@@ -48,6 +48,17 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
     return _Parser(prog=prog, description=description, epilog=f"{examples}\n{_OTHER_CODES}", formatter_class=raw)
 
 
+def console(width: int | None = None) -> Any:
+    """A console of rich that prints names as they are: `[x]` and `:x:` in them are no markup.
+
+    Args:
+        width: where nobody looks, as in a file.
+    """
+    from rich.console import Console
+
+    return Console(width=None if os.isatty(1) else width, markup=False, emoji=False)
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Disables the garbage collector during imports, which saves a sixth of the start-up time."""

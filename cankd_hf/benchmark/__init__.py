@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.commands import command_parser, console, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,6 @@ def _run(args: argparse.Namespace) -> int:
         run(args)
         return 0
     import torch
-    from rich.console import Console
 
     from cankd_hf.benchmark.step import run_step, run_teacher
     from cankd_hf.runs.recipe import load_recipe
@@ -29,9 +28,9 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     recipe = load_recipe(args.recipe, args.overrides)
     if args.command == "step":
-        run_step(recipe, args.repeats, Console())
+        run_step(recipe, args.repeats, console())
     else:
-        run_teacher(recipe, args.repeats, Console(), compile=not args.no_compile)
+        run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
     return 0
 
 

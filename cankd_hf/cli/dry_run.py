@@ -1,6 +1,5 @@
 """What `--dry-run` shows: everything a run would do, and one step of it."""
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -9,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cankd_hf.commands import console as plain_console
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
@@ -49,7 +48,7 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
         InputError: for whatever would stop the real run before its first step.
     """
     check_session(recipe, restart)
-    console = Console(width=None if os.isatty(1) else 120)
+    console = plain_console(120)
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cankd_hf.commands import command_parser, exit_code, importing
+from cankd_hf.commands import command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.names import RECIPE_FILE
 
@@ -50,7 +50,6 @@ def _run(options: argparse.Namespace) -> int:
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
     with importing():
-        from rich.console import Console
         from rich.table import Table
 
         from cankd_hf.training.arguments import CanKDConfig
@@ -77,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    console().print(table)
     if options.json:
         Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
     return 0

@@ -240,5 +240,7 @@ class PipelineTask(Task):
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
         known = config["model_type"] == "cankd_fpn"
         ours = "import cankd_hf  # or trust_remote_code=True where it is not installed\n" if known else ""
-        call = f'pipeline("{cls.pipeline_tag_of(config)}", "{folder}")("photo.jpg"{cls.call_arguments(config)})'
+        call = (
+            f'pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(folder)})("photo.jpg"{cls.call_arguments(config)})'
+        )
         return f"{ours}from transformers import pipeline\n{call}"

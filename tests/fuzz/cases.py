@@ -36,8 +36,8 @@ null|true|no|0|-1|-5|1|1.5|.nan|-.inf|1e400|1e308|-0.0|0x_|08|1_0|1099511627776|
 auto|none|all|shapes|teacher|student|cankd|resnet|dinov2|cankd_fpn|segmentation|features|detection|steps|epoch|best
 ../..|/|/dev/zero|/dev/stdin|~|a/b/c|http://x:1/y|train[:50%]|train[5:1]|{split}|annotations/{split}/{split}.json
 {model_type: []}|{model_type: resnet}|{model_type: dinov2, num_hidden_layers: 100000000}|{pretrained: 3}
-{model_type: {}}|{num_labels: 1000000000}|[{loss: cankd, weight: []}]|[{pairs: [[-1, 0]]}]|[{loss: 3}]|{max_steps: 0}|{size: 1000000000}
-é|日本|🙂|a b|a.b|a:b|a=b|[|{|]|}|"|'|%|@|`|- a|? a|: a|#|---|...|--- a|!|&|*||
+{model_type: {}}|{num_labels: 1000000000}|[{loss: cankd, weight: []}]|[{pairs: [[-1, 0]]}]|[{loss: 3}]
+{max_steps: 0}|{size: 1000000000}|é|日本|🙂|a b|a.b|a:b|a=b|[|{|]|}|"|'|%|@|`|- a|? a|: a|#|---|...|--- a|!|&|*||
 """.replace("\n", "|").split("|")
 SNIPPETS += ["[" * 300 + "]" * 300, "9" * 5000, "x" * 5000, "{a: " * 60 + "1" + "}" * 60]
 
