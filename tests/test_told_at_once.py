@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
         assert train.main([*words, *more]) == 2
         said.append(capsys.readouterr().err.splitlines())
     assert said[0] == said[1]
-    return [line.removeprefix("error: ").partition(" (")[0] for line in said[0]]
+    return [re.split(r"[: ]", line.removeprefix("error: "))[0] for line in said[0]]
 
 
 def test_places_and_settings_that_need_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +79,7 @@ def test_folder_trackers_scores_and_the_hub(
     assert told([file, "training.tf32=null", "training.report_to=none"], capsys) == [
         "output_dir",
         "training.metric_for_best_model",
-        "hub.id",
+        "me/student",
     ]
 
 
@@ -112,9 +113,4 @@ def test_splits_and_labels_are_told_together(tmp_path: Path, capsys: pytest.Capt
         Image.new("L", (64, 64)).save(tmp_path / name)
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "mask_file_name": "masks/0.png"}\n')
     file = recipe(tmp_path, data={"path": str(tmp_path), "test_split": "tset", "crop_size": [32, 32]})
-    places = [line.partition(":")[0] for line in told([file], capsys)]
-    assert (
-        places == ["data.labels", "data.eval_split: expected a split of " + str(tmp_path)]
-        or places[0] == "data.labels"
-    )
-    assert {"data.labels", "data.eval_split", "data.test_split"} <= set(places)
+    assert told([file], capsys) == ["data.labels", "data.eval_split", "data.test_split"]

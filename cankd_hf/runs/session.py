@@ -1,7 +1,7 @@
 """What a run needs of this machine: one list of checks, for a run and for its dry run, all told at once."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
 from cankd_hf.hub.upload import check_target
 from cankd_hf.runs.build import training_args
-from cankd_hf.runs.checks import attempt
 from cankd_hf.runs.folder import check_recipe_of
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.tasks import TASKS
@@ -36,10 +35,9 @@ def check_session(recipe: Recipe, restart: bool = False) -> None:
 
 def check_machine(recipe: Recipe, problems: Problems, restart: bool = False) -> None:
     """Adds problems with the output folder, trackers, the Hub, scores, launch and training arguments."""
-    out = Path(recipe.output_dir)
-    attempt(problems, "output_dir", partial(_try_folder, out))
-    if not restart:
-        attempt(problems, "output_dir", partial(check_recipe_of, out, recipe))
+    out = Path(recipe.output_dir)  # the messages of these checks have their places
+    if _passes(problems, partial(_try_folder, out)) and not restart:
+        _passes(problems, partial(check_recipe_of, out, recipe))
     for key, message in [*_trackers(recipe), *_scores(recipe)]:
         problems.say(f"training.{key}", message)
     if problems.found and not problems.usable("training"):
@@ -49,10 +47,20 @@ def check_machine(recipe: Recipe, problems: Problems, restart: bool = False) -> 
     except InputError as error:
         problems.take(error, "training")
         return
-    attempt(problems, "launch", partial(check_launch, args.world_size))
+    _passes(problems, partial(check_launch, args.world_size))
     if args.push_to_hub:
         name = args.hub_model_id or out.absolute().name
-        attempt(problems, "hub.id", partial(check_target, name))
+        _passes(problems, partial(check_target, name))
+
+
+def _passes(problems: Problems, check: Callable[[], None]) -> bool:
+    """Runs a check and adds its problems."""
+    try:
+        check()
+    except InputError as error:
+        problems.take(error, "")
+        return False
+    return True
 
 
 def _try_folder(out: Path) -> None:
