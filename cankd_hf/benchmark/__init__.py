@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
+from cankd_hf.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +20,10 @@ def _run(args: argparse.Namespace) -> int:
 
         run(args)
         return 0
+    for name in ("repeats", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name}: expected at least 1, got {value}")
     import torch
 
     from cankd_hf.benchmark.step import run_step, run_teacher

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
 
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
@@ -84,14 +88,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _task(checkpoint: str, saved: Path) -> type[Task]:
     """The task of the student: from its recipe, else from the name of its class."""
-    import yaml
-
+    from cankd_hf.config.advice import not_one_of
+    from cankd_hf.config.reading import read_saved
     from cankd_hf.config.recipe import Recipe
     from cankd_hf.tasks import TASKS, saved_task
 
     if saved.is_file():
-        named = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task")
-        task = TASKS[named or Recipe.task]
+        named = str(read_saved(saved).get("task") or Recipe.task)
+        if named not in TASKS:
+            raise InputError(f"{saved}: task: {not_one_of(named, TASKS)}")
+        task = TASKS[named]
     else:
         task = saved_task(checkpoint)
     if task.needs_teacher_in_evaluation:

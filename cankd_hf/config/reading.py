@@ -8,13 +8,14 @@ resolved. Relative paths in a recipe are relative to the current directory.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cankd_hf.config.advice import nearest
+from cankd_hf.config.advice import nearest, show
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.places import missing_places
-from cankd_hf.config.plain_yaml import MAX_CHARACTERS
+from cankd_hf.config.plain_yaml import MAX_CHARACTERS, parse_yaml
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
 from cankd_hf.config.student import StudentConfig
@@ -48,6 +49,19 @@ def read_text(path: str | Path) -> str:
         if isinstance(error, InputError):
             raise
         raise InputError(f"recipe: {str(path)!r} cannot be read: {error}") from None
+
+
+def read_saved(file: str | Path) -> dict[str, Any]:
+    """The settings in a recipe that a run saved, unchecked.
+
+    Raises:
+        InputError: if the file is not YAML with sections.
+    """
+    content, _, problems = parse_yaml(read_text(file), str(file))
+    if problems or not isinstance(content, dict):
+        said = ": ".join(problems[0]) if problems else f"expected sections, got {show(content)}"
+        raise InputError(f"{file}: {said}; it is not as a run saved it: restore it, or remove the file")
+    return content
 
 
 def read_recipe(

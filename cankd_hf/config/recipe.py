@@ -16,10 +16,13 @@ from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.plain_yaml import parse_yaml
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.config.training import contradictions
+from cankd_hf.errors import InputError
+from cankd_hf.names import RECIPE_FILE
 
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
@@ -187,9 +190,9 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     try:
-        before, now = _flat(yaml.safe_load(saved) or {}), _flat(yaml.safe_load(recipe_to_yaml(recipe)))
-    except yaml.YAMLError as error:
-        return [f"its recipe cannot be read: {str(error).splitlines()[0]}"]
+        before, now = (_flat(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe)))
+    except InputError as error:
+        return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"

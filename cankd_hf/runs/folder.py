@@ -30,7 +30,7 @@ def check_recipe_of(out: Path, recipe: Recipe) -> None:
     file = out / RECIPE_FILE
     if not file.is_file() or not holds_work(out):
         return
-    differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
+    differences = recipe_differences(file.read_text(encoding="utf-8", errors="replace"), recipe)
     if differences:
         raise InputError(
             f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "

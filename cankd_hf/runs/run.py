@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.errors import together
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
@@ -99,6 +101,12 @@ class _Session:
         configs = self.recipe.named_teachers()
         for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
             logger.warning("teacher %s: no term of distill.terms learns from it", name)
+        ready = [name for name, config in configs.items() if config.fit is None]
+        *loaded, _ = together(  # the student is built for its problems only, which are told with those of its teachers
+            *(partial(build_teacher, self.recipe, name, configs[name]) for name in ready),
+            partial(build_student, self.recipe, self.task),
+        )
+        self.teachers.update(zip(ready, loaded, strict=True))
         for name, config in configs.items():
             several = len(configs) > 1
             arm = f"teacher {name}" if several else "teacher"
@@ -108,10 +116,11 @@ class _Session:
                 student = StudentConfig(model=config.model, config=config.config)
                 scored = self.train(arm, folder, {}, student, **config.fit)
                 config = replace(config, model=str(folder), config=None, fit=None)
-            self.teachers[name] = build_teacher(self.recipe, name, config)
+                self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
                 scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]
+        self.teachers = {name: self.teachers[name] for name in configs}
         return arms
 
     def train(
