@@ -36,7 +36,7 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     }
     for name, teacher in recipe.named_teachers().items():
         place = recipe.teacher_path(name)
-        models |= {f"{place}.model": teacher.model, f"{place}.config": teacher.config}
+        models |= {place: teacher.model, f"{place}.config": teacher.config}
         if teacher.weights is not None and not os.path.isfile(teacher.weights):
             yield (
                 f"{place}.weights",
@@ -60,8 +60,8 @@ def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
         return
     if os.path.isdir(model):
         if not os.path.isfile(os.path.join(model, "config.json")):
-            yield place, f"expected a folder with a config.json, found none in {show(model)}; name a saved model"
+            yield place, f"expected a folder with a config.json, found none in {model}; name a saved model"
     elif os.path.lexists(model):
-        yield place, f"expected the folder of a model or a Hub id, got the file {show(model)}"
+        yield place, f"expected the folder of a model or a Hub id, got the file {model}; name its folder"
     elif not _HUB_ID.fullmatch(model):
-        yield place, f"expected the folder of a model or a Hub id, got {show(model)}; nothing is there"
+        yield place, f"expected the folder of a model or a Hub id, got {model[:300]!r}; nothing is there"
