@@ -33,12 +33,17 @@ class _Loader(yaml.SafeLoader):
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `parse_yaml`, or any other reader, takes for something else, such as "5e-4"."""
+
+
 _NUMBERS = {
     "float": r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?"
     r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
     "int": r"[-+]?(0b[01_]+|0x[\da-fA-F_]+|\d[\d_]*)",
 }
 for _kind, _pattern in _NUMBERS.items():
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$", re.ASCII), None)
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$", re.ASCII), "-+.0123456789"
     )
@@ -79,6 +84,11 @@ def parse_yaml(text: str, name: str, depth: int = 0) -> tuple[Any, dict[str, int
     except (yaml.YAMLError, _Refused) as error:
         raise InputError(f"{name}: not valid YAML: {_short(error)}") from None
     return builder.root, builder.lines, builder.wrong
+
+
+def dump_yaml(content: Any) -> str:
+    """YAML from which `parse_yaml` reads an equal value."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=119)
 
 
 class _Refused(Exception):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge, Le
 
 from cankd_hf.config import declared
@@ -16,7 +15,7 @@ from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
-from cankd_hf.config.plain_yaml import parse_yaml
+from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
@@ -181,7 +180,7 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, from which `load_recipe` makes an equal recipe. It never contains a token."""
-    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, default_flow_style=None, width=119)
+    return dump_yaml(dataclasses.asdict(recipe))
 
 
 def recipe_differences(saved: str, recipe: Recipe) -> list[str]:

@@ -9,6 +9,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.declared import fields
 from cankd_hf.config.schema import Problems
 from cankd_hf.tokens import NO_TOKEN
@@ -65,8 +66,22 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
 RANGES = {name: (words, test) for words, test, names in _RANGES for name in names.split()}
 
 
+_LEVELS = ("debug", "info", "warning", "error", "critical", "passive", "detail")
+# Texts of which only some have a meaning; others fail late, or are ignored by transformers.
+_CHOICES = {
+    "log_level": _LEVELS,
+    "log_level_replica": _LEVELS,
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+}
+
+
 def out_of_range(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Numbers outside of their range: key and message of each."""
+    """Numbers outside of their range, and unknown names: key and message of each."""
+    for name, choices in _CHOICES.items():
+        value = settings.get(name)
+        if isinstance(value, str) and value not in choices:
+            yield name, not_one_of(value, choices)
     for name, (words, fits) in RANGES.items():
         value = settings.get(name)
         if isinstance(value, Real) and not (math.isfinite(value) and fits(float(value))):
@@ -102,7 +117,8 @@ def contradictions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if settings.get(f"fp16{half}") and settings.get(f"bf16{half}"):
             yield f"fp16{half}", f"expected one of fp16{half} and bf16{half}, got both; keep one"
     if not settings.get("dataloader_num_workers"):
-        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        workers = ("prefetch_factor", "persistent_workers", "multiprocessing_context")
+        for name in (f"dataloader_{setting}" for setting in workers):
             if settings.get(name):
                 yield name, "has a meaning for loading processes only; set training.dataloader_num_workers"
 
@@ -130,7 +146,8 @@ def read_training(problems: Problems, training: dict[str, Any], path: str) -> di
     upstream = fields("transformers.training_args", "TrainingArguments").keys()
     numbers = {key: value for key, value in read.items() if key in upstream and problems.usable(f"{path}.{key}")}
     for key, message in out_of_range(numbers):
-        problems.say(f"{path}.{key}", f"{message}; see docs/recipes.md", unread=True)
+        fix = "" if ";" in message else "; see docs/recipes.md"
+        problems.say(f"{path}.{key}", message + fix, unread=True)
     # `logging_steps` is annotated as a float; a whole number in the recipe stays an int.
     return {
         key: given[key] if isinstance(given[key], int) and isinstance(value, float) else value

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from cankd_hf.config.advice import nearest, not_one_of
@@ -15,9 +18,11 @@ from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
 from cankd_hf.hub.upload import check_target
 from cankd_hf.runs.build import training_args
+from cankd_hf.runs.checks import attempt
 from cankd_hf.runs.folder import check_recipe_of
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.tasks import TASKS
+from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import check_folder
 
 # Trackers that transformers does not count among the installed ones, but accepts.
@@ -48,6 +53,7 @@ def check_machine(recipe: Recipe, problems: Problems, restart: bool = False) -> 
         problems.take(error, "training")
         return
     _passes(problems, partial(check_launch, args.world_size))
+    attempt(problems, "training.optim", partial(_optimizer, args))
     if args.push_to_hub:
         name = args.hub_model_id or out.absolute().name
         _passes(problems, partial(check_target, name))
@@ -72,6 +78,19 @@ def _try_folder(out: Path) -> None:
         for place in made:
             with suppress(OSError):  # it could not be made, or another process uses it already
                 place.rmdir()
+
+
+def _optimizer(args: CanKDConfig) -> None:
+    """Makes optimizer and schedule of one number, as the Trainer makes those of the student."""
+    if args.optim_target_modules is not None or args.deepspeed:
+        return  # it looks for parts of the real model, or is made elsewhere
+    model = nn.Linear(1, 1)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+    optimizer = kind([{"params": list(model.parameters())}], **options)
+    steps = {"num_warmup_steps": args.get_warmup_steps(10), "num_training_steps": 10}
+    kwargs: Any = args.lr_scheduler_kwargs
+    if not args.lr_drops:
+        get_scheduler(args.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=kwargs)
 
 
 def _trackers(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,7 @@ def result_or_input_error(call: Callable[[], Any]) -> Any:
     """
     start, before = time.process_time(), _peak()
     try:
-        with _patience(5):
+        with _patience(20):
             result = call()
     except InputError as error:
         result = None
