@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.benchmark.measure import interleaved, table
+from cankd_hf.commands import console as plain_console
 from cankd_hf.errors import InputError
 from cankd_hf.export import files
 from cankd_hf.export.checks import targets
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: if the student cannot be exported, or the file's outputs differ from PyTorch's.
     """
-    console = Console(width=None if os.isatty(1) else 110)
+    console = plain_console(110)
     file = targets(options)
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)

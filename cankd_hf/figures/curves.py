@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cankd_hf.figures.draw import FONT
+from cankd_hf.figures.draw import FONT, NAMES_AS_THEY_ARE
 from cankd_hf.names import ALONE, DISTILLED
 
 History = Sequence[Mapping[str, Any]]
@@ -36,6 +37,7 @@ def loss_keys(history: History) -> list[str]:
     return [key for key in names if key not in split]
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def training_curves(histories: Mapping[str, History], metric: str) -> Figure | None:
     """Losses, raw similarity, branch share, score and learning rate over the steps; None if nothing was logged.
 

@@ -20,17 +20,23 @@ logger = logging.getLogger(__name__)
 
 def claim(out: Path, recipe: Recipe, args: CanKDConfig) -> None:
     """Writes the recipe into the output folder; InputError if that holds a run of another one, which is kept."""
-    file = out / RECIPE_FILE
     with args.main_process_first(local=False, desc="claiming the output folder"):
-        if file.is_file() and holds_work(out):
-            differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
-            if differences:
-                raise InputError(
-                    f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "
-                    "output_dir, or start over in this one with --restart, which moves the old one aside"
-                )
+        check_recipe_of(out, recipe)
         if args.process_index == 0:
-            write_text(file, recipe_to_yaml(recipe))
+            write_text(out / RECIPE_FILE, recipe_to_yaml(recipe))
+
+
+def check_recipe_of(out: Path, recipe: Recipe) -> None:
+    """Raises InputError if the folder holds a run of another recipe."""
+    file = out / RECIPE_FILE
+    if not file.is_file() or not holds_work(out):
+        return
+    differences = recipe_differences(file.read_text(encoding="utf-8", errors="replace"), recipe)
+    if differences:
+        raise InputError(
+            f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "
+            "output_dir, or start over in this one with --restart, which moves the old one aside"
+        )
 
 
 def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> None:

@@ -70,6 +70,7 @@ class DetectionTask(PipelineTask):
     name = "detection"
     metric = "ap"
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
+    further_scores = ("ap_", "ar")
     pipeline_tag = "object-detection"
     takes_labels = True
     prints = 'found["score"], found["box"]'

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from cankd_hf.data.detection.objects import (
     size_problem,
 )
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 logger = logging.getLogger(__name__)
 LOOKED_AT = 1000  # rows of a stream among which a box is expected
@@ -69,9 +69,10 @@ def load_detection(
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
-    if need_labels:
-        catalog.labels.check_names(config, "cat")
-    sources = by_role(config, catalog, splits)
+    _, sources = together(
+        lambda: catalog.labels.check_names(config, "cat") if need_labels else None,
+        lambda: by_role(config, catalog, splits),
+    )
     empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
@@ -120,8 +121,14 @@ class _ObjectFolder(Folder):
 
     def __init__(self, config: DataConfig, root: Path) -> None:
         super().__init__(config, root, need_masks=False)
-        self.labels = read_labels(config, labels_file(config), masks=False)
-        self.categories = _categories(self.labels)
+
+    @cached_property
+    def labels(self) -> Labels:
+        return read_labels(self.config, labels_file(self.config), masks=False)
+
+    @cached_property
+    def categories(self) -> Categories:
+        return _categories(self.labels)
 
     def source(self, name: str) -> AnySource:
         config, folder = self.config, self.folders[name]
