@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import Trainer, TrainingArguments
 
-from cankd_hf.config.hub import NO_TOKEN
+from cankd_hf.tokens import NO_TOKEN
 from cankd_hf.training.arguments import REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
