@@ -174,14 +174,6 @@ def test_the_machine_gets_what_was_asked_for(tmp_path: Path, monkeypatch: pytest
     assert ours(tmp_path, fp16=True).args.mixed_precision == "fp16"
 
 
-def test_sharding_needs_several_processes(tmp_path: Path) -> None:
-    for settings in ({"fsdp": True}, {"fsdp": True, "fsdp_config": {"fsdp_version": 2}}):
-        with pytest.raises(ValueError, match="(?i)fsdp"):
-            ours(tmp_path, **settings)
-    with pytest.raises((ImportError, ValueError), match="(?i)deepspeed"):
-        ours(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
-
-
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 def test_checkpointing_takes_its_settings_by_both_names(name: str, tmp_path: Path) -> None:
