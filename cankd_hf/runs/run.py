@@ -16,7 +16,15 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
-from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
+from cankd_hf.runs.build import (
+    SCORE_ONLY,
+    build_student,
+    build_teacher,
+    inherit_parts,
+    make_trainer,
+    problems_of,
+    training_args,
+)
 from cankd_hf.runs.folder import claim, claim_data, set_aside
 from cankd_hf.runs.launch import check_launch
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
@@ -114,7 +122,8 @@ class _Session:
                 config = replace(config, model=str(folder), config=None, fit=None)
             self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
-                scored = self.score_teacher(arm, self.teachers[name])
+                with problems_of(self.recipe.teacher_path(name)):
+                    scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]
         return arms
 

@@ -29,17 +29,18 @@ def untrained(name: str, teacher: Teacher) -> list[str]:
 
 
 def _norms_as_initialised(model: torch.nn.Module) -> bool:
-    """Whether there are norm layers, and all of them still have the values that every new layer has."""
-    fresh: Tensor | None = None
+    """Whether there are norm layers, and all of them still have the values that new layers have: 1 or 0, and 0."""
+    fresh, scaled = [], []
     for norm in model.modules():
         values = {key: getattr(norm, key, None) for key in ("weight", "bias", "running_mean")}
-        tensors = {key: value.detach() for key, value in values.items() if isinstance(value, Tensor)}
+        tensors = {key: value.detach().cpu() for key, value in values.items() if isinstance(value, Tensor)}
         if "norm" not in type(norm).__name__.lower() or "weight" not in tensors:
             continue
-        scale = tensors.pop("weight").flatten()
-        same = torch.stack([(scale == scale[0]).all(), *((value == 0).all() for value in tensors.values())]).all()
-        fresh = same if fresh is None else fresh.to(same.device) & same
-    return fresh is not None and bool(fresh)
+        scale = tensors.pop("weight")
+        ones = bool((scale == 1).all())
+        scaled.append(ones)
+        fresh.append((ones or not scale.any()) and not any(value.any() for value in tensors.values()))
+    return any(scaled) and all(fresh)
 
 
 def dead(name: str, taps: Sequence[str], output: TeacherOutput, images: Tensor) -> list[str]:

@@ -102,6 +102,7 @@ def as_config(args: TrainingArguments) -> CanKDConfig:
         InputError: for a field that is refused.
     """
     if isinstance(args, CanKDConfig):
+        _check(vars(args))  # fields may have been set since
         return args
     kind: Any = CanKDConfig
     if type(args) is not TrainingArguments:  # the user's own, with fields and methods of its own

@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
+from cankd_hf.config.advice import nearest
 from cankd_hf.data.common.batch import META, Batch
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task
@@ -79,17 +80,38 @@ class EvaluationMixin(TeachingTrainer):
         if self.task.ragged_labels and (own or predicting):
             # Joining the dicts of two batches would join the objects of two images.
             settings["eval_do_concat_batches"] = False
+        metrics = self.compute_metrics
+        if own and isinstance(metrics, TaskScores):  # `preprocess_logits_for_metrics` alone: no metrics, as stock
+            self.compute_metrics, prediction_loss_only = None, prediction_loss_only or not predicting
         self.gather_function = self._gather  # the Trainer puts its own back at the end
-        with self._set_for_now(settings):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        self._predicting = False
+        try:
+            with self._set_for_now(settings):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+        finally:
+            self.compute_metrics, self._predicting = metrics, False
         if not predicting or own:
             return output
         found: Any = output.predictions
         found = [_predictions(batch) for batch in found] if isinstance(found, list) else _predictions(found)
         return output._replace(predictions=found, label_ids=None if self._unlabelled else output.label_ids)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation in training; raises InputError if it has no score called `metric_for_best_model`."""
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        try:
+            metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            metrics = self.state.log_history[-1]
+        if name and f"eval_{name}" not in metrics:
+            times = ("runtime", "per_second", "preparation_time")
+            known = [key.removeprefix("eval_") for key in metrics if key.startswith("eval_")]
+            hint = nearest(name, [key for key in known if not key.endswith(times)])
+            raise InputError(f"training.metric_for_best_model: no evaluation has a score {name!r}; {hint}")
+        return metrics
 
     def _gather(self, data: Any) -> Any:
         """What all processes have, without the images that only fill up the last batch.

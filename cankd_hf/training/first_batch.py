@@ -149,7 +149,8 @@ class FirstLook:
 
     def _of_pixels(self, pixels: Any) -> str | None:
         if not isinstance(pixels, Tensor):
-            return f"pixel_values: expected a tensor [3, H, W], got {type(pixels).__name__}; convert it"
+            got = f"{type(pixels).__name__}; convert it, such as by .with_format('torch')"
+            return f"pixel_values: expected a tensor [3, H, W], got {got}"
         shape = list(pixels.shape)
         if pixels.ndim != 3 or shape[0] != 3:
             last = pixels.ndim == 3 and shape[2] == 3
@@ -245,7 +246,9 @@ class FirstBatchMixin(TeachingTrainer):
         problem = None
         if first.own_collator and place not in first.seen:
             first.seen.add(place)
-            problem = first.batch_problem(place, inputs, training and first.taught, scored=not training)
+            unread = isinstance(inputs, Mapping) and training and not first.taught
+            read = {**inputs, "labels": None} if unread else inputs
+            problem = first.batch_problem(place, read, training and first.taught, scored=not training)
         elif isinstance(inputs, Mapping) and isinstance(inputs.get("pixel_values"), Tensor):
             problem = first.too_small(inputs["pixel_values"])
             problem = problem and f"{place}: {problem}"

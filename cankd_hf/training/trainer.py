@@ -20,7 +20,7 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
-from cankd_hf.training.distiller import Distiller, DistillerOutput
+from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
@@ -137,14 +137,12 @@ class CanKDTrainer(
         self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator") is not None)
         image_size = self.first.at(kwargs, args, objective.task_weight)
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
-        # New connectors get the same initial weights whatever random numbers were drawn before.
-        torch.manual_seed(args.seed)
         self._distiller_parts = shapes, image_size, student_taps, grid
-        distiller = as_asked(Distiller(model, objective, *self._distiller_parts), args)
-        distiller.counted_labels = self.task.counted_labels
+        distiller = self.build_distiller(model)
         kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
-        kwargs["compute_metrics"] = kwargs.get("compute_metrics") or TaskScores(self.task)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
         self.model_init = model_init
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.

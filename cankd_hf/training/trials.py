@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import enable_full_determinism, set_seed
+from transformers import PreTrainedModel, enable_full_determinism, set_seed
 
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.evaluation import TaskScores
@@ -32,9 +32,13 @@ class TrialsMixin(TeachingTrainer):
         self.task = self.task.for_model(student)
         if isinstance(self.compute_metrics, TaskScores):
             self.compute_metrics.task = self.task
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)
+        return self.build_distiller(student)
+
+    def build_distiller(self, student: PreTrainedModel) -> Distiller:
+        """The student with new connectors and losses, the same ones whatever random numbers were drawn before."""
+        with seeded(self.args.seed):
             made = as_asked(Distiller(student, self._objective, *self._distiller_parts), self.args)
+        made.counted_labels = self.task.counted_labels
         return made
 
     def hyperparameter_search(

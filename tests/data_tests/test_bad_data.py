@@ -219,6 +219,7 @@ NAMED = {"id2label": NAMES}
         (NAMED | {"ignor_index": 255}, {}, ("'ignor_index'", "did you mean 'ignore_index'?")),
         ({"id2label": {"0": "a", "00": "b"}}, {}, ("each id once", "labels.json")),
         ({"id2label": {"0": "a", "1": "b" * 999}}, {}, ("id2label.1", "1 to 256 characters")),
+        ({"id2label": {"0": "void", "1": "cat"}}, {"reduce_labels": True}, ("id2label.0", "data.reduce_labels")),
         ({"id2label": {"0": "a", "1": None}}, {}, ("id2label.1", "None")),
         ({"id2label": {"0": "a", "1": "\ud800"}}, {}, ("id2label.1", "text")),
     ],

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.training.trainer import CanKDTrainer
 
 from .beside_stock import Events, accuracy, assert_same, both, checkpoints, images, ours, pixel_loss, stock, weights
@@ -244,7 +245,8 @@ def test_auto_find_batch_size_halves_it_as_the_stock_trainer_does(tmp_path: Path
 
 
 def test_a_model_init_starts_every_training_from_the_same_weights(tmp_path: Path) -> None:
-    _, made = both(tmp_path, model_init=lambda: student())
+    config = student().config
+    _, made = both(tmp_path, model_init=lambda: FPNForSemanticSegmentation(config))
     first = weights(made)
     made.train()
     assert largest_difference(first, weights(made)) == 0

@@ -20,7 +20,6 @@ from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 from cankd_hf.features.strides import deepest_stride
 from cankd_hf.tasks import DetectionTask
-from cankd_hf.training.first_batch import own_random
 
 from .detector_trainers import NAMES, STUDENTS, Boxed
 from .tiny_trainers import Images, student, teacher, trainer
@@ -193,11 +192,6 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
         return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
     made, before = trainer(tmp_path, data=Drawing(4)), states()
-    with own_random(3):
-        first = random.random(), np.random.rand(), torch.rand(()).item()
-    assert states() == before
-    with own_random(3):
-        assert first == (random.random(), np.random.rand(), torch.rand(()).item())
     made._looked_at("eval_dataset", Drawing(4), True)
     assert states() == before
 

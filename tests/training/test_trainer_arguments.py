@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers.trainer
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
 from cankd_hf.errors import InputError
@@ -45,6 +45,27 @@ def test_arguments_of_ones_own_class_keep_their_fields(tmp_path: Path) -> None:
     assert isinstance(made.args, Mine) and isinstance(made.args, CanKDConfig) and made.args.note == "mine"
     assert made.args.to_dict()["backbone_lr_scale"] == 1.0
     made.train()
+
+
+def test_arguments_of_a_command_line_are_parsed(tmp_path: Path) -> None:
+    line = ["--output_dir", str(tmp_path), "--max_steps", "3", "--lr_drops", "0.5", "0.8", "--use_cpu", "True"]
+    [args] = HfArgumentParser(CanKDConfig).parse_args_into_dataclasses(line)
+    assert (args.max_steps, args.lr_drops) == (3, [0.5, 0.8])
+
+
+def test_settings_that_are_refused_are_refused_when_they_are_set_later(tmp_path: Path) -> None:
+    args = CanKDConfig(str(tmp_path), use_cpu=True)
+    args.bf16_full_eval = True
+    with pytest.raises(InputError, match="training.bf16_full_eval: it casts the student for good"):
+        CanKDTrainer(student(), args=args)
+
+
+def test_the_training_set_has_what_the_users_has(tmp_path: Path) -> None:
+    data = images()
+    data.column_names = ["pixel_values", "labels"]
+    made = taught(tmp_path, train_dataset=data)
+    assert made.train_dataset.column_names == data.column_names and len(made.train_dataset) == len(data)
+    assert not hasattr(made.train_dataset, "__getitems__") and not hasattr(made.train_dataset, "unknown")
 
 
 @pytest.mark.parametrize(

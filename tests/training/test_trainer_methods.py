@@ -150,7 +150,7 @@ def test_a_loss_function_counts_the_items_of_all_processes(tmp_path: Path, monke
         made.model.eval()
         for count in (1, 2):
             monkeypatch.setattr(type(made.accelerator), "num_processes", property(lambda self, n=count: n))
-            found[averaged, count] = float(made.compute_loss(made.model, batch, num_items_in_batch=64))
+            found[averaged, count] = made.compute_loss(made.model, batch, num_items_in_batch=64).item()
     assert found[True, 2] == pytest.approx(2 * found[True, 1]) and found[False, 2] == found[False, 1]
 
 

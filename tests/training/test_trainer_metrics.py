@@ -49,6 +49,27 @@ def test_own_metrics_get_logits_and_labels_with_a_teacher_too(tmp_path: Path) ->
     assert made.predict(images(3)).predictions.shape == (3, 8, 8)
 
 
+def test_preprocessing_alone_leaves_the_loss_and_its_results_as_predictions(tmp_path: Path) -> None:
+    for name, build in (("stock", stock), ("ours", taught)):
+        made = build(
+            tmp_path / name, preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1), max_steps=2
+        )
+        scores = made.evaluate(images(3))
+        assert "eval_loss" in scores and "eval_miou" not in scores
+        found = made.predict(images(3))
+        assert found.predictions.shape == (3, 8, 8) and "test_miou" not in found.metrics
+    made.preprocess_logits_for_metrics = None
+    assert "eval_miou" in made.evaluate(images(3))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau"])
+def test_a_score_that_no_evaluation_has_is_told_with_the_nearest(schedule: str, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "lr_scheduler_type": schedule}
+    made = taught(tmp_path, eval_dataset=images(2), metric_for_best_model="mIoU", **settings)
+    with pytest.raises(InputError, match="training.metric_for_best_model: no evaluation has a score 'mIoU'; .*miou"):
+        made.train()
+
+
 def test_our_scores_do_not_depend_on_how_the_trainer_collects(tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [
         {},

@@ -81,24 +81,28 @@ def printable(text: str) -> bool:
 
 
 def outside(root: Path, paths: Iterable[Path]) -> list[str]:
-    """A problem for each path that links lead out of the folder `root`; the cache of the Hub, which consists of links,
-    counts as inside."""
+    """A problem for each file, or the folder of several, that links lead out of the folder `root`.
+
+    The cache of the Hub, which consists of links, counts as inside.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     real = os.path.realpath(root)
     allowed = tuple(os.path.join(os.path.realpath(folder), "") for folder in (real, HF_HUB_CACHE))
     folders: dict[Path, str] = {}
-    problems = []
+    links: dict[Path, str] = {}
     for path in paths:
         folder = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
         target = os.path.join(folder, path.name)
-        target = os.path.realpath(target) if os.path.islink(target) else target
-        if target != real and not target.startswith(allowed):
-            problems.append(
-                f"{relative_to(path, root)}: expected a file inside the data folder {root}, got a link to {target}; "
-                "copy the file, or name the folder that holds it as data.path"
-            )
-    return problems
+        if not os.path.join(folder, "").startswith(allowed):
+            links[path.parent] = folder
+        elif os.path.islink(target) and not (target := os.path.realpath(target)).startswith(allowed):
+            links[path] = target
+    return [
+        f"{relative_to(path, root)}: expected a file or folder inside the data folder {root}, got a link to {target}; "
+        "copy what it holds, or name the folder that holds it as data.path"
+        for path, target in links.items()
+    ]
 
 
 def relative_to(path: Path, root: Path) -> str:

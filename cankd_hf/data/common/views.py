@@ -43,6 +43,12 @@ class SeededDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the data set has, such as `column_names`; nothing by which a loader would read it directly."""
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
