@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Problem(str):
@@ -22,6 +24,34 @@ class Problem(str):
         return made
 
 
+def _one_line(problem: str) -> str:
+    """The problem in one line: names of files and messages of libraries may hold line ends and terminal escapes."""
+    if not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", problem):
+        return problem
+    parts = (problem.path, problem.message) if isinstance(problem, Problem) else ("", problem)
+    path, message = (
+        re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], " ".join(part.split())) for part in parts
+    )
+    return Problem(path, message)
+
+
+def together(*checks: Callable[[], Any]) -> list[Any]:
+    """Runs all checks, and returns their results.
+
+    Raises:
+        InputError: with the problems of all that failed, each once.
+    """
+    results, problems = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return results
+
+
 class InputError(ValueError):
     """Invalid input of the user: a recipe, a folder, an image, a checkpoint.
 
@@ -33,5 +63,5 @@ class InputError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [_one_line(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.commands import exit_code
+from cankd_hf.commands import command_parser, console, exit_code
+from cankd_hf.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +20,11 @@ def _run(args: argparse.Namespace) -> int:
 
         run(args)
         return 0
+    for name in ("repeats", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name}: expected at least 1, got {value}")
     import torch
-    from rich.console import Console
 
     from cankd_hf.benchmark.step import run_step, run_teacher
     from cankd_hf.runs.recipe import load_recipe
@@ -29,14 +33,15 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     recipe = load_recipe(args.recipe, args.overrides)
     if args.command == "step":
-        run_step(recipe, args.repeats, Console())
+        run_step(recipe, args.repeats, console())
     else:
-        run_teacher(recipe, args.repeats, Console(), compile=not args.no_compile)
+        run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cankd_hf.benchmark", description=__doc__)
+    examples = "exit codes: 0 measured, 2 bad input (the message says what), 130 interrupted"
+    parser = command_parser("benchmark", __doc__ or "", examples)
     commands = parser.add_subparsers(dest="command", required=True)
     loss = commands.add_parser("loss", help="time and memory of the CanKD loss against the published form")
     sizes = "comma-separated HxW or HxWxC (default: 25x42 ... 200x336 at C 256, 64x128x2048)"

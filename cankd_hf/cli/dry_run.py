@@ -1,6 +1,5 @@
 """What `--dry-run` shows: everything a run would do, and one step of it."""
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -9,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cankd_hf.commands import console as plain_console
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import RESULTS_FILE
-from cankd_hf.runs.build import SCORE_ONLY, build_trainer, training_args
-from cankd_hf.runs.launch import check_launch
+from cankd_hf.runs.build import SCORE_ONLY, build_trainer
+from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.trainer import CanKDTrainer
@@ -44,15 +43,14 @@ class StepCost:
     batch: list[int]
 
 
-def dry_run(recipe: Recipe) -> int:
+def dry_run(recipe: Recipe, restart: bool = False) -> int:
     """Prints the resolved recipe, models, taps, pairs, sizes and the cost of one step, which it runs. Trains nothing.
 
     Raises:
         InputError: for whatever would stop the real run before its first step.
     """
-    console = Console(width=None if os.isatty(1) else 120)
-    args = training_args(recipe, Path(recipe.output_dir), report_to="none", push_to_hub=False)
-    check_launch(args.world_size)
+    check_session(recipe, restart)
+    console = plain_console(120)
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)

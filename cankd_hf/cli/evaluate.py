@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cankd_hf.commands import command_parser, exit_code, importing
+from cankd_hf.commands import command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.names import RECIPE_FILE
 
@@ -20,7 +19,9 @@ EXAMPLES = """examples:
   python -m cankd_hf.evaluate runs/camvid_seg data.path=/data/camvid --split test
   python -m cankd_hf.evaluate me/my-student data.path=me/my-data --json scores.json
 
-The data are read as in the recipe saved with the checkpoint; overrides change its settings."""
+The data are read as in the recipe saved with the checkpoint; overrides change its settings.
+
+exit codes: 0 scored, 2 bad input (the message says what), 130 interrupted"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
+    from cankd_hf.json_text import to_json
 
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
     with importing():
-        from rich.console import Console
         from rich.table import Table
 
         from cankd_hf.runs.launch import leave_together
@@ -76,23 +81,25 @@ def _run(options: argparse.Namespace) -> int:
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    console().print(table)
     if options.json:
-        Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
+        Path(options.json).write_text(to_json(scores), encoding="utf-8")
     leave_together()
     return 0
 
 
 def _task(checkpoint: str, saved: Path) -> type[Task]:
     """The task of the student: from its recipe, else from the name of its class."""
-    import yaml
-
+    from cankd_hf.config.advice import not_one_of
+    from cankd_hf.config.reading import read_saved
     from cankd_hf.config.recipe import Recipe
     from cankd_hf.tasks import TASKS, saved_task
 
     if saved.is_file():
-        named = yaml.safe_load(saved.read_text(encoding="utf-8")).get("task")
-        task = TASKS[named or Recipe.task]
+        named = str(read_saved(saved).get("task") or Recipe.task)
+        if named not in TASKS:
+            raise InputError(f"{saved}: task: {not_one_of(named, TASKS)}")
+        task = TASKS[named]
     else:
         task = saved_task(checkpoint)
     if task.needs_teacher_in_evaluation:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.commands import command_parser, console, exit_code
 
 EXAMPLES = """examples:
   python -m cankd_hf.push runs/quickstart me/shapes-student --dry-run
@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from cankd_hf.hub.upload import check_target, open_repo, plan, push
@@ -50,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     for upload in uploads:
         table.add_row(upload.name, f"{upload.size:,}")
     table.add_row("total", f"{sum(upload.size for upload in uploads):,}")
-    Console().print(table)
+    console().print(table)
     if options.dry_run:
         print("Nothing was pushed (--dry-run).")
         return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from cankd_hf.commands import console as plain_console
 from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
 
@@ -25,7 +26,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    console = console or Console(width=None if os.isatty(1) else 110)
+    console = console or plain_console(110)
     table = Table(title=f"{report.task}, {report.split} split", title_justify="left")
     shown = _columns(report)
     table.add_column("model")

@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     from cankd_hf.runs.recipe import load_recipe
 
     with importing():
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = load_recipe(options.recipe, options.overrides, to_run=True, restart=options.restart)
         # Imported after the checks, because these imports take seconds.
         from cankd_hf.cli.report import print_report
         from cankd_hf.runs.launch import leave_together
@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.dry_run:
             from cankd_hf.cli.dry_run import dry_run
     if options.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, options.restart)
     try:
         report = run(recipe, restart=options.restart, resume=options.resume)
     except Stopped as stopped:

@@ -15,12 +15,13 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 PILLOW_LIMIT = 89_478_485  # above this number of pixels Pillow warns of a decompression bomb
 GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
+_GENERATED_RANGES = {"size": (16, 4096), "seed": (0, 2**32 - 1)}  # of the others: 1 to 10**6
 
 Count = Annotated[int, Ge(1)]
-Size = Annotated[list[Annotated[int, Gt(0)]], Len(2, 2), Say("[height, width]")]
-Range = Annotated[list[Annotated[float, Gt(0)]], Len(2, 2), Say("[smallest, largest], both above 0")]
-Mean = Annotated[list[float], Len(3, 3), Say("three numbers (red, green, blue)")]
-Std = Annotated[list[Annotated[float, Gt(0)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
+Size = Annotated[list[Annotated[int, Ge(8)]], Len(2, 2), Say("[height, width]")]
+Range = Annotated[list[Annotated[float, Ge(0.05), Le(16)]], Len(2, 2), Say("[smallest, largest], both above 0")]
+Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three numbers (red, green, blue)")]
+Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
 
 
 @dataclass
@@ -66,7 +67,8 @@ class DataConfig(Section):
         on_error: `stop` at an image that cannot be used, or `skip` it and report it. Images without a mask (null) and
             boxes without area are always left out and counted.
         check: images to check before training: `all`, `none` or a number for each split.
-        cache: keep decoded images in memory (in each loading process), for data sets that fit.
+        cache: decode each image once and keep it in a temporary folder, for all loading processes; until 1 GB of disk
+            and memory is left.
         max_train_samples: use only the first samples, for trials.
         max_eval_samples: the same for the validation and test splits.
         max_pixels: images with more pixels are rejected before they are decoded.
@@ -88,8 +90,8 @@ class DataConfig(Section):
     annotations: str = "auto"
     box_format: Literal["xywh", "xyxy"] = "xywh"
     labels: str | None = None
-    num_labels: Count | None = None
-    ignore_index: int | None = None
+    num_labels: Annotated[int, Ge(1), Le(100_000)] | None = None
+    ignore_index: Annotated[int, Ge(-(2**31)), Le(2**31 - 1)] | None = None
     reduce_labels: bool = False
     image_size: Size | None = None
     crop_size: Size | None = None
@@ -116,7 +118,24 @@ class DataConfig(Section):
             yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
         if self.scale[0] > self.scale[1]:
             yield "scale", f"expected [smallest, largest], got {self.scale}; write {self.scale[::-1]}"
-        for key in [key for key in self.generated if key not in GENERATED]:
-            yield f"generated.{key}", f"unknown key; {nearest(key, GENERATED)}"
+        if self.cache and self.streaming:
+            yield (
+                "cache",
+                "expected false with data.streaming, which reads each image anew, got true; drop one of them",
+            )
+        for key in ("image_size", "crop_size"):
+            size = getattr(self, key)
+            if size is not None and size[0] * size[1] > self.max_pixels:
+                yield (
+                    key,
+                    f"expected at most {self.max_pixels:,} pixels (data.max_pixels), got {size}; make it smaller",
+                )
+        for key, value in self.generated.items():
+            if key not in GENERATED:
+                yield f"generated.{key}", f"unknown key; {nearest(key, GENERATED)}"
+                continue
+            least, most = _GENERATED_RANGES.get(key, (1, 10**6))
+            if not least <= value <= most:
+                yield f"generated.{key}", f"expected a whole number from {least} to {most}, got {value}"
 
     check_values = Section.raise_problems

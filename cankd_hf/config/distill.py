@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 
 from cankd_hf.config import declared
 from cankd_hf.config.advice import Say, not_one_of
@@ -17,7 +17,11 @@ Grid = Literal["finer", "coarser", "student", "teacher"]
 GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
-Pair = Annotated[list[int], Len(2, 2), Say("[student level, teacher level]", fix="for example [-1, -1]")]
+Pair = Annotated[
+    list[Annotated[int, Ge(-100), Le(100)]],
+    Len(2, 2),
+    Say("[student level, teacher level]", fix="for example [-1, -1]"),
+]
 # Options of losses whose values are the keys of a dictionary: its module and its name.
 _NAMED = {"affinity": ("cankd_hf.losses.affinities", "AFFINITIES")}
 

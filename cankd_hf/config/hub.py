@@ -16,10 +16,6 @@ SETTINGS = {
     "strategy": "hub_strategy",
     "revision": "hub_revision",
 }
-NO_TOKEN = (
-    "tokens are not taken as settings, they would end up in files and logs; set the environment variable "
-    "HF_TOKEN or run `hf auth login`"
-)
 
 
 @dataclass

@@ -8,11 +8,14 @@ resolved. Relative paths in a recipe are relative to the current directory.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cankd_hf.config.advice import nearest
+from cankd_hf.config.advice import nearest, show
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
-from cankd_hf.config.hub import NO_TOKEN, HubConfig
+from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.places import missing_places
+from cankd_hf.config.plain_yaml import MAX_CHARACTERS, parse_yaml
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
 from cankd_hf.config.student import StudentConfig
@@ -29,17 +32,41 @@ def read_text(path: str | Path) -> str:
     """The text of a recipe.
 
     Raises:
-        InputError: if there is no such file; the message suggests a similar name.
+        InputError: if there is no such file (the message suggests a similar name), or it is not UTF-8 text.
     """
     path = Path(path)
-    if not path.is_file():
-        others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
-        raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
-    return path.read_text(encoding="utf-8")
+    try:
+        if not path.is_file():
+            others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+            hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
+            raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_CHARACTERS + 1)  # more is refused below, however large the file is
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, got other bytes at {error.start}; save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL byte in the name
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"recipe: {str(path)!r} cannot be read: {error}") from None
 
 
-def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> tuple[Recipe, Problems]:
+def read_saved(file: str | Path) -> dict[str, Any]:
+    """The settings in a recipe that a run saved, unchecked.
+
+    Raises:
+        InputError: if the file is not YAML with sections.
+    """
+    content, _, problems = parse_yaml(read_text(file), str(file))
+    if problems or not isinstance(content, dict):
+        said = ": ".join(problems[0]) if problems else f"expected sections, got {show(content)}"
+        raise InputError(f"{file}: {said}; it is not as a run saved it: restore it, or remove the file")
+    return content
+
+
+def read_recipe(
+    text: str, overrides: Sequence[str] = (), source: str = "recipe", to_run: bool = False
+) -> tuple[Recipe, Problems]:
     """Returns a recipe of valid structure, and the `Problems` to which further checks add.
 
     Args:
@@ -47,6 +74,7 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
         overrides: `section.key=value` as on the command line; list items by number (`distill.terms.0.weight=5`),
             `teacher=null` for none.
         source: name of the text in messages, usually its file.
+        to_run: also look for the local files and folders that it names.
 
     Raises:
         InputError: with every error of structure, each with its dotted path, file and line.
@@ -54,13 +82,12 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
     given = YamlSource(text, overrides, source)
     problems = Problems(given.place, _elsewhere)
     data = given.read(problems)
-    for key in data["hub"] if isinstance(data.get("hub"), dict) else ():
-        if "token" in str(key):
-            problems.say(f"hub.{key}", NO_TOKEN, unread=True)
     recipe: Recipe | None = problems.read(Recipe, data, "")
     if recipe is not None:
         recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))
         _check(problems, recipe)
+        for key, message in missing_places(recipe) if to_run else ():
+            problems.say(key, message)
     problems.raise_all()
     assert recipe is not None
     return recipe, problems
@@ -76,7 +103,7 @@ def load_data_config(path: str | Path | None, overrides: Sequence[str] = ()) -> 
     Raises:
         InputError: with every problem found.
     """
-    text = Path(path).read_text(encoding="utf-8") if path is not None else ""
+    text = read_text(path) if path is not None else ""
     given = YamlSource(text, overrides, str(path) if path is not None else "command line")
     problems = Problems(given.place, _elsewhere)
     for override in overrides:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge, Le
 
 from cankd_hf.config import declared
@@ -16,9 +15,13 @@ from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.config.training import contradictions
+from cankd_hf.errors import InputError
+from cankd_hf.names import RECIPE_FILE
 
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
@@ -103,12 +106,33 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
         ]
         for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
             problems.say(path, message)
+    for path, message in _training_together(recipe):
+        if problems.usable(*(f"training.{key}" for key in recipe.training)):
+            problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
     if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
             "data.streaming",
             "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
         )
+
+
+def _training_together(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Settings of `training:`, and of `fit` on top of them, that contradict each other or the data."""
+    told = set()
+    fits = {recipe.teacher_path(name): teacher.fit for name, teacher in recipe.named_teachers().items()}
+    for place, changes in {"training": {}, **{f"{path}.fit": fit for path, fit in fits.items() if fit}}.items():
+        settings = {**recipe.training, **changes}
+        found = list(contradictions(settings))
+        strategy = settings.get("eval_strategy", "no")
+        # A run without labels holds out a part of the training images instead.
+        if strategy != "no" and recipe.data.eval_split is None and recipe.distill.task_weight > 0:
+            message = f"{strategy} needs a validation split, and data.eval_split names none; name one, or set "
+            found.append(("eval_strategy", f'{message}training.eval_strategy: "no"'))
+        for key, message in found:
+            if (key, message) not in told:
+                told.add((key, message))
+                yield f"{place}.{key}", message
 
 
 def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -157,7 +181,7 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, from which `load_recipe` makes an equal recipe. It never contains a token."""
-    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, default_flow_style=None, width=119)
+    return dump_yaml(dataclasses.asdict(recipe))
 
 
 def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
@@ -166,9 +190,9 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     try:
-        before, now = _flat(yaml.safe_load(saved) or {}), _flat(yaml.safe_load(recipe_to_yaml(recipe)))
-    except yaml.YAMLError as error:
-        return [f"its recipe cannot be read: {str(error).splitlines()[0]}"]
+        before, now = (_flat(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe)))
+    except InputError as error:
+        return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"

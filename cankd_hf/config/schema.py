@@ -158,7 +158,7 @@ class Problems:
             self.unknown(_join(path, *spot.keys[:-1]), str(spot.keys[-1]), _fields(spot.parent))
         elif spot.error == "missing":
             self.say(where, f"missing; expected {describe(spot.annotation)}", unread=True)
-        elif spot.of_key:
+        elif spot.of_key and spot.keys:
             self.say(where, f"expected text as key, got {show(spot.keys[-1])}; write it in quotes", unread=True)
         elif len(members(bare(spot.annotation))) > 1:
             # Of the types in a union, report the errors of the one that resembles the value.

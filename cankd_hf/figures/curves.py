@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cankd_hf.figures.draw import FONT
+from cankd_hf.figures.draw import FONT, NAMES_AS_THEY_ARE
 from cankd_hf.names import ALONE, DISTILLED
 
 History = Sequence[Mapping[str, Any]]
@@ -36,6 +37,7 @@ def loss_keys(history: History) -> list[str]:
     return [key for key in names if key not in split]
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def training_curves(histories: Mapping[str, History], metric: str) -> Figure | None:
     """Losses, raw similarity, branch share, score and learning rate over the steps; None if nothing was logged.
 
@@ -136,7 +138,8 @@ def warning_signs(
                 f"{key.removeprefix('branch_share/')}: the Can branch ends at {share[1]:.0%} of the student map, so a "
                 "good part of what is compared with the teacher is the block's own output."
             )
-    broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
+    losses = [(entry["step"], entry.get("loss", 0.0)) for entry in history]
+    broken = [step for step, loss in losses if loss is None or not math.isfinite(loss)]  # None: read from JSON
     if broken:
         found.append(f"The loss was not a number at step {broken[0]}: nothing after it means anything.")
     points = series(history, f"eval_{metric}")

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from cankd_hf.training.placing import Pair
 CELL = 2.0  # inches, width of a panel: at 110 dots per inch five of them fill the report's page without scaling
 DPI = 110
 FONT = 10
+NAMES_AS_THEY_ARE = {"text.parse_math": False}  # a `$` in the name of a file, class or term is one
 HEAT = "magma"
 MOST_UNLIKE = 1.5  # end of the scale of differences in every figure; unrelated maps have 1 on average
 
@@ -85,6 +87,7 @@ def level_text(seen: Seen, index: int, feature_map: Tensor) -> str:
     return f"level {index}, stride {seen.stride(feature_map):.3g}"
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def heat_maps(seen: Seen) -> Figure:
     """Activation of each level of each student and of the teachers (the paper's figure 6)."""
     # student level -> the first pair with each teacher
@@ -115,6 +118,7 @@ def heat_maps(seen: Seen) -> Figure:
     return figure
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def difference_maps(seen: Seen) -> Figure | None:
     """Difference of each student, after its connector, to the teacher, on one scale; None where nothing is connected.
 
@@ -146,6 +150,7 @@ def difference_maps(seen: Seen) -> Figure | None:
     return figure
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def pca_maps(seen: Seen) -> Figure:
     """The teacher's first three principal components as colours, and the students in the same basis.
 
@@ -171,6 +176,7 @@ def pca_maps(seen: Seen) -> Figure:
     return figure
 
 
+@rc_context(NAMES_AS_THEY_ARE)
 def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure | None:
     """Attention of one pixel of the last student over the teacher's map, for each CanKD term and pair.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from cankd_hf.hub import sections
+from cankd_hf.hub import escape, sections
 from cankd_hf.hub.facts import Facts, hub_id, read_facts
 from cankd_hf.names import CARD_FILE
 
@@ -79,7 +79,7 @@ def render_card(
     rows, table_note = sections.results_table(facts)
     text = template.render(
         metadata=card_data(facts, title, licence, tags, more or {}).to_yaml().strip(),
-        title=title,
+        title=escape.text(title),
         purpose=sections.purpose(facts),
         code=code,
         code_note=code_note,
@@ -90,7 +90,7 @@ def render_card(
         limits=sections.limits(facts),
         citation=sections.citation(facts),
     )
-    mark = json.dumps({"for": name, "sha256": _digest(text)})
+    mark = json.dumps({"for": name, "sha256": _digest(text)}).replace(">", "\\u003e")  # `-->` would end the comment
     return f"{text}\n{_MARK}{mark} -->\n"
 
 

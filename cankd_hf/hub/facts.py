@@ -1,6 +1,5 @@
 """What is recorded about a student: written by the trainer, read again from its folder for the card."""
 
-import json
 import os
 import platform
 import re
@@ -15,8 +14,9 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from transformers.utils import CONFIG_NAME
 
-from cankd_hf.errors import InputError
+from cankd_hf.config.reading import read_saved
 from cankd_hf.hub.files import read_json
+from cankd_hf.json_text import to_json
 from cankd_hf.names import CARD_FILE, FACTS_FILE, RECIPE_FILE, RESULTS_FILE, TORCHVISION
 from cankd_hf.tasks import Task, recorded_task
 
@@ -76,17 +76,14 @@ def read_facts(folder: str | Path) -> Facts:
     """Reads what the files beside a student say about it. Raises InputError for a file that cannot be read."""
     folder = Path(folder)
     recipe = folder / RECIPE_FILE
-    try:
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe}: expected YAML, got {' '.join(str(error).split())}; remove the file") from error
+    settings = read_saved(recipe) if recipe.is_file() else {}
     config, run, results = (read_json(folder / name) for name in (CONFIG_NAME, FACTS_FILE, RESULTS_FILE))
-    return Facts(config, run, results, settings if isinstance(settings, dict) else {})
+    return Facts(config, run, results, settings)
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Writes what the trainer recorded beside the student."""
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    (folder / FACTS_FILE).write_text(to_json(facts), encoding="utf-8")
 
 
 def hub_id(name: object) -> str | None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from cankd_hf.hub import escape
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
 from cankd_hf.losses import LOSSES
 from cankd_hf.names import ALONE, DISTILLED, STUDENT, TEACHER, TORCHVISION
@@ -49,7 +50,7 @@ def results_table(facts: Facts) -> tuple[list[list[str]], str]:
         name = arm["name"] + (" †" if arm.get("inherited") else "")
         rows.append([name, *sizes, *(f"{known[key]:.4f}" if key in known else "" for key in scores)])
     seed = f" with seed {run['seed']}" if "seed" in run else ""
-    note = f"Scores of the {split} split, from one run{seed}."
+    note = f"Scores of the {escape.text(split)} split, from one run{seed}."
     if any(arm.get("inherited") for arm in arms):
         note += " † starts with parts of the teacher's weights."
     return rows, note + _gap(facts)
@@ -74,7 +75,8 @@ def markdown(rows: list[list[str]]) -> str:
     if not rows:
         return ""
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+    cells = [[escape.text(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 
 def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
@@ -83,10 +85,12 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
     if facts.start_id:
         lines.append(("Start", f"the weights of {_link(facts.start_id)}"))
     for name in facts.teachers:
-        heading = f"Teacher {name}" if len(facts.teachers) > 1 else "Teacher"
+        heading = f"Teacher {escape.text(name)}" if len(facts.teachers) > 1 else "Teacher"
         lines.append((heading, _teacher(facts, name, licences)))
     if run.get("inherited"):
-        lines.append(("Inherited", f"started with the teacher's weights in {', '.join(run['inherited'])}"))
+        lines.append(
+            ("Inherited", f"started with the teacher's weights in {escape.text(', '.join(run['inherited']))}")
+        )
     if (data := _data(facts)) is not None:
         lines.append(("Data", data))
     if "task_weight" in run and facts.teachers:
@@ -97,18 +101,20 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
             (
                 "Training",
                 f"{run['step']:,} steps{planned}, batch {run['batch_size']}, learning rate {run['learning_rate']:g}, "
-                f"{run['precision']}, seed {run['seed']}",
+                f"{escape.text(run['precision'])}, seed {run['seed']}",
             )
         )
     if "hardware" in run:
         several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
         time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
-        lines.append(("Machine", f"{several}{run['hardware']}{time}"))
+        lines.append(("Machine", f"{several}{escape.text(run['hardware'])}{time}"))
     if "energy" in run:
         watt_hours = run["energy"]["joules"] / 3600
-        lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {run['energy']['measured']}"))
+        lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {escape.text(run['energy']['measured'])}"))
     if "versions" in run:
-        lines.append(("Software", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
+        lines.append(
+            ("Software", ", ".join(escape.text(f"{name} {version}") for name, version in run["versions"].items()))
+        )
     if facts.recipe:
         lines.append(("Recipe", "every setting is in [recipe.yaml](recipe.yaml), which `cankd_hf.train` takes"))
     return lines
@@ -119,41 +125,43 @@ def _teacher(facts: Facts, name: str, licences: bool) -> str:
     model, revision = hub_id(manifest.get("model")), manifest.get("revision")
     parts = [_link(model) if model else _teacher_name(facts, name)]
     if revision:
-        parts.append(f"revision `{revision}`")
+        parts.append(f"revision {escape.code(revision)}")
     if licences and (licence := licence_of(model, revision)):
-        parts.append(f"licence {licence}")
+        parts.append(f"licence {escape.text(licence)}")
     if "parameters" in manifest:
         parts.append(f"{manifest['parameters']:,} parameters up to its last tap")
     if manifest.get("taps"):
-        parts.append("taps " + ", ".join(f"`{tap}`" for tap in manifest["taps"]))
+        parts.append("taps " + ", ".join(map(escape.code, manifest["taps"])))
     return ", ".join(parts)
 
 
 def _teacher_name(facts: Facts, name: str) -> str:
     manifest = facts.teachers[name]
-    model, kind = manifest.get("model"), manifest.get("class", "model")
+    model, kind = manifest.get("model"), escape.text(manifest.get("class", "model"))
     if hub_id(model):
-        return str(model)
+        return escape.text(model)
     if str(model).startswith(TORCHVISION):
-        return f"`{model}`"
+        return escape.code(model)
     if model == "random weights":
         return f"a {kind} with random weights"
     recipe = (facts.recipe.get("teachers") or {}).get(name) or facts.recipe.get("teacher") or {}
     if recipe.get("fit"):
         return f"a {kind} trained in the same run"
-    return f"a local {kind}" + (f" (`{model}`)" if model not in (None, "", kind) else "")
+    return f"a local {kind}" + (
+        f" ({escape.code(model)})" if model not in (None, "", manifest.get("class", "model")) else ""
+    )
 
 
 def _data(facts: Facts) -> str | None:
     path = facts.data.get("path")
     if not path:
         return None
-    name = _link(facts.dataset_id, "datasets/") if facts.dataset_id else f"local data `{Path(path).name}`"
+    name = _link(facts.dataset_id, "datasets/") if facts.dataset_id else f"local data {escape.code(Path(path).name)}"
     if path == "shapes":
         name = "generated images of overlapping shapes"
     parts = [name]
     if facts.dataset_id and facts.data.get("revision"):
-        parts.append(f"revision `{facts.data['revision']}`")
+        parts.append(f"revision {escape.code(facts.data['revision'])}")
     splits = (facts.results.get("facts") or {}).get("splits") or {}
     names = {"train": "training", "eval": "validation"}
     parts += [f"{count:,} {names.get(role, role)} images" for role, count in splits.items() if count]
@@ -166,7 +174,7 @@ def _data(facts: Facts) -> str | None:
 
 
 def _link(name: str, kind: str = "") -> str:
-    return f"[{name}](https://huggingface.co/{kind}{name})"
+    return f"[{escape.text(name)}](https://huggingface.co/{kind}{name})"
 
 
 def _duration(seconds: float) -> str:
@@ -196,6 +204,7 @@ def limits(facts: Facts) -> list[str]:
     """Known limits of the student, as far as the facts show them."""
     findings = facts.results.get("findings") or facts.run.get("teacher_findings") or []
     said = [f"{finding[:1].upper()}{finding[1:]}." for finding in findings] + facts.task.limits(facts.config)
+    said = [escape.text(limit) for limit in said]
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
     elif facts.data.get("path"):

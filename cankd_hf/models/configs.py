@@ -27,7 +27,7 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
     if "model_type" not in values:
         raise InputError([Problem(place, f"expected a key model_type (e.g. resnet), got {sorted(values)}; add it")])
     model_type = values["model_type"]
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         near = nearest(str(model_type), CONFIG_MAPPING.keys())
         raise InputError(
             [Problem(f"{place}.model_type", f"expected a model type of transformers, got {model_type!r}{near}")]
@@ -38,8 +38,12 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
             config_from_dict(inner, f"{place}.{key}")  # transformers stores an inner model's unknown keys as well
     try:
         return AutoConfig.for_model(**values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        message = f"{model_type} cannot be configured: {' '.join(str(error).split())}"
+    # Whatever their kind: configurations compare and index values without looking at their types.
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        kind = "" if isinstance(error, ValueError | StrictDataclassError) else f"{type(error).__name__}: "
+        message = f"{model_type} cannot be configured: {kind}{' '.join(str(error).split())}"
         raise InputError([Problem(place, message)]) from error
 
 
@@ -49,7 +53,7 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}
     known = set(config.to_dict()) | set(config.attribute_map) | settings | COMMON_KEYS
-    unknown = [key for key in values if key not in known]
+    unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise InputError(
             [Problem(f"{place}.{key}", f"no such key for {config.model_type}{nearest(key, known)}") for key in unknown]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -26,6 +27,8 @@ from cankd_hf.training.trainer import CanKDTrainer
 logger = logging.getLogger(__name__)
 
 
+# What code of other libraries raises for settings that it does not look at.
+_ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Settings of a trainer that writes no files.
 SCORE_ONLY: dict[str, Any] = {
     "report_to": "none",
@@ -55,19 +58,26 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
         return CanKDConfig(output_dir=str(folder), seed=recipe.seed, **settings)
     except InputError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (*_ODD, ImportError, OSError) as error:
         raise InputError(f"training: {error}") from error
 
 
 @contextmanager
 def problems_of(place: str) -> Iterator[None]:
-    """Adds the section of the recipe to errors about a model that could not be loaded."""
+    """Adds the section of the recipe to errors about a model that could not be loaded or built.
+
+    Classes of other libraries raise whatever their code meets in odd settings: an IndexError, a ZeroDivisionError.
+    """
     try:
         yield
     except InputError as error:
         kind = place.partition(".")[0].rstrip("s")  # `teacher` too where the place is `teachers.NAME`
         told = [place + p.removeprefix(kind) if p.startswith(kind) else f"{place}: {p}" for p in error.problems]
         raise InputError(told) from error
+    except _ODD as error:
+        if _short_of_memory(error):
+            raise
+        raise InputError(f"{place}: cannot be built ({type(error).__name__}: {error}); check its settings") from error
 
 
 def build_student(
@@ -84,8 +94,12 @@ def build_student(
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
-    teachers = {name: build_teacher(recipe, name, config) for name, config in recipe.named_teachers().items()}
-    model = build_student(recipe, task)
+    configs = recipe.named_teachers()
+    *found, model = together(
+        *(partial(build_teacher, recipe, name, config) for name, config in configs.items()),
+        partial(build_student, recipe, task),
+    )
+    teachers = dict(zip(configs, found, strict=True))
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
 
@@ -109,32 +123,51 @@ def make_trainer(
     inherited: Sequence[str] = (),
 ) -> CanKDTrainer:
     """A trainer for the given models, with the terms, taps and data of the recipe."""
-    distill = recipe.distill
     if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
         strategy = IntervalStrategy(args.eval_strategy).value
         raise InputError(
             f"training.eval_strategy: {strategy} needs a validation split, and data.eval_split names "
             'none; name one, or set training.eval_strategy: "no"'
         )
-    trainer = CanKDTrainer(
-        model,
-        args=args,
-        teachers=teachers,
-        objective=Objective(distill.task_weight, distill.terms) if teachers else None,
-        student_taps=recipe.student.taps,
-        grid=distill.grid,
-        task=task,
-        recipe=recipe_to_yaml(recipe),
-        inherited=inherited,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=task.for_model(model).image_processor(recipe.data),
-    )
+    distill = recipe.distill
+    with _refusals():
+        trainer = CanKDTrainer(
+            model,
+            args=args,
+            teachers=teachers,
+            objective=Objective(distill.task_weight, distill.terms) if teachers else None,
+            student_taps=recipe.student.taps,
+            grid=distill.grid,
+            task=task,
+            recipe=recipe_to_yaml(recipe),
+            inherited=inherited,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            processing_class=task.for_model(model).image_processor(recipe.data),
+        )
     if args.log_figures_steps > 0 and teachers:
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
 
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the Trainer, accelerate and the models refuse of the settings, as bad input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (*_ODD, ImportError) as error:
+        if _short_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"recipe: no trainer can be built from its models and training settings ({said})") from error
+
+
+def _short_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "memory" in str(error)
 
 
 def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from cankd_hf.config.recipe import Recipe
@@ -15,6 +16,8 @@ from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import own_problems
 from cankd_hf.training.placing import check_label
 
+_HUGE = 1_000_000  # more than any number in a vision model's configuration
+
 
 def check_models(recipe: Recipe, problems: Problems) -> None:
     """Adds every value that a model, a loss or the training arguments reject to `problems`."""
@@ -25,12 +28,14 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
     for path, config in configs.items():
         if isinstance(config, dict):
             _check_config(problems, config, path)
-    if recipe.student.fpn:
-        _try(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
+    if recipe.student.fpn and _no_huge_numbers(problems, recipe.student.fpn, "student.fpn"):
+        attempt(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
     for index, term in enumerate(recipe.distill.terms):
-        _try(problems, f"distill.terms.{index}.name", partial(check_label, term))
-        loss = LOSSES[term.loss_name]
-        _try(problems, f"distill.terms.{index}.options", partial(loss, 8, **term.options))
+        attempt(problems, f"distill.terms.{index}.name", partial(check_label, term))
+        loss, place = LOSSES[term.loss_name], f"distill.terms.{index}.options"
+        if _no_huge_numbers(problems, term.options, place):
+            with torch.device("meta"):  # whatever the sizes, no memory
+                attempt(problems, place, partial(loss, 8, **term.options))
     for path, settings in [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]:
         for key, message in own_problems(settings):
             problems.say(f"{path}.{key}", message)
@@ -45,16 +50,31 @@ def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> N
     found = len(problems.found)
     for key, value in nested.items():
         _check_config(problems, value, f"{path}.{key}")
-    if len(problems.found) == found:
+    if len(problems.found) == found and _no_huge_numbers(problems, config, path):
         known = {key: value for key, value in config.items() if not (key in nested and "pretrained" in value)}
-        _try(problems, path, partial(config_from_dict, known, path))
+        attempt(problems, path, partial(config_from_dict, known, path))
 
 
-def _try(problems: Problems, path: str, build: Callable[[], Any]) -> None:
-    """Builds an object and adds the errors that its class raises."""
+def _no_huge_numbers(problems: Problems, values: Any, path: str) -> bool:
+    """Adds numbers that no model has: configurations make lists and names of that many layers or classes."""
+    found = len(problems.found)
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        inner = f"{path}.{key}"
+        if isinstance(value, Mapping | list):
+            _no_huge_numbers(problems, value, inner)
+        elif isinstance(value, int) and abs(value) > _HUGE:
+            problems.say(inner, f"expected a number of at most {_HUGE:,}, got {value}; give a real size")
+    return len(problems.found) == found
+
+
+def attempt(problems: Problems, path: str, build: Callable[[], Any]) -> None:
+    """Builds an object and adds the errors that its class raises, whatever their kind: classes of transformers compare
+    and index values without looking at their types."""
     try:
         build()
     except InputError as error:
         problems.take(error, path)
     except ValueError as error:
         problems.say(path, str(error))
+    except Exception as error:
+        problems.say(path, f"these values are not accepted ({type(error).__name__}: {error}); see the class's docs")

@@ -9,6 +9,7 @@ from pathlib import Path
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
 from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
@@ -19,17 +20,23 @@ logger = logging.getLogger(__name__)
 
 def claim(out: Path, recipe: Recipe, args: CanKDConfig) -> None:
     """Writes the recipe into the output folder; InputError if that holds a run of another one, which is kept."""
-    file = out / RECIPE_FILE
     with args.main_process_first(local=False, desc="claiming the output folder"):
-        if file.is_file() and holds_work(out):
-            differences = recipe_differences(file.read_text(encoding="utf-8"), recipe)
-            if differences:
-                raise InputError(
-                    f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "
-                    "output_dir, or start over in this one with --restart, which moves the old one aside"
-                )
+        check_recipe_of(out, recipe)
         if args.process_index == 0:
-            write_text(file, recipe_to_yaml(recipe))
+            write_text(out / RECIPE_FILE, recipe_to_yaml(recipe))
+
+
+def check_recipe_of(out: Path, recipe: Recipe) -> None:
+    """Raises InputError if the folder holds a run of another recipe."""
+    file = out / RECIPE_FILE
+    if not file.is_file() or not holds_work(out):
+        return
+    differences = recipe_differences(file.read_text(encoding="utf-8", errors="replace"), recipe)
+    if differences:
+        raise InputError(
+            f"output_dir {out}: holds a run of another recipe ({'; '.join(differences[:5])}); choose another "
+            "output_dir, or start over in this one with --restart, which moves the old one aside"
+        )
 
 
 def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> None:
@@ -38,7 +45,7 @@ def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> 
     with args.main_process_first(local=False, desc="comparing the data set"):
         if args.process_index:
             return
-        now = json.loads(json.dumps(_data_record(recipe, data)))
+        now = json.loads(to_json(_data_record(recipe, data)))
         then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and holds_work(out) else now
         differences = _differences(then, now)
         if differences:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.errors import together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
@@ -26,8 +28,8 @@ from cankd_hf.runs.build import (
     training_args,
 )
 from cankd_hf.runs.folder import claim, claim_data, set_aside
-from cankd_hf.runs.launch import check_launch
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
+from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -61,8 +63,8 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
     """
     disable_progress_bar()  # of loading and saving weights; training has its own
     out = Path(recipe.output_dir)
+    check_session(recipe, restart)
     args = training_args(recipe, out)
-    check_launch(args.world_size)
     main = args.process_index == 0
     if main:
         check_folder(out)
@@ -111,6 +113,12 @@ class _Session:
         configs = self.recipe.named_teachers()
         for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
             logger.warning("teacher %s: no term of distill.terms learns from it", name)
+        ready = [name for name, config in configs.items() if config.fit is None]
+        *loaded, _ = together(  # the student is built for its problems only, which are told with those of its teachers
+            *(partial(build_teacher, self.recipe, name, configs[name]) for name in ready),
+            partial(build_student, self.recipe, self.task),
+        )
+        self.teachers.update(zip(ready, loaded, strict=True))
         for name, config in configs.items():
             several = len(configs) > 1
             arm = f"teacher {name}" if several else "teacher"
@@ -120,11 +128,12 @@ class _Session:
                 student = StudentConfig(model=config.model, config=config.config)
                 scored = self.train(arm, folder, {}, student, **config.fit)
                 config = replace(config, model=str(folder), config=None, fit=None)
-            self.teachers[name] = build_teacher(self.recipe, name, config)
+                self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
                 with problems_of(self.recipe.teacher_path(name)):
                     scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]
+        self.teachers = {name: self.teachers[name] for name in configs}
         return arms
 
     def train(

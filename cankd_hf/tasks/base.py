@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
@@ -53,6 +54,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     return {
         "do_resize": size is not None,
         "size": {"height": size[0], "width": size[1]} if size is not None else None,
+        "resample": PILImageResampling.BILINEAR,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
     }
@@ -65,6 +67,8 @@ class Task(ABC):
     metric: ClassVar[str]  # the score that selects the best checkpoint and fills the result table
     greater_is_better: ClassVar[bool] = True  # the direction of `metric`
     metrics: ClassVar[Mapping[str, Metric]]  # scores that tables and cards show, in their order; `metric` among them
+    # Beginnings of the names of all other scores; by default any name may be one.
+    further_scores: ClassVar[tuple[str, ...]] = ("",)
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
@@ -246,5 +250,7 @@ class PipelineTask(Task):
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
         known = config["model_type"] == "cankd_fpn"
         ours = "import cankd_hf  # or trust_remote_code=True where it is not installed\n" if known else ""
-        call = f'pipeline("{cls.pipeline_tag_of(config)}", "{folder}")("photo.jpg"{cls.call_arguments(config)})'
+        call = (
+            f'pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(folder)})("photo.jpg"{cls.call_arguments(config)})'
+        )
         return f"{ours}from transformers import pipeline\n{call}"

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     RTDetrImageProcessor,
 )
+from transformers.image_utils import PILImageResampling
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 from cankd_hf.config.data import DataConfig
@@ -69,6 +70,7 @@ class DetectionTask(PipelineTask):
     name = "detection"
     metric = "ap"
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
+    further_scores = ("ap_", "ar")
     pipeline_tag = "object-detection"
     takes_labels = True
     prints = 'found["score"], found["box"]'
@@ -128,7 +130,7 @@ class DetectionTask(PipelineTask):
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         stats: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
-        stats["do_normalize"] = True
+        stats |= {"do_normalize": True, "resample": PILImageResampling.BILINEAR}
         size = config.image_size
         if self.rule.strict:
             height, width = self.rule.size((size[0], size[1]) if size is not None else (640, 640))

@@ -39,6 +39,7 @@ class FeaturesTask(Task):
         "cka": Metric("cka", "Linear CKA with the teacher", "CKA"),
         "correlation": Metric("correlation", "Correlation with the teacher"),
     }
+    further_scores = ("cka/", "correlation/")
     pipeline_tag = "image-feature-extraction"
     needs_teacher_in_evaluation = True
 

@@ -60,6 +60,7 @@ def draw_grid(
         mark: draws on a picture, called with (axis, row, column).
         settings: of the legend.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -71,9 +72,10 @@ def draw_grid(
         axis.set_axis_off()
         if mark is not None:
             mark(axis, row, column)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=11)
-    handles = [Patch(color=colour, label=name) for name, colour in legend]
-    settings["ncols"] = min(len(handles), settings.get("ncols", 9))
-    figure.legend(handles=handles, loc="outside lower center", fontsize=9, frameon=False, **settings)
-    figure.savefig(file, dpi=120)
+    with rc_context({"text.parse_math": False}):  # a `$` in a name is one
+        for axis, title in zip(axes[0], titles, strict=True):
+            axis.set_title(title, fontsize=11)
+        handles = [Patch(color=colour, label=name) for name, colour in legend]
+        settings["ncols"] = min(len(handles), settings.get("ncols", 9))
+        figure.legend(handles=handles, loc="outside lower center", fontsize=9, frameon=False, **settings)
+        figure.savefig(file, dpi=120)

@@ -43,6 +43,7 @@ class SegmentationTask(PipelineTask):
         "pixel_accuracy": Metric("accuracy", "Pixel accuracy"),
         "mean_accuracy": Metric("mean_accuracy", "Mean class accuracy"),
     }
+    further_scores = ("iou_",)
     pipeline_tag = "image-segmentation"
     takes_labels = True
     prints = 'found["mask"].size'

@@ -9,8 +9,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from cankd_hf.config.hub import NO_TOKEN
+from cankd_hf.config.training import out_of_range
 from cankd_hf.errors import InputError, Problem
+from cankd_hf.tokens import NO_TOKEN, holds_secret
 from cankd_hf.training.parallel import check_deepspeed
 
 
@@ -123,22 +124,18 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Settings that are refused, and invalid values among those that `CanKDConfig` adds: key and message."""
+    """Settings that are refused or out of range, and those that hold a token: key and message."""
     if settings.get("hub_token"):
         yield "hub_token", NO_TOKEN
+    for key, value in settings.items():
+        if isinstance(value, str) and holds_secret(value):
+            yield key, NO_TOKEN
     for key, reason in REFUSED.items():
         if settings.get(key):
             yield key, reason
     if settings.get("output_dir") == "":
         yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
-    scale, figures = settings.get("backbone_lr_scale", 1.0), settings.get("log_figures_steps", 0)
-    if not scale > 0:
-        yield "backbone_lr_scale", f"expected a number > 0, got {scale}"
-    if figures < 0:
-        yield "log_figures_steps", f"expected a number of steps, or 0 for never, got {figures}"
-    bad_steps = settings.get("max_nonfinite_steps", 1)
-    if isinstance(bad_steps, bool) or not isinstance(bad_steps, int) or bad_steps < 1:
-        yield "max_nonfinite_steps", f"expected a number of steps of at least 1, got {bad_steps!r}"
+    yield from out_of_range(settings)
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
         yield "lr_drops", f"expected rising shares between 0 and 1, got {drops}"

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
 from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
@@ -40,7 +41,7 @@ def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[
     else:  # an earlier objective may have left one
         (folder / DISTILLER_FILE).unlink(missing_ok=True)
     if teachers:
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest_of(teachers), indent=2), encoding="utf-8")
+        (folder / MANIFEST_FILE).write_text(to_json(manifest_of(teachers)), encoding="utf-8")
 
 
 def manifest_of(teachers: Mapping[str, Teacher]) -> dict[str, Any] | None:
@@ -58,7 +59,7 @@ def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
         InputError: naming the differences.
     """
     file = folder / MANIFEST_FILE
-    now = json.loads(json.dumps(manifest_of(teachers)))
+    now = json.loads(to_json(manifest_of(teachers)))
     then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if now == then:
         return

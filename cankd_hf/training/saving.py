@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
+from cankd_hf.json_text import finite
 from cankd_hf.names import RECIPE_FILE, STATE_FILE
 from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
@@ -191,6 +192,14 @@ class CheckpointMixin(TeachingTrainer):
         write_facts(folder, self._facts(best=whole))
         if not whole:
             save_distillation(folder, rest, self.teachers)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        entry = self.state.log_history[-1]  # of trainer_state.json
+        entry.update(finite(entry))
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
 
     def _facts(self, best: bool) -> dict[str, Any]:
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""

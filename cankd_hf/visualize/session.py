@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cankd_hf import figures
 from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.errors import InputError
-from cankd_hf.hub import sections
+from cankd_hf.hub import escape, sections
 from cankd_hf.visualize.checkpoint import OpenedCheckpoint, open_checkpoint
 from cankd_hf.visualize.images import Picture, padded, pictures_of_files, pictures_of_recipe
 
@@ -148,21 +148,16 @@ def _html(
     table, note = sections.results_table(facts)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
-        purpose=_plain(sections.purpose(facts)),
+        purpose=escape.plain(sections.purpose(facts)),
         signs=signs,
         logged=any(opened.histories.values()),
         notes=opened.notes,
         results=table,
-        results_note=note,
+        results_note=escape.plain(note),
         images=[(image, [d for d in drawn if d.image == image]) for image in dict.fromkeys(d.image for d in drawn)],
         compared=bool(opened.teachers),
         curves=curves,
-        made=[(heading, _plain(said)) for heading, said in sections.made(facts, licences=False)],
+        made=[(escape.plain(heading), escape.plain(said)) for heading, said in sections.made(facts, licences=False)],
         terms=sections.terms_table(facts),
         recipe=recipe_to_yaml(opened.recipe) if opened.recipe is not None else "",
     )
-
-
-def _plain(text: str) -> str:
-    """Text of the card without Markdown links and code marks."""
-    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "")

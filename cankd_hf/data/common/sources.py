@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +39,11 @@ class TaskData:
 class SplitCatalog(Protocol):
     """An opened data set, whose splits are read by name."""
 
-    labels: Labels
     warnings: list[str]
+
+    @property
+    def labels(self) -> Labels:
+        """Its classes."""
 
     def names(self) -> list[str]:
         """Its splits."""
@@ -56,8 +60,12 @@ class Folder:
         self.config = config
         self.folders = split_folders(root)
         self.mask_column = config.mask_column if need_masks else None
-        self.labels = read_labels(config, labels_file(config) if need_masks else None)
         self.warnings: list[str] = []
+
+    @cached_property
+    def labels(self) -> Labels:
+        # Read when it is asked for, so that its problems are told with those of the splits.
+        return read_labels(self.config, labels_file(self.config) if self.mask_column is not None else None)
 
     def names(self) -> list[str]:
         return list(self.folders)
@@ -120,7 +128,7 @@ def split_of(config: DataConfig, role: str) -> str | None:
 def by_role(
     config: DataConfig, catalog: SplitCatalog, roles: Sequence[str]
 ) -> dict[str, tuple[AnySource, Sequence[int]]]:
-    """Source and indices of each role's split. Raises InputError listing all missing splits."""
+    """Source and indices of each role's split. Raises InputError with the problems of all splits."""
     names = catalog.names()
     result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []
@@ -136,7 +144,11 @@ def by_role(
             listed = ", ".join(names)
             problems.append(f"data.{role}_split: expected a split of {config.path} ({listed}), got {wanted!r}{hint}")
             continue
-        source = catalog.source(name)
+        try:
+            source = catalog.source(name)
+        except InputError as error:
+            problems += error.problems
+            continue
         if isinstance(source, StreamSource):
             result[role] = (source, range(0))
             continue
@@ -146,7 +158,7 @@ def by_role(
             problems.append(f"data.{role}_split: expected at least 1 image in {wanted!r} of {config.path}, got none")
         result[role] = (source, indices)
     if problems:
-        raise InputError(problems)
+        raise InputError(dict.fromkeys(problems))
     return result
 
 

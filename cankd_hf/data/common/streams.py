@@ -21,7 +21,12 @@ def stream_of(source: Source, shards: int = 8) -> StreamSource:
 
     numbers = Dataset.from_dict({"index": list(range(len(source)))})
     rows = numbers.to_iterable_dataset(num_shards=min(shards, len(source)))
-    return StreamSource(rows, lambda row, _: source.load(row["index"]))
+    return StreamSource(rows, partial(_load, source))
+
+
+def _load(source: Source, row: dict[str, Any], number: int) -> Sample:
+    """The sample of a row of indices; a function of its own, so that it pickles."""
+    return source.load(row["index"])
 
 
 class StreamDataset(IterableDataset):

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from cankd_hf.data.detection.objects import (
     size_problem,
 )
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 logger = logging.getLogger(__name__)
 LOOKED_AT = 1000  # rows of a stream among which a box is expected
@@ -68,9 +69,10 @@ def load_detection(
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
-    if need_labels:
-        catalog.labels.check_names(config, "cat")
-    sources = by_role(config, catalog, splits)
+    _, sources = together(
+        lambda: catalog.labels.check_names(config, "cat") if need_labels else None,
+        lambda: by_role(config, catalog, splits),
+    )
     empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
@@ -119,8 +121,14 @@ class _ObjectFolder(Folder):
 
     def __init__(self, config: DataConfig, root: Path) -> None:
         super().__init__(config, root, need_masks=False)
-        self.labels = read_labels(config, labels_file(config), masks=False)
-        self.categories = _categories(self.labels)
+
+    @cached_property
+    def labels(self) -> Labels:
+        return read_labels(self.config, labels_file(self.config), masks=False)
+
+    @cached_property
+    def categories(self) -> Categories:
+        return _categories(self.labels)
 
     def source(self, name: str) -> AnySource:
         config, folder = self.config, self.folders[name]
@@ -201,15 +209,11 @@ class _ObjectTable:
     def source(self, name: str) -> AnySource:
         config, columns = self.config, self.opened.tables[name].features or {}
         beside = [key for key in ("image_id", "width", "height") if key in columns]
-
-        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
-            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
-            return with_objects(sample, annotation, config.on_error == "skip")
-
         if config.streaming:
             rows = self.opened.tables[name].select_columns([self.column, *beside])
             if not _any_box(self.notes(rows.take(LOOKED_AT))):
                 raise InputError(_no_box(config, name))
+        label = partial(_label_row, config, self.categories, self.column)
         return self.opened.source(name, [self.column, *beside], label)
 
     def notes(self, rows: Iterable[dict[str, Any]]) -> Iterator[Annotation]:
@@ -250,6 +254,14 @@ def _read_row(
     size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
     image_id = image_id if isinstance(image_id, int) and 0 <= image_id < 2**63 else number
     return read_annotation(values.get(column), name, categories, config.box_format, image_id, size)
+
+
+def _label_row(
+    config: DataConfig, categories: Categories, column: str, sample: Sample, row: dict[str, Any], number: int
+) -> Sample:
+    """A sample of a table with the objects of its row."""
+    annotation = _read_row(config, categories, column, row, number, sample.name)
+    return with_objects(sample, annotation, config.on_error == "skip")
 
 
 def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[str]]:

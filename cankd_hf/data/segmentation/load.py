@@ -8,6 +8,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, wrap
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
+from cankd_hf.errors import together
 
 
 @dataclass(kw_only=True)
@@ -36,10 +37,11 @@ def load_segmentation(
     """
     config.check_values()
     catalog = open_set(config, need_masks=need_labels)
+    _, sources = together(
+        lambda: catalog.labels.check_names(config, "sky") if need_labels else None,
+        lambda: by_role(config, catalog, splits),
+    )
     labels = catalog.labels
-    if need_labels:
-        labels.check_names(config, "sky")
-    sources = by_role(config, catalog, splits)
     augment = TrainTransform(config, labels.ignore_index)
     data = wrap(config, catalog, sources, need_labels, seed, augment, EvalTransform(config))
     data.collate = partial(segmentation_collate, ignore_index=labels.ignore_index)

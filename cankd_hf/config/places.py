@@ -1,0 +1,67 @@
+"""Local files and folders that a recipe names, looked for before anything is loaded."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cankd_hf.config.advice import show
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.names import TORCHVISION
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Key and message of each place that is not there, or is not what it must be.
+
+    A name that may be a Hub id is not looked for.
+    """
+    path, labels = recipe.data.path or "", recipe.data.labels
+    there = bool(glob.glob(path)) if any(sign in path for sign in "*?[") else os.path.exists(path)
+    if path != "shapes" and not there and not _HUB_ID.fullmatch(path):
+        yield (
+            "data.path",
+            f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(path)}; nothing is there",
+        )
+    if labels is not None and there:
+        base = path if os.path.isdir(path) else os.path.dirname(path)
+        if not any(os.path.lexists(file) for file in (labels, os.path.join(base, labels))):
+            yield "data.labels", f"expected a json file, here or in {path}, got {labels}, which does not exist"
+    models: dict[str, Any] = {
+        "student.model": recipe.student.model,
+        "student.backbone": recipe.student.backbone,
+        "student.config": recipe.student.config,
+    }
+    for name, teacher in recipe.named_teachers().items():
+        place = recipe.teacher_path(name)
+        models |= {place: teacher.model, f"{place}.config": teacher.config}
+        if teacher.weights is not None and not os.path.isfile(teacher.weights):
+            yield (
+                f"{place}.weights",
+                f"expected a .safetensors or .pth file, got {show(teacher.weights)}; none is there",
+            )
+    for place, model in models.items():
+        yield from _models(place, model)
+    tokenizer = recipe.student.tokenizer
+    if tokenizer is not None and not os.path.isdir(tokenizer) and not _HUB_ID.fullmatch(tokenizer):
+        yield "student.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; nothing is there"
+
+
+def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
+    """A model named by a folder, and those nested in a configuration as `pretrained`."""
+    if isinstance(model, dict):
+        for key, inner in model.items():
+            if key == "pretrained" or isinstance(inner, dict):
+                yield from _models(f"{place}.{key}", inner)
+        return
+    if not isinstance(model, str) or model.startswith((TORCHVISION, "timm/")):
+        return
+    if os.path.isdir(model):
+        if not os.path.isfile(os.path.join(model, "config.json")):
+            yield place, f"expected a folder with a config.json, found none in {model}; name a saved model"
+    elif os.path.lexists(model):
+        yield place, f"expected the folder of a model or a Hub id, got the file {model}; name its folder"
+    elif not _HUB_ID.fullmatch(model):
+        yield place, f"expected the folder of a model or a Hub id, got {model[:300]!r}; nothing is there"
