@@ -253,8 +253,11 @@ class Distiller(nn.Module):
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.student.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module | None:
+        try:
+            return self.student.get_input_embeddings()
+        except NotImplementedError:  # of most detectors; accelerate asks under FSDP2, and takes None for an answer
+            return None
 
     # What callbacks do with a model: the student is saved, as if it were trained alone.
 

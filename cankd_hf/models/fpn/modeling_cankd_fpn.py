@@ -260,12 +260,10 @@ class SemanticHead(nn.Module):
         try:
             context = self.context(maps)
         except ValueError as error:
-            if not (self.training and len(maps[-1]) == 1):
+            if not self.training or len(maps[-1]) > 1:
                 raise
-            raise ValueError(
-                "This head normalises globally pooled maps over the batch, which needs at least 2 images a step "
-                f"and device; use a larger batch or norm: group ({error})"
-            ) from error
+            why = "This head normalises globally pooled maps over the batch, which needs at least 2 images a step "
+            raise ValueError(f"{why}and device; use a larger batch or norm: group ({error})") from error
         logits = self.classifier(self.dropout(self.layers(context)))
         spare = self.auxiliary(maps[max(len(maps) - 2, 0)]) if self.auxiliary is not None and self.training else None
         return logits, spare
