@@ -14,3 +14,4 @@ STATE_FILE = "trainer_state.json"  # written by transformers
 TEACHER, STUDENT, ALONE, DISTILLED = "teacher", "student", "student alone", "student distilled"
 
 TORCHVISION = "torchvision/"  # how teachers of torchvision begin
+RANDOM_WEIGHTS = "random weights"  # name of a teacher without pretrained ones

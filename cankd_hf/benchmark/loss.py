@@ -1,7 +1,6 @@
 """`python -m cankd_hf.benchmark loss`: the CanKD loss against its published form and against the machine."""
 
 import argparse
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from cankd_hf.benchmark.measure import Machine, free_memory, interleaved, peak_extra, table, this_machine
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
 from cankd_hf.losses import CanKDLoss
 from cankd_hf.losses.affinities import AFFINITIES
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         if exponent is not None:
             console.print(f"time over pixels, {affinity}, 50x84 to 200x336: exponent {exponent:.3f}")
     if args.json:
-        Path(args.json).write_text(json.dumps({"machine": asdict(machine), "rows": [asdict(row) for row in rows]}))
+        Path(args.json).write_text(to_json({"machine": asdict(machine), "rows": [asdict(row) for row in rows]}))
     return rows
 
 

@@ -151,10 +151,10 @@ def run_teacher(recipe: Recipe, repeats: int, console: Console, compile: bool = 
     images = torch.randn(batch, 3, height, width, device=DEVICE)
     for name, given in teachers.items():
         config = replace(given, fit=None, dtype="float32", compile=False)
-        forms = {"whole model, float32": load_teacher(config), "early stop": load_teacher(config)}
-        forms["+ bfloat16"] = load_teacher(config, dtype="bfloat16")
+        forms = {"whole model, float32": load_teacher(config, seed=0), "early stop": load_teacher(config, seed=0)}
+        forms["+ bfloat16"] = load_teacher(config, seed=0, dtype="bfloat16")
         if compile:
-            forms["+ compile"] = load_teacher(config, dtype="bfloat16", compile=True)
+            forms["+ compile"] = load_teacher(config, seed=0, dtype="bfloat16", compile=True)
         whole = forms["whole model, float32"]
         whole.taps = Taps(whole.model, whole.config.taps, stop_early=False)
         seconds = _medians({form: partial(teacher.to(DEVICE), images) for form, teacher in forms.items()}, repeats)

@@ -17,6 +17,8 @@ from cankd_hf.commands import console as plain_console
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
+from cankd_hf.hub.files import read_json
+from cankd_hf.names import RESULTS_FILE
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS
@@ -64,6 +66,11 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     console.print(_sizes_table(trainer))
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
+    trainer.guard.check_loss()
+    # Whether a teacher scores below its student is known only from an earlier run of the recipe.
+    earlier = read_json(Path(recipe.output_dir) / RESULTS_FILE).get("findings", [])
+    for finding in dict.fromkeys([*trainer.health.findings, *earlier]):
+        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -117,7 +124,10 @@ def measure_step(trainer: CanKDTrainer) -> StepCost:
     the bytes autograd keeps between the two."""
     inputs: Any = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(inputs)
-    model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these prepare a model only with its optimizer
+        model: nn.Module = trainer.distiller.to(trainer.args.device)
+    else:
+        model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
     model.train()
     # The schedule's factor is 0 at step 0 of a warm-up: look at a step in the middle of the run.
     trainer.state.max_steps, trainer.state.global_step = 1000, 500

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
+    from cankd_hf.json_text import to_json
 
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
@@ -56,6 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     with importing():
         from rich.table import Table
 
+        from cankd_hf.runs.launch import leave_together
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
@@ -82,7 +83,8 @@ def _run(options: argparse.Namespace) -> int:
         table.add_row(name, f"{value:.4f}")
     console().print(table)
     if options.json:
-        Path(options.json).write_text(json.dumps(scores, indent=2), encoding="utf-8")
+        Path(options.json).write_text(to_json(scores), encoding="utf-8")
+    leave_together()
     return 0
 
 

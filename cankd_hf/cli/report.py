@@ -40,12 +40,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
     inherited = sorted({part for arm in report.arms for part in arm.inherited})
     if inherited:
         console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
+    for finding in report.findings:
+        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     gap = report.gap_closed()
     if gap is not None and gap < 0:
         console.print("The distilled student is worse than the student alone here: distillation did not help.")
     elif gap is not None:
         console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
-    elif report.teachers() and any(arm.name == ALONE for arm in report.arms):
+    elif report.teachers() and any(arm.name == ALONE for arm in report.arms) and not report.weak_teachers():
         console.print("The teacher is not better than the student alone here: there is no gap to close.")
     picture = Path(report.output_dir) / PICTURE_FILE
     if picture.is_file():

@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         recipe = load_recipe(options.recipe, options.overrides, to_run=True, restart=options.restart)
         # Imported after the checks, because these imports take seconds.
         from cankd_hf.cli.report import print_report
+        from cankd_hf.runs.launch import leave_together
         from cankd_hf.runs.run import Stopped, run
 
         if options.dry_run:
@@ -55,7 +56,9 @@ def _run(options: argparse.Namespace) -> int:
     try:
         report = run(recipe, restart=options.restart, resume=options.resume)
     except Stopped as stopped:
+        leave_together()
         print(f"Stopped; a checkpoint is in {stopped.folder}. The same command continues from it.", file=sys.stderr)
         return 130
     print_report(report)
+    leave_together()
     return 0

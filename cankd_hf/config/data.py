@@ -45,12 +45,14 @@ class DataConfig(Section):
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally
             `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the data folder. For a Hub data set
-            it may be a file of the repository. The ids are those after `reduce_labels`.
+            it may be a file of the repository. The ids are those after `reduce_labels`; those of boxes may have gaps.
         num_labels: number of classes, for data without class names.
-        ignore_index: label ignored in losses and scores; default: that of the `labels` file, else 255.
+        ignore_index: label ignored in losses and scores, outside the classes; default: that of the `labels` file, else
+            255.
         reduce_labels: label 0 is void and the classes begin at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1.
         image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
-            training; null: each at its own size. Scores are always computed at the size of the mask.
+            training; null: each at its own size. Scores are always computed at the size of the mask. No image may
+            be smaller than the student's deepest stride.
         crop_size: [height, width] of a training crop; default: `image_size`; with neither, whole images are padded.
             Detection has no default: without it, whole images are scaled and padded, with a `pixel_mask`.
         keep_aspect: detection: images keep their aspect ratio and are scaled to fit into `image_size` in either
@@ -62,9 +64,11 @@ class DataConfig(Section):
         image_std: standard deviation of the student's input normalisation for each channel.
         streaming: read the data while training instead of loading it first (needs `training.max_steps`).
         shuffle_buffer: size of the shuffle buffer of a stream, in images.
-        on_error: `stop` at an image that cannot be used, or `skip` it and report it.
+        on_error: `stop` at an image that cannot be used, or `skip` it and report it. Images without a mask (null) and
+            boxes without area are always left out and counted.
         check: images to check before training: `all`, `none` or a number for each split.
-        cache: keep decoded images in memory (in each loading process), for data sets that fit.
+        cache: decode each image once and keep it in a temporary folder, for all loading processes; until 1 GB of disk
+            and memory is left.
         max_train_samples: use only the first samples, for trials.
         max_eval_samples: the same for the validation and test splits.
         max_pixels: images with more pixels are rejected before they are decoded.
@@ -114,6 +118,11 @@ class DataConfig(Section):
             yield "path", f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(self.path)}; name one"
         if self.scale[0] > self.scale[1]:
             yield "scale", f"expected [smallest, largest], got {self.scale}; write {self.scale[::-1]}"
+        if self.cache and self.streaming:
+            yield (
+                "cache",
+                "expected false with data.streaming, which reads each image anew, got true; drop one of them",
+            )
         for key in ("image_size", "crop_size"):
             size = getattr(self, key)
             if size is not None and size[0] * size[1] > self.max_pixels:

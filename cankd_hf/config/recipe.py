@@ -36,6 +36,7 @@ _HARMLESS = {
     "training.hub_revision",
     "training.hub_strategy",
     "training.log_figures_steps",
+    "training.max_nonfinite_steps",
     "training.push_to_hub",
     "training.report_to",
     "training.run_name",
@@ -48,7 +49,7 @@ class Recipe(Section):
 
     Attributes:
         task: name of the task, in `cankd_hf.tasks.TASKS`.
-        seed: seed of initial weights, data order and augmentation.
+        seed: seed of initial weights (those of random teachers too), data order and augmentation.
         output_dir: folder of the checkpoints and results.
         data: the data set and its augmentation.
         student: the model to train.

@@ -21,7 +21,8 @@ class TeacherConfig(Section):
     Attributes:
         model: local folder, Hub id, `timm/NAME`, or `torchvision/NAME`: a detector or segmentation net of torchvision,
             such as `torchvision/retinanet_resnet50_fpn_v2`, read at the outputs of its backbone and pyramid.
-        config: instead of `model`: fields of a configuration with `model_type`; random weights, for `fit` and tests.
+        config: instead of `model`: fields of a configuration with `model_type`; random weights by the
+            recipe's seed, for `fit` and tests.
         taps: "auto"; stage names of a backbone ("stage6"); or taps as in `cankd_hf.features.Taps`.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16 on CUDA.
         scale: size of its images relative to the student's (before rounding to its patch multiple).

@@ -40,7 +40,7 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "a whole number of at least 1",
         lambda value: value >= 1,
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps "
-        "torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb save_total_limit",
+        "torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb save_total_limit max_nonfinite_steps",
     ),
     (
         "a number of at least 0 and below 1",
@@ -49,8 +49,8 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     ),
     ("a number > 0", lambda value: value > 0, "num_train_epochs backbone_lr_scale"),
     (
-        "a whole number of at least 1, or -1 (then num_train_epochs counts)",
-        lambda value: value >= 1 or value == -1,
+        "a whole number of at least 0, or -1 (then num_train_epochs counts)",
+        lambda value: value >= -1,
         "max_steps",
     ),
     (

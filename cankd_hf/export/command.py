@@ -1,7 +1,6 @@
 """The steps of the command: load, trace, write to a temporary folder, check, move into place, measure, print."""
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ from cankd_hf.export.checks import targets
 from cankd_hf.export.compare import accepted, compare, problem
 from cankd_hf.export.files import Traced, onnx_runner, program_runner, trace
 from cankd_hf.export.source import Source, load, teacher_of
+from cankd_hf.json_text import to_json
 from cankd_hf.tasks.export_forms import Compared, ExportForm
 
 REPORT_FILE = "export.json"
@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).iterdir())
         if not options.no_latency:
             report["measured"] = _measure(source, aside, options, size, threads)
-        (Path(folder) / REPORT_FILE).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        (Path(folder) / REPORT_FILE).write_text(to_json(report), encoding="utf-8")
         if source.preprocessor:
-            text = json.dumps(source.preprocessor, indent=2)
+            text = to_json(source.preprocessor)
             (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == REPORT_FILE):
             part.replace(file.parent / part.name)

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from cankd_hf.errors import InputError
 from cankd_hf.export.source import Source
+from cankd_hf.json_text import to_json
 from cankd_hf.tasks.export_forms import ExportForm
 
 OPSET = 20
@@ -133,7 +134,7 @@ def metadata(source: Source, form: ExportForm, dtype: str, size: tuple[int, int]
     }
     for name in ("image_mean", "image_std"):
         if name in source.preprocessor:
-            made[name] = json.dumps(source.preprocessor[name])
+            made[name] = json.dumps(source.preprocessor[name], allow_nan=False)
     return made
 
 
@@ -172,7 +173,7 @@ def write_program(program: ExportedProgram, file: Path, facts: dict[str, str]) -
         InputError: if the program cannot be serialised, for example a size computed by Python's `round`.
     """
     try:
-        torch.export.save(program, file, extra_files={"cankd.json": json.dumps(facts)})
+        torch.export.save(program, file, extra_files={"cankd.json": to_json(facts)})
     except Exception as error:  # whatever the serialiser raises: it has no class of its own
         last = one_line(str(error).strip().splitlines()[-1])
         raise InputError(f"torch.export: this program cannot be written to a file ({last})") from error

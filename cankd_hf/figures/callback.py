@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from cankd_hf.errors import InputError
 from cankd_hf.figures.draw import attention_maps, difference_maps, heat_maps, pca_maps, to_png
 from cankd_hf.figures.look import Seen, Subject, look
 from cankd_hf.tasks.pictures import denormalize, sample_evenly
@@ -56,6 +57,8 @@ class FeatureFiguresCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self.trainer.is_fsdp_enabled:
+            raise InputError("log_figures_steps: needs whole weights in one process, FSDP shards them; set it to 0")
         self._off = not state.is_world_process_zero
         self._guarded(self._begin, state)
 

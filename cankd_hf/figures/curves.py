@@ -138,7 +138,8 @@ def warning_signs(
                 f"{key.removeprefix('branch_share/')}: the Can branch ends at {share[1]:.0%} of the student map, so a "
                 "good part of what is compared with the teacher is the block's own output."
             )
-    broken = [entry["step"] for entry in history if not math.isfinite(entry.get("loss", 0.0))]
+    losses = [(entry["step"], entry.get("loss", 0.0)) for entry in history]
+    broken = [step for step, loss in losses if loss is None or not math.isfinite(loss)]  # None: read from JSON
     if broken:
         found.append(f"The loss was not a number at step {broken[0]}: nothing after it means anything.")
     points = series(history, f"eval_{metric}")

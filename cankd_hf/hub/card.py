@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,12 @@ UNKNOWN = "unknown"  # the Hub's identifier for an unstated licence
 
 
 def write_card(
-    folder: str | Path, *, licence: str | None = None, tags: Sequence[str] = (), title: str | None = None
+    folder: str | Path,
+    *,
+    licence: str | None = None,
+    tags: Sequence[str] = (),
+    title: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes README.md beside a saved student from the files there and returns its path; an edited one is kept.
 
@@ -31,6 +36,7 @@ def write_card(
         licence: a Hub identifier such as `apache-2.0`; default: the recipe's `hub.license`, else `unknown`.
         tags: further tags, beside the recipe's.
         title: heading; default: the folder's name.
+        more: metadata beside what was recorded, see `card_data`.
 
     Raises:
         InputError: if a file with facts cannot be read.
@@ -39,7 +45,7 @@ def write_card(
     if file.is_file() and not _is_ours(file.read_text(encoding="utf-8")):
         logger.warning("%s was changed by hand and is kept as it is; remove it to have it written anew", file)
         return file
-    file.write_text(render_card(read_facts(folder), str(folder), licence, tags, title), encoding="utf-8")
+    file.write_text(render_card(read_facts(folder), str(folder), licence, tags, title, more), encoding="utf-8")
     return file
 
 
@@ -59,7 +65,12 @@ def card_for(folder: Path, repo: str) -> str:
 
 
 def render_card(
-    facts: Facts, name: str, licence: str | None = None, tags: Sequence[str] = (), title: str | None = None
+    facts: Facts,
+    name: str,
+    licence: str | None = None,
+    tags: Sequence[str] = (),
+    title: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
     """The card's text; `name` is what `from_pretrained` takes, the rest as in `write_card`."""
     title = title or Path(name).name
@@ -67,7 +78,7 @@ def render_card(
     code, code_note = facts.task.usage(facts.config, name)
     rows, table_note = sections.results_table(facts)
     text = template.render(
-        metadata=card_data(facts, title, licence, tags).to_yaml().strip(),
+        metadata=card_data(facts, title, licence, tags, more or {}).to_yaml().strip(),
         title=escape.text(title),
         purpose=sections.purpose(facts),
         code=code,
@@ -83,22 +94,38 @@ def render_card(
     return f"{text}\n{_MARK}{mark} -->\n"
 
 
-def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequence[str] = ()) -> ModelCardData:
+def card_data(
+    facts: Facts,
+    title: str,
+    licence: str | None = None,
+    tags: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> ModelCardData:
     """The Hub's metadata.
 
     `base_model` lists the Hub models that the student descends from: the one whose weights it started from, then the
     teachers. The Hub has no relation for distillation; `finetune` is the nearest.
+
+    `given` has what the caller knows beside the facts, under the names of `Trainer.create_model_card`: `language`,
+    `finetuned_from` and `dataset_tags` (Hub ids), and of the scores `tasks`, `dataset` and `dataset_args`.
     """
+    given = given or {}
     teachers = [hub_id(manifest.get("model")) for manifest in facts.teachers.values()]
-    base = list(dict.fromkeys(name for name in (facts.start_id, *teachers) if name is not None))
+    base = [*_several(given.get("finetuned_from")), facts.start_id, *teachers]
+    base = list(dict.fromkeys(name for name in base if name is not None))
     more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}
-    if facts.dataset_id is not None:
-        more["datasets"] = [facts.dataset_id]
+    datasets = [*_several(given.get("dataset_tags")), *([facts.dataset_id] if facts.dataset_id is not None else [])]
+    if datasets:
+        more["datasets"] = list(dict.fromkeys(datasets))
+    if given.get("language"):
+        more["language"] = given["language"]
     scores, split = sections.reached(facts)
     if scores:
         more["metrics"] = [facts.task.metrics[name].hub for name in scores]
-    if scores and facts.data.get("path"):  # a score without its data set says nothing
-        more.update(model_name=title, eval_results=_eval_results(facts, scores, split))
+    if scores and (facts.data.get("path") or given.get("dataset")):  # a score without its data set says nothing
+        more.update(model_name=title, eval_results=_eval_results(facts, scores, split, given))
+    elif unused := [key for key in ("tasks", "dataset", "dataset_args") if given.get(key)]:
+        logger.warning("the card has no scores that %s could describe; left out", ", ".join(unused))
     own = ["cankd"] + (["knowledge-distillation"] if facts.teachers else [])
     return ModelCardData(
         license=licence or facts.hub.get("license") or UNKNOWN,
@@ -109,19 +136,32 @@ def card_data(facts: Facts, title: str, licence: str | None = None, tags: Sequen
     )
 
 
-def _eval_results(facts: Facts, scores: dict[str, float], split: str) -> list[EvalResult]:
-    name = facts.dataset_id or Path(str(facts.data["path"])).name
+def _several(value: Any) -> list[Any]:
+    """One value or a list of them, or None, as a list."""
+    return [] if value is None else [value] if isinstance(value, str | Mapping) else list(value)
+
+
+def _eval_results(facts: Facts, scores: Mapping[str, float], split: str, given: Mapping[str, Any]) -> list[EvalResult]:
+    known = facts.dataset_id or Path(str(facts.data.get("path") or "")).name
+    # Several tasks or data sets: each gets the scores, as in the Trainer's own card.
+    tasks, names = _several(given.get("tasks")) or [facts.pipeline_tag], _several(given.get("dataset")) or [known]
+    settings = (
+        {"args": given["dataset_args"]} if isinstance(given.get("dataset_args"), str) else given.get("dataset_args")
+    )
     return [
         EvalResult(
-            task_type=facts.pipeline_tag,
-            dataset_type=name,
+            task_type=task,
+            dataset_type=known or name,
             dataset_name=name,
             dataset_split=split,
             dataset_revision=facts.data.get("revision") if facts.dataset_id else None,
+            dataset_args=settings,
             metric_type=facts.task.metrics[metric].hub,
             metric_name=facts.task.metrics[metric].title,
             metric_value=round(value, 6),
         )
+        for task in tasks
+        for name in names
         for metric, value in scores.items()
     ]
 

@@ -1,6 +1,5 @@
 """What is recorded about a student: written by the trainer, read again from its folder for the card."""
 
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from transformers.utils import CONFIG_NAME
 
 from cankd_hf.config.reading import read_saved
 from cankd_hf.hub.files import read_json
+from cankd_hf.json_text import to_json
 from cankd_hf.names import CARD_FILE, FACTS_FILE, RECIPE_FILE, RESULTS_FILE, TORCHVISION
 from cankd_hf.tasks import Task, recorded_task
 
@@ -83,7 +83,7 @@ def read_facts(folder: str | Path) -> Facts:
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Writes what the trainer recorded beside the student."""
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    (folder / FACTS_FILE).write_text(to_json(facts), encoding="utf-8")
 
 
 def hub_id(name: object) -> str | None:

@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import FACTS_FILE, RECIPE_FILE, RESULTS_FILE
 
 # Pushed beside configuration, weights and code. All other files stay local: optimizer, connectors, teacher, random
@@ -60,7 +61,7 @@ def student_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: expected a saved student, found no {' and no '.join(absent)}; {fix}")
     for file in weights:
         if file.suffix == ".safetensors":
-            _check_names(file)
+            _check_weights(file)
     beside = [folder / name for name in _BESIDE]
     return [config, *weights, *_code(folder, config), *(file for file in beside if file.is_file())]
 
@@ -105,11 +106,12 @@ def _weights(folder: Path) -> list[Path]:
     return [index, *shards]
 
 
-def _check_names(file: Path) -> None:
-    """Refuses the weights of a whole training module: they would push connectors and losses as a student."""
+def _check_weights(file: Path) -> None:
+    """Refuses weights that are not finite, or of a whole training module, whose connectors and losses would go too."""
     try:
         with safe_open(file, framework="pt") as tensors:
             wrong = sorted(name for name in tensors.keys() if name.split(".")[0] in _NOT_A_STUDENT)  # noqa: SIM118
+            bad = [name for name in tensors.keys() if not_finite({name: tensors.get_tensor(name)})]  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{file}: cannot be read: {error}; save the student again") from error
     if wrong:
@@ -117,6 +119,8 @@ def _check_names(file: Path) -> None:
             f"{file}: expected the tensors of a student, found {', '.join(wrong[:3])}; "
             "save it with trainer.save_model(), which leaves the rest out"
         )
+    if bad:
+        raise InputError(f"{file}: expected finite weights, got {named(bad)}; nothing was pushed, train it anew")
 
 
 def _code(folder: Path, config: Path) -> list[Path]:

@@ -202,7 +202,9 @@ def terms_table(facts: Facts) -> list[list[str]]:
 
 def limits(facts: Facts) -> list[str]:
     """Known limits of the student, as far as the facts show them."""
-    said = [escape.text(limit) for limit in facts.task.limits(facts.config)]
+    findings = facts.results.get("findings") or facts.run.get("teacher_findings") or []
+    said = [f"{finding[:1].upper()}{finding[1:]}." for finding in findings] + facts.task.limits(facts.config)
+    said = [escape.text(limit) for limit in said]
     if facts.data.get("path") == "shapes":
         said.append("The images are a generated toy set: it is of no use on photographs.")
     elif facts.data.get("path"):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cankd_hf.errors import InputError
+from cankd_hf.metrics.names import class_keys
 
 PADDING = -100.0  # what the Trainer pads with, too
 CROWD, OBJECT, DETECTION = 0.0, 1.0, 2.0
@@ -70,7 +71,7 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
         In 0..1, nan for anything absent from the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
         `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
         `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
-        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class.
+        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class, see `class_keys`.
 
     Raises:
         ValueError: if the statistics are not [N, R, 7], or hold a class without a name.
@@ -94,7 +95,8 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
     scores |= {f"ar_{name}": _mean(recall[..., area, -1]) for area, name in enumerate(AREAS) if area}
     single, _ = _evaluate(evaluator, truth, found, by_class=False)
     scores |= {"ap_agnostic": _mean(single[..., 0, -1]), "ap50_agnostic": _mean(single[0, ..., 0, -1])}
-    return scores | {f"ap_{name}": _mean(precision[:, :, index, 0, -1]) for index, name in sorted(id2label.items())}
+    keys = class_keys("ap", id2label, scores)
+    return scores | {key: _mean(precision[:, :, index, 0, -1]) for index, key in keys.items()}
 
 
 def _detection_rows(found: Mapping[str, torch.Tensor], limit: int) -> torch.Tensor:

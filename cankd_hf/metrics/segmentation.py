@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from cankd_hf.metrics.names import class_keys
+
 
 @torch.no_grad()
 def segmentation_areas(
@@ -72,7 +74,8 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
 
     Returns:
         `miou`: mean IoU over the classes that occur in labels or predictions; `pixel_accuracy`; `mean_accuracy`: mean
-        recall over the labelled classes; `iou_NAME` for each class, nan for one that does not occur. In 0..1.
+        recall over the labelled classes; `iou_NAME` for each class (see `class_keys`), nan for one that does not
+        occur. In 0..1.
 
     Raises:
         ValueError: if the areas are not [..., 3, K] with K names.
@@ -89,7 +92,7 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
         "pixel_accuracy": float(hit.sum() / labelled.sum()) if labelled.sum() else float("nan"),
         "mean_accuracy": _mean(recall),
     }
-    return scores | {f"iou_{id2label[index]}": float(value) for index, value in enumerate(iou)}
+    return scores | {key: float(iou[index]) for index, key in class_keys("iou", id2label, scores).items()}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -14,7 +14,6 @@ def register() -> None:
         SegformerImageProcessor,
         SegformerImageProcessorPil,
     )
-    from transformers.models.auto import modeling_auto
 
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
@@ -23,9 +22,5 @@ def register() -> None:
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
     AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
-    # Pipelines look models up in these tables of names, and would warn that ours are unsupported.
-    names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-    names[FPNConfig.model_type] = FPNForSemanticSegmentation.__name__
-    modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[FPNConfig.model_type] = FPNForObjectDetection.__name__
     processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import check_keys, config_from_dict
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,10 @@ def load_backbone(
     """Any backbone of `transformers` or timm, whose forward returns `.feature_maps`.
 
     Args:
-        source: a local folder (of transformers or timm); a Hub id; `timm/NAME` or a bare timm name (pretrained weights
-            of timm); or a dictionary: a configuration with `model_type` (random weights), or `{"pretrained": SOURCE,
-            ...}` with configuration fields to override, such as `output_stride: 8` for timm.
+        source: a local folder (of transformers or timm; of a pyramid model its backbone is taken); a Hub id;
+            `timm/NAME` or a bare timm name (pretrained weights of timm); or a dictionary: a configuration with
+            `model_type` (random weights), or `{"pretrained": SOURCE, ...}` with configuration fields to override, such
+            as `output_stride: 8` for timm.
         out_indices: stages to return maps of; default: the source's own, usually only the last.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code of the repository may run.
@@ -69,6 +71,7 @@ def load_backbone(
         loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
     # Mismatched shapes are allowed here, to be listed with the missing keys below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
+    options["key_mapping"] = {r"^backbone\.": ""}  # of a pyramid model
     try:
         model, info = loader(name, config=config, dtype=dtype or torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -110,9 +113,14 @@ def _split(source: str | Path | dict[str, Any]) -> tuple[str | None, dict[str, A
 
 def _overridden(name: str, overrides: dict[str, Any], hub: dict[str, Any]) -> PretrainedConfig:
     config = load_config(name, hub)
-    check_keys(overrides, config, f"backbone {name}")
+    inner = config.backbone_config if isinstance(config, FPNConfig) else None
+    check_keys(overrides, inner or config, f"backbone {name}")
     try:
-        return AutoConfig.from_pretrained(name, **hub, **overrides) if overrides else config
+        if inner is None:
+            return AutoConfig.from_pretrained(name, **hub, **overrides) if overrides else config
+        for key, value in overrides.items():
+            setattr(inner, key, value)
+        return inner
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"backbone {name}: cannot be configured: {' '.join(str(error).split())}") from error
 

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ def build_student(
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
         raise InputError(f"student: expected at least {fewest} classes, got {len(id2label)}; check the data's labels")
+    if auto_class is not None and (problems := list(_contradictions(config.config or {}, id2label, ignore_index))):
+        raise InputError(problems)
     if auto_class is None:
         model = _bare_student(config)
     elif config.backbone is not None:
@@ -76,6 +78,20 @@ def build_student(
     else:
         model = _random_student(config.config or {}, auto_class, id2label, ignore_index)
     return model.train()
+
+
+def _contradictions(given: Mapping[str, Any], id2label: Mapping[int, str], ignore_index: int | None) -> Iterator[str]:
+    """Settings of `student.config` that the data set too, to another value."""
+    names = {str(index): name for index, name in id2label.items()}
+    wanted: dict[str, Any] = {"num_labels": len(names), "id2label": names, **dict.fromkeys(IGNORE_KEYS, ignore_index)}
+    for key, value in wanted.items():
+        written = given.get(key)
+        if isinstance(written, Mapping):
+            written = {str(index): name for index, name in written.items()}
+        if None not in (written, value) and written != value:
+            setting = "data.ignore_index" if key in IGNORE_KEYS else "data.labels"
+            said = str(value) if isinstance(value, int) else "the classes of the data"
+            yield f"student.config.{key}: expected {said}, as {setting} sets it, got {str(written)[:80]}; leave it out"
 
 
 def load_student(auto_class: Any, folder: str | Path, revision: str | None, task: str) -> PreTrainedModel:

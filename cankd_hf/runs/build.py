@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from transformers.trainer_utils import IntervalStrategy
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
+from cankd_hf.names import TEACHER
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
@@ -79,9 +80,14 @@ def problems_of(place: str) -> Iterator[None]:
         raise InputError(f"{place}: cannot be built ({type(error).__name__}: {error}); check its settings") from error
 
 
-def build_student(recipe: Recipe, task: Task, config: StudentConfig | None = None) -> PreTrainedModel:
-    """The student with its initial weights, the same each time."""
-    set_seed(recipe.seed)
+def build_student(
+    recipe: Recipe, task: Task, config: StudentConfig | None = None, name: str = TEACHER
+) -> PreTrainedModel:
+    """The student with its initial weights, the same each time.
+
+    With a `config` it is a teacher to be trained; `name` is that of its arm: of several, each starts from its own.
+    """
+    set_seed(recipe.seed if config is None or name == TEACHER else derived_seed(recipe.seed, name) % 2**32)
     with problems_of("student" if config is None else "teacher"):
         return task.build_student(recipe.student if config is None else config)
 
@@ -90,7 +96,7 @@ def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **ov
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
     configs = recipe.named_teachers()
     *found, model = together(
-        *(partial(build_teacher, recipe, name, replace(config, fit=None)) for name, config in configs.items()),
+        *(partial(build_teacher, recipe, name, config) for name, config in configs.items()),
         partial(build_student, recipe, task),
     )
     teachers = dict(zip(configs, found, strict=True))
@@ -165,8 +171,11 @@ def _short_of_memory(error: Exception) -> bool:
 
 
 def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
-    """A teacher of a recipe, with the student's input normalisation; messages call it by its key."""
+    """A teacher of a recipe, with the student's input normalisation; messages call it by its key.
+
+    Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
+    """
     with problems_of(recipe.teacher_path(name)):
-        teacher = load_teacher(config)
+        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name))
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

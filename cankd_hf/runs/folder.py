@@ -9,6 +9,7 @@ from pathlib import Path
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
 from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
@@ -44,7 +45,7 @@ def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> 
     with args.main_process_first(local=False, desc="comparing the data set"):
         if args.process_index:
             return
-        now = json.loads(json.dumps(_data_record(recipe, data)))
+        now = json.loads(to_json(_data_record(recipe, data)))
         then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and holds_work(out) else now
         differences = _differences(then, now)
         if differences:

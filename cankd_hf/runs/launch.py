@@ -3,6 +3,7 @@
 import os
 
 import psutil
+import torch
 
 from cankd_hf.errors import InputError
 
@@ -22,6 +23,13 @@ def check_launch(world_size: int) -> None:
         raise InputError(f"launch: {started} processes were started, but each would train alone (no GPU); {fix}")
     if started == 1 and (asked := _asked_processes()) > 1:
         raise InputError(f"launch: {asked} processes were asked for, but accelerate started 1; {fix}")
+
+
+def leave_together() -> None:
+    """Ends the communication between processes once all are done: the first to exit can abort the others in it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _asked_processes() -> int:

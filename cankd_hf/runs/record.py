@@ -1,12 +1,14 @@
 """Typed records of the results of a run."""
 
-import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cankd_hf.json_text import to_json
 from cankd_hf.names import ALONE, DISTILLED, TEACHER
+from cankd_hf.teachers.health import weak
 from cankd_hf.training.checkpoint_files import writing
 
 
@@ -22,6 +24,10 @@ class Arm:
     seconds: float = 0.0
     inherited: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # JSON has null for nan
+        self.scores = {name: math.nan if value is None else value for name, value in self.scores.items()}
+
 
 @dataclass
 class Report:
@@ -34,11 +40,12 @@ class Report:
     output_dir: str
     facts: dict[str, Any] = field(default_factory=dict)
     greater_is_better: bool = True
+    findings: list[str] = field(default_factory=list)  # what is wrong with the teachers, one sentence each
 
     def gap_closed(self) -> float | None:
         """Share of the gap between student alone and best teacher that distillation closed; None where unmeasured."""
         alone, distilled = (self._score(name) for name in (ALONE, DISTILLED))
-        teachers = [arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores]
+        teachers = [score for arm in self.teachers() if math.isfinite(score := arm.scores.get(self.metric, math.nan))]
         if not teachers or alone is None or distilled is None:
             return None
         teacher = max(teachers) if self.greater_is_better else min(teachers)
@@ -50,13 +57,24 @@ class Report:
         """The arms that are teachers: `teacher`, or `teacher NAME` of several."""
         return [arm for arm in self.arms if arm.name.split()[0] == TEACHER]
 
+    def weak_teachers(self) -> list[str]:
+        """A sentence for each teacher that scores below the student alone, or without one below its student."""
+        student = next((name for name in (ALONE, DISTILLED) if self._score(name) is not None), None)
+        reached = None if student is None else self._score(student)
+        if student is None or reached is None:
+            return []
+        scores = {arm.name: arm.scores[self.metric] for arm in self.teachers() if self.metric in arm.scores}
+        of_student = (self.metric, student, reached, self.greater_is_better)
+        return [finding for name, score in scores.items() if (finding := weak(name, score, *of_student))]
+
     def _score(self, name: str) -> float | None:
-        return next((arm.scores.get(self.metric) for arm in self.arms if arm.name == name), None)
+        score = next((arm.scores.get(self.metric) for arm in self.arms if arm.name == name), None)
+        return score if score is not None and math.isfinite(score) else None
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file, see `write_text`."""
-    write_text(file, json.dumps(content, indent=2))
+    write_text(file, to_json(content))
 
 
 def write_text(file: Path, content: str) -> None:

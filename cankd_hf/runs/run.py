@@ -15,9 +15,18 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import together
+from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
-from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
-from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, inherit_parts, make_trainer, training_args
+from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.runs.build import (
+    SCORE_ONLY,
+    build_student,
+    build_teacher,
+    inherit_parts,
+    make_trainer,
+    problems_of,
+    training_args,
+)
 from cankd_hf.runs.folder import claim, claim_data, set_aside
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
@@ -80,7 +89,10 @@ def _run(recipe: Recipe, args: CanKDConfig, resume: str | None) -> Report:
     name = DISTILLED if session.teachers else STUDENT
     arms.append(session.train(name, out, session.teachers))
     report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts, task.greater_is_better)
+    report.findings = [*read_json(out / FACTS_FILE).get("teacher_findings", []), *report.weak_teachers()]
     if args.process_index == 0:
+        for finding in report.weak_teachers():
+            logger.warning("%s", finding)
         session.picture(report)
         write_json(out / RESULTS_FILE, {**as_dict(report), "gap_closed": report.gap_closed()})
     publish(out, args)
@@ -118,7 +130,8 @@ class _Session:
                 config = replace(config, model=str(folder), config=None, fit=None)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
-                scored = self.score_teacher(arm, self.teachers[name])
+                with problems_of(self.recipe.teacher_path(name)):
+                    scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]
         self.teachers = {name: self.teachers[name] for name in configs}
         return arms
@@ -139,7 +152,7 @@ class _Session:
             overrides["push_to_hub"] = False  # the run's repository is for its student
         args = training_args(self.recipe, folder, **overrides)
         # Every arm starts from the same weights and sees the same images.
-        model = build_student(self.recipe, self.task, student)
+        model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
         checkpoint = self._checkpoint(folder, name, args)

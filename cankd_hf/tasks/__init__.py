@@ -1,5 +1,6 @@
 """The tasks, by their names in a recipe."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
+from cankd_hf.names import FACTS_FILE
 from cankd_hf.tasks.base import Metric, Task
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
@@ -50,14 +52,29 @@ def saved_task(checkpoint: str) -> type[Task]:
     if place.is_dir() and not (place / "config.json").is_file():
         raise InputError(f"{checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N")
     try:
-        names = PretrainedConfig.get_config_dict(checkpoint)[0].get("architectures") or ["no class"]
+        config = PretrainedConfig.get_config_dict(checkpoint)[0]
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
-    found = next((task for task in TASKS.values() if task.recognises(names[0])), None)
+    names = config.get("architectures") or ["no class"]
+    # A subclass of the user's is known by the Auto class of its base, or by what its trainer recorded.
+    known = [names[0], *(config.get("auto_map") or {})]
+    found = next((task for name in known for task in TASKS.values() if task.recognises(name)), None)
+    if found is None and (place / FACTS_FILE).is_file():
+        found = _recorded(place / FACTS_FILE)
     if found is None:
         raise InputError(f"{checkpoint}: expected a student of one of the tasks {list(TASKS)}, got {names[0]!r}")
     return found
+
+
+def _recorded(file: Path) -> type[Task] | None:
+    """The task in a file of facts beside a student."""
+    try:
+        return TASKS.get(json.loads(file.read_text(encoding="utf-8"))["task"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: expected the facts of a training, got none ({error}); save the student again"
+        ) from error
 
 
 def recorded_task(run: Mapping[str, Any], config: Mapping[str, Any]) -> type[Task]:

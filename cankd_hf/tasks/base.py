@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
@@ -53,6 +54,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     return {
         "do_resize": size is not None,
         "size": {"height": size[0], "width": size[1]} if size is not None else None,
+        "resample": PILImageResampling.BILINEAR,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
     }
@@ -69,6 +71,7 @@ class Task(ABC):
     further_scores: ClassVar[tuple[str, ...]] = ("",)
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
+    ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     id2label: dict[int, str] = {}  # empty for a task without classes
 
@@ -81,8 +84,8 @@ class Task(ABC):
 
     @classmethod
     def accepts(cls, model: PreTrainedModel) -> bool:
-        """Whether this model can be trained by this task."""
-        return cls.recognises(type(model).__name__)
+        """Whether this model can be trained by this task; a subclass of a student is one by its base."""
+        return any(cls.recognises(kind.__name__) for kind in type(model).__mro__)
 
     @classmethod
     @abstractmethod
@@ -135,6 +138,13 @@ class Task(ABC):
     @abstractmethod
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch of samples."""
+
+    def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
+        """The labels of a batch for the student's own loss, and a factor [] of it, None for 1.
+
+        The factor is 0 for a batch in which nothing is labelled, of which some models take the mean over nothing.
+        """
+        return labels, None
 
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         """What is wrong with the `labels` of one sample, whose image has this height and width; None if nothing is.

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     RTDetrImageProcessor,
 )
+from transformers.image_utils import PILImageResampling
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
 from cankd_hf.config.data import DataConfig
@@ -73,6 +74,7 @@ class DetectionTask(PipelineTask):
     pipeline_tag = "object-detection"
     takes_labels = True
     prints = 'found["score"], found["box"]'
+    ragged_labels = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -128,7 +130,7 @@ class DetectionTask(PipelineTask):
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
         stats: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
-        stats["do_normalize"] = True
+        stats |= {"do_normalize": True, "resample": PILImageResampling.BILINEAR}
         size = config.image_size
         if self.rule.strict:
             height, width = self.rule.size((size[0], size[1]) if size is not None else (640, 640))
@@ -164,7 +166,8 @@ class DetectionTask(PipelineTask):
         return objects_problem(labels, len(self.id2label), scored)
 
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**inputs, "labels": without_crowds(inputs["labels"])}
+        labels = inputs.get("labels")
+        return dict(inputs) if labels is None else {**inputs, "labels": without_crowds(labels)}
 
     def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         labels = inputs["labels"]

@@ -88,6 +88,16 @@ class SegmentationTask(PipelineTask):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate(list(samples), self.ignore_index)
 
+    def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
+        """If all pixels [B, H, W] are void, one of class 0 stands in, so that the mean is finite, and counts 0."""
+        if not isinstance(labels, Tensor):  # of a user's collator, for a student that takes a list
+            return labels, None
+        counts = (labels != self.ignore_index).any()
+        labels = labels.clone(memory_format=torch.contiguous_format)
+        first = labels.view(-1)[:1]
+        first.copy_(torch.where(counts, first, torch.zeros_like(first)))
+        return labels, counts.float()
+
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         return mask_problem(labels, size, len(self.id2label), self.ignore_index, scored)
 

@@ -1,6 +1,7 @@
 """Loads a `Teacher` from a name, a folder or a model in memory."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
 from cankd_hf.features.inputs import (
@@ -21,6 +23,7 @@ from cankd_hf.features.inputs import (
     timm_stats,
 )
 from cankd_hf.features.truncate import drop_unread_stages
+from cankd_hf.names import RANDOM_WEIGHTS
 from cankd_hf.teachers.teacher import Teacher
 
 # Forms in which a teacher may be passed.
@@ -31,13 +34,15 @@ _STAGE = re.compile(r"stem|stage\d+")
 TIMM_STAGES = [f"stage{index}" for index in range(100)]  # timm counts its maps from 0
 
 
-def load_teacher(teacher: TeacherLike, **overrides: Any) -> Teacher:
+def load_teacher(teacher: TeacherLike, *, seed: int | None = None, **overrides: Any) -> Teacher:
     """Loads any vision model as a teacher.
 
     Args:
         teacher: a local folder or Hub id (a backbone, a plain ViT, or a dense-prediction model of `transformers` or
             ours), `timm/NAME`, `torchvision/NAME`, a model in memory (frozen and cast in place), a `TeacherConfig`, or
             a `Teacher`.
+        seed: of random weights (`config` instead of `model`): the same weights in every process and run, without
+            changing the program's random numbers. None draws them from those numbers. Pretrained weights ignore it.
         **overrides: fields of `TeacherConfig`.
 
     Returns:
@@ -63,14 +68,16 @@ def load_teacher(teacher: TeacherLike, **overrides: Any) -> Teacher:
     config.check()
     if config.from_torchvision:
         return _torchvision_teacher(config)
-    model, stats = _build(config)
+    drawn = None if config.model is not None else seed
+    with nullcontext() if drawn is None else seeded(drawn):
+        model, stats = _build(config)
     if _stages(config.taps) is not None:
         config = replace(config, taps="auto")
     if config.model is not None and not is_timm_name(config.model):
         from cankd_hf.models.pretrained import hub_commit
 
         config = replace(config, revision=hub_commit(config.model, config.revision) or config.revision)
-    return Teacher(model, config, stats, name=config.model or "random weights")
+    return Teacher(model, config, stats, name=config.model or RANDOM_WEIGHTS, seed=drawn)
 
 
 def _torchvision_teacher(config: TeacherConfig) -> Teacher:

@@ -54,17 +54,24 @@ class Teacher(nn.Module):
         config: taps, dtype, scale, compile; its `model` and `config` are ignored.
         stats: the input normalisation of the model.
         name: the model's name in the manifest.
+        seed: of its random weights, for the manifest; None for other weights.
     """
 
     input_scale: Tensor
     input_shift: Tensor
 
     def __init__(
-        self, model: nn.Module, config: TeacherConfig | None = None, stats: ImageStats | None = None, name: str = ""
+        self,
+        model: nn.Module,
+        config: TeacherConfig | None = None,
+        stats: ImageStats | None = None,
+        name: str = "",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config or TeacherConfig()
         self.name = name or type(model).__name__
+        self.seed = seed
         self.model = model.requires_grad_(False).eval()
         attach_empty_prompt(model)
         self.stats = self._own_stats(stats or ImageStats())
@@ -152,10 +159,11 @@ class Teacher(nn.Module):
             "model": self.name,
             "revision": self.config.revision,
             "class": type(self.model).__name__,
-            "taps": self._tap_names(),
+            "taps": self.tap_names(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": self.num_parameters(),
             "fingerprint": self.fingerprint,
+            **({} if self.seed is None else {"seed": self.seed}),
             "image_mean": list(self.stats.mean),
             "image_std": list(self.stats.std),
             "image_stats_from": self.stats.source,
@@ -189,7 +197,8 @@ class Teacher(nn.Module):
             return found
         return ImageStats(tuple(mean or found.mean), tuple(std or found.std), "the recipe")
 
-    def _tap_names(self) -> list[str]:
+    def tap_names(self) -> list[str]:
+        """The taps, or the stages of a backbone."""
         from transformers.backbone_utils import BackboneMixin
 
         if self.taps.paths == ["."] and isinstance(self.model, BackboneMixin):

@@ -1,7 +1,8 @@
 """Training arguments with defaults for distillation."""
 
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any
 
 import torch
@@ -11,17 +12,19 @@ from transformers import TrainingArguments
 from cankd_hf.config.training import out_of_range
 from cankd_hf.errors import InputError, Problem
 from cankd_hf.tokens import NO_TOKEN, holds_secret
+from cankd_hf.training.parallel import check_deepspeed
 
 
 @dataclass
 class CanKDConfig(TrainingArguments):
     """`transformers.TrainingArguments` with further settings for distillation.
 
-    Every field of `TrainingArguments` works as documented there. `hub_token` is refused, because the Trainer would
-    save it as plain text: use the environment variable HF_TOKEN or `hf auth login`.
+    Fields of `TrainingArguments` work as documented there; docs/trainer.md lists all of them, with the few that are
+    refused and why (`REFUSED`). `hub_token` is refused, because the Trainer would save it as plain text: use the
+    environment variable HF_TOKEN or `hf auth login`.
 
     Raises:
-        InputError: for a `hub_token`, or a value out of range.
+        InputError: for a field that is refused, or a value out of range.
     """
 
     remove_unused_columns: bool = field(
@@ -48,6 +51,13 @@ class CanKDConfig(TrainingArguments):
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
     )
+    max_nonfinite_steps: int = field(
+        default=3,
+        metadata={
+            "help": "Number of optimizer steps in a row without a finite loss and gradient after which the run stops, "
+            ">= 1. The update of each such step is skipped."
+        },
+    )
     log_figures_steps: int = field(
         default=0,
         metadata={
@@ -62,19 +72,67 @@ class CanKDConfig(TrainingArguments):
             if self.bf16:
                 self.use_cpu = True
             self.dataloader_pin_memory = False
+        check_deepspeed(self.deepspeed)
         super().__post_init__()  # type: ignore[no-untyped-call]
-        problems = [Problem(f"training.{key}", message) for key, message in own_problems(vars(self))]
-        if problems:
-            raise InputError(problems)
+        _check(vars(self))
+
+
+_FULL_EVAL = (
+    "it casts the student for good, but not the images; set {0}: true instead, which evaluates in {0} and keeps the "
+    "weights in float32"
+)
+# Fields of `TrainingArguments` that cannot do here what they do elsewhere -> the fact that prevents it, and the fix.
+REFUSED = {
+    "label_smoothing_factor": "the Trainer smooths over the last axis of the logits, which is no class axis in dense "
+    "prediction; smooth in a compute_loss_func, e.g. torch.nn.functional.cross_entropy(..., label_smoothing=0.1)",
+    "bf16_full_eval": _FULL_EVAL.format("bf16"),
+    "fp16_full_eval": _FULL_EVAL.format("fp16"),
+    "use_liger_kernel": "Liger has kernels for language models alone; leave it out",
+    "liger_kernel_config": "Liger has kernels for language models alone; leave it out",
+    "enable_jit_checkpoint": "SIGTERM already saves a checkpoint and stops, and only one handler can have it; leave "
+    "it out",
+    "parallelism_config": "it splits sequences of tokens, layers or experts, which students have not; for weights in "
+    "shards set fsdp or deepspeed",
+}
+
+
+def as_config(args: TrainingArguments) -> CanKDConfig:
+    """Plain training arguments as a `CanKDConfig` with its further settings at their defaults; a copy.
+
+    Raises:
+        InputError: for a field that is refused.
+    """
+    if isinstance(args, CanKDConfig):
+        _check(vars(args))  # fields may have been set since
+        return args
+    kind: Any = CanKDConfig
+    if type(args) is not TrainingArguments:  # the user's own, with fields and methods of its own
+        kind = make_dataclass(type(args).__name__, [], bases=(CanKDConfig, type(args)))
+    made = copy.copy(args)
+    made.__class__ = kind
+    for one in fields(CanKDConfig):
+        if not hasattr(args, one.name):
+            vars(made)[one.name] = one.default if one.default_factory is MISSING else one.default_factory()
+    _check(vars(made))
+    return made  # type: ignore[return-value]
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    problems = [Problem(f"training.{key}", message) for key, message in own_problems(settings)]
+    if problems:
+        raise InputError(problems)
 
 
 def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Settings out of range, and those that hold a token: key and message."""
+    """Settings that are refused or out of range, and those that hold a token: key and message."""
     if settings.get("hub_token"):
         yield "hub_token", NO_TOKEN
     for key, value in settings.items():
         if isinstance(value, str) and holds_secret(value):
             yield key, NO_TOKEN
+    for key, reason in REFUSED.items():
+        if settings.get(key):
+            yield key, reason
     if settings.get("output_dir") == "":
         yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     yield from out_of_range(settings)

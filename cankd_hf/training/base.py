@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import CallbackHandler
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
@@ -14,6 +15,7 @@ from cankd_hf.teachers.source import TeacherSource
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.handler import StudentCallbackHandler
 
 
 class TeachingTrainer(Trainer):
@@ -24,6 +26,17 @@ class TeachingTrainer(Trainer):
     teachers: Mapping[str, Teacher]
     source: TeacherSource
     _factors_now: tuple[list[float], Tensor | None]
+
+    @property
+    def callback_handler(self) -> CallbackHandler:
+        """Calls the callbacks, with the student as `model`."""
+        return self._callback_handler
+
+    @callback_handler.setter
+    def callback_handler(self, handler: CallbackHandler) -> None:
+        if type(handler) is CallbackHandler:  # one of the user's own is kept
+            handler.__class__ = StudentCallbackHandler
+        self._callback_handler = handler
 
     @property
     def student(self) -> PreTrainedModel:
@@ -39,6 +52,11 @@ class TeachingTrainer(Trainer):
     def teacher(self) -> Teacher | None:
         """The first teacher; None if the student trains alone."""
         return next(iter(self.teachers.values()), None)
+
+    def taps_of(self, name: str) -> list[str]:
+        """Names of a teacher's maps for messages, in their order: stages of a backbone, else taps."""
+        taps, stages = [level.tap for level in self.distiller.teachers[name].levels], self.teachers[name].tap_names()
+        return stages if len(stages) == len(taps) else taps
 
     def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
         """Arguments of the `Distiller` with the outputs of all teachers whose terms have a factor above 0."""

@@ -12,6 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
+from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
@@ -25,6 +27,13 @@ def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return student, {name: value.contiguous() for name, value in state.items() if not name.startswith(STUDENT)}
 
 
+def check_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a tensor that would be saved is not finite."""
+    bad = not_finite(state)
+    if bad:
+        raise InputError(f"{folder}: expected finite weights to save, got {named(bad)}; nothing was saved there")
+
+
 def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[str, Teacher]) -> None:
     """Writes connectors, losses and the manifest of the teachers into the folder of a student."""
     if state:
@@ -32,7 +41,7 @@ def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[
     else:  # an earlier objective may have left one
         (folder / DISTILLER_FILE).unlink(missing_ok=True)
     if teachers:
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest_of(teachers), indent=2), encoding="utf-8")
+        (folder / MANIFEST_FILE).write_text(to_json(manifest_of(teachers)), encoding="utf-8")
 
 
 def manifest_of(teachers: Mapping[str, Teacher]) -> dict[str, Any] | None:
@@ -50,7 +59,7 @@ def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
         InputError: naming the differences.
     """
     file = folder / MANIFEST_FILE
-    now = json.loads(json.dumps(manifest_of(teachers)))
+    now = json.loads(to_json(manifest_of(teachers)))
     then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if now == then:
         return
@@ -84,7 +93,7 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
     Raises:
         InputError: if the checkpoint belongs to another student or to other terms.
     """
-    state = {STUDENT + name: value for name, value in read_student_weights(folder).items()}
+    state = {STUDENT + name: value for name, value in read_student_weights(folder, type(distiller.student)).items()}
     if (folder / DISTILLER_FILE).is_file():
         state.update(load_file(folder / DISTILLER_FILE))
     if wrong := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
@@ -102,17 +111,19 @@ def load_checkpoint(distiller: Distiller, folder: Path) -> None:
         )
 
 
-def read_student_weights(folder: Path) -> dict[str, Tensor]:
+def read_student_weights(folder: Path, kind: type | None = None) -> dict[str, Tensor]:
     """All tensors of the student in a checkpoint folder, under the names that they have in the student.
 
-    `save_pretrained` writes native models under the names of their published checkpoints, which often differ.
+    `save_pretrained` writes native models under the names of their published checkpoints, which often differ; so it
+    does for subclasses of them, of which `kind` may be one.
 
     Raises:
         InputError: if there are no weights, or they cannot be read.
     """
     saved = _tensors(folder)
     names = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
-    native = getattr(transformers, names[0], None)
+    natives = [base for base in getattr(kind, "__mro__", ()) if base.__module__.startswith("transformers.models.")]
+    native: Any = getattr(transformers, names[0], natives[0] if natives else None)
     if native is None or names[0] == "TimmBackbone":  # ours, or one whose from_pretrained takes no folder
         return saved
     try:

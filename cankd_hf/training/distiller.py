@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,15 +40,15 @@ Connected = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class DistillerOutput(ModelOutput):
-    """Output of a `Distiller`.
+    """Output of a `Distiller`; what else the student's own output has (`pred_boxes`) is read through it.
 
     Attributes:
         loss: the weighted sum of all parts [], with gradient; None if there are no parts.
-        logits: of the student, detached; None for a backbone.
+        logits: of the student, with gradient; None for a backbone.
         parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
         similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), if measured.
         branch_share: norm of each Can block's output relative to the student map [] by name, if measured.
-        outputs: the student's own output, in evaluation.
+        outputs: the student's own output; None, and `logits` without gradient, where only the loss is asked for.
     """
 
     loss: Tensor | None = None
@@ -57,6 +57,17 @@ class DistillerOutput(ModelOutput):
     similarity: dict[str, Tensor] | None = None
     branch_share: dict[str, Tensor] | None = None
     outputs: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        own = vars(self).get("outputs")
+        if own is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, and neither has the student's output")
+        return getattr(own, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str) and key not in self.keys() and self.outputs is not None:
+            return self.outputs[key]
+        return super().__getitem__(key)  # type: ignore[no-untyped-call]
 
 
 class Distiller(nn.Module):
@@ -104,6 +115,9 @@ class Distiller(nn.Module):
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
         self._thawed: list[nn.Parameter] = []
+        self.counted_labels: Callable[[Any], tuple[Any, Tensor | None]] | None = (
+            None  # of the task, set by the trainer
+        )
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
     def set_objective(self, objective: Objective) -> None:
@@ -211,8 +225,18 @@ class Distiller(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.student.dtype
+
+    @property
+    def name_or_path(self) -> str:
+        return str(self.student.name_or_path)
+
+    @property
     def _no_split_modules(self) -> list[str]:
-        return sorted({*(self.student._no_split_modules or []), *(type(item.loss).__name__ for item in self.placed)})
+        # FSDP shards modules of these classes one by one. Not the losses: they are measured outside their `forward`.
+        present = {type(module).__name__ for module in self.student.modules()}
+        return sorted(present & set(self.student._no_split_modules or []))
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -229,6 +253,32 @@ class Distiller(nn.Module):
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.student.get_input_embeddings()
+
+    # What callbacks do with a model: the student is saved, as if it were trained alone.
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """`save_pretrained` of the student; `state_dict` may be the student's or that of this module."""
+        if state_dict is not None and any(name.startswith("student.") for name in state_dict):
+            own = {name: value for name, value in state_dict.items() if name.startswith("student.")}
+            state_dict = {name.removeprefix("student."): value for name, value in own.items()}
+        self.student.save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """`push_to_hub` of the student."""
+        return self.student.push_to_hub(*args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        self.student.add_model_tags(tags)
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -237,6 +287,7 @@ class Distiller(nn.Module):
         factors: Tensor | None = None,
         measure: bool = False,
         meta: Any = None,
+        keep: bool = True,
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -248,10 +299,12 @@ class Distiller(nn.Module):
             factors: schedule factor of each term, [number of terms], in 0..1; None means 1.
             measure: also measure raw similarity and branch share (no gradient).
             meta: metadata of the samples, see `Batch`; not passed to the student.
+            keep: return the student's output with its gradient; without it only the loss holds on to the graph.
             inputs: further inputs of the student.
         """
+        counted = None
         if labels is not None and self.objective.task_weight > 0:
-            inputs["labels"] = labels
+            inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
         outputs = self.student(pixel_values=pixel_values, **inputs)
@@ -260,6 +313,7 @@ class Distiller(nn.Module):
         total, parts = None, dict[str, Tensor]()
         if self.objective.task_weight > 0:
             task = outputs.loss if "labels" in inputs else None
+            task = task if task is None or counted is None else task * counted
             total = None if task is None else self.objective.task_weight * task
             parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
@@ -274,9 +328,16 @@ class Distiller(nn.Module):
                 total = weighted if total is None else total + weighted
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
-        detached = None if logits is None else logits.detach()
-        kept = None if torch.is_grad_enabled() else outputs
-        return DistillerOutput(loss=total, logits=detached, parts=parts, outputs=kept, **result)
+        if total is None and not keep and self.training and torch.is_grad_enabled():
+            total = self.nothing()
+        if logits is not None and not keep:
+            logits = logits.detach()
+        return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""
+        parts = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters() if p.requires_grad]
+        return torch.stack([part.sum() for part in parts]).sum() * 0.0
 
     def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
         """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import InitVar, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
+from cankd_hf.data.common.dataset import ImageDataset
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.features.strides import deepest_stride
 from cankd_hf.tasks import Task
@@ -89,7 +88,7 @@ class FirstLook:
             if samples is not None and (said := self.problem(place, samples, labelled, scored)):
                 problems.append(said)
             elif size is None and samples:
-                size = _size(samples[0])
+                size = _size(samples["[0]"])
         if problems:
             raise InputError(problems)
         if given.get(TRAINED) is not None:
@@ -99,12 +98,12 @@ class FirstLook:
             given[EVALUATED] = sets[0] if several is None else dict(zip(several, sets, strict=True))
         return size or (224, 224)
 
-    def problem(self, place: str, samples: Sequence[Any], labelled: bool, scored: bool) -> str | None:
+    def problem(self, place: str, samples: Mapping[str, Any], labelled: bool, scored: bool) -> str | None:
         """The first thing that is wrong with samples of a data set, if any.
 
         Args:
             place: the data set's name in messages.
-            samples: the first ones.
+            samples: some of them by their places in it, from `peek`.
             labelled: whether they need labels.
             scored: whether they are for evaluation.
         """
@@ -112,13 +111,14 @@ class FirstLook:
             return f"{place}: expected at least one sample, got none"
         if self.own_collator:  # which may make anything of them, and is not called before its time
             return None
-        return self._first(f"{place}[{{}}]", samples, labelled, scored)
+        return self._first(place, samples, labelled, scored)
 
     def batch_problem(self, place: str, batch: Mapping[str, Any], labelled: bool, scored: bool) -> str | None:
         """The same for a batch."""
         if not isinstance(batch, Mapping):
             return f"data_collator: expected a dict with pixel_values and labels, got {type(batch).__name__}"
-        return self._first(f"{place}, sample {{}} of the first batch", list(_parts(batch)), labelled, scored)
+        samples = {f", sample {index} of the first batch": part for index, part in enumerate(_parts(batch))}
+        return self._first(place, samples, labelled, scored)
 
     def too_small(self, pixel_values: Tensor) -> str | None:
         """The problem with images [..., H, W] of fewer pixels than the student's deepest stride, if they are."""
@@ -130,9 +130,9 @@ class FirstLook:
             f"of the student, got {height} x {width}; enlarge them (data.image_size, data.crop_size)"
         )
 
-    def _first(self, place: str, samples: Sequence[Any], labelled: bool, scored: bool) -> str | None:
-        found = ((index, self._of(sample, labelled, scored)) for index, sample in enumerate(samples))
-        return next((f"{place.format(index)}: {said}" for index, said in found if said), None)
+    def _first(self, place: str, samples: Mapping[str, Any], labelled: bool, scored: bool) -> str | None:
+        found = ((name, self._of(sample, labelled, scored)) for name, sample in samples.items())
+        return next((f"{place}{name}: {said}" for name, said in found if said), None)
 
     def _of(self, sample: Any, labelled: bool, scored: bool) -> str | None:
         """The problem with one sample, if any."""
@@ -149,12 +149,15 @@ class FirstLook:
 
     def _of_pixels(self, pixels: Any) -> str | None:
         if not isinstance(pixels, Tensor):
-            return f"pixel_values: expected a tensor [3, H, W], got {type(pixels).__name__}; convert it"
+            got = f"{type(pixels).__name__}; convert it, such as by .with_format('torch')"
+            return f"pixel_values: expected a tensor [3, H, W], got {got}"
         shape = list(pixels.shape)
         if pixels.ndim != 3 or shape[0] != 3:
             last = pixels.ndim == 3 and shape[2] == 3
             fix = "move the channels to the front: .permute(2, 0, 1)" if last else "give one RGB image a sample"
             return f"pixel_values: expected [3, H, W], got the shape {shape}; {fix}"
+        if said := self.too_small(pixels):
+            return said
         if not pixels.is_floating_point():
             return (
                 f"pixel_values: expected normalised floating point numbers, got {pixels.dtype}; use the student's "
@@ -169,39 +172,29 @@ class FirstLook:
                 f"pixel_values: expected pixels normalised with the mean {_rounded(self.mean)} and std "
                 f"{_rounded(self.std)}, at most about {max(bounds):.1f}, got {most:.4g}; divide 0..255 by 255 first"
             )
-        return self.too_small(pixels)
+        return None
 
 
-def peek(dataset: Any, seed: int) -> tuple[list[Any] | None, Any]:
-    """The first samples of a data set, and the data set to go on with; (None, None) for none.
+def peek(dataset: Any, seed: int) -> tuple[dict[str, Any] | None, Any]:
+    """The first samples of a data set by their places, and the data set to go on with; (None, None) for none.
+
+    Of an `ImageDataset` also those that a model is the least likely to take.
 
     No random number is drawn from the global generators.
     """
     if dataset is None:
         return None, None
-    with own_random(seed):
+    with seeded(seed):
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             iterator = iter(dataset)
             once = iterator is iter(dataset)
-            samples = list(itertools.islice(iterator, 1))
-            return samples, PutBack(samples, dataset) if once else dataset
+            taken = list(itertools.islice(iterator, 1))
+            return {f"[{n}]": sample for n, sample in enumerate(taken)}, PutBack(taken, dataset) if once else dataset
         indexed: Any = dataset
-        return [indexed[index] for index in range(min(LOOKED_AT, len(dataset)))], dataset
-
-
-@contextmanager
-def own_random(seed: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch from a seed; afterwards their generators are as before."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        samples = {f"[{index}]": indexed[index] for index in range(min(LOOKED_AT, len(dataset)))}
+        if isinstance(dataset, ImageDataset):
+            samples |= {f"[{index}] ({dataset.name(index)})": dataset[index] for index in dataset.extremes}
+        return samples, dataset
 
 
 class PutBack(IterableDataset[Any]):
@@ -243,7 +236,7 @@ class FirstBatchMixin(TeachingTrainer):
         if dataset is None or isinstance(dataset, str | dict) or dataset is self.eval_dataset:
             return dataset
         samples, dataset = peek(dataset, self.args.seed)
-        if said := self.first.problem(place, samples or [], labelled, scored=True):
+        if said := self.first.problem(place, samples or {}, labelled, scored=True):
             raise InputError(said)
         return dataset
 
@@ -253,7 +246,9 @@ class FirstBatchMixin(TeachingTrainer):
         problem = None
         if first.own_collator and place not in first.seen:
             first.seen.add(place)
-            problem = first.batch_problem(place, inputs, training and first.taught, scored=not training)
+            unread = isinstance(inputs, Mapping) and training and not first.taught
+            read = {**inputs, "labels": None} if unread else inputs
+            problem = first.batch_problem(place, read, training and first.taught, scored=not training)
         elif isinstance(inputs, Mapping) and isinstance(inputs.get("pixel_values"), Tensor):
             problem = first.too_small(inputs["pixel_values"])
             problem = problem and f"{place}: {problem}"

@@ -43,27 +43,30 @@ class StudentHubMixin(Trainer):
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
-        *others: Any,
-        **other: Any,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Writes the card beside the student, from what was recorded.
+        """Writes the card beside the student, from what was recorded and what is given here.
 
         Args:
-            language: part of the Trainer's signature; must be None.
+            language: of the metadata.
             license: the student's licence, a Hub identifier such as `apache-2.0`.
             tags: further tags.
             model_name: title of the card.
-            other: further arguments of the Trainer's method; must be None.
-
-        Raises:
-            InputError: for facts that a card takes from the run, not from its caller.
+            finetuned_from: Hub id of a model that the student descends from, listed before those that are recorded.
+            tasks: task identifiers of the scores; default: the pipeline's.
+            dataset_tags: Hub ids of data sets.
+            dataset: names of the data sets of the scores; default: that of the recipe.
+            dataset_args: arguments of the data sets of the scores.
         """
-        given = sorted(key for key, value in {"language": language, **other}.items() if value is not None)
-        if given:
-            raise InputError(f"create_model_card: {', '.join(given)}: facts come from the run; leave them out")
         if self.is_world_process_zero():
+            given = {"language": language, "finetuned_from": finetuned_from, "tasks": tasks}
+            given |= {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
             more = [tags] if isinstance(tags, str) else list(tags or ())
-            write_card(self.args.output_dir or "", licence=license, tags=more, title=model_name)
+            write_card(self.args.output_dir or "", licence=license, tags=more, title=model_name, more=given)
 
     def push_to_hub(
         self,

@@ -11,11 +11,20 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
+from cankd_hf.json_text import finite
 from cankd_hf.names import RECIPE_FILE, STATE_FILE
+from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.callbacks import GracefulStopCallback
-from cankd_hf.training.checkpoint import check_classes, check_teachers, load_checkpoint, save_distillation, split_state
+from cankd_hf.training.checkpoint import (
+    check_classes,
+    check_finite,
+    check_teachers,
+    load_checkpoint,
+    save_distillation,
+    split_state,
+)
 from cankd_hf.training.facts import run_facts
 from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.monitoring.energy import EnergyMeter
@@ -29,6 +38,7 @@ class CheckpointMixin(TeachingTrainer):
     recipe: str | None
     inherited: Sequence[str]
     energy: EnergyMeter
+    health: TeacherHealth
     graceful: GracefulStopCallback
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
@@ -167,11 +177,12 @@ class CheckpointMixin(TeachingTrainer):
             return
         folder = Path(output_dir or self.args.output_dir or "")
         with files.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             self._write(folder, state_dict)
 
     def _write(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
+        check_finite(folder, {**student, **rest})
+        folder.mkdir(parents=True, exist_ok=True)
         self.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -182,11 +193,19 @@ class CheckpointMixin(TeachingTrainer):
         if not whole:
             save_distillation(folder, rest, self.teachers)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        entry = self.state.log_history[-1]  # of trainer_state.json
+        entry.update(finite(entry))
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
+
     def _facts(self, best: bool) -> dict[str, Any]:
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
         return run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
-        )
+        ) | {"teacher_findings": self.health.findings}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_teachers(Path(resume_from_checkpoint), self.teachers)

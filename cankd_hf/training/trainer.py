@@ -1,58 +1,84 @@
 """`CanKDTrainer`: transformers.Trainer with teachers beside it."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import Batch, BatchCollator
-from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
-from cankd_hf.training.arguments import CanKDConfig, stepped_schedule
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
-from cankd_hf.training.distiller import Distiller
-from cankd_hf.training.evaluation import EvaluationMixin
+from cankd_hf.training.distiller import DistillerOutput
+from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
+from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
 from cankd_hf.training.hub_mixin import StudentHubMixin
+from cankd_hf.training.loading import LoadingMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.optimizing import OptimizerMixin
+from cankd_hf.training.parallel import check_parallel
 from cankd_hf.training.saving import CheckpointMixin
+from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
     check_objective,
+    check_stock,
     input_stats,
     logits_shape,
     named_teachers,
+    sorted_out,
     teacher_shapes,
 )
+from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
+from cankd_hf.training.streaming import StreamingMixin
+from cankd_hf.training.trials import TrialsMixin
+
+logger = logging.getLogger(__name__)
 
 # Number of steps between measurements of similarity where logging is not by steps.
 MEASURE_EVERY = 50
 
 
-class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHubMixin):
+class CanKDTrainer(
+    SeedMixin,
+    FiniteMixin,
+    FirstBatchMixin,
+    EvaluationMixin,
+    LoadingMixin,
+    OptimizerMixin,
+    TrialsMixin,
+    CheckpointMixin,
+    ShardingMixin,
+    StreamingMixin,
+    StudentHubMixin,
+):
     """Trains a student with one or several teachers: `task_weight * task loss + sum of weighted distillation losses`.
 
-    Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub.
+    Otherwise a `transformers.Trainer`: resuming, gradient accumulation, mixed precision, compiling, callbacks, Hub;
+    docs/trainer.md goes through all its arguments.
     Checkpoints hold the student in plain Hugging Face format, with connectors and losses in `distiller.safetensors`
     beside it; teachers are never saved, wrapped or trained.
 
     Args:
-        model: the student.
+        model: the student; None with a `model_init`.
         teacher: the teacher, or its Hub id or folder; None trains the student alone.
-        args: training arguments.
+        args: training arguments, a `CanKDConfig` or plain `TrainingArguments`; may come second, without a teacher.
         terms: the weighted distillation losses; by default, with one teacher, CanKD with weight 10 (the paper's
             mu = 5).
         task_weight: multiplier of the student's own loss, >= 0; 0 needs no labels.
@@ -65,21 +91,20 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         image_std: standard deviation of the student's input normalisation for each channel.
         recipe: the resolved recipe as YAML, saved beside every checkpoint.
         inherited: parts of the student initialised from the teacher's weights, for the model card.
-        kwargs: further arguments of `transformers.Trainer`.
+        others: further arguments of `transformers.Trainer` in its order, where `args` comes second.
+        kwargs: further arguments of `transformers.Trainer`. Its `compute_loss_func` gets the student's output and
+            takes the place of the task's loss.
 
     Raises:
         InputError: for arguments that cannot be used; raised before training.
     """
 
-    # Each part of the loss is a mean over the batch, so the Trainer must divide by the number of accumulated batches.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: TeacherLike | None = None,
-        args: CanKDConfig | None = None,
-        *,
+        model: PreTrainedModel | None = None,
+        teacher: TeacherLike | TrainingArguments | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
         terms: Sequence[LossTerm] | None = None,
         task_weight: float = 1.0,
         objective: Objective | None = None,
@@ -93,13 +118,17 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         inherited: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        args = args if args is not None else CanKDConfig("cankd_output")
-        given = named_teachers(teacher, teachers)
-        objective = check_objective(args, given, terms, task_weight, objective)
+        one, args, kwargs = sorted_out(teacher, args, others, kwargs)
+        given = named_teachers(one, teachers)
+        self._objective = objective = check_objective(args, given, terms, task_weight, objective)
+        check_parallel(args)
+        check_stock(args, model, kwargs, objective.task_weight)
+        self.args, model_init = args, kwargs.pop("model_init", None)
+        model = self.first_student(model_init) if model is None else model
         self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
-        self.teachers = {name: load_teacher(one) for name, one in given.items()}
+        self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
@@ -108,29 +137,36 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         self.first = FirstLook(self.task, model, mean, std, kwargs.get("data_collator") is not None)
         image_size = self.first.at(kwargs, args, objective.task_weight)
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
-        # New connectors get the same initial weights whatever random numbers were drawn before.
-        torch.manual_seed(args.seed)
-        distiller = as_asked(Distiller(model, objective, shapes, image_size, student_taps, grid), args)
-        train_dataset = kwargs.get("train_dataset")
-        if isinstance(train_dataset, Sized):
-            kwargs["train_dataset"] = train_dataset = SeededDataset(train_dataset, args.seed)
+        self._distiller_parts = shapes, image_size, student_taps, grid
+        distiller = self.build_distiller(model)
+        kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
         kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
-        kwargs.setdefault("compute_metrics", lambda prediction: self.task.scores(prediction.predictions))
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
+        self.model_init = model_init
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
+        check_sharded(self)
+        self.set_dispatch()
         self._place_teachers()
+        self._add_callbacks(train_dataset)
+        self._warned = False
+        self._factors_now: tuple[list[float], Tensor | None] = ([], None)
+        self._means = PartMeans()
+        self._clock = BatchClock(args)
+
+    def _add_callbacks(self, train_dataset: Any) -> None:
+        """Adds the callbacks of every run, and groups the names that trackers show."""
         group_names(self.callback_handler.callbacks)
         show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
         self.graceful = GracefulStopCallback()
         self.add_callback(self.graceful)
+        self._watch()
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
-        self._factors_now: tuple[list[float], Tensor | None] = ([], None)
-        self._means = PartMeans()
-        self._clock = BatchClock(args)
 
     def set_objective(self, objective: Objective) -> None:
         """Sets the objective of the next call of `train()`.
@@ -139,12 +175,14 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         learning-rate schedule are created anew.
         """
         distiller = self.distiller
+        if is_sharded(distiller) or self.deepspeed is not None:
+            raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
+        self._objective = objective
         distiller.teachers = {
             name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
             for name, shape in distiller.teachers.items()
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)
+        with seeded(self.args.seed):
             distiller.set_objective(objective)
         self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
@@ -180,14 +218,50 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = Batch(inputs)
-        factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-        given = self._ask_teachers(batch, factors, self._measures_now())
-        outputs = model(**batch.inputs, **given)
-        if outputs.loss is None:
-            # All factors are 0 and there is no task loss: the loss is 0, but backward needs a graph.
-            outputs["loss"] = sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
-        self._means.add(outputs)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        given = self._teaching(batch, model.training)
+        inputs, labels = batch.inputs, None
+        if self.compute_loss_func is not None:
+            labels = inputs.pop("labels", None)
+        outputs = model(**inputs, **given, keep=return_outputs or self.compute_loss_func is not None)
+        if self.compute_loss_func is not None and self.distiller.objective.task_weight > 0:
+            self._add_own_loss(outputs, labels, num_items_in_batch, model.training)
+        if model.training:
+            if outputs.loss is None:
+                outputs["loss"] = self.distiller.nothing()
+            self._means.add(outputs)
+            self.guard.see_parts(outputs.get("parts"))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _teaching(self, batch: Batch, training: bool) -> dict[str, Any]:
+        """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
+        if training:
+            factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
+            return self._ask_teachers(batch, factors, self._measures_now())
+        if self.task.needs_teacher_in_evaluation:
+            return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
+        return {}
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool:  # type: ignore[override]
+        """Whether the loss is of the whole accumulated batch already, as it is with a `compute_loss_func`.
+
+        Otherwise each part is a mean over its batch, and the Trainer divides by the number of accumulated batches.
+        """
+        return self.compute_loss_func is not None
+
+    def _add_own_loss(
+        self, outputs: DistillerOutput, labels: Any, num_items: Tensor | int | None, training: bool
+    ) -> None:
+        """Adds the `compute_loss_func` of the user to the distillation losses, as the task's loss."""
+        task = self.compute_loss_func(outputs.outputs, labels, num_items_in_batch=num_items)  # type: ignore[misc]
+        if self.args.average_tokens_across_devices and num_items is not None:
+            task = task * self.accelerator.num_processes
+        # The function's loss is of the whole accumulated batch; the others are means of one of its parts.
+        parts = self.current_gradient_accumulation_steps if training else 1
+        total = self.distiller.objective.task_weight * task
+        outputs["loss"] = total if outputs.loss is None else total + outputs.loss / parts
+        if outputs.parts is not None:
+            outputs.parts["task"] = task.detach().float() * parts
 
     def _measures_now(self) -> bool:
         """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
@@ -203,36 +277,19 @@ class CanKDTrainer(FirstBatchMixin, EvaluationMixin, CheckpointMixin, StudentHub
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update(self._means.drain(self.accelerator))
+            means = self._means.drain(self.accelerator)
+            if not means and any(self._objective.factors(self.state.global_step - 1, self.state.max_steps)):
+                self._warn_of_own_loss()
+            logs.update(means)
             logs.update(self._clock.drain(self.accelerator))
+            self.guard.correct(logs)
         super().log(logs, start_time)
 
-    # Optimizer
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
-        if self.args.backbone_lr_scale != 1.0:
-            self._scale_backbone(optimizer, self.distiller if model is None else model)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        if self.args.lr_drops and self.lr_scheduler is None:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            given = self.optimizer if optimizer is None else optimizer
-            assert given is not None
-            self.lr_scheduler = stepped_schedule(given, num_training_steps, self.args.lr_drops, warmup)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        """Moves the backbone's parameters into groups with their own learning rate."""
-        # At the top of our own students, inside `model` in the native detectors.
-        backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
-        if not backbone:
-            raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
-        for group in list(optimizer.param_groups):
-            inside = [p for p in group["params"] if id(p) in backbone]
-            if inside:
-                group["params"] = [p for p in group["params"] if id(p) not in backbone]
-                lr = group["lr"] * self.args.backbone_lr_scale
-                optimizer.add_param_group({**group, "params": inside, "lr": lr})
+    def _warn_of_own_loss(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "compute_loss of %s asks no teacher, so nothing is distilled; add its loss to that of "
+                "super().compute_loss(model, inputs, return_outputs=True)",
+                type(self).__name__,
+            )

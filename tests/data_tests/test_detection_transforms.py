@@ -102,8 +102,8 @@ def test_transforms_travel_to_loading_processes() -> None:
 def test_size_of_scale_one() -> None:
     assert size_of_scale_one((480, 640), None, True) == (480, 640)
     assert size_of_scale_one((480, 640), [800, 1333], False) == (800, 1333)
-    assert size_of_scale_one((480, 640), [800, 1333], True) == (800, 1067)
-    assert size_of_scale_one((640, 480), [800, 1333], True) == (1067, 800)
+    assert size_of_scale_one((480, 640), [800, 1333], True) == (800, 1066)
+    assert size_of_scale_one((640, 480), [800, 1333], True) == (1066, 800)
     assert size_of_scale_one((300, 1000), [800, 1333], True) == (400, 1333)
     assert size_of_scale_one((300, 900), [600, 600], True) == (200, 600)
 

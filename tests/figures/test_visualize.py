@@ -271,8 +271,9 @@ def test_several_teachers_are_opened_and_shown(tmp_path: Path, capsys: pytest.Ca
     folder = run(tmp_path, teacher=None, teachers=teachers, distill={"terms": terms}, baseline=False)
     opened = open_checkpoint(str(folder))
     assert list(opened.teachers) == ["fitted", "random"]
-    # A teacher of random weights is another one each time; the fitted one is that of the run.
-    assert len(opened.notes) == 1 and "teacher random here (random weights) is not" in opened.notes[0]
+    assert opened.notes == [], "random weights are drawn from the seed, and the fitted teacher is that of the run"
+    reseeded = open_checkpoint(str(folder), ["seed=7"])
+    assert len(reseeded.notes) == 1 and "teacher random here (random weights) is not" in reseeded.notes[0]
     assert list(opened.histories) == ["student distilled", "teacher fitted"]
     distiller = opened.subjects[-1].distiller
     assert distiller is not None and list(distiller.pairs) == ["fitted_s1t1", "random_s1t0"]

@@ -80,32 +80,6 @@ def test_compiles_to_one_graph_and_its_gradients(kind: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["swin_fpn", "dinov2_pyramid"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind: str) -> None:
-    model = student(kind, dropout=0.0).eval()  # eval: no drop path
-    images, labels = batch()
-
-    def gradients() -> list[torch.Tensor]:
-        model.zero_grad()
-        model(images, labels=labels).loss.backward()
-        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-    expected = gradients()
-    model.gradient_checkpointing_enable()
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) or "Drop" in type(module).__name__:
-            module.eval()
-    for a, b in zip(expected, gradients(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_gradient_checkpointing_is_refused_where_the_backbone_has_none() -> None:
-    model = student("resnet_fpn")
-    with pytest.raises(ValueError, match="checkpointing"):
-        model.gradient_checkpointing_enable()
-
-
 def test_what_the_trainer_and_fsdp_ask_for() -> None:
     model = student("dinov2_pyramid")
     assert model.accepts_loss_kwargs is False

@@ -176,3 +176,20 @@ def test_registering_again_changes_nothing() -> None:
     register()
     register()
     assert type(AutoConfig.for_model("cankd_fpn")).__module__.startswith("cankd_hf.")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"config": {**KINDS["segformer"]["config"], "num_labels": 7}}, "student.config.num_labels: expected 3"),
+        ({"config": {**KINDS["segformer"]["config"], "id2label": {0: "x"}}}, "student.config.id2label"),
+        (
+            {"config": {**KINDS["segformer"]["config"], "semantic_loss_ignore_index": 1}},
+            "semantic_loss_ignore_index: exp",
+        ),
+    ],
+)
+def test_settings_of_the_data_are_not_contradicted(given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as caught:
+        load(NAMES, **given)
+    assert "as data." in str(caught.value)

@@ -13,6 +13,7 @@ LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
     "_moved": 0,  # old module names, as text
     "errors": 0,
+    "json_text": 0,
     "names": 0,
     "tokens": 0,
     "commands": 1,

@@ -1,7 +1,7 @@
 """Collation: stacking tensors of several sizes, and batches that carry metadata about their samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> T
     )
 
 
+class Repeated(NamedTuple):
+    """A sample that fills up a batch where a stream ended early for this process; it is not scored."""
+
+    sample: Any
+
+
 class Batch(dict[str, Any]):
     """A mapping, as the `Trainer` and `accelerate` expect a batch to be, in two parts.
 
@@ -34,6 +40,7 @@ class Batch(dict[str, Any]):
       streams).
     - `view`: the number of its augmentation, int64 [B]: the epoch. Seed, view and sample determine the augmentation.
     - `labelled`: whether it has labels, bool [B].
+    - `repeated`: whether it only fills up the batch, see `Repeated`, bool [B].
     """
 
     @property
@@ -54,6 +61,8 @@ class BatchCollator:
         self.collate = collate
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
+        repeated = [isinstance(sample, Repeated) for sample in samples]
+        samples = [item.sample if isinstance(item, Repeated) else item for item in samples]
         known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
         metas = [sample.pop(META) if isinstance(sample.get(META), tuple) else (-1, 0) for sample in known]
         known = [{**item, META: own[0]} if own else item for item, (_, _, *own) in zip(known, metas, strict=True)]
@@ -72,5 +81,6 @@ class BatchCollator:
             "sample": torch.tensor([sample for sample, *_ in metas]),
             "view": torch.tensor([view for _, view, *_ in metas]),
             "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
+            "repeated": torch.tensor(repeated),
         }
         return Batch({**inputs, META: meta})

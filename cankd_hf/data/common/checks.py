@@ -30,6 +30,8 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)  # file -> reason
     warnings: list[str] = field(default_factory=list)  # notes that do not stop a run
     checked: int = 0  # number of images checked
+    # role -> indices of the images with the shortest side and of the longest shape, which a model may not take
+    extremes: dict[str, list[int]] = field(default_factory=dict)
     # file -> the parts of its label that are left out, and why
     dropped: dict[str, list[str]] = field(default_factory=dict)
     empty: dict[str, list[str]] = field(default_factory=dict)  # the same for parts without content
@@ -43,6 +45,7 @@ class _Finding:
     index: int
     name: str
     digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
     label: Summary | None = None
     problem: str = ""
     fatal: bool = False
@@ -75,6 +78,10 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
             raise InputError(
                 [f"data: no image of the {role} split can be used", *shortened(list(report.skipped.values()))]
             )
+        sizes = [(finding.size, finding.index) for finding in findings if finding.role == role and finding.size[0]]
+        if sizes:
+            least, thin = min(sizes, key=lambda item: min(item[0])), min(sizes, key=lambda item: _shape(*item[0]))
+            report.extremes[role] = list(dict.fromkeys([least[1], thin[1]]))
     report.warnings = _same_pictures(findings)
     _review_labels(findings, report, class_names or {})
     if bare:
@@ -139,6 +146,7 @@ def _look(role: str, source: Source, index: int) -> _Finding:
         return finding
     finding.name = sample.name
     finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
+    finding.size = sample.image.shape[-2], sample.image.shape[-1]
     finding.label = None if sample.target is None else sample.target.summary()
     return finding
 
@@ -159,6 +167,11 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
         report.warnings.append(f"no training {noun} that was checked holds {', '.join(missing)}")
+
+
+def _shape(height: int, width: int) -> float:
+    """Short side by long side."""
+    return min(height, width) / max(height, width)
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:

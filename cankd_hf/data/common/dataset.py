@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
+from cankd_hf.data.common.cache import SampleCache
 from cankd_hf.data.common.decode import Sample, Unusable, is_left_out
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ Sources = Mapping[str, tuple[AnySource, Sequence[int]]]  # role -> source and th
 class ImageDataset(Dataset):
     """Samples of a source, or those at `indices`, with `transform` applied to (image [3, H, W] uint8, `Sample.label`).
 
-    `cache` keeps decoded samples in memory. For an image that does not decode, `on_error="stop"` raises; `"skip"`
-    replaces it by the next one that does (ignored in scores, so that no image is scored twice).
+    `cache` keeps decoded samples for all loading processes, see `SampleCache`. For an image that does not decode,
+    `on_error="stop"` raises; `"skip"` replaces it by the next one that does (ignored in scores, so that no image is
+    scored twice).
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.indices = list(range(len(source))) if indices is None else list(indices)
         self.on_error = on_error
-        self._cached: dict[int, Sample] | None = {} if cache else None
+        self.extremes: list[int] = []  # the images that a model is the least likely to take, by their index here
+        self._cache = SampleCache() if cache else None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,13 +76,14 @@ class ImageDataset(Dataset):
             sample = self._stand_in(index, problem)
         return self.transform(sample.image, sample.label)
 
+    def name(self, index: int) -> str:
+        """File name or place of a sample, for messages."""
+        return self.source.name(self.indices[index])
+
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""
-        if self._cached is None:
-            return self.source.load(self.indices[index])
-        if index not in self._cached:
-            self._cached[index] = self.source.load(self.indices[index])
-        return self._cached[index]
+        number = self.indices[index]
+        return self.source.load(number) if self._cache is None else self._cache.sample(number, self.source.load)
 
     def _stand_in(self, index: int, problem: Unusable) -> Sample:
         """The next image that decodes, not to be scored, in place of a broken one."""

@@ -4,6 +4,7 @@ A data set comes from strangers. A FIFO or a device would block or never end, a 
 machine, and a nested or huge JSON value would stop the parser with an error that names no file.
 """
 
+import gc
 import json
 import os
 import stat
@@ -80,24 +81,28 @@ def printable(text: str) -> bool:
 
 
 def outside(root: Path, paths: Iterable[Path]) -> list[str]:
-    """A problem for each path that links lead out of the folder `root`; the cache of the Hub, which consists of links,
-    counts as inside."""
+    """A problem for each file, or the folder of several, that links lead out of the folder `root`.
+
+    The cache of the Hub, which consists of links, counts as inside.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     real = os.path.realpath(root)
     allowed = tuple(os.path.join(os.path.realpath(folder), "") for folder in (real, HF_HUB_CACHE))
     folders: dict[Path, str] = {}
-    problems = []
+    links: dict[Path, str] = {}
     for path in paths:
         folder = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
         target = os.path.join(folder, path.name)
-        target = os.path.realpath(target) if os.path.islink(target) else target
-        if target != real and not target.startswith(allowed):
-            problems.append(
-                f"{relative_to(path, root)}: expected a file inside the data folder {root}, got a link to {target}; "
-                "copy the file, or name the folder that holds it as data.path"
-            )
-    return problems
+        if not os.path.join(folder, "").startswith(allowed):
+            links[path.parent] = folder
+        elif os.path.islink(target) and not (target := os.path.realpath(target)).startswith(allowed):
+            links[path] = target
+    return [
+        f"{relative_to(path, root)}: expected a file or folder inside the data folder {root}, got a link to {target}; "
+        "copy what it holds, or name the folder that holds it as data.path"
+        for path, target in links.items()
+    ]
 
 
 def relative_to(path: Path, root: Path) -> str:
@@ -105,11 +110,12 @@ def relative_to(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def read_json(path: Path, place: str, limit: int) -> Any:
+def read_json(path: Path, place: str, limit: int, unique: bool = False) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: for what is no regular file, larger than `limit` bytes, or no JSON; it begins with `place`.
+        InputError: for what is no regular file, larger than `limit` bytes, or no JSON, and if `unique` for an object
+            with a key twice; it begins with `place`.
     """
     if problem := not_a_file(path):
         raise InputError(f"{place}: expected a json file, got {path}, which is {problem}")
@@ -121,20 +127,34 @@ def read_json(path: Path, place: str, limit: int) -> Any:
             if size > 1024 and not head.startswith((b"{", b"[")):
                 raise InputError(f"{place}: {path} is not valid json: it begins with {shown(head[:20])}")
             file.seek(0)
-            return parse(file.read(limit + 1).decode("utf-8-sig"), f"{place}: {path} is")
+            return parse(file.read(limit + 1).decode("utf-8-sig"), f"{place}: {path} is", unique)
     except (OSError, UnicodeDecodeError, MemoryError) as error:
         raise InputError(f"{place}: expected a json file in UTF-8, got {path}: {error or 'too large'}") from None
 
 
-def parse(text: str, place: str) -> Any:
+def parse(text: str, place: str, unique: bool = False) -> Any:
     """The value of a JSON text; InputError `PLACE not valid json: ...` for none, and for what Python cannot hold."""
+    collects = gc.isenabled()
+    gc.disable()  # deep inside a nested value no finalizer could run; and large files are read in half the time
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if unique else None)
     except RecursionError:
         problem = "it is nested too deeply"
     except ValueError as error:  # of which JSONDecodeError is one; numbers with too many digits are others
         problem = str(error).split(";")[0]
+    finally:
+        if collects:
+            gc.enable()
     raise InputError(f"{place} not valid json: {problem}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key is in it twice, of which Python takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is in it twice")
+    return found
 
 
 def read_lines(path: Path) -> Iterator[str]:

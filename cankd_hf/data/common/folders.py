@@ -141,9 +141,9 @@ def read_split(
 def slice_of(text: str, size: int) -> tuple[str, range]:
     """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError if it is
     invalid."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*)(%?):(\d*)(%?)\])?", text.strip())
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{,18})(%?):(\d{,18})(%?)\])?", text.strip())
     if match is None:
-        raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {text!r}")
+        raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {shown(text)}")
     name, first, first_percent, last, last_percent = match.groups()
 
     def place(value: str | None, percent: str | None, default: int) -> int:

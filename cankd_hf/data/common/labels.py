@@ -13,8 +13,9 @@ from cankd_hf.data.common.files import LABELS_LIMIT, printable, read_json, short
 from cankd_hf.errors import InputError
 
 KEYS = ("id2label", "palette", "ignore_index", "reduce_labels", "num_labels", "label2id")
+LONGEST = 256  # characters of a name
 VOID = 255  # the usual label of void
-VOID_NAME = re.compile("void|ignore|unlabel|unknown|undefined|background|none|other|care", re.IGNORECASE)
+VOID_NAME = re.compile(r".*(void|ignore|unlabel|unknown|undefined|background|none|other|care).*", re.IGNORECASE)
 
 
 @dataclass
@@ -83,7 +84,9 @@ def read_labels(
     said = f"{place if file or class_names else 'data.num_labels'} names the classes {_range(classes)}"
     if void in names and config.num_labels != len(names):  # named too, beside the classes
         classes.remove(void)
-    if void in range(len(classes)) or (void in names and void == len(classes) and not VOID_NAME.search(names[void])):
+    if void in range(len(classes)) or (
+        void in names and void == len(classes) and not VOID_NAME.fullmatch(names[void])
+    ):
         raise InputError(
             f"data.ignore_index: expected a label of void outside the classes, as {said}, got {void} by {source}; "
             "change one of them"
@@ -101,7 +104,7 @@ def read_labels(
 
 def _content(file: Path) -> dict[str, Any]:
     """The content of a labels file, as an object with `id2label`."""
-    content = read_json(file, "data.labels", LABELS_LIMIT)
+    content = read_json(file, "data.labels", LABELS_LIMIT, unique=True)
     if isinstance(content, list):
         content = {"id2label": {str(index): name for index, name in enumerate(content)}}
     if not isinstance(content, dict):
@@ -127,8 +130,9 @@ def _names(content: Mapping[str, Any], place: str) -> dict[int, str]:
             f"got keys that are no numbers: {shown(given)}"
         )
     for key, value in given.items():
-        if not isinstance(value, str) or not value.strip() or not printable(value):
-            raise InputError(f"data.labels: {place}: id2label.{key}: expected a name as text, got {shown(value)}")
+        if not isinstance(value, str) or not 0 < len(value.strip()) <= LONGEST or not printable(value):
+            said = f"a name as text of 1 to {LONGEST} characters, got {shown(value)}"
+            raise InputError(f"data.labels: {place}: id2label.{key}: expected {said}")
     names = {int(key): value for key, value in given.items()}
     if len(names) < len(given):
         raise InputError(f"data.labels: {place}: id2label: expected each id once, got {shown(list(given))}")
@@ -174,6 +178,16 @@ def _contradictions(
         yield f"data.labels: {place}: reduce_labels: expected true or false, got {shown(reduced)}"
     elif config.reduce_labels and not reduced:
         yield f"data.reduce_labels: expected false, the reduce_labels of {place}, got true; drop one of them"
+    elif (
+        masks
+        and (reduced or config.reduce_labels)
+        and re.fullmatch("void|background|unlabell?ed|ignored?|none", names.get(0, ""), re.I)
+    ):
+        where = f"reduce_labels in {place}" if "reduce_labels" in content else "data.reduce_labels"
+        yield (
+            f"data.labels: {place}: id2label.0: expected the first class, as {where} makes label 0 of the masks void "
+            f"and label 1 class 0, got {names[0]!r}; leave it out and count from the class after it, or drop the shift"
+        )
     for setting, value in (("reduce_labels", config.reduce_labels or None), ("ignore_index", config.ignore_index)):
         if not masks and value is not None:
             yield f"data.{setting}: expected none, as boxes have no label of void, got {value}; drop it"

@@ -189,7 +189,9 @@ def wrap(
             shuffle = config.shuffle_buffer if role == "train" else 0
             loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
             continue
-        loaded[role] = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
+        images = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
+        images.extremes = [images.indices.index(index) for index in report.extremes.get(role, [])]
+        loaded[role] = images
     sizes = {
         role: len(dataset) if isinstance(dataset, ImageDataset) else None
         for role in ROLES

@@ -103,6 +103,7 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
     folder = Path(path)
     try:
         if _is_saved(folder):
+            _check_files([file for file in sorted(folder.rglob("*")) if not os.path.isdir(file)], folder)
             loaded = datasets.load_from_disk(path)
             tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
             if streaming:
@@ -129,7 +130,9 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
 
 def _check_files(files: Sequence[Path], folder: Path | None = None) -> None:
     """Raises InputError for a table that is no regular file, or is outside the folder."""
-    problems = [f"{file}: expected a parquet file, got {problem}" for file in files if (problem := not_a_file(file))]
+    problems = [
+        f"{file}: expected a file of a table, got {problem}" for file in files if (problem := not_a_file(file))
+    ]
     if problems := problems + (outside(folder, files) if folder is not None else []):
         raise InputError(shortened(problems))
 

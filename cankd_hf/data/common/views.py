@@ -1,39 +1,144 @@
 """Augmentation that depends on (seed, epoch, sample) and on nothing else."""
 
-from collections.abc import Mapping
+import itertools
+import operator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cankd_hf.data.common.batch import META
+from cankd_hf.data.common.seeds import derived_seed, seeded
+
+
+def _shared_epoch() -> torch.Tensor:
+    """The number of an epoch; shared, so that workers that live through several epochs see the new number."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
+def _with_meta(sample: Any, index: int, view: int) -> Any:
+    """The sample with its number and view; what the data set itself calls `meta` goes on to its collator."""
+    if not isinstance(sample, Mapping):
+        return sample
+    return {**sample, META: (index, view, *([sample[META]] if META in sample else []))}
 
 
 class SeededDataset(Dataset):
     """Reads each sample of a map-style data set under its own random state, and adds its number and view as `meta`.
 
     A run that is resumed, or split over more workers or processes, then sees the same crops and flips: with the usual
-    stream of random numbers the workers of a resumed epoch draw other ones, because skipped batches draw none.
+    stream of random numbers the workers of a resumed epoch draw other ones, because skipped batches draw none. Covered
+    are the generators of torch, numpy and `random`.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        # Shared, so that workers that live through several epochs see the new number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = _shared_epoch()
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the data set has, such as `column_names`; nothing by which a loader would read it directly."""
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        view, number = int(self._epoch), _number(index)
+        # Large odd multipliers keep neighbours apart; the generators scramble the rest.
+        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number):
+            return _with_meta(self.dataset[index], number, view)
+
+
+def _number(index: Any) -> int:
+    """The number of a sample; samplers may yield NumPy integers, or keys of any kind."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        return zlib.crc32(repr(index).encode())
+
+
+class SeededStream(IterableDataset):
+    """Reads an iterable data set with a random state for each sample, by seed, epoch, worker and its number there.
+
+    For streams what `SeededDataset` is for map-style data sets; samples have no index, so `meta` holds -1.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._epoch = _shared_epoch()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer; the data set learns of it where it is iterated, which may be another process."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        view = self._begin()
+        samples = iter(self.dataset)
+        for number in itertools.count():
+            with self._state(view, number):
+                sample = next(samples, samples)
+            if sample is samples:
+                return
+            yield _with_meta(sample, -1, view)
+
+    def lazily(self) -> Iterator[Callable[[], Any]]:
+        """For each sample a function that makes it, with the random state that `__iter__` would give it."""
+        if not hasattr(self.dataset, "lazily"):
+            yield from ((lambda sample=sample: sample) for sample in self)
+            return
+        view = self._begin()
+        for number, make in enumerate(self.dataset.lazily()):
+            yield partial(self._made, make, view, number)
+
+    def _made(self, make: Callable[[], Any], view: int, number: int) -> Any:
+        with self._state(view, number):
+            sample = make()
+        return None if sample is None else _with_meta(sample, -1, view)
+
+    def _begin(self) -> int:
+        """Tells the data set its epoch, and returns it."""
         view = int(self._epoch)
-        with torch.random.fork_rng(devices=[]):
-            # Large odd multipliers keep neighbours apart; manual_seed scrambles the rest.
-            torch.manual_seed((self.seed * 1_000_003 + view) * 1_000_000_007 + index & 0x7FFF_FFFF_FFFF_FFFF)
-            sample = self.dataset[index]
-        if isinstance(sample, Mapping):  # what the data set itself calls so goes on to its collator
-            sample = {**sample, META: (index, view, *([sample[META]] if META in sample else []))}
-        return sample
+        generator = getattr(self.dataset, "generator", None)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(view)
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(view)  # as accelerate does: the same order in all processes
+        return view
+
+    def _state(self, view: int, number: int) -> AbstractContextManager[None]:
+        worker = get_worker_info()
+        return seeded(derived_seed(self.seed, view, 0 if worker is None else worker.id, number))
+
+
+class SizedSeededStream(SeededStream):
+    """A `SeededStream` of a data set that knows its length."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether samples can only be read in order; some such data sets have a length, or a `__getitem__` that raises."""
+    return isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
+
+
+def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
+    """A training set whose augmentation depends on `seed`; a stream of ours is shuffled by `data_seed`, else by it."""
+    if dataset is None:
+        return None
+    if hasattr(dataset, "set_seed"):
+        dataset.set_seed(seed if data_seed is None else data_seed)
+    if is_stream(dataset):
+        return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
+    return SeededDataset(dataset, seed)

@@ -18,6 +18,7 @@ from cankd_hf.data.common.files import (
     shown,
 )
 from cankd_hf.data.common.folders import Row
+from cankd_hf.data.common.labels import LONGEST
 from cankd_hf.data.detection.objects import Annotation, read_annotation
 from cankd_hf.errors import InputError
 
@@ -137,7 +138,7 @@ def _categories(entries: list[dict[str, Any]], place: str) -> dict[int, str]:
         key, name = entry["id"], entry["name"]
         if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(key).removesuffix(".0")):
             raise InputError(f"{place}: expected a whole number as id of each category, got {shown(entry)}")
-        if not isinstance(name, str) or not name.strip() or not printable(name):
+        if not isinstance(name, str) or not 0 < len(name.strip()) <= LONGEST or not printable(name):
             raise InputError(f"{place}: expected a name as text for each category, got {shown(entry)}")
         number = int(float(key))
         if number in found or name in ids:

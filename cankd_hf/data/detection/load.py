@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from cankd_hf.data.common.sources import (
     wrap,
 )
 from cankd_hf.data.common.streams import stream_of
-from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
+from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
 from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.data.detection.objects import (
@@ -77,7 +77,7 @@ def load_detection(
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
     if need_labels:
-        _check_boxes(config, data)
+        _check_boxes(config, catalog, data)
     dropped = empty | data.facts.pop("dropped", {"files": {}})["files"]
     if dropped:
         data.facts["dropped_boxes"] = {"count": sum(map(len, dropped.values())), "files": dropped}
@@ -207,19 +207,18 @@ class _ObjectTable:
         return self.opened.names()
 
     def source(self, name: str) -> AnySource:
-        config, columns = self.config, self.opened.tables[name].features
+        config, columns = self.config, self.opened.tables[name].features or {}
         beside = [key for key in ("image_id", "width", "height") if key in columns]
-
-        def label(sample: Sample, row: dict[str, Any], number: int) -> Sample:
-            annotation = _read_row(config, self.categories, self.column, row, number, sample.name)
-            return with_objects(sample, annotation, config.on_error == "skip")
-
-        rows = self.opened.tables[name].select_columns([self.column, *beside])
-        rows = rows.take(LOOKED_AT) if config.streaming else rows
-        notes = (_read_row(config, self.categories, self.column, row, 0, name) for row in rows)
-        if not _any_box(notes):
-            raise InputError(_no_box(config, name))
+        if config.streaming:
+            rows = self.opened.tables[name].select_columns([self.column, *beside])
+            if not _any_box(self.notes(rows.take(LOOKED_AT))):
+                raise InputError(_no_box(config, name))
+        label = partial(_label_row, config, self.categories, self.column)
         return self.opened.source(name, [self.column, *beside], label)
+
+    def notes(self, rows: Iterable[dict[str, Any]]) -> Iterator[Annotation]:
+        """The objects in rows whose images are not read."""
+        return (_read_row(self.config, self.categories, self.column, row, 0, "row") for row in rows)
 
 
 def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
@@ -257,6 +256,14 @@ def _read_row(
     return read_annotation(values.get(column), name, categories, config.box_format, image_id, size)
 
 
+def _label_row(
+    config: DataConfig, categories: Categories, column: str, sample: Sample, row: dict[str, Any], number: int
+) -> Sample:
+    """A sample of a table with the objects of its row."""
+    annotation = _read_row(config, categories, column, row, number, sample.name)
+    return with_objects(sample, annotation, config.on_error == "skip")
+
+
 def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[str]]:
     """Report all box problems of the images to be used, before any image is decoded; returns the boxes without area by
     file."""
@@ -274,13 +281,19 @@ def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[s
     return empty
 
 
-def _check_boxes(config: DataConfig, data: TaskData) -> None:
-    """Raises InputError for a split of a folder without a single box: nothing can be learned or scored there."""
+def _check_boxes(config: DataConfig, catalog: SplitCatalog, data: TaskData) -> None:
+    """Raises InputError for a split without a single box in its images: nothing can be learned or scored there."""
     problems = []
     for role in ROLES:
         split = getattr(data, role)
         source = split.source if isinstance(split, ImageDataset) else None
-        if isinstance(source, AnnotatedSource) and not _any_box(source.annotations[i] for i in split.indices):
+        notes: Iterable[Annotation] = ()
+        if isinstance(source, AnnotatedSource):
+            notes = (source.annotations[index] for index in split.indices)
+        elif isinstance(source, TableSource) and isinstance(catalog, _ObjectTable):
+            beside = [name for name in source.table.column_names if name not in source.columns]
+            notes = catalog.notes(source.table.select_columns(beside).select(split.indices))
+        if source is not None and not _any_box(notes):
             problems.append(_no_box(config, repr(split_of(config, role)), f"data.{role}_split: "))
     if problems:
         raise InputError(problems)

@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from transformers.image_transforms import get_size_with_aspect_ratio
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop, flip_and_jitter
@@ -25,8 +26,9 @@ def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep
         return own[0], own[1]
     if not keep_aspect:
         return image_size[0], image_size[1]
-    factor = min(min(image_size) / min(own), max(image_size) / max(own))
-    return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
+    # Rounded as by the image processors of transformers.
+    height, width = get_size_with_aspect_ratio((own[0], own[1]), min(image_size), max(image_size))
+    return max(1, height), max(1, width)
 
 
 class RandomScale(v2.Transform):

@@ -135,6 +135,15 @@ class FPNConfig(PretrainedConfig):
         self.backbone_config = self._backbone(backbone_config)
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a saved configuration. That of a backbone alone, as `model.base_model.save_pretrained` writes it,
+        becomes the backbone's part of the default one."""
+        values, unused = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type", cls.model_type) != cls.model_type:
+            values = {"backbone_config": values}
+        return values, unused
+
     def _check(self) -> None:
         for name, allowed in (("neck", NECKS), ("norm", NORMS[self.head])):
             value = self.__dict__[name]

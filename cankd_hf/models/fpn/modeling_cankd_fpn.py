@@ -4,8 +4,10 @@ This file travels with every saved student (`trust_remote_code=True`), so it imp
 Letters in shapes: B batch, C channels, H and W of that map, K classes.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.utils import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_fpn import FPNConfig
 
@@ -51,8 +54,7 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     An empty image is run in eval mode, without gradients; also works on the meta device.
     """
     weight = next(backbone.parameters())
-    channels = backbone.config.num_channels
-    image = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=weight.device, dtype=weight.dtype)
+    image = weight.new_zeros(1, backbone.config.num_channels, PROBE_SIZE, PROBE_SIZE)
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
@@ -60,10 +62,23 @@ def probe(backbone: PreTrainedModel) -> list[tuple[int, float]]:
     backbone.train(was_training)
     for x in maps:
         if x.ndim != 4:
-            raise ValueError(
-                f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {tuple(x.shape)}"
-            )
+            found = tuple(x.shape)
+            raise ValueError(f"{type(backbone).__name__}: expected maps [B, C, H, W], got one of shape {found}")
     return [(x.shape[1], PROBE_SIZE / x.shape[3]) for x in maps]
+
+
+@contextmanager
+def still_statistics(module: nn.Module) -> Iterator[None]:
+    """Keeps the norms inside a module from counting a batch in their running statistics."""
+    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
@@ -164,10 +179,7 @@ class NoNeck(nn.Module):
 
 
 class PyramidFusion(nn.Module):
-    """All maps projected to one width, resized to the finest and summed.
-
-    This equals a 1x1 convolution of their concatenation, without storing the concatenation.
-    """
+    """All maps projected to one width, resized to the finest and summed: a 1x1 convolution of their concatenation."""
 
     def __init__(self, config: FPNConfig, channels: list[int]) -> None:
         super().__init__()
@@ -243,15 +255,18 @@ class SemanticHead(nn.Module):
                 nn.Dropout2d(config.dropout),
                 nn.Conv2d(narrow, config.num_labels, 1),
             )
-        self.pools = config.head != "fpn" and config.norm == "batch"
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        if self.training and self.pools and len(maps[-1]) == 1:
+        try:
+            context = self.context(maps)
+        except ValueError as error:
+            if not (self.training and len(maps[-1]) == 1):
+                raise
             raise ValueError(
                 "This head normalises globally pooled maps over the batch, which needs at least 2 images a step "
-                "and device; use a larger batch or norm: group"
-            )
-        logits = self.classifier(self.dropout(self.layers(self.context(maps))))
+                f"and device; use a larger batch or norm: group ({error})"
+            ) from error
+        logits = self.classifier(self.dropout(self.layers(context)))
         spare = self.auxiliary(maps[max(len(maps) - 2, 0)]) if self.auxiliary is not None and self.training else None
         return logits, spare
 
@@ -274,7 +289,8 @@ class FPNPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
-        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self.gradient_checkpointing = False
+        self.recomputes_itself = any(hasattr(m, "gradient_checkpointing") for m in self.backbone.modules())
         self.neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
         self.levels = self.neck.levels  # channels and stride of each map, fine to coarse
 
@@ -295,17 +311,41 @@ class FPNPreTrainedModel(PreTrainedModel):
             for name, buffer in module.named_buffers():  # the statistics of BatchNorm
                 (init.ones_ if name == "running_var" else init.zeros_)(buffer)
 
-    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images `[B, 3, H, W]` -> the neck's maps, fine to coarse."""
+    def pyramid(self, pixel_values: Tensor, attentions: list[Tensor] | None = None) -> list[Tensor]:
+        """Images `[B, 3, H, W]` -> the neck's maps, fine to coarse; the backbone's attention maps go to the list."""
         if isinstance(self.neck, SimplePyramid):
             pixel_values = self.neck.fit(pixel_values)
-        return self.neck(list(self.backbone(pixel_values).feature_maps))
+        if attentions is None:
+            return self.neck(self.backbone_maps(pixel_values))
+        output = self.backbone(pixel_values, output_attentions=True)
+        attentions.extend(output.attentions or ())
+        return self.neck(list(output.feature_maps))
 
-    def finish(self, output: ModelOutput, maps: list[Tensor], hidden: bool | None, return_dict: bool | None) -> Any:
-        """Adds the hidden states to an output if requested, and makes a tuple of it if requested."""
-        if self.config.output_hidden_states if hidden is None else hidden:
-            output["hidden_states"] = tuple(maps)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+    def backbone_maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """The backbone's maps. With gradient checkpointing, one that has none of its own is recomputed as a whole in
+        the backward pass, without counting the batch again in its running statistics."""
+        if not (self.gradient_checkpointing and self.training):
+            return list(self.backbone(pixel_values).feature_maps)
+        if getattr(self._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            pixel_values = pixel_values.detach().requires_grad_()  # without it there would be no gradients
+        if self.recomputes_itself:
+            return list(self.backbone(pixel_values).feature_maps)
+        runs = itertools.count()
+
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            with still_statistics(self.backbone) if next(runs) else nullcontext():
+                return tuple(self.backbone(images).feature_maps)
+
+        return list(self._gradient_checkpointing_func(run, pixel_values))
+
+    def maps_and_extras(self, images: Tensor, *asked: bool | None) -> tuple[list[Tensor], dict[str, Any]]:
+        """The neck's maps; and `hidden_states` and `attentions`, as a call asks for them, else the configuration."""
+        defaults = (self.config.output_hidden_states, self.config.output_attentions)
+        hidden, attends = (default if value is None else value for value, default in zip(asked, defaults, strict=True))
+        attentions: list[Tensor] = []
+        maps = self.pyramid(images, attentions if attends else None)
+        extras = {"hidden_states": maps if hidden else None, "attentions": attentions}
+        return maps, {name: tuple(kept) for name, kept in extras.items() if kept}
 
 
 class FPNForSemanticSegmentation(FPNPreTrainedModel):
@@ -318,12 +358,13 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
         self.head = SemanticHead(config, [channels for channels, _ in self.levels])
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Predicts class logits at the stride of the finest level.
@@ -333,22 +374,21 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
             labels: `[B, h, w]` int64, of any size (the logits are resized to it); `semantic_loss_ignore_index` is left
                 out.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
-            return_dict: False for a tuple.
-            kwargs: ignored, for callers that pass the same arguments to every model.
+            output_attentions: whether to return the attention maps of a backbone that has them (with eager attention).
+            kwargs: `return_dict`; others are ignored, for callers that pass the same arguments to every model.
 
         Returns:
             `loss` (mean cross entropy over labelled pixels, float32; 0 where there are none), `logits` `[B, K, h, w]`,
-            `hidden_states`.
+            `hidden_states`, `attentions`.
         """
-        maps = self.pyramid(pixel_values)
+        maps, extras = self.maps_and_extras(pixel_values, output_hidden_states, output_attentions)
         logits, auxiliary = self.head(maps)
         loss = None
         if labels is not None:
             loss = self.pixel_loss(logits, labels)
             if auxiliary is not None:
                 loss = loss + self.config.auxiliary_weight * self.pixel_loss(auxiliary, labels)
-        output = SemanticSegmenterOutput(loss=loss, logits=logits)
-        return self.finish(output, maps, output_hidden_states, return_dict)
+        return SemanticSegmenterOutput(loss=loss, logits=logits, **extras)
 
     def pixel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy at the labels' resolution, in float32; 0 and not NaN when every pixel is ignored."""
@@ -359,3 +399,4 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
 
 
 FPNForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[FPNConfig.model_type] = "FPNForSemanticSegmentation"  # for pipelines

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_fpn import FPNConfig
 from .detection_heads_cankd_fpn import DETECTORS, Boxes, starting_biases
@@ -26,6 +28,10 @@ from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
 from .reppoints_cankd_fpn import MomentTransform
 
 MULTIPLE = 32  # of the images' size, as in torchvision, which reads the strides of the maps off their sizes
+CANNOT_EXPORT = (
+    "FPNForObjectDetection: forward cannot be exported, because the number of detections depends on the image; save "
+    "the model and run `python -m cankd_hf.export FOLDER`, which writes onnx and torch.export files of it"
+)
 ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also in half precision
 
 
@@ -40,6 +46,7 @@ class FPNObjectDetectionOutput(ModelOutput):
             score, that of every other class 0. Rows after the last detection are 0 in every class.
         pred_boxes: `[B, N, 4]` float32 in eval mode: their boxes, as in labels; 0 after the last one.
         hidden_states: the neck's maps, fine to coarse, if requested.
+        attentions: the backbone's attention maps, if requested and it has any.
     """
 
     loss: Tensor | None = None
@@ -47,6 +54,7 @@ class FPNObjectDetectionOutput(ModelOutput):
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class FPNForObjectDetection(FPNPreTrainedModel):
@@ -92,7 +100,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             return (height, width), (height, width)
         return size, (size[0] + -size[0] % MULTIPLE, size[1] + -size[1] % MULTIPLE)
 
-    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+    def pyramid(self, pixel_values: Tensor, attentions: list[Tensor] | None = None) -> list[Tensor]:
         """Images `[B, 3, H, W]`, padded with 0 at the right and bottom -> the neck's maps, fine to coarse.
 
         For a plain ViT they are resized instead, so that its maps have strides of 4, 8, 16, ... (torchvision's heads
@@ -106,15 +114,16 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             pixel_values = resize(pixel_values, [n // stride * patch for n in covered])
         else:
             pixel_values = F.pad(pixel_values, (0, covered[1] - width, 0, covered[0] - height))
-        return super().pyramid(pixel_values)
+        return super().pyramid(pixel_values, attentions)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         labels: Sequence[dict[str, Tensor]] | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> FPNObjectDetectionOutput | tuple[Any, ...]:
         """Losses in train and eval mode, detections only in eval mode (their selection takes time).
@@ -126,17 +135,20 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             labels: one dictionary an image: `class_labels` `[n]` int64 from 0, `boxes` `[n, 4]` (centre x, centre y,
                 width, height) in 0..1 of W and H; n may be 0.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
-            return_dict: False for a tuple.
-            kwargs: ignored, for callers that pass the same arguments to every model.
+            output_attentions: whether to return the attention maps of a backbone that has them (with eager attention).
+            kwargs: `return_dict`; others are ignored, for callers that pass the same arguments to every model.
 
         Returns:
             An `FPNObjectDetectionOutput`.
 
         Raises:
             ValueError: for labels that are not one dictionary an image, a class out of range or a box without area.
+            NotImplementedError: while it is exported or traced.
         """
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise NotImplementedError(CANNOT_EXPORT)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps = self.pyramid(pixel_values)
+        maps, extras = self.maps_and_extras(pixel_values, output_hidden_states, output_attentions)
         output = FPNObjectDetectionOutput()
         if labels is not None or not self.training:
             extent, covered = self.map_frame(size)
@@ -151,7 +163,9 @@ class FPNForObjectDetection(FPNPreTrainedModel):
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
             if not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
-        return self.finish(output, maps, output_hidden_states, return_dict)
+        for name, value in extras.items():  # the last of a tuple
+            output[name] = value
+        return output
 
     def targets(self, labels: Sequence[dict[str, Tensor]], batch: int, size: tuple[int, int]) -> list[Boxes]:
         """Labels of `transformers` -> those of torchvision: corners in pixels."""
@@ -228,3 +242,4 @@ def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
 
 
 FPNForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[FPNConfig.model_type] = "FPNForObjectDetection"  # for pipelines

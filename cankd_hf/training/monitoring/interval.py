@@ -27,27 +27,32 @@ class PartMeans:
     """Means of the measurements of a `Distiller`, summed on the device: no synchronisation per step."""
 
     def __init__(self) -> None:
-        # (field, names) -> sum [names] and number of forward passes
-        self._sums: dict[tuple[str, tuple[str, ...]], tuple[Tensor, int]] = {}
+        # (field, names) -> sums of the finite values and their numbers, [2, names]
+        self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Adds the `parts`, `similarity` and `branch_share` of one forward pass, if present."""
+        """Adds the `parts`, `similarity` and `branch_share` of one forward pass, if present and finite."""
         for kind in PREFIXES:
             values: Mapping[str, Tensor] = outputs.get(kind) or {}
             if not values:
                 continue
-            stacked = torch.stack(list(values.values()), dim=-1)
+            stacked = torch.stack(list(values.values()), dim=-1).float()
             if kind == "similarity":  # [B, names]
                 stacked = stacked.mean(dim=0)
+            finite = torch.isfinite(stacked)
+            added = torch.stack([torch.where(finite, stacked, torch.zeros_like(stacked)), finite.float()])
             key = kind, tuple(values)
-            total, count = self._sums.get(key, (None, 0))
-            self._sums[key] = stacked if total is None else total + stacked, count + 1
+            self._sums[key] = self._sums[key] + added if key in self._sums else added
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the interval, the accumulated batches and all processes, by name; then resets them."""
+        """Means over the interval, the accumulated batches and all processes, by name; then resets them.
+
+        A name without one finite value in the interval is left out.
+        """
         logs: dict[str, float] = {}
-        for (kind, names), (total, count) in self._sums.items():
-            means = dict(zip(names, accelerator.reduce(total / count, "mean").tolist(), strict=True))
+        for (kind, names), sums in self._sums.items():
+            totals, counts = accelerator.reduce(sums, "sum").tolist()
+            means = {name: total / n for name, total, n in zip(names, totals, counts, strict=True) if n}
             if kind == "parts":
                 means = _with_totals(means)
             logs.update({PREFIXES[kind] + name: value for name, value in means.items()})

@@ -1,5 +1,7 @@
 """Groups of charts in trackers; transformers itself puts everything logged in training under `train/`."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from unittest.mock import patch
@@ -19,8 +21,19 @@ GROUPS = {
 
 
 def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values under the names used in trackers: `loss_cankd/s0t0` -> `loss/cankd/s0t0`."""
-    return {_place(name): value for name, value in logs.items()}
+    """The same values under the names used in trackers: `loss_cankd/s0t0` -> `loss/cankd/s0t0`.
+
+    TensorBoard writes `_` for spaces and signs; names that would become one, as of the classes `road sign` and
+    `road_sign`, get a number.
+    """
+    counts: Counter[str] = Counter()
+    named: dict[str, Any] = {}
+    for name, value in logs.items():
+        place = _place(name)
+        plain = re.sub(r"[^-/\w.]", "_", place)
+        counts[plain] += 1
+        named[place if counts[plain] == 1 else f"{place}_{counts[plain]}"] = value
+    return named
 
 
 def _place(name: str) -> str:

@@ -1,0 +1,37 @@
+"""Random numbers that depend on a seed alone and leave those of the program as they were."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch (on the CPU), numpy and `random` draw from this seed; afterwards they continue as before.
+
+    Accelerators are left alone: `torch.manual_seed` would start their generators anew too, at each sample.
+
+    Args:
+        seed: at least 0; numpy takes its lower 32 bits, torch 63.
+    """
+    generator = torch.default_generator
+    before = generator.get_state(), np.random.get_state(), random.getstate()
+    generator.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
+    np.random.seed(seed & 0xFFFF_FFFF)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def derived_seed(seed: int, *names: object) -> int:
+    """A seed of its own for each name: the same in every process and run with `seed`, and equal for no two names."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

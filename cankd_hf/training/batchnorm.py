@@ -1,0 +1,54 @@
+"""BatchNorm of a single value per channel: after global pooling, with one image in the batch."""
+
+import logging
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+logger = logging.getLogger(__name__)
+
+
+def allow_single_values(module: nn.Module) -> None:
+    """Lets each BatchNorm normalise a single value per channel by its running statistics, and tells it once.
+
+    A single value has no variance: torch raises an error in training. It occurs in heads that pool the whole map, when
+    a batch has one image, such as the last one of an epoch. Running statistics are what such a layer uses in
+    evaluation; they are not updated by this batch. All other batches are normalised as ever.
+    """
+    told: list[str] = []
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and _before not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_before)
+            part.register_forward_hook(_Tell(name, told), always_call=True)
+
+
+def _before(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    values = args[0]
+    if not norm.training or norm.running_mean is None or values.numel() != values.shape[1]:
+        return
+    synchronised = isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()
+    if synchronised and torch.distributed.get_world_size(cast(Any, norm).process_group) > 1:
+        return  # it takes the values of all processes together
+    norm.eval()
+    norm._single_value = True  # type: ignore[assignment]
+
+
+class _Tell:
+    """Sets the layer back to training after its forward pass; the first of all layers warns."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self.told = name, told
+
+    def __call__(self, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not norm.__dict__.pop("_single_value", False):
+            return
+        norm.train()
+        if not self.told:
+            self.told.append(self.name)
+            logger.warning(
+                "%s: a batch has one image, and so one value per channel here: this BatchNorm takes its running "
+                "statistics for it. To leave such a last batch out, set training.dataloader_drop_last: true",
+                self.name,
+            )
