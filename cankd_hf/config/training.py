@@ -48,11 +48,7 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "adam_beta1 adam_beta2 label_smoothing_factor",
     ),
     ("a number > 0", lambda value: value > 0, "num_train_epochs backbone_lr_scale"),
-    (
-        "a whole number of at least 0, or -1 (then num_train_epochs counts)",
-        lambda value: value >= -1,
-        "max_steps",
-    ),
+    ("a whole number of at least 0, or -1 (then num_train_epochs counts)", lambda value: value >= -1, "max_steps"),
     (
         "a whole number of steps of at least 1, or a fraction of the run between 0 and 1",
         lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
