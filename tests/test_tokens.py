@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cankd_hf import evaluate, train
+from cankd_hf import evaluate, push, train
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.tokens import holds_secret, is_secret, mask
@@ -66,6 +66,13 @@ def test_a_token_anywhere_is_refused_in_one_line(
     with pytest.raises(InputError, match="run_name: tokens are not taken") as caught:
         CanKDConfig(str(out), run_name=token, report_to="none")
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["--message", "{}"], ["--revision", "{}"]])
+def test_a_push_does_not_publish_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert push.main(["folder", "me/name", *(word.format(TOKENS["hub"]) for word in words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {words[0][2:]}: looks like a token") and TOKENS["hub"] not in line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
+from cankd_hf.errors import InputError
+from cankd_hf.tokens import holds_secret
 
 EXAMPLES = """examples:
   python -m cankd_hf.push runs/quickstart me/shapes-student --dry-run
@@ -42,6 +44,9 @@ def _run(options: argparse.Namespace) -> int:
 
     from cankd_hf.hub.upload import check_target, open_repo, plan, push
 
+    for name in ("repo", "revision", "message"):  # all of them can be read by others on the Hub
+        if holds_secret(getattr(options, name) or ""):
+            raise InputError(f"{name}: looks like a token or password, which others would read; sign in with HF_TOKEN")
     uploads = plan(options.checkpoint, options.repo)
     table = Table(title=f"{options.checkpoint} -> {options.repo}", title_justify="left")
     table.add_column("file")

@@ -18,7 +18,7 @@ GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
 _GENERATED_RANGES = {"size": (16, 4096), "seed": (0, 2**32 - 1)}  # of the others: 1 to 10**6
 
 Count = Annotated[int, Ge(1)]
-Size = Annotated[list[Annotated[int, Ge(8)]], Len(2, 2), Say("[height, width]")]
+Size = Annotated[list[Annotated[int, Ge(4)]], Len(2, 2), Say("[height, width]")]
 Range = Annotated[list[Annotated[float, Ge(0.05), Le(16)]], Len(2, 2), Say("[smallest, largest], both above 0")]
 Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three numbers (red, green, blue)")]
 Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
