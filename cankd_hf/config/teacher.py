@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Gt, Le, Len
 
 from cankd_hf.config.advice import Say
 from cankd_hf.config.data import Mean, Std
@@ -42,7 +42,7 @@ class TeacherConfig(Section):
     config: dict[str, Any] | None = None
     taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    scale: Annotated[float, Ge(0.05), Le(16)] = 1.0
+    scale: Annotated[float, Gt(0), Le(16)] = 1.0
     revision: str | None = None
     weights: str | None = None
     trust_remote_code: bool = False

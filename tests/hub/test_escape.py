@@ -84,7 +84,8 @@ def nasty_folder(place: Path, name: str) -> Path:
     run = {**RUN, "teacher": teacher, "terms": terms, "hardware": name, "inherited": [name]}
     run.pop("pipeline_tag", None)
     arms = [{**arm, "name": name} if arm["name"] == "teacher" else arm for arm in RESULTS["arms"]]
-    recipe = {**RECIPE, "data": {"path": f"/data/{name}"}, "hub": {"license": name, "tags": [name]}}
+    line = " ".join(name.split())  # a recipe holds no text of several lines
+    recipe = {**RECIPE, "data": {"path": f"/data/{line}"}, "hub": {"license": line, "tags": [line]}}
     files = {"config": config, "distillation": run, "results": {**RESULTS, "split": name, "arms": arms}}
     for file, content in files.items():
         (folder / f"{file}.json").write_text(json.dumps(content))
