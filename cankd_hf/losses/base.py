@@ -5,6 +5,7 @@ Letters: B batch, C channels, H and W the size of the map, K classes, N queries.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +20,12 @@ __getattr__ = left(__name__, "config.distill", "LossTerm")
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype losses compute in: float64 for float64 tensors, else float32 (bf16 sums over H*W are inaccurate)."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which operations keep the types of their inputs; the meta device has no autocast to disable."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class DistillationLoss(nn.Module):
@@ -70,7 +77,7 @@ class DistillationLoss(nn.Module):
             ValueError: the shapes differ, are not supported, or have another size than the loss was built for.
         """
         self.check(student, teacher)
-        with torch.autocast(device_type=student.device.type, enabled=False):
+        with without_autocast(student.device):
             teacher = teacher.detach()
             if not self.raw_maps:
                 dtype = compute_dtype(student)

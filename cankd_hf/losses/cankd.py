@@ -35,9 +35,11 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projections
-from cankd_hf.losses.base import FeatureLoss, compute_dtype
+from cankd_hf.losses.base import FeatureLoss, compute_dtype, without_autocast
+from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.kernels.output_norm import batch_affine
+from cankd_hf.losses.kernels.whole import whole_instance_distance
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +171,9 @@ class CanKDLoss(FeatureLoss):
         return (F.max_pool2d(x, 2) if self.pools(x) else x).flatten(2)
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked maps [B, C, H, W], from moments, without f, z or normalised maps in memory."""
+        """The loss [] of two checked maps [B, C, H, W], from moments, without f or normalised maps in memory."""
+        if on_whole_maps(student.device):
+            return self._compute_whole(student, teacher)
         m, mean, scale = self._moments(student, teacher, update=self.training)  # (1) to (6)
         var, cov_zt = scale.square() * m.var_o, scale * m.cov_ot
         if self.residual:  # (7)
@@ -180,6 +184,19 @@ class CanKDLoss(FeatureLoss):
             return plain_distance(mean, m.mean_t, var, m.var_t, cov_zt)
         # the mean is normalised away; it stays in the graph so that w.bias gets its zero gradient, as DDP expects
         return instance_distance(var, m.var_t, cov_zt) + 0 * mean.sum()  # (8)
+
+    def _compute_whole(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The same with z in memory, in few operations on whole maps."""
+        dtype = compute_dtype(student)
+        s, t = student.to(dtype).flatten(2), teacher.to(dtype)
+        mix, bias, x = self._block(s, t)  # (1) to (5)
+        o = torch.baddbmm(bias[..., None], mix, s if x is None else x)  # (6)
+        if self.output_norm is not None:
+            o = self.output_norm(o.view_as(student)).flatten(2)
+        z, t = o + s if self.residual else o, t.flatten(2)  # (7)
+        if self.normalization == "none":
+            return 0.5 * F.mse_loss(z, t)
+        return whole_instance_distance(z, t)  # (8)
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
         """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
@@ -208,7 +225,7 @@ class CanKDLoss(FeatureLoss):
         In train mode it uses the statistics of the batch, as `forward` does, without updating the running ones.
         """
         self.check(student, teacher)
-        with torch.autocast(device_type=student.device.type, enabled=False):
+        with without_autocast(student.device):
             mix, bias, x = self._block(student.flatten(2), teacher.detach())
             o = torch.baddbmm(bias[..., None], mix, student.flatten(2).to(mix.dtype) if x is None else x)
             scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
@@ -219,7 +236,7 @@ class CanKDLoss(FeatureLoss):
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor:
         """|output| / |s| [] over the whole batch, the relative size of the block's output. 0 at the start of a run."""
         self.check(student, teacher)
-        with torch.autocast(device_type=student.device.type, enabled=False):
+        with without_autocast(student.device):
             m, mean, scale = self._moments(student, teacher, update=False)
             output = (scale.square() * m.var_o + mean.square()).sum()
             return (output / (m.var_s + m.mean_s.square()).sum().clamp_min(1e-24)).sqrt()

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
-from cankd_hf.losses.base import FeatureLoss
+from cankd_hf.losses.base import FeatureLoss, compute_dtype
+from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import instance_distance, pair_moments
+from cankd_hf.losses.kernels.whole import whole_instance_distance
 
 
 class InstanceMSELoss(FeatureLoss):
@@ -39,5 +41,8 @@ class InstanceMSELoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
+        if on_whole_maps(student.device):
+            dtype = compute_dtype(student)
+            return whole_instance_distance(student.to(dtype).flatten(2), teacher.to(dtype).flatten(2))
         m = pair_moments(student.flatten(2), teacher.flatten(2))
         return instance_distance(m.var_s, m.var_t, m.cov_st)

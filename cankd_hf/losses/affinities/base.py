@@ -94,10 +94,15 @@ class Affinity:
 
 def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [B, D, M] in one pass over the teacher map [B, C, H, W]."""
+    key, value = joined_keys_and_values(p, teacher, pool).chunk(2, dim=1)
+    return key, value
+
+
+def joined_keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
+    """The same as one tensor [B, 2D, M], keys first."""
     assert p.phi is not None
     weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
-    key, value = project(teacher, weight, bias, pool).chunk(2, dim=1)
-    return key, value
+    return project(teacher, weight, bias, pool)
 
 
 def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -107,7 +112,8 @@ def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     hidden = value.shape[2]
     width = -(-max(query.shape[2], hidden) // 8) * 8
-    query, key, value = (F.pad(x, (0, width - x.shape[2]))[:, None].contiguous() for x in (query, key, value))
+    short = [(x, width - x.shape[2]) for x in (query, key, value)]
+    query, key, value = ((F.pad(x, (0, more)) if more else x)[:, None].contiguous() for x, more in short)
     read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return read[:, 0, :, :hidden]
 

@@ -8,7 +8,13 @@ import torch
 # of a core. On a GPU a block should fill the device while its temporaries stay small beside the maps (not measured).
 BLOCK_CPU = 1 << 17
 BLOCK_GPU = 1 << 21
+BLOCKWISE = frozenset({"cpu"})  # devices on which losses compute block by block
 PARTS = 16  # more threads make blocks larger only where a map still has this many of them: memory stays small
+
+
+def on_whole_maps(device: torch.device) -> bool:
+    """Whether losses compute on whole maps, in few operations: on devices where each operation is a launch."""
+    return device.type not in BLOCKWISE
 
 
 def blocks(device: torch.device, batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:

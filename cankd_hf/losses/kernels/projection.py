@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.kernels.blocks import blocks
+from cankd_hf.losses.kernels.blocks import blocks, on_whole_maps
 
 
 def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
@@ -19,6 +20,9 @@ def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor
     The teacher map [B, C, H, W] gets no gradient; weight [E, C] and bias [E] are in the type to compute in; H and W
     are at least 2 where it is pooled. Returns the projection [B, E, M].
     """
+    if on_whole_maps(teacher.device):
+        x = F.conv2d(teacher.to(weight.dtype), weight[..., None, None], bias)
+        return (F.max_pool2d(x, 2) if pool else x).flatten(2)
     projected: Tensor = _Projection.apply(teacher, weight, pool)
     # a bias moves all four cells of a pool alike, so it is added after it
     return projected.add_(bias[:, None])
@@ -38,6 +42,8 @@ def covariance(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def max_pool(x: Tensor) -> Tensor:
     """2x2 max-pool (floor) of a map [B, C, H, W] as [B, C, M]; torch's own is many times slower on the CPU."""
+    if on_whole_maps(x.device):
+        return F.max_pool2d(x, 2).flatten(2)
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
     return torch.maximum(rows[..., 0::2], rows[..., 1::2]).flatten(2)
