@@ -23,6 +23,9 @@ The data are read as in the recipe saved with the checkpoint; overrides change i
 
 exit codes: 0 scored, 2 bad input (the message says what), 130 interrupted"""
 
+# What the Trainer adds, and says nothing about a saved student.
+_NO_SCORES = {"model_preparation_time", "epoch"}
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
@@ -55,11 +58,13 @@ def _run(options: argparse.Namespace) -> int:
 
     with importing():
         from rich.table import Table
+        from transformers.utils.logging import disable_progress_bar
 
         from cankd_hf.runs.launch import leave_together
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
+    disable_progress_bar()  # of loading weights
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
     task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)
     dataset = data.test if data.test is not None else data.eval
@@ -76,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
+    scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
     table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
