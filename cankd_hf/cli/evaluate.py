@@ -51,6 +51,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"--json: expected a file, got the folder {options.json}; name a file in it")
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     saved = Path(options.checkpoint) / RECIPE_FILE
