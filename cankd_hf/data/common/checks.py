@@ -166,7 +166,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
-        report.warnings.append(f"no training {noun} that was checked holds {', '.join(missing)}")
+        report.warnings.append(f"no training {noun} that was checked holds {', '.join(shortened(missing))}")
 
 
 def _shape(height: int, width: int) -> float:
