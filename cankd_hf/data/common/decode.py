@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
 from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
 from cankd_hf.data.common.files import not_a_file
@@ -208,16 +208,16 @@ def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
 def _fast_jpeg(picture: Image.Image, data: Data) -> torch.Tensor | None:
     """The pixels [H, W, 3], uint8, of a JPEG that Pillow has opened: the same as Pillow's, without its copies.
 
-    None where Pillow has to decode: another format, CMYK, rotated by EXIF, or a file that libjpeg does not finish, for
-    which Pillow decides and says what is wrong.
+    None where Pillow has to decode: another format, CMYK, rotated by EXIF, a torchvision without the operator, or a
+    file that it does not finish, for which Pillow decides and says what is wrong.
     """
     if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or picture.getexif().get(ORIENTATION, 1) != 1:
         return None
     content = data.read_bytes() if isinstance(data, Path) else data
-    try:
+    try:  # the operator itself: its Python function warns at each call that a later torchvision may leave it out
         encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0)
-    except RuntimeError:
+        return torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False).permute(1, 2, 0)
+    except (RuntimeError, AttributeError):
         return None
 
 
