@@ -185,7 +185,9 @@ class Decoder:
             wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
             labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
         if self.num_labels is not None:
-            outside = ((labels >= self.num_labels) | (labels < 0)) & (labels != self.ignore_index)
+            outside = (labels >= self.num_labels) & (labels != self.ignore_index)
+            if labels.dtype != np.uint8:
+                outside |= (labels < 0) & (labels != self.ignore_index)
             if outside.any():
                 strange = labels[outside]
                 after = " after data.reduce_labels" if self.reduce_labels else ""
