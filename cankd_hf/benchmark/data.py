@@ -59,7 +59,9 @@ def _times(data: ImageDataset, count: int, repeats: int) -> list[list[float]]:
         with seeded(index):
             plain = _plain(data, index)
         if any(not torch.equal(ours[key], plain[key]) for key in plain):
-            raise InputError(f"{data.name(index)}: expected the plain pipeline's pixels, got others; report this image")
+            raise InputError(
+                f"{data.name(index)}: expected the plain pipeline's pixels, got others; report this image"
+            )
 
     def run(one: object) -> None:
         for index in range(count):

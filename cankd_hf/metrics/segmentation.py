@@ -11,6 +11,9 @@ from cankd_hf.metrics.names import class_keys
 # in a sum with the areas of a trillion pixels.
 WRONG_LABEL = -(2**40)
 BLOCK = 2**18  # pixels whose running maximum stays in a core's cache
+GROUP = (
+    2**21
+)  # values resized at once: memory of this size is used again, larger memory comes from the system each time
 
 
 @torch.no_grad()
@@ -45,37 +48,45 @@ def segmentation_areas(
     sizes = [list(labels.shape[-2:])] * len(labels) if label_sizes is None else label_sizes.tolist()
     rows = []
     for image_logits, image_labels, (height, width) in zip(logits, labels, sizes, strict=True):
-        target = image_labels[:height, :width]
-        resized = image_logits[None].float()
-        if resized.shape[-2:] != target.shape:
-            resized = interpolate(resized, size=(height, width), mode="bilinear", align_corners=False)
-        rows.append(prediction_areas(likeliest(resized[0]), target, num_labels, ignore_index))
+        prediction = likeliest(image_logits, (height, width))
+        rows.append(prediction_areas(prediction, image_labels[:height, :width], num_labels, ignore_index))
     return torch.stack(rows)
 
 
 @torch.no_grad()
-def likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """`logits.argmax(0)` of [K, H, W]: the first of equal ones, uint8 or int16 on the CPU if all K fit.
+def likeliest(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits [K, h, w], resized to `size`, by `argmax(0)`: the first of equal ones; uint8 or int16 on the CPU.
 
     On the CPU, `argmax` walks through the classes of one pixel after another; a running maximum of whole classes takes
-    a twentieth of its time.
+    a twentieth of its time, and never holds the resized logits of all of them.
     """
     if not logits.is_cpu or len(logits) > 2**15:
-        return logits.argmax(0)
-    labels = torch.zeros(logits.shape[1:], dtype=torch.uint8 if len(logits) <= 256 else torch.int16)
-    rows = max(1, BLOCK // max(1, logits.shape[-1]))
-    for values, found in zip(logits.split(rows, 1), labels.split(rows), strict=True):
-        best = values[0].clone()
-        better = torch.empty_like(best, dtype=torch.bool)
-        number = torch.empty_like(found)
-        for label in range(1, len(values)):
-            torch.gt(values[label], best, out=better)
-            torch.maximum(values[label], best, out=best)
-            # the labels rise, so the last one that was better is the largest
-            torch.maximum(found, torch.mul(better, label, out=number), out=found)
-        if best.isnan().any():  # nothing is greater than NaN, but to argmax NaN is the maximum
-            found.copy_(values.argmax(0))
-    return labels
+        return _resized(logits, size).argmax(0)
+    found = torch.zeros(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16)
+    best = torch.full(size, -torch.inf)
+    rows = max(1, BLOCK // max(1, size[1]))
+    better, number = torch.empty_like(best[:rows], dtype=torch.bool), torch.empty_like(found[:rows])
+    classes = max(1, GROUP // max(1, best.numel()))
+    for first in range(0, len(logits), classes):
+        values = _resized(logits[first : first + classes], size)
+        for top in range(0, size[0], rows):
+            part, height = slice(top, top + rows), min(rows, size[0] - top)
+            for label, value in enumerate(values[:, part], first):
+                torch.gt(value, best[part], out=better[:height])
+                torch.maximum(value, best[part], out=best[part])
+                # the labels rise, so the last one that was better is the largest
+                number[:height].copy_(better[:height]).mul_(label)
+                torch.maximum(number[:height], found[part], out=found[part])
+    # nothing is greater than NaN, but to argmax NaN is the maximum
+    return _resized(logits, size).argmax(0) if best.isnan().any() else found
+
+
+def _resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits [K, h, w], resized to `size`, float32."""
+    plain = logits.float().contiguous()
+    if plain.shape[-2:] == size:
+        return plain
+    return interpolate(plain[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 @torch.no_grad()
@@ -129,7 +140,9 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
     if counts.ndim < 2 or counts.shape[-2:] != (3, len(id2label)):
         raise ValueError(f"expected areas [..., 3, {len(id2label)}] for {len(id2label)} classes, got {counts.shape}")
     if (counts < 0).any():
-        raise ValueError(f"a label is neither in 0..{len(id2label) - 1} nor the one that is ignored; correct the masks")
+        raise ValueError(
+            f"a label is neither in 0..{len(id2label) - 1} nor the one that is ignored; correct the masks"
+        )
     hit, predicted, labelled = counts.reshape(-1, *counts.shape[-2:]).sum(0, dtype=np.int64)
     union = predicted + labelled - hit
     iou = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
