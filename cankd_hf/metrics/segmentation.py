@@ -6,7 +6,6 @@ from torch.nn.functional import interpolate
 
 from cankd_hf.metrics.names import class_keys
 
-
 # Stands for the areas of an image with a wrong label, where reading them would make an accelerator wait: below 0 also
 # in a sum with the areas of a trillion pixels.
 WRONG_LABEL = -(2**40)

@@ -86,7 +86,7 @@ class Decoder:
         return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
-        """Decode an image of any mode to RGB [3, H, W], uint8, upright; its memory is [H, W, 3], see `RandomScaleCrop`.
+        """Decode an image of any mode to RGB [3, H, W], uint8, upright; in memory [H, W, 3], see `RandomScaleCrop`.
 
         16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken. Raises Unusable
         naming the file, if it is missing, broken, empty or too large.
