@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -33,12 +34,11 @@ def run_data(folder: str | None, crop: Sequence[int], images: int, repeats: int,
     with tempfile.TemporaryDirectory() as scratch:
         if folder is None:
             _draw(Path(scratch), images)
-        settings = {"path": folder or scratch, "check": "none", "max_train_samples": images}
-        masked = DataConfig(**settings, image_size=list(crop), crop_size=list(crop), scale=[0.5, 2.0])
-        square = DataConfig(**settings, image_size=[224, 224], crop_size=[224, 224])
+        square = DataConfig(path=folder or scratch, check="none", image_size=[224, 224], crop_size=[224, 224])
+        masked = replace(square, image_size=list(crop), crop_size=list(crop), scale=[0.5, 2.0])
         sets = {
-            f"image and mask -> {crop[0]}x{crop[1]}": load_segmentation(masked, splits=["train"]).train,
-            "image -> 224x224": load_images(square, splits=["train"]).train,
+            f"image + mask, {crop[0]}x{crop[1]}": load_segmentation(masked, splits=["train"]).train,
+            "image, 224x224": load_images(square, splits=["train"]).train,
         }
         rows, ratios = [], []
         for name, data in sets.items():

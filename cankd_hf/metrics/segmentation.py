@@ -113,7 +113,7 @@ def prediction_areas(
 
 
 def _count(values: torch.Tensor, bins: int) -> torch.Tensor:
-    """How often each of 0..bins-1 occurs in [N], int64 [bins]; `bincount` makes an accelerator wait for the largest."""
+    """How often each of 0..bins-1 occurs in [N], int64 [bins]; `bincount` would wait for an accelerator."""
     if values.is_cpu:
         return torch.bincount(values, minlength=bins)
     ones = torch.ones((), dtype=torch.int64, device=values.device).expand(len(values))
