@@ -14,6 +14,7 @@ from PIL import Image
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.detection.load import load_detection
+from cankd_hf.data.detection.objects import Annotation, fit_to_image
 from cankd_hf.errors import InputError
 
 COCO = "annotations/instances_{split}.json"
@@ -261,3 +262,11 @@ def test_blood_cells(shared_data: Path) -> None:
     ]
     assert counts[0].tolist() == counts[1].tolist() == [805, 71, 69]
     torch.testing.assert_close(one.eval[3], two.eval[3])
+
+
+def test_boxes_that_begin_beyond_the_border_are_cut_and_no_corners() -> None:
+    boxes = np.array([[-3.0, -3.0, 30.0, 30.0]])
+    numbers = np.zeros(1, dtype=np.int64)
+    objects = fit_to_image(Annotation(numbers, boxes, numbers, boxes.prod(axis=1), numbers, 0), 80, 100, "a.jpg")
+    assert objects.boxes.tolist() == [[0, 0, 27, 27]] and not objects.looks_xyxy
+    assert all("is cut" in text for text in objects.warnings)
