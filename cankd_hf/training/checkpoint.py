@@ -61,12 +61,21 @@ def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
     file = folder / MANIFEST_FILE
     now = json.loads(to_json(manifest_of(teachers)))
     then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if now == then:
+    if _unnamed(now) == _unnamed(then):
         return
     if now is None or then is None:
         raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
     changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
     raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
+
+
+def _unnamed(manifest: Any) -> Any:
+    """Without the folders or names that weights came from: equal fingerprints are equal weights."""
+    if not isinstance(manifest, dict):
+        return manifest
+    if not isinstance(manifest.get("fingerprint"), str):  # of several teachers, by their names
+        return {name: _unnamed(one) for name, one in manifest.items()}
+    return {key: value for key, value in manifest.items() if key != "model"}
 
 
 def check_classes(folder: Path, student: PreTrainedModel) -> None:
