@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.models.finite import named, not_finite
+from cankd_hf.models.unreadable import NOT_LOADED
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
@@ -137,7 +138,7 @@ def read_student_weights(folder: Path, kind: type | None = None) -> dict[str, Te
         return saved
     try:
         model, info = native.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"{folder}: cannot be read as {names[0]}: {error}") from error
     state = {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     return {**state, **{name: saved[name] for name in info["unexpected_keys"] if name in saved}}

@@ -156,3 +156,19 @@ def test_a_checkpoint_that_was_not_in_place_yet_is_work_too(finished: Path, tmp_
     assert not holds_work(tmp_path / "run")
     (partial / "checkpoint_files.json").write_text("{}")
     assert holds_work(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("part", ["teacher.model", "student.model"])
+def test_weights_that_cannot_be_read_are_one_line(
+    part: str, file: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", str(finished / "run"), str(damaged)], check=True)
+    (damaged / "model.safetensors").unlink()
+    (damaged / file).write_bytes(b"abc")
+    place, key = part.split(".")
+    settings = {"baseline": False, "teacher": None, place: {key: str(damaged)}}
+    assert train.main([recipe(tmp_path, **settings)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and str(damaged) in lines[0] and "output_dir" not in lines[0], lines
