@@ -1,4 +1,7 @@
-"""Measures the cost of distillation: `python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE`."""
+"""Measures the cost of distillation.
+
+`python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE | data [FOLDER] | scoring`.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -20,11 +23,15 @@ def _run(args: argparse.Namespace) -> int:
 
         run(args)
         return 0
-    for name in ("repeats", "threads"):
-        value = getattr(args, name)
+    for name in ("repeats", "threads", "images", "classes"):
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
     import torch
+
+    if args.command in ("data", "scoring"):
+        torch.set_num_threads(1)
+        return _run_material(args)
 
     from cankd_hf.benchmark.step import run_step, run_teacher
     from cankd_hf.runs.recipe import load_recipe
@@ -36,6 +43,27 @@ def _run(args: argparse.Namespace) -> int:
         run_step(recipe, args.repeats, console())
     else:
         run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
+    return 0
+
+
+def _run_material(args: argparse.Namespace) -> int:
+    """The benchmarks that need no recipe."""
+    parts = args.size.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 4 for part in parts):
+        raise InputError(f"--size: expected HxW of at least 4x4, got {args.size!r}; for example 180x240")
+    size = [int(part) for part in parts]
+    if args.command == "data":
+        from cankd_hf.benchmark.data import run_data
+
+        run_data(args.folder, size, args.images, args.repeats, console())
+        return 0
+    import torch
+
+    from cankd_hf.benchmark.scoring import run_scoring
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device: expected a device of this machine, got cuda without a GPU; use --device cpu")
+    run_scoring(args.images, args.classes, size, args.repeats, args.device, console())
     return 0
 
 
@@ -69,4 +97,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
         if name == "teacher":
             command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    data = commands.add_parser("data", help="images read and augmented in a CPU second, against a plain pipeline")
+    data.add_argument("folder", nargs="?", help="data set with masks (default: drawn images of 360x480)")
+    data.add_argument("--size", default="180x240", help="crop of images with masks, HxW (default: 180x240)")
+    data.add_argument("--images", type=int, default=64, help="images (default: 64)")
+    scoring = commands.add_parser("scoring", help="segmentation scores from logits, against one argmax an image")
+    scoring.add_argument("--size", default="360x480", help="size of the masks, HxW (default: 360x480)")
+    scoring.add_argument("--images", type=int, default=233, help="masks (default: 233)")
+    scoring.add_argument("--classes", type=int, default=11, help="classes (default: 11)")
+    scoring.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
+    for command in (data, scoring):
+        command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")
     return parser

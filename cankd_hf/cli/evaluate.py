@@ -23,6 +23,9 @@ The data are read as in the recipe saved with the checkpoint; overrides change i
 
 exit codes: 0 scored, 2 bad input (the message says what), 130 interrupted"""
 
+# What the Trainer adds, and says nothing about a saved student.
+_NO_SCORES = {"model_preparation_time", "epoch"}
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
@@ -48,6 +51,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"--json: expected a file, got the folder {options.json}; name a file in it")
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     saved = Path(options.checkpoint) / RECIPE_FILE
@@ -55,11 +60,13 @@ def _run(options: argparse.Namespace) -> int:
 
     with importing():
         from rich.table import Table
+        from transformers.utils.logging import disable_progress_bar
 
         from cankd_hf.runs.launch import leave_together
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
+    disable_progress_bar()  # of loading weights
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
     task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)
     dataset = data.test if data.test is not None else data.eval
@@ -76,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
+    scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
     table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")

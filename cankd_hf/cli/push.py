@@ -42,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from cankd_hf.hub.upload import check_target, open_repo, plan, push
+    from cankd_hf.hub.upload import check_name, check_target, open_repo, plan, push
 
     for name in ("repo", "revision", "message"):  # all of them can be read by others on the Hub
         if holds_secret(getattr(options, name) or ""):
             raise InputError(f"{name}: looks like a token or password, which others would read; sign in with HF_TOKEN")
+    check_name(options.repo)
     uploads = plan(options.checkpoint, options.repo)
     table = Table(title=f"{options.checkpoint} -> {options.repo}", title_justify="left")
     table.add_column("file")

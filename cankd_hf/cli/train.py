@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cankd_hf.commands import command_parser, exit_code, importing
+from cankd_hf.errors import InputError
+from cankd_hf.names import STATE_FILE
 
 EXAMPLES = """examples:
   python -m cankd_hf.train recipes/quickstart.yaml
@@ -42,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from cankd_hf.runs.recipe import load_recipe
 
+    if options.resume is not None and not (Path(options.resume) / STATE_FILE).is_file():
+        raise InputError(
+            f"--resume: expected the folder of a checkpoint, got {options.resume!r} without a {STATE_FILE}; name a "
+            "checkpoint-N, or leave it out to go on from the newest one"
+        )
     with importing():
         recipe = load_recipe(options.recipe, options.overrides, to_run=True, restart=options.restart)
         # Imported after the checks, because these imports take seconds.

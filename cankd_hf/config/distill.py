@@ -35,7 +35,7 @@ class LossTerm(Section):
         teacher: name of its teacher; not needed if there is only one.
         weight: multiplier of the unweighted loss, at least 0; a list has one weight for each pair. The paper's mu = 5
             is weight 10, because the loss includes the factor 0.5, as the authors' code does.
-        pairs: "auto" (by stride) or a list of [student level, teacher level].
+        pairs: "auto" (by stride) or a list of [student level, teacher level]; negative levels count from the end.
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.

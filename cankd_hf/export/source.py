@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
+from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import FACTS_FILE, RESULTS_FILE, TEACHER
 from cankd_hf.tasks import TASKS, saved_task
 from cankd_hf.tasks.export_forms import ExportForm
@@ -52,6 +53,8 @@ def load(checkpoint: str) -> Source:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = task.load(checkpoint)
+    if wrong := not_finite(model.state_dict()):
+        raise InputError(f"{checkpoint}: expected finite weights to export, got {named(wrong)}")
     file = cached_file(checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     fields = {} if file is None else read_json(Path(file))
     return Source(checkpoint, task.name, model.eval().requires_grad_(False), fields)

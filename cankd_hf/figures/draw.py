@@ -12,6 +12,7 @@ from cankd_hf.figures.look import Seen
 from cankd_hf.figures.maps import activation, difference, effective_keys, pca_colours
 from cankd_hf.losses import CanKDLoss, attention_map
 from cankd_hf.losses.affinities import AFFINITIES
+from cankd_hf.tasks.pictures import any_letters
 from cankd_hf.training.placing import Pair
 
 CELL = 2.0  # inches, width of a panel: at 110 dots per inch five of them fill the report's page without scaling
@@ -25,7 +26,8 @@ MOST_UNLIKE = 1.5  # end of the scale of differences in every figure; unrelated 
 def to_png(figure: Figure) -> bytes:
     """The content of a PNG file of a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with any_letters():
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 

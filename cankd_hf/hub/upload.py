@@ -71,10 +71,15 @@ def _line(error: object) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def check_target(repo: str, token: str | None = None) -> None:
-    """Raises InputError for an invalid repository name or without a token, without a request to the Hub."""
+def check_name(repo: str) -> None:
+    """Raises InputError for an invalid repository name."""
     with hub_problems(repo):
         validate_repo_id(repo)
+
+
+def check_target(repo: str, token: str | None = None) -> None:
+    """Raises InputError for an invalid repository name or without a token, without a request to the Hub."""
+    check_name(repo)
     if token is None and get_token() is None:
         raise InputError(f"{repo}: pushing needs a token, found none; {_SIGN_IN}")
 

@@ -67,7 +67,8 @@ def build_student(
     # One class is enough for a detector, which also has the background, but not for segmentation.
     fewest = 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
-        raise InputError(f"student: expected at least {fewest} classes, got {len(id2label)}; check the data's labels")
+        fix = "check the data's labels" + (", where the background is a class too" if fewest > 1 else "")
+        raise InputError(f"student: expected at least {fewest} classes, got {len(id2label)}; {fix}")
     if auto_class is not None and (problems := list(_contradictions(config.config or {}, id2label, ignore_index))):
         raise InputError(problems)
     if auto_class is None:

@@ -1,6 +1,8 @@
 """Parts of pictures of predictions."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,14 @@ def denormalize(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """Saves figures whose names have letters that the font lacks, drawn as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def draw_grid(
     file: Path,
     titles: Sequence[str],
@@ -72,7 +82,7 @@ def draw_grid(
         axis.set_axis_off()
         if mark is not None:
             mark(axis, row, column)
-    with rc_context({"text.parse_math": False}):  # a `$` in a name is one
+    with any_letters(), rc_context({"text.parse_math": False}):  # a `$` in a name is one
         for axis, title in zip(axes[0], titles, strict=True):
             axis.set_title(title, fontsize=11)
         handles = [Patch(color=colour, label=name) for name, colour in legend]

@@ -158,7 +158,7 @@ def chosen(run: Path, main: bool) -> Path | None:
     return None if found is None else Path(found)
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Path, place: str = "output_dir") -> None:
     """Creates the output folder, and tries to write into it.
 
     Raises:
@@ -173,7 +173,7 @@ def check_folder(out: Path) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror if os.path.isdir(out) or not os.path.lexists(out) else "it is not a folder"
-        raise InputError(f"output_dir {_short(out)}: cannot be written to: {reason}; name another folder") from error
+        raise InputError(f"{place} {_short(out)}: cannot be written to: {reason}; name another folder") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
+from cankd_hf.data.common.batch import as_tensors
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
@@ -82,7 +83,7 @@ class FirstLook:
         size: tuple[int, int] | None = None
         kept = {}
         for place, dataset in {TRAINED: given.get(TRAINED), **named}.items():
-            samples, kept[place] = peek(dataset, args.seed)
+            samples, kept[place] = peek(dataset, args.seed, place)
             scored = place != TRAINED
             labelled = self.labelled if scored else self.taught
             if samples is not None and (said := self.problem(place, samples, labelled, scored)):
@@ -140,6 +141,8 @@ class FirstLook:
             return f"expected a dict with pixel_values and labels, got {type(sample).__name__}"
         if "pixel_values" not in sample:
             return _missing("pixel_values", sample)
+        if not self.own_collator:
+            sample = as_tensors(sample)
         if said := self._of_pixels(sample["pixel_values"]):
             return said
         if sample.get("labels") is None:
@@ -166,7 +169,7 @@ class FirstLook:
         if not pixels.isfinite().all():
             return f"pixel_values: expected finite numbers, got {int((~pixels.isfinite()).sum())} others (NaN or inf)"
         bounds = [abs((value - m) / s) for m, s in zip(self.mean, self.std, strict=True) for value in (0.0, 1.0)]
-        most = float(pixels.abs().max())
+        most = float(pixels.detach().abs().max())
         if most > FAR * max(bounds):
             return (
                 f"pixel_values: expected pixels normalised with the mean {_rounded(self.mean)} and std "
@@ -175,7 +178,7 @@ class FirstLook:
         return None
 
 
-def peek(dataset: Any, seed: int) -> tuple[dict[str, Any] | None, Any]:
+def peek(dataset: Any, seed: int, place: str = TRAINED) -> tuple[dict[str, Any] | None, Any]:
     """The first samples of a data set by their places, and the data set to go on with; (None, None) for none.
 
     Of an `ImageDataset` also those that a model is the least likely to take.
@@ -184,6 +187,8 @@ def peek(dataset: Any, seed: int) -> tuple[dict[str, Any] | None, Any]:
     """
     if dataset is None:
         return None, None
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+        raise InputError(f"{place}: expected a data set, got {type(dataset).__name__}")
     with seeded(seed):
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             iterator = iter(dataset)
@@ -235,7 +240,7 @@ class FirstBatchMixin(TeachingTrainer):
         """The data set, checked unless the constructor has done so."""
         if dataset is None or isinstance(dataset, str | dict) or dataset is self.eval_dataset:
             return dataset
-        samples, dataset = peek(dataset, self.args.seed)
+        samples, dataset = peek(dataset, self.args.seed, place)
         if said := self.first.problem(place, samples or {}, labelled, scored=True):
             raise InputError(said)
         return dataset

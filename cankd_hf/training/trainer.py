@@ -140,7 +140,8 @@ class CanKDTrainer(
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
         kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
-        kwargs["data_collator"] = BatchCollator(kwargs.get("data_collator") or self.task.collate)
+        own = kwargs.get("data_collator")
+        kwargs["data_collator"] = BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)

@@ -17,6 +17,7 @@ from cankd_hf import figures
 from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.hub import escape, sections
+from cankd_hf.training.checkpoint_files import check_folder
 from cankd_hf.visualize.checkpoint import OpenedCheckpoint, open_checkpoint
 from cankd_hf.visualize.images import Picture, padded, pictures_of_files, pictures_of_recipe
 
@@ -83,7 +84,7 @@ def visualize(
     if output is None:
         local = Path(checkpoint).is_dir()
         output = Path(checkpoint) / "visualize" if local else Path("visualize") / Path(checkpoint).name
-    output.mkdir(parents=True, exist_ok=True)
+    check_folder(output, "--output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for subject in opened.subjects:
         subject.taps.model.to(device)

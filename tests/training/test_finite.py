@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from cankd_hf import evaluate, push
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
+from cankd_hf.export.source import load as load_to_export
 from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import run_two
 
@@ -211,6 +212,8 @@ def test_weights_that_are_not_finite_are_not_trained_saved_scored_or_pushed(
     assert evaluate.main([str(tmp_path / "six"), *data]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Traceback" in line]
     assert len(said) == 1 and "expected finite weights to score" in said[0]
+    with pytest.raises(InputError, match="six: expected finite weights to export, got NaN or infinity in"):
+        load_to_export(str(tmp_path / "six"))
 
 
 def test_outputs_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "channels last": ({**GOOD, "pixel_values": PIXELS.permute(1, 2, 0)}, ("[64, 64, 3]", ".permute(2, 0, 1)")),
     "a batch": ({**GOOD, "pixel_values": PIXELS[None]}, ("[1, 3, 64, 64]",)),
     "grey": ({**GOOD, "pixel_values": PIXELS[:1]}, ("[1, 64, 64]", "RGB")),
-    "an array": ({**GOOD, "pixel_values": PIXELS.numpy()}, ("tensor", "ndarray")),
+    "lists": ({**GOOD, "pixel_values": PIXELS.tolist()}, ("tensor", "list")),
+    "texts": ({**GOOD, "pixel_values": np.array(["a"])}, ("tensor", "ndarray")),
+    "void of another number": ({**GOOD, "labels": LABELS.new_full((64, 64), -100)}, ("semantic_loss_ignore_index",)),
     "8 x 8": ({"pixel_values": PIXELS[:, :8, :8], "labels": LABELS[:8, :8]}, ("at least 32 x 32", "got 8 x 8")),
     "no pixels": ({"pixel_values": PIXELS[:, :0], "labels": LABELS[:0]}, ("at least 32 x 32", "got 0 x 64")),
     "float labels": ({**GOOD, "labels": LABELS.float()}, ("int64", "float32", ".long()")),
@@ -47,6 +49,13 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "too high": ({**GOOD, "labels": LABELS + 2}, ("0..3 or 255 (void)", "[4, 5]")),
     "one label": ({**GOOD, "labels": torch.tensor(1)}, ("mask [H, W]", "shape []")),
     "one-hot": ({**GOOD, "labels": torch.zeros(4, 64, 64).long()}, ("mask [H, W]", "[4, 64, 64]")),
+}
+LIKE_GOOD: dict[str, Any] = {
+    "arrays": {"pixel_values": PIXELS.numpy(), "labels": LABELS.numpy()},
+    "float64": {"pixel_values": PIXELS.double(), "labels": LABELS.int()},
+    "half": {"pixel_values": PIXELS.half().float().half(), "labels": LABELS.short()},
+    "bytes as labels": {"pixel_values": PIXELS, "labels": LABELS.to(torch.uint8)},
+    "other keys": {**GOOD, "name": "a"},
 }
 ONE_SIZE = ({**GOOD, "labels": LABELS[:32]}, ("size of its image, 64 x 64", "32 x 64"))
 
@@ -93,6 +102,22 @@ def one_teacher() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.training.tiny_trainers.teacher", lambda seed=1: kept)
         yield
+
+
+@pytest.mark.parametrize("name", LIKE_GOOD)
+def test_numbers_of_other_types_are_trained_on(tmp_path: Path, name: str) -> None:
+    """As the Trainer's own collation takes them."""
+    made = trainer(tmp_path, data=Listed(*[LIKE_GOOD[name]] * 2), max_steps=1)
+    batch = next(iter(made.get_train_dataloader()))
+    assert batch["pixel_values"].dtype == torch.float32 and batch["labels"].dtype == torch.int64
+    torch.testing.assert_close(batch["pixel_values"][0], PIXELS, atol=0.01, rtol=0)
+    assert batch["labels"][0].equal(LABELS)
+    made.train()
+
+
+@pytest.mark.parametrize("data", [3, {"pixel_values": PIXELS, "labels": LABELS}], ids=["a number", "a sample"])
+def test_what_is_no_data_set_is_refused(tmp_path: Path, data: Any) -> None:
+    assert said(tmp_path, data=data).startswith("train_dataset: expected a data set, got ")
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -23,6 +24,38 @@ def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> T
             for tensor in tensors
         ]
     )
+
+
+def as_tensors(sample: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """A sample as collation and models take it: arrays become tensors, labels int64, other numbers float32.
+
+    What is no number stays as it is, as do images of bytes, which are not normalised, and those in `dtype`, the
+    student's.
+    """
+    made = {**sample}
+    for key in ("pixel_values", "labels"):
+        value = made.get(key)
+        made |= {key: _tensor(value)} if isinstance(value, np.ndarray) else {}
+    image, labels = made.get("pixel_values"), made.get("labels")
+    if isinstance(image, Tensor) and image.is_floating_point() and image.dtype != dtype:
+        made["pixel_values"] = image.float()
+    if isinstance(labels, Mapping):
+        made["labels"] = {key: _exact(_tensor(value)) for key, value in labels.items()}
+    elif isinstance(labels, Tensor) and not labels.is_floating_point():
+        made["labels"] = _exact(labels)
+    return made
+
+
+def _tensor(value: Any) -> Any:
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+    return torch.as_tensor(np.ascontiguousarray(value)) if numbers else value
+
+
+def _exact(value: Any) -> Any:
+    """Labels in the types that losses take."""
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
+        return value
+    return value.float() if value.is_floating_point() else value.long()
 
 
 class Repeated(NamedTuple):
@@ -55,10 +88,14 @@ class Batch(dict[str, Any]):
 
 
 class BatchCollator:
-    """Collates samples into a `Batch`; `collate` makes the model's inputs of samples without their `meta`."""
+    """Collates samples into a `Batch`; `collate` makes the model's inputs of samples without their `meta`.
 
-    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> None:
-        self.collate = collate
+    With `dtype`, that of the student, samples go through `as_tensors` first; a user's own collator gets them as they
+    are.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype | None = None) -> None:
+        self.collate, self.dtype = collate, dtype
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         repeated = [isinstance(sample, Repeated) for sample in samples]
@@ -66,6 +103,8 @@ class BatchCollator:
         known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
         metas = [sample.pop(META) if isinstance(sample.get(META), tuple) else (-1, 0) for sample in known]
         known = [{**item, META: own[0]} if own else item for item, (_, _, *own) in zip(known, metas, strict=True)]
+        if self.dtype is not None:
+            known = [as_tensors(sample, self.dtype) for sample in known]
         try:
             inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
         except (RuntimeError, ValueError, TypeError) as error:

@@ -145,7 +145,7 @@ def _look(role: str, source: Source, index: int) -> _Finding:
         finding.fatal, finding.bare = isinstance(problem, WrongLabels), isinstance(problem, Unlabelled)
         return finding
     finding.name = sample.name
-    finding.digest = hashlib.blake2b(sample.image.numpy().data, digest_size=16).digest()
+    finding.digest = hashlib.blake2b(sample.image.permute(1, 2, 0).contiguous().numpy().data, digest_size=16).digest()
     finding.size = sample.image.shape[-2], sample.image.shape[-1]
     finding.label = None if sample.target is None else sample.target.summary()
     return finding
@@ -166,7 +166,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
-        report.warnings.append(f"no training {noun} that was checked holds {', '.join(missing)}")
+        report.warnings.append(f"no training {noun} that was checked holds {', '.join(shortened(missing))}")
 
 
 def _shape(height: int, width: int) -> float:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from torchvision.io import ImageReadMode
 
 from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
 from cankd_hf.data.common.files import not_a_file
@@ -19,6 +20,7 @@ from cankd_hf.data.common.targets import Mask, Target
 from cankd_hf.errors import InputError
 
 Data = Path | bytes
+ORIENTATION = ExifTags.Base.Orientation
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -84,13 +86,14 @@ class Decoder:
         return Sample(pixels, Mask(labels, self.ignore_index), image[1])
 
     def image(self, data: Data, name: str) -> torch.Tensor:
-        """Decode an image of any mode to RGB [3, H, W], uint8, upright.
+        """Decode an image of any mode to RGB [3, H, W], uint8, upright; in memory [H, W, 3], see `RandomScaleCrop`.
 
         16-bit grey is scaled to 8 bit, alpha is dropped, of an animation the first frame is taken. Raises Unusable
         naming the file, if it is missing, broken, empty or too large.
         """
-        array = _rgb_array(self._open(data, name, upright=True), name)
-        return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        found = self._open(data, name, upright=True)
+        pixels = found if isinstance(found, torch.Tensor) else torch.from_numpy(_rgb_array(found, name))
+        return pixels.permute(2, 0, 1)
 
     def mask(self, data: Data, name: str) -> torch.Tensor:
         """Decode a mask to labels [H, W], uint8 where every label and `ignore_index` fit, else int32.
@@ -100,6 +103,7 @@ class Decoder:
         classes, or colours outside the palette.
         """
         picture = self._open(data, name)
+        assert isinstance(picture, Image.Image)  # only upright images are decoded without Pillow
         if picture.mode in ("L", "P"):
             labels = np.array(picture)
         elif picture.mode == "1" or picture.mode in SIXTEEN_BIT:
@@ -110,8 +114,11 @@ class Decoder:
             raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
         return self._finish(labels, name)
 
-    def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image:
-        """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`."""
+    def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image | torch.Tensor:
+        """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`.
+
+        The pixels [H, W, 3] of an ordinary JPEG, if `upright`; else a picture of Pillow.
+        """
         problem = not_a_file(data) if isinstance(data, Path) else None
         if problem:  # before it is opened: a FIFO would wait for a writer, a device never ends
             missing = "the file does not exist" if problem == "no file" else f"expected an image file, got {problem}"
@@ -127,6 +134,9 @@ class Decoder:
                         f"{name}: {width} x {height} pixels are more than data.max_pixels = {self.max_pixels}; "
                         "shrink the image, or raise data.max_pixels if it is meant"
                     )
+                pixels = _fast_jpeg(picture, data) if upright else None
+                if pixels is not None:
+                    return pixels
                 picture.load()
             return ImageOps.exif_transpose(picture) if upright else picture
         except Image.DecompressionBombError as error:
@@ -175,16 +185,19 @@ class Decoder:
             wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
             labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
         if self.num_labels is not None:
-            strange = labels[(labels >= self.num_labels) | (labels < 0)]
-            strange = strange[strange != self.ignore_index]
-            if len(strange):
+            outside = (labels >= self.num_labels) & (labels != self.ignore_index)
+            if labels.dtype != np.uint8:
+                outside |= (labels < 0) & (labels != self.ignore_index)
+            if outside.any():
+                strange = labels[outside]
                 after = " after data.reduce_labels" if self.reduce_labels else ""
                 raise WrongLabels(
                     f"{name}: expected labels 0..{self.num_labels - 1} or {self.ignore_index} (void){after}, "
                     f"got {np.unique(strange)[:8].tolist()} in {len(strange)} pixels; correct the mask, "
                     "the labels file, data.ignore_index or data.reduce_labels"
                 )
-        fits = 0 <= self.ignore_index <= 255 and labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
+        small = labels.dtype == np.uint8 or (labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255)
+        fits = small and 0 <= self.ignore_index <= 255
         return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
 
 
@@ -192,6 +205,22 @@ def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
     """The decoder for a data set."""
     num_labels = len(labels.id2label) or None
     return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
+
+
+def _fast_jpeg(picture: Image.Image, data: Data) -> torch.Tensor | None:
+    """The pixels [H, W, 3], uint8, of a JPEG that Pillow has opened: the same as Pillow's, without its copies.
+
+    None where Pillow has to decode: another format, CMYK, rotated by EXIF, a torchvision without the operator, or a
+    file that it does not finish, for which Pillow decides and says what is wrong.
+    """
+    if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or picture.getexif().get(ORIENTATION, 1) != 1:
+        return None
+    content = data.read_bytes() if isinstance(data, Path) else data
+    try:  # the operator itself: its Python function warns at each call that a later torchvision may leave it out
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False).permute(1, 2, 0)
+    except (RuntimeError, AttributeError):
+        return None
 
 
 def _rgb_array(picture: Image.Image, name: str) -> np.ndarray:

@@ -22,6 +22,8 @@ from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 ROLES = ("train", "eval", "test")
+# Settings that say how files are read, which generated images are not.
+OF_FILES = ("name", "revision", "image_column", "mask_column", "labels", "num_labels", "ignore_index", "reduce_labels")
 
 
 @dataclass
@@ -34,6 +36,13 @@ class TaskData:
     # plain data for reports and cards: source, splits, skipped, warnings, class names
     facts: dict[str, Any] = field(default_factory=dict)
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None  # samples -> one batch
+
+
+def without_meaning(config: DataConfig, *names: str, where: str) -> list[str]:
+    """A warning that names the settings that were given and have no effect here, if any."""
+    default = DataConfig()
+    given = [f"data.{name}" for name in names if getattr(config, name) != getattr(default, name)]
+    return [f"no effect with {where}: {', '.join(given)}; remove what is meant for other data"] if given else []
 
 
 class SplitCatalog(Protocol):
@@ -60,7 +69,7 @@ class Folder:
         self.config = config
         self.folders = split_folders(root)
         self.mask_column = config.mask_column if need_masks else None
-        self.warnings: list[str] = []
+        self.warnings = without_meaning(config, "name", "revision", where="a local folder")
 
     @cached_property
     def labels(self) -> Labels:
@@ -84,7 +93,7 @@ class _Shapes:
     def __init__(self, config: DataConfig, need_masks: bool) -> None:
         self.splits = generated_splits(config.generated, need_masks)
         self.labels = Labels(id2label=dict(SHAPE_CLASSES), palette=dict(SHAPE_PALETTE))
-        self.warnings: list[str] = []
+        self.warnings = without_meaning(config, *OF_FILES, where="generated images")
 
     def names(self) -> list[str]:
         return list(self.splits)

@@ -26,7 +26,12 @@ def is_table_path(path: str) -> bool:
     folder = Path(path)
     if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
         return True
-    return _is_saved(folder) or (os.path.isdir(folder) and next(folder.rglob("*.parquet"), None) is not None)
+    return _is_saved(folder) or (os.path.isdir(folder) and _holds_parquet(folder))
+
+
+def _holds_parquet(folder: Path) -> bool:
+    walked = os.walk(folder)  # goes on where a folder cannot be read or vanishes, unlike rglob
+    return any(name.endswith(".parquet") for _, folders, files in walked for name in (*files, *folders))
 
 
 def _is_saved(folder: Path) -> bool:

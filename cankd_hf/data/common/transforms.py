@@ -14,7 +14,8 @@ from cankd_hf.config.data import DataConfig
 class RandomScaleCrop(v2.Transform):
     """Resize by a random factor in `scale` (of `base_size`, or of the image's own size) and cut a random crop.
 
-    Only the part of the image inside the crop is resized, which costs a fraction of resizing all of it. A scaled image
+    Only the part of the image inside the crop is resized, which costs a fraction of resizing all of it, and half of
+    that again where its memory is [H, W, 3], as of decoded images; the crop is contiguous [3, h, w]. A scaled image
     smaller than the crop is placed at random on a background of the colour `fill` (0..255) and the label `mask_fill`.
     """
 
@@ -30,7 +31,7 @@ class RandomScaleCrop(v2.Transform):
         self.crop_size = crop_size
         self.scale = scale
         self.base_size = base_size
-        self.fill = fill
+        self.background = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
         self.mask_fill = mask_fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -53,16 +54,20 @@ class RandomScaleCrop(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the drawn crop to an image [3, H, W] or a mask [H, W]."""
         (top, height), (left, width) = params["box"]
-        part = inpt[..., top : top + height, left : left + width]
+        part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         rows, columns = params["inner"]
         up, before = params["before"]
-        padding = [before, up, self.crop_size[1] - columns - before, self.crop_size[0] - rows - up]
         if isinstance(inpt, tv_tensors.Mask):
             labels = resize_labels(part, (rows, columns))
-            left, top, right, bottom = padding
-            return tv_tensors.Mask(constant_pad(labels, (left, right, top, bottom), value=self.mask_fill))
-        image = F.resize(part, [rows, columns], antialias=True)
-        return tv_tensors.Image(F.pad(image, padding, fill=self.fill) if any(padding) else image)
+            after = self.crop_size[1] - columns - before, self.crop_size[0] - rows - up
+            padded = constant_pad(labels, (before, after[0], up, after[1]), value=self.mask_fill)
+            return tv_tensors.Mask(padded)
+        image = F.resize_image(part, [rows, columns], antialias=True)
+        if (rows, columns) == tuple(self.crop_size):
+            return tv_tensors.Image(image.contiguous())
+        canvas = self.background.repeat(1, *self.crop_size)
+        canvas[:, up : up + rows, before : before + columns] = image
+        return tv_tensors.Image(canvas)
 
 
 def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
@@ -93,4 +98,5 @@ class Normalize:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         plain = image.as_subclass(torch.Tensor)
-        return plain.float().sub_(self.shift).div_(self.scale).contiguous()
+        # contiguous first: arithmetic on the memory of [H, W, 3] takes several times as long
+        return plain.contiguous().float().sub_(self.shift).div_(self.scale)

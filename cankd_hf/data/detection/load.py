@@ -24,6 +24,7 @@ from cankd_hf.data.common.sources import (
     folder_at,
     open_set,
     split_of,
+    without_meaning,
     wrap,
 )
 from cankd_hf.data.common.streams import stream_of
@@ -69,6 +70,7 @@ def load_detection(
     """
     config.check_values()
     catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
+    catalog.warnings += without_meaning(config, "mask_column", "ignore_index", "reduce_labels", where="boxes")
     _, sources = together(
         lambda: catalog.labels.check_names(config, "cat") if need_labels else None,
         lambda: by_role(config, catalog, splits),

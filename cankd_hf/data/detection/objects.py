@@ -172,7 +172,8 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
     keep = inside & (not relative)
     shrunk = (cut[:, 2:] - cut[:, :2]).prod(axis=1)
     area = np.where(over > 0, np.minimum(annotation.area, shrunk), annotation.area)
-    ordered = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes <= limits + TOLERANCE).all()
+    within = (boxes >= -TOLERANCE).all() and (boxes <= limits + TOLERANCE).all()
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all() and within
     looks_xyxy = bool(ordered and over.max(initial=0) > TOLERANCE)  # as x, y, width, height they leave the image
     if looks_xyxy:
         warnings.append(

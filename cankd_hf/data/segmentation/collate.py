@@ -14,13 +14,14 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
 
     Returns:
         `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
-        (height, width of each mask) where the masks differ in size from their images, so that each is scored on
-        its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
+        (height, width of each mask) where the masks differ in size from one another and from their images, so that
+        each is scored on its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
     """
     batch = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
     if all("labels" in sample for sample in samples):
         labels = [sample["labels"] for sample in samples]
         batch["labels"] = stack_padded(labels, ignore_index)
-        if any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
+        padded = len({label.shape for label in labels}) > 1
+        if padded and any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
             batch["label_sizes"] = torch.tensor([list(label.shape) for label in labels])
     return batch

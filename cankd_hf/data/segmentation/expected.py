@@ -33,6 +33,7 @@ def mask_problem(labels: Any, size: Sequence[int], classes: int, ignore_index: i
     if len(strange):
         return (
             f"labels: expected ids 0..{classes - 1} or {ignore_index} (void), got "
-            f"{strange.unique()[:8].tolist()} in {len(strange)} pixels; correct the masks, or the number of classes"
+            f"{strange.unique()[:8].tolist()} in {len(strange)} pixels; correct the masks or the number of classes, "
+            "or name another void by semantic_loss_ignore_index in the student's configuration"
         )
     return None

@@ -1,0 +1,37 @@
+"""The benchmarks of data and of scoring: they run, compare equal results, and refuse what they cannot do."""
+
+from __future__ import annotations
+
+import pytest
+
+from cankd_hf.benchmark import data, main, scoring
+
+
+def test_data_is_timed_with_masks_and_without(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--images", "2", "--repeats", "1", "--size", "24x32"]) == 0
+    said = capsys.readouterr().out
+    assert "24x32" in said and "224x224" in said and said.count("ms") >= 4
+
+
+def test_scoring_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scoring", "--images", "3", "--classes", "4", "--size", "12x16", "--repeats", "1"]) == 0
+    assert "8 masks, 12x16, 4 classes" in capsys.readouterr().out
+
+
+def test_results_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    areas = scoring.segmentation_areas
+    monkeypatch.setattr(scoring, "segmentation_areas", lambda *given: areas(*given) + 1)
+    assert main(["scoring", "--images", "1", "--size", "8x8", "--repeats", "1"]) == 2
+    plain = data._plain
+    monkeypatch.setattr(data, "_plain", lambda *given: {key: value + 1 for key, value in plain(*given).items()})
+    assert main(["data", "--images", "1", "--size", "24x32", "--repeats", "1"]) == 2
+    assert "expected the plain form's counts" in (said := capsys.readouterr().err) and "plain pipeline's" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [(["data", "--size", "3x"], "--size"), (["scoring", "--classes", "0"], "--classes"), (["data", "x"], "data.path")],
+)
+def test_bad_arguments_are_named(given: list[str], place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    assert capsys.readouterr().err.startswith(f"error: {place}: expected")
