@@ -28,6 +28,7 @@ _HARMLESS = {
     "baseline",
     "data.cache",
     "data.check",
+    "output_dir",  # the saved recipe lies in it: the folder was moved, or is named in another way
     "training.dataloader_num_workers",
     "training.disable_tqdm",
     "training.hub_always_push",

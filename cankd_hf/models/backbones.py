@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import check_keys, config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
+from cankd_hf.models.unreadable import NOT_LOADED
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def load_backbone(
     options["key_mapping"] = {r"^backbone\.": ""}  # of a pyramid model
     try:
         model, info = loader(name, config=config, dtype=dtype or torch.float32, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"backbone {name}: cannot be loaded: {first_line(error)}") from error
     check_complete(f"backbone {name}", info["missing_keys"], (entry[0] for entry in info["mismatched_keys"]))
     return model
@@ -229,7 +230,7 @@ def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: to
             out_indices=tuple(config.out_indices),
             output_stride=config.output_stride,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except NOT_LOADED as error:
         raise InputError(
             f"backbone timm/{name}: its pretrained weights cannot be loaded ({first_line(error)}); check the name "
             "(timm.list_pretrained()) and the network, or give a configuration with model_type: timm_backbone"

@@ -14,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
 from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
+from cankd_hf.models.unreadable import NOT_LOADED
 
 # Class name endings of dense-prediction models, whose auto classes are `AutoModel` and the ending.
 _DENSE = (
@@ -73,7 +74,7 @@ def load_dense_or_plain(
             if not tower:
                 options["trust_remote_code"] = trust_remote_code
             model, info = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except NOT_LOADED as error:
         reason = " ".join(str(error).split())[:500]
         raise InputError(f"teacher {name or config.model_type}: cannot be loaded: {reason}") from error
     if model.main_input_name != "pixel_values":

@@ -25,6 +25,7 @@ from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.unreadable import NOT_LOADED
 
 __all__ = ["StudentConfig", "build_student"]
 
@@ -100,7 +101,7 @@ def load_student(auto_class: Any, folder: str | Path, revision: str | None, task
     register()
     try:
         return auto_class.from_pretrained(folder, revision=revision or "main", dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"{folder}: expected a saved {task} student, found none: {first_line(error)}") from error
 
 
@@ -199,7 +200,7 @@ def _loaded_student(
     try:
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **_hub(student)}
         model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
     _check_head(name, model, info, before, len(id2label))
     return model

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models, segmentation
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import nearest
+from cankd_hf.models.unreadable import NOT_LOADED
 from cankd_hf.names import TORCHVISION as PREFIX
 
 MULTIPLE = 32  # torchvision's detectors pad the images of a batch to it, at the right and bottom
@@ -149,7 +149,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"teacher.weights: {file} cannot be read as plain tensors: {_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         keys = f"; its keys are {_some(list(state))}" if isinstance(state, Mapping) else ""

@@ -9,11 +9,12 @@ from pathlib import Path
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
 from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
-from cankd_hf.training.checkpoint_files import writing
+from cankd_hf.training.checkpoint_files import ASIDE, LIST_FILE, writing
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> 
         if args.process_index:
             return
         now = json.loads(to_json(_data_record(recipe, data)))
-        then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and holds_work(out) else now
+        then = read_json(file) if file.is_file() and holds_work(out) else now
         differences = _differences(then, now)
         if differences:
             raise InputError(
@@ -59,9 +60,9 @@ def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> 
 
 def holds_work(out: Path) -> bool:
     """Whether a folder contains a checkpoint or a finished arm, itself or in a subfolder."""
-    return any(
-        True for pattern in ("checkpoint-*", ARM_FILE) for depth in ("", "*/") for _ in out.glob(depth + pattern)
-    )
+    written = f"{ASIDE}/checkpoint-*/{LIST_FILE}"  # to its end, but killed before it was in place
+    patterns = ("checkpoint-*", ARM_FILE, written)
+    return any(True for pattern in patterns for depth in ("", "*/") for _ in out.glob(depth + pattern))
 
 
 def set_aside(out: Path) -> None:

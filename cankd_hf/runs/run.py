@@ -1,6 +1,5 @@
 """Runs a checked recipe: trains its arms (teachers, student alone, distilled student) and writes the results."""
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -17,7 +16,8 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
-from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.names import ALONE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.runs.arms import finished_arm, write_arm
 from cankd_hf.runs.build import (
     SCORE_ONLY,
     build_student,
@@ -34,7 +34,7 @@ from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.callbacks import Stopwatch
-from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, chosen, digest, writing
+from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, chosen, writing
 from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.trainer import CanKDTrainer
 
@@ -144,7 +144,7 @@ class _Session:
         student: StudentConfig | None = None,
         **overrides: Any,
     ) -> Arm:
-        done = self._finished(folder, name)
+        done = finished_arm(folder, name)
         if done is not None:
             logger.warning("%s: finished before, kept (%s); --restart trains it again", name, folder)
             return done
@@ -172,8 +172,7 @@ class _Session:
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
-            weights = {path.name: digest(path) for path in sorted(folder.glob("*.safetensors"))}
-            write_json(folder / ARM_FILE, {**vars(arm), "taps": _taps(trainer), "weights": weights})
+            write_arm(folder, arm, _taps(trainer))
         return arm
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
@@ -209,21 +208,6 @@ class _Session:
         metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-
-    def _finished(self, folder: Path, name: str) -> Arm | None:
-        file = folder / ARM_FILE
-        if not file.is_file():
-            return None
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        saved.pop("taps", None)
-        weights = saved.pop("weights", {})
-        if saved["name"] != name:
-            return None
-        for path, kept in weights.items():
-            if not (folder / path).is_file() or digest(folder / path) != kept:
-                logger.warning("%s: %s is missing or changed; made again", name, folder / path)
-                return None
-        return Arm(**saved)
 
     def _checkpoint(self, folder: Path, name: str, args: CanKDConfig) -> str | None:
         if name.startswith("student") and name != ALONE and self.resume is not None:

@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.models.finite import named, not_finite
+from cankd_hf.models.unreadable import NOT_LOADED
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
@@ -61,12 +62,21 @@ def check_teachers(folder: Path, teachers: Mapping[str, Teacher]) -> None:
     file = folder / MANIFEST_FILE
     now = json.loads(to_json(manifest_of(teachers)))
     then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if now == then:
+    if _unnamed(now) == _unnamed(then):
         return
     if now is None or then is None:
         raise InputError(f"{folder}: saved {'with' if then else 'without'} a teacher; resume it the same way")
     changed = [f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in now if now.get(key) != then.get(key)]
     raise InputError(f"{folder}: saved with another teacher ({'; '.join(changed)}); resume with the same one")
+
+
+def _unnamed(manifest: Any) -> Any:
+    """Without the folders or names that weights came from: equal fingerprints are equal weights."""
+    if not isinstance(manifest, dict):
+        return manifest
+    if not isinstance(manifest.get("fingerprint"), str):  # of several teachers, by their names
+        return {name: _unnamed(one) for name, one in manifest.items()}
+    return {key: value for key, value in manifest.items() if key != "model"}
 
 
 def check_classes(folder: Path, student: PreTrainedModel) -> None:
@@ -128,7 +138,7 @@ def read_student_weights(folder: Path, kind: type | None = None) -> dict[str, Te
         return saved
     try:
         model, info = native.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except NOT_LOADED as error:
         raise InputError(f"{folder}: cannot be read as {names[0]}: {error}") from error
     state = {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     return {**state, **{name: saved[name] for name in info["unexpected_keys"] if name in saved}}

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers.trainer_utils import sort_checkpoints
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -25,9 +28,10 @@ LIST_FILE = "checkpoint_files.json"  # written last: a folder that has it was wr
 ASIDE = ".partial"  # subfolder of a run in which checkpoints are written, and deleted
 PROBE = 1 << 20  # bytes written to see whether a folder takes files
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_SAVED_BY_TORCH = ("optimizer.", "scheduler.", "rng_state")
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What torch.save raises when the disk is full is a plain RuntimeError.
-_WRITE_FAILED = re.compile(r"PytorchStreamWriter|file write failed|unexpected pos")
+_WRITE_FAILED = re.compile(r"PytorchStreamWriter|file write failed|unexpected pos|while serializing|I/O error")
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -78,33 +82,39 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
 
 
 def read_list(folder: Path) -> dict[str, Any]:
-    """The list of a checkpoint; empty without one."""
+    """The list of a checkpoint; empty without one. Raises ValueError for a file that is no such list."""
     file = folder / LIST_FILE
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(content, dict) or (file.is_file() and "files" not in content):
+        raise ValueError(f"{LIST_FILE} is not a list of files")
+    return content
 
 
 def flaw(folder: Path) -> str | None:
-    """What makes a checkpoint unusable: missing, changed or unreadable files; None for a whole one."""
+    """What makes a checkpoint unusable: missing, changed or unreadable files, or weights that are not finite."""
     if not folder.is_dir():
         return "no such folder"
     try:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         listed = read_list(folder)
+        kept = [(name, entry["size"], entry["sha256"]) for name, entry in listed["files"].items()] if listed else []
     except FileNotFoundError:
         return f"{STATE_FILE} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"cannot be read: {error}"
+    except (AttributeError, KeyError, TypeError):
+        return f"{LIST_FILE} is not a list of files"
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return f"{STATE_FILE} is not that of a Trainer"
-    for name, kept in listed.get("files", {}).items():
+    for name, size, sha256 in kept:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != kept["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {kept['size']}"
-        if digest(file) != kept["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if digest(file) != sha256:
             return f"{name} was changed after it was saved"
-    return None if listed else _flaw_of_unlisted(folder)
+    return (None if listed else _flaw_of_unlisted(folder)) or _flaw_of_weights(folder)
 
 
 def why_not_resumed(folder: Path) -> str | None:
@@ -180,7 +190,7 @@ def writing(place: Path, only: Collection[int] | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _WRITE_FAILED.search(str(error)):
+        if not isinstance(error, OSError) and not _WRITE_FAILED.search(str(error)):
             raise
         if isinstance(error, OSError) and only is not None and error.errno not in only:
             raise
@@ -216,7 +226,34 @@ def _flaw_of_unlisted(folder: Path) -> str | None:
         "the random states": ["rng_state"],
     }
     missing = [what for what, starts in needed.items() if not any(name.startswith(tuple(starts)) for name in names)]
-    return f"{' and '.join(missing)} missing" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} missing"
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return next((wrong for file in files if (wrong := _unreadable(file))), None)
+
+
+def _flaw_of_weights(folder: Path) -> str | None:
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            bad = not_finite(load_file(file))
+        except (OSError, SafetensorError) as error:
+            return f"{file.name} cannot be read: {error}"
+        if bad:
+            return f"{file.name}: expected finite weights, got {named(bad)}"
+    return None
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file of a Trainer is not what its name says."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.name.startswith(_SAVED_BY_TORCH):
+            with zipfile.ZipFile(file) as archive:  # torch.save writes zip files, with checksums
+                archive.testzip()
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+        return f"{file.name} cannot be read: {error}"
+    return None
 
 
 def _finish_renames(run: Path) -> None:

@@ -38,7 +38,10 @@ class ScoreGuard:
             name = self.trainer.student.name_or_path or "student"
             last = self.last_checkpoint(self.trainer.state.global_step - 1)
             names = [one.removeprefix("student.") for one in bad]
-            raise InputError(f"{name}: expected finite weights {purpose}, got {named(names)}; train it anew{last}")
+            hint = "lower training.learning_rate and " if self.trainer.state.global_step else ""
+            raise InputError(
+                f"{name}: expected finite weights {purpose}, got {named(names)}; {hint}train it anew{last}"
+            )
 
     def anywhere(self, here: bool) -> bool:
         """Whether it is so on any process."""

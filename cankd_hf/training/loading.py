@@ -3,10 +3,13 @@
 import inspect
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_utils import has_length
 
 from cankd_hf.data.common.batch import META
 from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
 
 
@@ -21,14 +24,31 @@ class LoadingMixin(TeachingTrainer):
         # With persistent workers the Trainer keeps one loader for all data sets given here: those of the first one.
         return self.get_test_dataloader(eval_dataset)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As in the Trainer, which would end without a step, as if all was well, where there is no batch."""
+        loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            dataset: Any = self.train_dataset
+            batch = self.args.train_batch_size * self.args.world_size
+            raise InputError(
+                f"train_dataset: {len(dataset)} images make no whole batch of {batch}, and dataloader_drop_last "
+                "leaves out the others; set it to false, or per_device_train_batch_size to fewer"
+            )
+        return loader
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         drops = self.args.dataloader_drop_last
         # In evaluation every image counts.
         self.args.dataloader_drop_last = drops and kwargs.get("is_training", False)
         try:
-            return super()._get_dataloader(*args, **kwargs)
+            loader = super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drops
+        if self.args.dataloader_num_workers and self.args.dataloader_persistent_workers:
+            # Workers get their seed when they start. A resumed run starts them at another time than an uninterrupted
+            # one, so the seed must not be drawn from the random numbers of dropout.
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

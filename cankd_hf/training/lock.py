@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 BEAT = 20.0  # seconds between signs of life of the holder
+UNREADABLE = 2.0  # seconds that the writing of a lock may take
 STALE = 120.0  # seconds without one, after which a lock of another host is taken
 _held: dict[Path, int] = {}  # folders that this process holds, and how often
 
@@ -84,15 +85,19 @@ class FolderLock:
             text, age = self.file.read_text(encoding="utf-8"), time.time() - self.file.stat().st_mtime
         except FileNotFoundError:
             return
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.file}: expected a lock file, got what cannot be read ({error}); delete it"
+            ) from error
         try:
             holder = json.loads(text)
             process, host, started = int(holder["process"]), str(holder["host"]), float(holder["started"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             process, host, started = 0, "an unknown host", 0.0
         if host == socket.gethostname():
-            alive = _alive(process, started)
-        else:
-            alive = age < STALE
+            alive = process > 0 and _alive(process, started)
+        else:  # one that cannot be read is being written at this moment, or was when its process ended
+            alive = age < (STALE if process else UNREADABLE)
         if alive:
             raise InputError(
                 f"{self.file.parent}: process {process} on {host} is training in it; wait for its end, stop it, or "

@@ -104,8 +104,9 @@ class CheckpointMixin(TeachingTrainer):
         run, resumed = Path(self._get_output_dir(trial)), resume_from_checkpoint
         self._ended_early = resumed is not None and bool(files.read_list(Path(resumed)).get("ended_early"))
         best = run / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_model_checkpoint is None and self.state.best_global_step and best.is_dir():
-            self.state.best_model_checkpoint = str(best)  # the run was moved, or called from another folder
+        inside = resumed is not None and Path(resumed).resolve().parent == run.resolve()
+        if self.state.best_global_step and best.is_dir() and inside:
+            self.state.best_model_checkpoint = str(best)  # the run was moved, copied, or called from another folder
         return epochs, steps
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,21 @@ def emptied(file: Path) -> None:
     file.write_bytes(b"")
 
 
+def not_a_number(file: Path) -> None:
+    """NaN in a weight, with a list that was made again."""
+    state = load_file(file)
+    name = next(iter(state))
+    save_file({**state, name: torch.full_like(state[name], torch.nan)}, file, metadata={"format": "pt"})
+    (file.parent / LIST_FILE).unlink()
+    seal(file.parent, {})
+
+
+def unlisted(file: Path) -> None:
+    """A damaged file in a checkpoint of an earlier version."""
+    file.write_bytes(b"abc")
+    (file.parent / LIST_FILE).unlink()
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     **{name: lambda f, n=name: (f / n).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")},
     **{f"no {name}": lambda f, n=name: (f / n).unlink() for name in ("model.safetensors", "trainer_state.json")},
@@ -56,6 +72,13 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "empty state": lambda f: emptied(f / "trainer_state.json"),
     "empty list": lambda f: emptied(f / LIST_FILE),
     "cut optimizer": lambda f: (f / "optimizer.pt").write_bytes((f / "optimizer.pt").read_bytes()[:100]),
+    "no file in the list": lambda f: (f / LIST_FILE).write_text("{}") and None,
+    "another list": lambda f: (f / LIST_FILE).write_text('{"files": {"optimizer.pt": 1}}') and None,
+    "a deep list": lambda f: (f / LIST_FILE).write_text("[" * 99999) and None,
+    "listed NaN": lambda f: not_a_number(f / "model.safetensors"),
+    **{f"unlisted {name}": lambda f, n=name: unlisted(f / n) for name in ("optimizer.pt", "scheduler.pt")},
+    **{f"unlisted {name}": lambda f, n=name: unlisted(f / n) for name in ("rng_state.pth", "model.safetensors")},
+    "unlisted manifest": lambda f: unlisted(f / "teacher_manifest.json"),
     "only a folder": lambda f: [path.unlink() for path in f.iterdir()] and None,
 }
 
@@ -78,12 +101,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_bef
 
 def test_weights_that_are_not_finite_are_not_resumed(finished: Path, tmp_path: Path) -> None:
     run = copy(finished, tmp_path / "run")
-    file = run / "checkpoint-3" / "model.safetensors"
-    state = load_file(file)
-    name = next(iter(state))
-    save_file({**state, name: torch.full_like(state[name], torch.nan)}, file, metadata={"format": "pt"})
+    not_a_number(run / "checkpoint-3" / "model.safetensors")
     (run / "checkpoint-3" / LIST_FILE).unlink()  # as an earlier version left it
-    with pytest.raises(InputError, match="inf or NaN in"):
+    with pytest.raises(InputError, match="expected finite weights, got NaN or infinity in"):
         trainer(run, **SAVES).train(resume_from_checkpoint=str(run / "checkpoint-3"))
 
 
@@ -277,3 +297,34 @@ def test_of_two_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
         codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in [take(), take()]]
         assert sorted(codes) == [0, 2]
         (tmp_path / LOCK_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"process": "a"}', '{"process": -5, "host": "HOST", "started": 1}', '{"process": 1e400, "host": "x"}'],
+)
+def test_a_lock_that_says_nothing_is_taken(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock = tmp_path / LOCK_FILE
+    lock.write_text(content.replace("HOST", socket.gethostname()))
+    os.utime(lock, (time.time() - 3,) * 2)  # no process takes so long to write it
+    with FolderLock(tmp_path):
+        assert json.loads(lock.read_text())["process"] == os.getpid()
+    assert "ended without releasing it" in caplog.text
+    lock.mkdir()
+    with pytest.raises(InputError, match="expected a lock file"), FolderLock(tmp_path):
+        pass
+
+
+def test_persistent_workers_leave_the_random_numbers_of_a_resumed_run_alone(tmp_path: Path) -> None:
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    settings = {**SAVES, **workers, "max_steps": 4}  # two steps are an epoch
+    whole = trainer(tmp_path, model=student(dropout=0.5), **settings)
+    whole.train()
+    resumed = trainer(tmp_path, model=student(dropout=0.5), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert largest_difference(weights(whole), weights(resumed)) == 0
+
+
+def test_training_without_a_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 images make no whole batch of 8, and dataloader_drop_last"):
+        trainer(tmp_path, data=Images(3), dataloader_drop_last=True).train()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cankd_hf import train
 from cankd_hf.errors import InputError
+from cankd_hf.runs.folder import holds_work
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import check_folder
@@ -114,3 +115,60 @@ def test_a_data_set_that_changed_is_refused_by_name(tmp_path: Path, capsys: pyte
     assert train.main([file]) == 0
     (data / "labels.json").write_text('{"0": "ground", "1": "other"}')
     assert train.main([file, "--restart"]) == 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and the finished run of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train.main([recipe(folder, baseline=False, teacher=None)]) == 0
+    return folder
+
+
+def test_a_run_goes_on_where_it_was_moved(finished: Path, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-r", str(finished / "run"), str(tmp_path / "moved")], check=True)
+    (tmp_path / "moved" / "arm.json").unlink()
+    assert train.main([str(finished / "recipe.yaml"), f"output_dir={tmp_path / 'moved'}"]) == 0
+    made = json.loads((tmp_path / "moved" / "results.json").read_text())
+    assert [arm["folder"] for arm in made["arms"]] == [str(tmp_path / "moved")]
+    assert made["arms"][0]["steps"] == json.loads((finished / "run" / "results.json").read_text())["arms"][0]["steps"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "student", "files": 1}', "\0"])
+def test_a_damaged_record_of_an_arm_is_made_again(
+    content: str, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished / "run"), str(run)], check=True)
+    whole = (run / "model.safetensors").read_bytes()
+    (run / "arm.json").write_text(content)
+    assert train.main([str(finished / "recipe.yaml"), f"output_dir={run}"]) == 0
+    assert caplog.text.count("arm.json cannot be read") == 1 and (run / "model.safetensors").read_bytes() == whole
+    (run / "config.json").unlink()
+    assert train.main([str(finished / "recipe.yaml"), f"output_dir={run}"]) == 0
+    assert "config.json is missing or changed; made again" in caplog.text and (run / "config.json").is_file()
+
+
+def test_a_checkpoint_that_was_not_in_place_yet_is_work_too(finished: Path, tmp_path: Path) -> None:
+    """Else a run of another recipe would go on from it."""
+    partial = tmp_path / "run" / "teacher" / ".partial" / "checkpoint-3"
+    partial.mkdir(parents=True)
+    assert not holds_work(tmp_path / "run")
+    (partial / "checkpoint_files.json").write_text("{}")
+    assert holds_work(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("part", ["teacher.model", "student.model"])
+def test_weights_that_cannot_be_read_are_one_line(
+    part: str, file: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", str(finished / "run"), str(damaged)], check=True)
+    (damaged / "model.safetensors").unlink()
+    (damaged / file).write_bytes(b"abc")
+    place, key = part.split(".")
+    settings = {"baseline": False, "teacher": None, place: {key: str(damaged)}}
+    assert train.main([recipe(tmp_path, **settings)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and str(damaged) in lines[0] and "output_dir" not in lines[0], lines
