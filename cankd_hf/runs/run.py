@@ -146,7 +146,8 @@ class _Session:
     ) -> Arm:
         done = finished_arm(folder, name)
         if done is not None:
-            logger.warning("%s: finished before, kept (%s); --restart trains it again", name, folder)
+            unused = f"; --resume {self.resume} is not used" if self._resumes(name) else ""
+            logger.warning("%s: finished before, kept (%s); --restart trains it again%s", name, folder, unused)
             return done
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student
@@ -209,8 +210,12 @@ class _Session:
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 
+    def _resumes(self, name: str) -> bool:
+        """Whether `--resume` is for this arm: the last one."""
+        return self.resume is not None and name.startswith("student") and name != ALONE
+
     def _checkpoint(self, folder: Path, name: str, args: CanKDConfig) -> str | None:
-        if name.startswith("student") and name != ALONE and self.resume is not None:
+        if self._resumes(name):
             return self.resume
         found = chosen(folder, args.process_index == 0)
         return None if found is None else str(found)

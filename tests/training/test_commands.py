@@ -92,7 +92,9 @@ def test_a_run_ends_in_a_table_a_picture_and_students_that_load(
     assert {"recipe.yaml", "preprocessor_config.json", "config.json"} <= {path.name for path in run.iterdir()}
     # The second call finds everything done, and scores are the same from the saved folder.
     assert train.main([file]) == 0
-    assert caplog.text.count("finished before") == 3
+    assert caplog.text.count("finished before") == 3 and "is not used" not in caplog.text
+    assert train.main([file, "--resume", str(run / "checkpoint-3")]) == 0
+    assert f"--resume {run / 'checkpoint-3'} is not used" in caplog.text
     assert evaluate.main([str(run), "--json", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["miou"] == pytest.approx(results["arms"][-1]["scores"]["miou"], abs=1e-6)
