@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import CallbackHandler
 
@@ -15,7 +15,7 @@ from cankd_hf.teachers.source import TeacherSource
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.distiller import Distiller
-from cankd_hf.training.handler import StudentCallbackHandler
+from cankd_hf.training.handler import StudentCallbackHandler, unwrapped
 
 
 class TeachingTrainer(Trainer):
@@ -46,7 +46,7 @@ class TeachingTrainer(Trainer):
     @property
     def distiller(self) -> Distiller:
         """Student, connectors and losses, without wrappers such as DDP."""
-        return cast(Distiller, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        return cast(Distiller, unwrapped(cast(nn.Module, self.model)))
 
     @property
     def teacher(self) -> Teacher | None:
