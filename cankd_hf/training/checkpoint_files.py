@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import STATE_FILE
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 LIST_FILE = "checkpoint_files.json"  # written last: a folder that has it was written to the end
 ASIDE = ".partial"  # subfolder of a run in which checkpoints are written, and deleted
@@ -146,16 +147,35 @@ def newest(run: Path) -> Path | None:
 
 def chosen(run: Path, main: bool) -> Path | None:
     """As `newest`, decided by the main process for all processes."""
+    return by_main(main, lambda: newest(run))
+
+
+def check_whole(folder: Path, main: bool) -> None:
+    """Checks a checkpoint before it is used; the main process reads it for all.
+
+    Raises:
+        InputError: if a file is missing, changed or unreadable.
+    """
+
+    def check() -> None:
+        if wrong := flaw(folder):
+            raise InputError(f"{folder}: {wrong}; use another checkpoint, or start over without one")
+
+    by_main(main, check)
+
+
+def by_main(main: bool, act: Callable[[], Found]) -> Found:
+    """What the main process finds, or its InputError, in all processes."""
     answer: list[Any] = [None, None]
     if main:
         try:
-            answer[0] = newest(run)
+            answer[0] = act()
         except InputError as error:
             answer[1] = error.problems
     found, problems = broadcast_object_list(answer)
     if problems:
         raise InputError(problems)
-    return None if found is None else Path(found)
+    return cast(Found, found)
 
 
 def check_folder(out: Path, place: str = "output_dir") -> None:

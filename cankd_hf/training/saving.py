@@ -78,9 +78,9 @@ class CheckpointMixin(TeachingTrainer):
                 raise InputError(f"resume_from_checkpoint: expected a whole checkpoint in {out}, found none")
         else:
             found = Path(str(asked))
-            wrong = files.flaw(found) or files.why_not_resumed(found)
-            if wrong is not None:
-                raise InputError(f"{found}: {wrong}; resume from another checkpoint, or start over without one")
+            files.check_whole(found, self.is_world_process_zero())
+            if reason := files.why_not_resumed(found):
+                raise InputError(f"{found}: {reason}; resume from another checkpoint, or start over without one")
         processes = files.read_list(found).get("processes", self.args.world_size)
         if processes != self.args.world_size:
             logger.warning(
@@ -221,6 +221,5 @@ class CheckpointMixin(TeachingTrainer):
             super()._load_best_model()
             return
         logger.info("Loading the best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
-        if wrong := files.flaw(Path(str(self.state.best_model_checkpoint))):
-            raise InputError(f"{self.state.best_model_checkpoint}: the best checkpoint cannot be loaded: {wrong}")
+        files.check_whole(Path(str(self.state.best_model_checkpoint)), self.is_world_process_zero())
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))

@@ -31,9 +31,8 @@ class SeedMixin(TeachingTrainer):
         epochs, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        if (
-            resume_from_checkpoint is None or num_train_epochs != sys.maxsize
-        ):  # its number of epochs for data without a length
+        endless = num_train_epochs == sys.maxsize  # what the Trainer takes for data without a length
+        if resume_from_checkpoint is None or not endless:
             return epochs, batches
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE_FILE))
         # The Trainer counts the epochs of a stream right in `epoch`: passes + batches of this one / all batches.

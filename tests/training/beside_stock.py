@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.trainer import CanKDTrainer
 
-from .tiny_trainers import Images, student
+from .tiny_trainers import Images, student, teacher, terms
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 4,
@@ -121,3 +122,20 @@ class Events(TrainerCallback):
         if name.startswith("on_"):
             return lambda *args, **kwargs: self.seen.append(name)
         return super().__getattribute__(name)
+
+
+def taught(folder: Path, **settings: Any) -> CanKDTrainer:
+    return ours(folder, **{"teacher": teacher(), "terms": terms(), "max_steps": 2, **settings})
+
+
+class Unlabelled(Dataset):
+    """The images of a data set alone."""
+
+    def __init__(self, labelled: Any) -> None:
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": self.labelled[index]["pixel_values"]}

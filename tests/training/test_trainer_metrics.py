@@ -8,33 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 from transformers import ConvNextBackbone
 
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import FeaturesTask
-from cankd_hf.training.trainer import CanKDTrainer
 
-from .beside_stock import accuracy, images, ours, stock
+from .beside_stock import Unlabelled, accuracy, images, stock, taught
 from .detector_trainers import Boxed, detector_trainer
-from .tiny_trainers import Images, student, teacher, terms, trainer
-
-
-def taught(folder: Path, **settings: Any) -> CanKDTrainer:
-    return ours(folder, **{"teacher": teacher(), "terms": terms(), "max_steps": 2, **settings})
-
-
-class Unlabelled(Dataset):
-    """The images of a data set alone."""
-
-    def __init__(self, labelled: Any) -> None:
-        self.labelled = labelled
-
-    def __len__(self) -> int:
-        return len(self.labelled)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.labelled[index]["pixel_values"]}
+from .tiny_trainers import Images, student, trainer
 
 
 def test_own_metrics_get_logits_and_labels_with_a_teacher_too(tmp_path: Path) -> None:

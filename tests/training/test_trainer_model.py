@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerConfig,
@@ -22,28 +21,10 @@ from transformers.utils import ModelOutput
 from cankd_hf import FPNForSemanticSegmentation
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import SegmentationTask, saved_task, task_for
-from cankd_hf.training.trainer import CanKDTrainer
 
-from .beside_stock import images, ours, weights
+from .beside_stock import Unlabelled, images, taught, weights
 from .detector_trainers import Boxed, detector_trainer
-from .tiny_trainers import largest_difference, student, teacher, terms
-
-
-def taught(folder: Path, **settings: Any) -> CanKDTrainer:
-    return ours(folder, **{"teacher": teacher(), "terms": terms(), "max_steps": 2, **settings})
-
-
-class Unlabelled(Dataset):
-    """The images of a data set alone."""
-
-    def __init__(self, labelled: Any) -> None:
-        self.labelled = labelled
-
-    def __len__(self) -> int:
-        return len(self.labelled)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.labelled[index]["pixel_values"]}
+from .tiny_trainers import largest_difference, student
 
 
 class SavesModel(TrainerCallback):
