@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.names import class_keys
@@ -48,16 +50,38 @@ def detection_statistics(
     """
     if len(detections) != len(targets):
         raise ValueError(f"expected detections for {len(targets)} images, got them for {len(detections)}")
-    most = max((len(target["boxes"]) for target in targets), default=0)
-    device = targets[0]["boxes"].device if targets else None
-    table = torch.full((len(targets), max_detections + most, COLUMNS), PADDING, device=device)
-    for rows, found, target in zip(table, detections, targets, strict=True):
-        if "image_id" in target and int(target["image_id"]) < 0:
-            continue
-        found_rows = _detection_rows(found, max_detections)
-        rows[: len(found_rows)] = found_rows
-        rows[max_detections : max_detections + len(target["boxes"])] = _object_rows(target)
-    return table
+    if not targets:
+        return torch.full((0, max_detections, COLUMNS), PADDING)
+    rows = [
+        torch.cat([found["labels"][:, None].float(), found["scores"][:, None].float(), found["boxes"].float()], 1)
+        for found in detections
+    ]
+    return detection_tables(pad_sequence(rows, batch_first=True, padding_value=torch.nan), targets, max_detections)
+
+
+@torch.no_grad()
+def detection_tables(
+    found: torch.Tensor, targets: Sequence[Mapping[str, torch.Tensor]], max_detections: int = MAX_DETECTIONS
+) -> torch.Tensor:
+    """`detection_statistics` of detections that are one tensor, without waiting for an accelerator.
+
+    Args:
+        found: [B, n, 6], class, score and box of each detection; a row with a number that is not finite is none.
+        targets: as there, at least one.
+        max_detections: as there.
+    """
+    finite = found.isfinite().all(2)
+    order = found[..., 1].where(finite, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :max_detections]
+    known = finite.gather(1, order)[..., None]
+    rows = found.gather(1, order[..., None].expand(-1, -1, found.shape[2])).where(known, PADDING)
+    rows = torch.cat([rows.new_full(known.shape, DETECTION).where(known, PADDING), rows], 2)
+    there = pad_sequence([_object_rows(target) for target in targets], batch_first=True, padding_value=PADDING)
+    table = torch.cat([pad(rows, (0, 0, 0, max_detections - rows.shape[1]), value=PADDING), there], 1)
+    if not any("image_id" in target for target in targets):
+        return table
+    numbers = [target.get("image_id", target["boxes"].new_zeros(1)) for target in targets]
+    counts = torch.stack([torch.as_tensor(number).reshape(()) >= 0 for number in numbers])
+    return table.where(counts.to(table.device)[:, None, None], PADDING)
 
 
 def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
@@ -97,14 +121,6 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
     scores |= {"ap_agnostic": _mean(single[..., 0, -1]), "ap50_agnostic": _mean(single[0, ..., 0, -1])}
     keys = class_keys("ap", id2label, scores)
     return scores | {key: _mean(precision[:, :, index, 0, -1]) for index, key in keys.items()}
-
-
-def _detection_rows(found: Mapping[str, torch.Tensor], limit: int) -> torch.Tensor:
-    """[n, 7] of the best `limit` detections."""
-    rows = torch.cat([found["labels"][:, None].float(), found["scores"][:, None].float(), found["boxes"].float()], 1)
-    rows = rows[rows.isfinite().all(1)]
-    best = rows[:, 1].argsort(descending=True, stable=True)[:limit]
-    return torch.cat([rows.new_full((len(best), 1), DETECTION), rows[best]], 1)
 
 
 def _object_rows(target: Mapping[str, torch.Tensor]) -> torch.Tensor:

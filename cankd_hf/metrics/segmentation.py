@@ -21,13 +21,13 @@ def segmentation_areas(
     labels: torch.Tensor,
     num_labels: int,
     ignore_index: int = 255,
-    label_sizes: torch.Tensor | None = None,
+    label_sizes: torch.Tensor | np.ndarray | None = None,
 ) -> torch.Tensor:
     """Count pixels of each class: correctly predicted, predicted, and labelled.
 
     These are the diagonal, the column sums and the row sums of the confusion matrix: all that IoU and accuracies need.
-    They can be summed exactly over images, batches and processes. An accelerator is not waited for, but to read
-    `label_sizes`, once a batch.
+    They can be summed exactly over images, batches and processes. An accelerator is not waited for, unless
+    `label_sizes` are on it.
 
     Args:
         logits: [B, K, h, w]; resized to the size of the labels.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import (
     AutoModelForObjectDetection,
@@ -33,7 +34,7 @@ from cankd_hf.data.detection.load import load_detection
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
-from cankd_hf.metrics.detection import detection_scores, detection_statistics
+from cankd_hf.metrics.detection import detection_scores, detection_tables
 from cankd_hf.models import prompts, register
 from cankd_hf.models.backbones import load_config
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
@@ -42,7 +43,7 @@ from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
 from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
-from cankd_hf.tasks.detection_outputs import SOFTMAX, detections, detections_of, draw_detections
+from cankd_hf.tasks.detection_outputs import SOFTMAX, best_pairs, detections_of, draw_detections
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
 
 logger = logging.getLogger(__name__)
@@ -172,8 +173,10 @@ class DetectionTask(PipelineTask):
     def statistics(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel) -> Tensor:
         labels = inputs["labels"]
         sizes = original_sizes(labels, *inputs["pixel_values"].shape[-2:])
-        found = detections(outputs["outputs"], sizes, student.config.model_type)
-        return detection_statistics(found, [original_objects(*pair) for pair in zip(labels, sizes, strict=True)])
+        scores, classes, boxes = best_pairs(outputs["outputs"], sizes, student.config.model_type)
+        rated = scores.where(scores > 0, torch.nan)  # a score of 0 is no detection
+        found = torch.cat([classes[..., None].float(), rated[..., None], boxes], 2)
+        return detection_tables(found, [original_objects(*pair) for pair in zip(labels, sizes, strict=True)])
 
     def scores(self, statistics: np.ndarray) -> dict[str, float]:
         return detection_scores(statistics, self.id2label)

@@ -24,7 +24,21 @@ SOFTMAX = {"detr", "table-transformer", "yolos"}
 
 
 def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS) -> list[dict[str, Tensor]]:
-    """The detections of a detector of any family: the best pairs of a box and a class.
+    """The detections of a detector of any family, as `best_pairs`, without those of score 0.
+
+    Returns:
+        For each image, best first: `scores` [n] above 0, `labels` [n] in 0..K-1, `boxes` [n, 4] as x0, y0, x1, y1.
+    """
+    return [
+        {"scores": s[s > 0], "labels": y[s > 0], "boxes": b[s > 0]}
+        for s, y, b in zip(*best_pairs(outputs, sizes, model_type, limit), strict=True)
+    ]
+
+
+def best_pairs(
+    outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of a box and a class, a fixed number: an accelerator is not waited for.
 
     Args:
         outputs: `logits` [B, N, K] (K + 1 for the families in `SOFTMAX`) and `pred_boxes` [B, N, 4] as centre x,
@@ -34,7 +48,7 @@ def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DE
         limit: largest number of detections of an image.
 
     Returns:
-        For each image, best first: `scores` [n] above 0, `labels` [n] in 0..K-1, `boxes` [n, 4] as x0, y0, x1, y1.
+        Best first: scores [B, n], labels [B, n] in 0..K-1 and boxes [B, n, 4] as x0, y0, x1, y1.
     """
     logits = outputs["logits"].float()
     if model_type in SOFTMAX:
@@ -47,10 +61,7 @@ def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DE
     labels, rows = places % rated.shape[-1], places // rated.shape[-1]
     boxes = box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")
     boxes = boxes * sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
-    return [
-        {"scores": s[s > 0], "labels": y[s > 0], "boxes": b[r[s > 0]]}
-        for s, y, r, b in zip(scores, labels, rows, boxes, strict=True)
-    ]
+    return scores, labels, boxes.gather(1, rows[..., None].expand(-1, -1, 4))
 
 
 def detections_of(output: Any) -> list[Tensor]:

@@ -105,7 +105,7 @@ class SegmentationTask(PipelineTask):
         kept = dict(inputs)
         sizes = kept.pop("label_sizes", None)
         # Masks of several sizes, padded to one, do not match their images: they can be scored, but give no loss.
-        if sizes is not None and (sizes != sizes.new_tensor(kept["labels"].shape[-2:])).any():
+        if sizes is not None and any(size != list(kept["labels"].shape[-2:]) for size in sizes.tolist()):
             kept.pop("labels")
         return kept
 

@@ -72,9 +72,17 @@ class CanKDConfig(TrainingArguments):
             if self.bf16:
                 self.use_cpu = True
             self.dataloader_pin_memory = False
+        if self.dataloader_pin_memory:
+            self.accelerator_config = _copying_aside(self.accelerator_config)
         check_deepspeed(self.deepspeed)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _check(vars(self))
+
+
+def _copying_aside(given: Any) -> Any:
+    """The `accelerator_config` with `non_blocking`, if it does not say otherwise: pinned batches go to the device
+    beside its work, where each copy would otherwise wait until all of it is done."""
+    return {"non_blocking": True, **(given or {})} if given is None or isinstance(given, Mapping) else given
 
 
 _FULL_EVAL = (

@@ -64,8 +64,8 @@ class TeachingTrainer(Trainer):
         if not names:
             return {}
         if self._factors_now[0] != factors:
-            # Copied only when they change: a copy to the device synchronises.
-            self._factors_now = factors, torch.tensor(factors, device=self.args.device)
+            # In the order of the device's work, which the host need not wait for.
+            self._factors_now = factors, torch.tensor(factors).to(self.args.device, non_blocking=True)
         # Under the Trainer's autocast, which `Teacher.forward` disables: teachers have their own dtype.
         outputs = self.source(batch, names)
         if missing := [name for name in names if name not in outputs]:

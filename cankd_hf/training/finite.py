@@ -25,6 +25,20 @@ _LOSS, _GRADIENT = "loss", "gradient"
 _PLACES = 2**20
 
 
+class _Finite(Tensor):
+    """A loss that is known to be finite, so that whoever asks does not wait for the device.
+
+    The Trainer does in each step, for `logging_nan_inf_filter`. Other results are plain tensors.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.isnan, torch.isinf):
+            return torch.zeros((), dtype=torch.bool)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
 class StepGuard(ScoreGuard, TrainerCallback):
     """Skips the update of a step whose loss or gradient is not finite, tells it, and stops after some in a row.
 
@@ -66,7 +80,8 @@ class StepGuard(ScoreGuard, TrainerCallback):
     def see_loss(self, loss: Tensor) -> Tensor:
         """The loss [] of one batch; returns it for the logs, 0 if it is not finite."""
         self._see(_LOSS, ~torch.isfinite(loss))
-        return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))
+        loss = torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))
+        return loss.as_subclass(_Finite) if self.late else loss
 
     def see_norm(self, norm: Any) -> None:
         """The norm of the whole gradient; with fp16 it counts only once the scale has gone below 1."""
@@ -327,7 +342,7 @@ def _first_bad(value: Tensor, samples: Tensor | None, mask: bool) -> Tensor:
     """0 if `[B, ...]` is finite, else the code of the first image that is not, see `_PLACES`."""
     bad = bad_images(value, mask)
     index = bad.int().argmax()
-    sample = index.new_full((), -1) if samples is None else samples.to(index.device)[index]
+    sample = index.new_full((), -1) if samples is None else samples.to(index.device).gather(0, index[None])[0]
     return torch.where(bad.any(), 1 + index + _PLACES * (1 + sample), torch.zeros_like(index))
 
 

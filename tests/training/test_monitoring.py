@@ -92,7 +92,7 @@ def passed(clock: Clock, meter: BatchClock, waiting: float, computing: float, ot
 
 def arguments(**changes: Any) -> Any:
     settings = {"device": torch.device("cpu"), "world_size": 2, "process_index": 0, "dataloader_num_workers": 1}
-    return SimpleNamespace(**{**settings, "logging_nan_inf_filter": True, **changes})
+    return SimpleNamespace(**{**settings, **changes})
 
 
 def test_shares_and_rates_are_of_all_processes_and_without_evaluations(
@@ -117,7 +117,7 @@ def test_shares_and_rates_are_of_all_processes_and_without_evaluations(
 
 
 def test_no_share_where_waiting_cannot_be_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = BatchClock(arguments(device=torch.device("cuda"), logging_nan_inf_filter=False))
+    meter = BatchClock(arguments(device=torch.device("mps")))
     assert passed(Clock(monkeypatch), meter, 1.0, 3.0) == {"images_per_second": 4.0}
 
 

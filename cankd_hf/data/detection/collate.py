@@ -7,6 +7,9 @@ import torch
 
 from cankd_hf.data.common.batch import stack_padded
 
+EACH = ("class_labels", "boxes", "area", "iscrowd")  # keys of labels with a row for each object
+SINGLES = "singles"
+
 
 def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[str, Any]:
     """Stack samples; pad images with zeros (their mean) at the right and the bottom to the largest of the batch.
@@ -18,7 +21,8 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
         a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
-        detectors of `transformers` expect; `size` is still that of the image without padding.
+        detectors of `transformers` expect; `size` is still that of the image without padding. Crowds come last, and
+        `singles` [n, 0] says by its shape, which no device needs to be asked for, how many objects are none.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
@@ -27,7 +31,7 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
         masks = [torch.ones(image.shape[-2:], dtype=torch.int64) for image in images]
         batch["pixel_mask"] = stack_padded(masks, 0, multiple)
     if all("labels" in sample for sample in samples):
-        batch["labels"] = [_on_canvas(sample["labels"], height, width) for sample in samples]
+        batch["labels"] = [_crowds_last(_on_canvas(sample["labels"], height, width)) for sample in samples]
     return batch
 
 
@@ -37,8 +41,8 @@ def original_sizes(labels: Sequence[Mapping[str, torch.Tensor]], height: int, wi
     Returns float32 [B, 2], height and width: those of the image in the data set, with the padding at its scale.
     `height` and `width` are those of the batch's `pixel_values`.
     """
-    rows = [label["orig_size"].float() / label["size"].float() for label in labels]
-    return torch.stack(rows) * torch.tensor([height, width], device=rows[0].device)
+    full, resized = (torch.stack([label[key] for label in labels]).float() for key in ("orig_size", "size"))
+    return full / resized * torch.tensor([height, width]).to(full.device, non_blocking=True)
 
 
 def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,12 +56,29 @@ def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tenso
 
 
 def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """Labels of the single objects, for the loss: a model need not predict crowds."""
-    each = ("class_labels", "boxes", "area", "iscrowd")
-    return [
-        {key: value[label["iscrowd"] == 0] if key in each else value for key, value in label.items()}
-        for label in labels
-    ]
+    """Labels of the single objects, for the loss: a model need not predict crowds.
+
+    Those of a collator that is not `detection_collate` are looked through, for which an accelerator is waited for.
+    """
+    return [_cut(label) for label in labels]
+
+
+def _cut(label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    singles = label.get(SINGLES)
+    wanted: Any = label["iscrowd"] == 0 if singles is None else slice(len(singles))
+    return {key: value[wanted] if key in EACH else value for key, value in label.items() if key != SINGLES}
+
+
+def _crowds_last(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Labels on the host, with `singles`."""
+    if "iscrowd" not in label:
+        return label
+    crowd = label["iscrowd"] != 0
+    count = len(crowd) - int(crowd.sum())
+    if count < len(crowd):
+        order = crowd.int().argsort(stable=True)
+        label = {key: value[order] if key in EACH else value for key, value in label.items()}
+    return {**label, SINGLES: torch.empty(count, 0)}
 
 
 def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> dict[str, torch.Tensor]:

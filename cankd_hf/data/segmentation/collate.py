@@ -1,11 +1,14 @@
 """Collation of images with masks."""
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from cankd_hf.data.common.batch import stack_padded
 
 
-def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: int = 255) -> dict[str, torch.Tensor]:
+def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: int = 255) -> dict[str, Any]:
     """Stack samples; pad images with zeros (their mean) and labels with void to the largest of the batch.
 
     Args:
@@ -16,12 +19,13 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
         `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
         (height, width of each mask) where the masks differ in size from one another and from their images, so that
         each is scored on its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
+        These are an array, which stays on the host when a batch moves, so that no accelerator is waited for.
     """
-    batch = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
+    batch: dict[str, Any] = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
     if all("labels" in sample for sample in samples):
         labels = [sample["labels"] for sample in samples]
         batch["labels"] = stack_padded(labels, ignore_index)
         padded = len({label.shape for label in labels}) > 1
         if padded and any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
-            batch["label_sizes"] = torch.tensor([list(label.shape) for label in labels])
+            batch["label_sizes"] = np.array([label.shape for label in labels])
     return batch

@@ -79,6 +79,11 @@ class DenseDetector(nn.Module):
     compute_loss: Callable[[list[Boxes], Boxes, list[Tensor], list[int]], Losses]
     postprocess_detections: Callable[..., list[Boxes]]
 
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether `forward` reads the images' sizes, and not only their number."""
+        return not self.training
+
     def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
         """Losses where there are targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
         and each image's size without padding."""
@@ -186,6 +191,8 @@ class FasterRCNNDetector(FasterRCNN):
     Its losses use a random sample of anchors and proposals; in eval mode always the same one, without changing the
     random state of training.
     """
+
+    reads_sizes = True
 
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
         channels = config.fpn_channels

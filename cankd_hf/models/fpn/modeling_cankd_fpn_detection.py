@@ -143,6 +143,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
 
         Raises:
             ValueError: for labels that are not one dictionary an image, a class out of range or a box without area.
+                Of labels on an accelerator, which would be waited for, the last two make the loss NaN.
             NotImplementedError: while it is exported or traced.
         """
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
@@ -154,31 +155,42 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             extent, covered = self.map_frame(size)
             targets = None if labels is None else self.targets(labels, len(pixel_values), extent)
             sizes: list[tuple[float, float]] = [extent] * len(pixel_values)
-            if pixel_mask is not None:
+            if pixel_mask is not None and self.head.reads_sizes:
                 sizes = [(h * extent[0] / size[0], w * extent[1] / size[1]) for h, w in mask_sizes(pixel_mask)]
             # The heads read only the size of the first argument.
             images = ImageList(pixel_values.new_empty(0, 3, *covered), sizes)
             losses, found = self.head(maps, images, targets)
             if targets is not None:
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
+                if labels and not output.loss.is_cpu:
+                    output.loss = output.loss.masked_fill(self.faulty(labels), torch.nan)
             if not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
         for name, value in extras.items():  # the last of a tuple
             output[name] = value
         return output
 
+    def faulty(self, labels: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Whether labels hold a class out of range or a box without an area, bool []."""
+        classes = torch.cat([label["class_labels"] for label in labels])
+        sides = torch.cat([label["boxes"].reshape(-1, 4)[:, 2:] for label in labels])
+        return ((classes < 0) | (classes >= self.config.num_labels)).any() | ~(sides > 0).all()
+
     def targets(self, labels: Sequence[dict[str, Tensor]], batch: int, size: tuple[int, int]) -> list[Boxes]:
-        """Labels of `transformers` -> those of torchvision: corners in pixels."""
+        """Labels of `transformers` -> those of torchvision, corners in pixels. Wrong ones on an accelerator, where a
+        class out of range would end the process, are replaced."""
         if len(labels) != batch:
             raise ValueError(f"labels: expected one dictionary for each of {batch} images, got {len(labels)}")
-        scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
-        targets = []
+        scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32).to(self.device, non_blocking=True)
+        targets, last = [], self.config.num_labels - 1
         for i, label in enumerate(labels):
             classes, boxes = label["class_labels"], label["boxes"].float().reshape(-1, 4)
-            if ((classes < 0) | (classes >= self.config.num_labels)).any():
-                last = self.config.num_labels - 1
+            if not boxes.is_cpu:
+                classes = classes.clamp(0, last)
+                boxes = torch.cat([boxes[:, :2], boxes[:, 2:].clamp(min=torch.finfo(torch.float32).tiny)], 1)
+            elif ((classes < 0) | (classes > last)).any():
                 raise ValueError(f"labels[{i}]: expected classes 0 to {last}, got {classes.tolist()}")
-            if not (boxes[:, 2:] > 0).all():
+            elif not (boxes[:, 2:] > 0).all():
                 raise ValueError(f"labels[{i}]: expected boxes (cx, cy, w, h) with an area, got {boxes.tolist()}")
             corners = box_convert(boxes, "cxcywh", "xyxy") * scale.to(boxes.device)
             targets.append({"boxes": corners, "labels": classes.long()})
@@ -190,7 +202,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         device = found[0]["boxes"].device
         logits = torch.full((len(found), self.config.max_detections, self.config.num_labels), ABSENT, device=device)
         boxes = torch.zeros(len(found), self.config.max_detections, 4, device=device)
-        scale = torch.tensor([size[1], size[0]] * 2, device=device)
+        scale = torch.tensor([size[1], size[0]] * 2).to(device, non_blocking=True)
         for i, one in enumerate(found):
             count = len(one["scores"])
             rows = torch.arange(count, device=device)
