@@ -47,7 +47,8 @@ class TextInput:
         kwargs = {"pixel_values": args[0], **kwargs} if args else dict(kwargs)
         pixels = kwargs["pixel_values"]
         for name, value in self.text.items():
-            kwargs[name] = None if value is None else value.to(pixels.device).expand(len(pixels), -1)
+            there = None if value is None else value.to(pixels.device, non_blocking=True)
+            kwargs[name] = None if there is None else there.expand(len(pixels), -1)
         return (), kwargs
 
 

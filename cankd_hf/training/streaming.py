@@ -26,7 +26,7 @@ class CountedLoader:
     def __init__(self, loader: DataLoader[Any], accelerator: Accelerator) -> None:
         self.loader, self.accelerator = loader, accelerator
         self.images = self._size = 0
-        self._counts = torch.ones(0, dtype=torch.bool)
+        self._counts: Tensor | None = None  # with one process all do
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -37,6 +37,10 @@ class CountedLoader:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             self._size = find_batch_size(batch) or 0
+            if self.accelerator.num_processes == 1:
+                self.images += self._size
+                yield batch
+                continue
             repeated = Batch(batch).meta.get("repeated")
             if repeated is None:  # of a collator that is not the Trainer's
                 repeated = torch.zeros(self._size, dtype=torch.bool)
@@ -48,6 +52,8 @@ class CountedLoader:
         """The rows of all processes that count. A loss comes repeated for a full batch: it is cut to this one."""
         if is_ragged(data):
             found = gather_object(data[: self._size])
+            if self._counts is None:
+                return found
             return [item for item, counts in zip(found, self._counts.tolist(), strict=True) if counts]
         return recursively_apply(self._rows, data)
 
@@ -55,7 +61,7 @@ class CountedLoader:
         if value.ndim == 0:  # one number for the batch
             return cast(Tensor, self.accelerator.gather(value))
         gathered = cast(Tensor, self.accelerator.gather(value[: self._size]))
-        return gathered[self._counts.to(gathered.device)]
+        return gathered if self._counts is None else gathered[self._counts.to(gathered.device)]
 
 
 def is_ragged(data: Any) -> bool:
