@@ -61,10 +61,9 @@ def likeliest(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
     if not logits.is_cpu or len(logits) > 2**15:
         return _resized(logits, size).argmax(0)
-    found = torch.zeros(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16)
-    best = torch.full(size, -torch.inf)
+    found, best = torch.zeros(size), torch.full(size, -torch.inf)
     rows = max(1, BLOCK // max(1, size[1]))
-    better, number = torch.empty_like(best[:rows], dtype=torch.bool), torch.empty_like(found[:rows])
+    better = torch.empty_like(best[:rows])  # 1 or 0: to compare with bools as the result takes more than twice the time
     classes = max(1, GROUP // max(1, best.numel()))
     for first in range(0, len(logits), classes):
         values = _resized(logits[first : first + classes], size)
@@ -74,10 +73,10 @@ def likeliest(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
                 torch.gt(value, best[part], out=better[:height])
                 torch.maximum(value, best[part], out=best[part])
                 # the labels rise, so the last one that was better is the largest
-                number[:height].copy_(better[:height]).mul_(label)
-                torch.maximum(number[:height], found[part], out=found[part])
-    # nothing is greater than NaN, but to argmax NaN is the maximum
-    return _resized(logits, size).argmax(0) if best.isnan().any() else found
+                torch.maximum(better[:height].mul_(label), found[part], out=found[part])
+    if best.isnan().any():  # nothing is greater than NaN, but to argmax NaN is the maximum
+        return _resized(logits, size).argmax(0)
+    return found.to(torch.uint8 if len(logits) <= 256 else torch.int16)
 
 
 def _resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -64,7 +64,8 @@ class ScoreGuard:
         values = [outputs.get("logits"), inner.get("pred_boxes"), *(inner.get("feature_maps") or ())]
         flags = [bad_images(value, mask=True) for value in values if isinstance(value, Tensor)]
         if flags and self._scored is not None:
-            bad = torch.stack(flags).any(0)
+            there = self._scored.device  # a model may answer on the host
+            bad = torch.stack([flag.to(there, non_blocking=there.type != "cpu") for flag in flags]).any(0)
             self._scored += torch.stack([bad.sum(), torch.ones_like(bad, dtype=torch.int64).sum()])
 
     def end_scoring(self) -> None:
