@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cankd_hf.benchmark import data, main, scoring
+from cankd_hf.benchmark import data, main, scoring, scoring_boxes
 
 
 def test_data_is_timed_with_masks_and_without(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +16,15 @@ def test_data_is_timed_with_masks_and_without(capsys: pytest.CaptureFixture[str]
 def test_scoring_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scoring", "--images", "3", "--classes", "4", "--size", "12x16", "--repeats", "1"]) == 0
     assert "8 masks, 12x16, 4 classes" in capsys.readouterr().out
+
+
+def test_scoring_boxes_is_timed_and_equal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["scoring", "--kind", "boxes", "--images", "3", "--classes", "4", "--repeats", "1"]
+    assert main(given) == 0
+    assert "3 images, 100 boxes each, 4 classes" in capsys.readouterr().out
+    plain = scoring_boxes._plain
+    monkeypatch.setattr(scoring_boxes, "_plain", lambda *args: {"ap": plain(*args)["ap"] + 1e-5})
+    assert main(given) == 2 and "expected the plain form's scores" in capsys.readouterr().err
 
 
 def test_results_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

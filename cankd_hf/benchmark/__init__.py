@@ -60,10 +60,12 @@ def _run_material(args: argparse.Namespace) -> int:
     import torch
 
     from cankd_hf.benchmark.scoring import run_scoring
+    from cankd_hf.benchmark.scoring_boxes import run_boxes
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("--device: expected a device of this machine, got cuda without a GPU; use --device cpu")
-    run_scoring(args.images, args.classes, size, args.repeats, args.device, console())
+    run, images, classes = {"masks": (run_scoring, 233, 11), "boxes": (run_boxes, 500, 80)}[args.kind]
+    run(args.images or images, args.classes or classes, size, args.repeats, args.device, console())
     return 0
 
 
@@ -101,10 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("folder", nargs="?", help="data set with masks (default: drawn images of 360x480)")
     data.add_argument("--size", default="180x240", help="crop of images with masks, HxW (default: 180x240)")
     data.add_argument("--images", type=int, default=64, help="images (default: 64)")
-    scoring = commands.add_parser("scoring", help="segmentation scores from logits, against one argmax an image")
-    scoring.add_argument("--size", default="360x480", help="size of the masks, HxW (default: 360x480)")
-    scoring.add_argument("--images", type=int, default=233, help="masks (default: 233)")
-    scoring.add_argument("--classes", type=int, default=11, help="classes (default: 11)")
+    scoring = commands.add_parser("scoring", help="scores from a model's outputs, against the plain form")
+    kinds = "masks (against one argmax an image) or boxes (COCO scores, against a loop of records; default: masks)"
+    scoring.add_argument("--kind", choices=("masks", "boxes"), default="masks", help=kinds)
+    scoring.add_argument("--size", default="360x480", help="size of masks or images, HxW (default: 360x480)")
+    scoring.add_argument("--images", type=int, help="masks or images (default: 233 or 500)")
+    scoring.add_argument("--classes", type=int, help="classes (default: 11 or 80)")
     scoring.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
     for command in (data, scoring):
         command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")

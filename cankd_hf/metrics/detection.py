@@ -113,13 +113,13 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
     with _collector_paused():
         truth = _coco(library, rows, images, len(tables), len(id2label), detected=False)
         found = _coco(library, rows, images, len(tables), len(id2label), detected=True)
-    precision, recall = _evaluate(evaluator, truth, found, by_class=True)
+        precision, recall = _evaluate(evaluator, truth, found, by_class=True)
+        single, _ = _evaluate(evaluator, truth, found, by_class=False)
     scores = {"ap": _mean(precision[..., 0, -1])}
     scores |= {f"ap{name}": _mean(precision[place, ..., 0, -1]) for place, name in ((0, 50), (5, 75))}
     scores |= {f"ap_{name}": _mean(precision[..., area, -1]) for area, name in enumerate(AREAS) if area}
     scores |= {f"ar{count}": _mean(recall[..., 0, place]) for place, count in enumerate((1, 10, MAX_DETECTIONS))}
     scores |= {f"ar_{name}": _mean(recall[..., area, -1]) for area, name in enumerate(AREAS) if area}
-    single, _ = _evaluate(evaluator, truth, found, by_class=False)
     scores |= {"ap_agnostic": _mean(single[..., 0, -1]), "ap50_agnostic": _mean(single[0, ..., 0, -1])}
     keys = class_keys("ap", id2label, scores)
     return scores | {key: _mean(precision[:, :, index, 0, -1]) for index, key in keys.items()}
@@ -167,7 +167,7 @@ def _slow_backend() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Python's search for cycles goes through all objects again and again while many are made: 0.8 of the time."""
+    """Python's search for cycles goes through all objects again and again while many are made."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -63,7 +63,9 @@ def likeliest(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return _resized(logits, size).argmax(0)
     found, best = torch.zeros(size), torch.full(size, -torch.inf)
     rows = max(1, BLOCK // max(1, size[1]))
-    better = torch.empty_like(best[:rows])  # 1 or 0: to compare with bools as the result takes more than twice the time
+    better = torch.empty_like(
+        best[:rows]
+    )  # 1 or 0: to compare with bools as the result takes more than twice the time
     classes = max(1, GROUP // max(1, best.numel()))
     for first in range(0, len(logits), classes):
         values = _resized(logits[first : first + classes], size)

@@ -32,7 +32,7 @@ class TaskScores:
         """`compute_result` is part of the Trainer's signature; the statistics always are of the whole data set."""
         found: Any = prediction.predictions
         if isinstance(found, list):  # one for each batch, with eval_do_concat_batches=False
-            return self.task.scores(reduce(nested_concat, map(_statistics, found)))
+            return self.task.scores(_joined([_statistics(batch) for batch in found]))
         return self.task.scores(_statistics(found))
 
 
@@ -42,6 +42,13 @@ class _Scored(tuple[Any, ...]):
 
 def _statistics(found: Any) -> Any:
     return found[0] if isinstance(found, _Scored) else found
+
+
+def _joined(batches: list[Any]) -> Any:
+    """All batches in one: pairs of pairs, as one after the other would copy what is joined already each time."""
+    while len(batches) > 1:
+        batches = [reduce(nested_concat, batches[place : place + 2]) for place in range(0, len(batches), 2)]
+    return batches[0]
 
 
 def _predictions(found: Any) -> Any:
@@ -90,8 +97,8 @@ class EvaluationMixin(TeachingTrainer):
         self._predicting = predicting = description == "Prediction"
         self._unlabelled, self._form, own = False, None, self._own_metrics
         settings: dict[str, Any] = {} if own else {"batch_eval_metrics": False, "include_for_metrics": []}
-        if self.task.ragged_labels and (own or predicting):
-            # Joining the dicts of two batches would join the objects of two images.
+        if self.task.ragged_labels or not (own or predicting):
+            # Joining the dicts of two batches would join the objects of two images. Statistics are joined at the end.
             settings["eval_do_concat_batches"] = False
         metrics = self.compute_metrics
         if own and isinstance(metrics, TaskScores):  # `preprocess_logits_for_metrics` alone: no metrics, as stock
