@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values, keys_and_values
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
 from cankd_hf.losses.kernels.blocks import on_whole_maps
+from cankd_hf.losses.kernels.composition import composed_mix
 from cankd_hf.losses.kernels.projection import covariance
 from cankd_hf.losses.kernels.whole import whole_mix
 
@@ -24,10 +25,12 @@ class DotProduct(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = (w K theta) s + constant` with `K = value key^T / M`."""
         assert p.theta is not None
-        if on_whole_maps(teacher.device):
-            mix, bias = whole_mix(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
+        whole = on_whole_maps(teacher.device)
+        if whole or pool:
+            compose = whole_mix if whole else composed_mix
+            mix, bias = compose(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
             return Block(mix, bias, None)
-        read = p.w.weight @ _value_times_key(p, teacher, pool)  # [B, C, D]
+        read = p.w.weight @ _value_times_key(p, teacher)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
@@ -35,12 +38,9 @@ class DotProduct(Affinity):
         return 8 * n * c * d + 6 * n * c * c
 
 
-def _value_times_key(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
-    """`value key^T / M`, [B, D, D]."""
-    if pool:
-        key, value = keys_and_values(p, teacher, pool)
-        return value @ key.mT / key.shape[2]
-    # without the pool both are linear in the teacher map, so that its mean and covariance are all it takes
+def _value_times_key(p: Projections, teacher: Tensor) -> Tensor:
+    """`value key^T / M` without sub-sampling, [B, D, D]."""
+    # both are linear in the teacher map, so that its mean and covariance are all it takes
     assert p.phi is not None
     mean, cov = covariance(teacher, p.g.weight.dtype)
     mean_key, mean_value = F.linear(mean, *p.phi), F.linear(mean, *p.g)
