@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
 from cankd_hf.losses.kernels.blocks import on_whole_maps
-from cankd_hf.losses.kernels.composition import composed_mix
+from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
 from cankd_hf.losses.kernels.projection import covariance
 from cankd_hf.losses.kernels.whole import whole_mix
 
@@ -25,17 +25,28 @@ class DotProduct(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = (w K theta) s + constant` with `K = value key^T / M`."""
         assert p.theta is not None
-        whole = on_whole_maps(teacher.device)
-        if whole or pool:
-            compose = whole_mix if whole else composed_mix
-            mix, bias = compose(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
+        if on_whole_maps(teacher.device):
+            mix, bias = whole_mix(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
             return Block(mix, bias, None)
+        if pool:
+            keys_values = joined_keys_and_values(p, teacher, pool)
+            if _few_keys(student.shape[2], keys_values.shape[2], *p.w.weight.shape):
+                mix, x = narrow_mix(student, keys_values, *p.theta, p.w.weight)
+                return Block(mix, p.w.bias.expand(student.shape[0], -1), x)
+            return Block(*composed_mix(keys_values, *p.theta, *p.w), None)
         read = p.w.weight @ _value_times_key(p, teacher)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; the mix forward, its own gradient and the student's."""
         return 8 * n * c * d + 6 * n * c * c
+
+
+def _few_keys(n: int, m: int, c: int, d: int) -> bool:
+    """Whether two matrices [C, M] take fewer operations than one [C, C], forward and backward."""
+    composed = 3 * (2 * m * d * d + 2 * c * d * d + 2 * c * c * d) + 6 * n * c * c
+    # the products of width M are made once more in the backward pass
+    return 12 * m * c * d + 14 * n * c * m < composed
 
 
 def _value_times_key(p: Projections, teacher: Tensor) -> Tensor:

@@ -76,3 +76,62 @@ class _Composition(torch.autograd.Function):
 
         run(made, add)
         return grad, grad_theta.sum(0), grad_theta_bias.sum(0), grad_w.sum(0), grad_bias.sum(0)
+
+
+def narrow_mix(
+    student: Tensor, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`w value / M` [B, C, M] and `key^T (theta s + theta_bias)` [B, M, N]; their product is the block without its bias.
+
+    For maps with few keys: nothing is as large as [C, C]. Arguments as for `composed_mix`; s is [B, C, N].
+    """
+    mix, x = _Narrow.apply(student, keys_values, theta, theta_bias, w)
+    return mix, x
+
+
+class _Narrow(torch.autograd.Function):
+    """Saves its inputs and `key^T theta`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, keys = keys_values.shape[0], keys_values.shape[2]
+        query_of = w.new_empty(batch, keys, theta.shape[1])
+        mix, x = w.new_empty(batch, w.shape[0], keys), w.new_empty(batch, keys, student.shape[2])
+
+        def fill(_: Piece, where: Where) -> None:
+            for image in range(batch)[where[0]]:
+                key, value = keys_values[image].chunk(2)
+                torch.mm(key.mT, theta, out=query_of[image])
+                torch.addmm((key.mT @ theta_bias)[:, None], query_of[image], student[image].to(w.dtype), out=x[image])
+                torch.addmm(mix[image], w, value, beta=0, alpha=1 / keys, out=mix[image])
+
+        run(cut(w.device, batch, 1, student[0].numel()), fill)
+        ctx.save_for_backward(student, keys_values, theta, theta_bias, w, query_of)
+        return mix, x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mix: Tensor, grad_x: Tensor) -> tuple[Tensor, ...]:
+        student, keys_values, theta, theta_bias, w, query_of = ctx.saved_tensors
+        batch, made = keys_values.shape[0], cut(w.device, keys_values.shape[0], 1, student[0].numel())
+        grad, grad_student = torch.empty_like(keys_values), torch.empty_like(student)
+        grad_theta, grad_w = (x.new_zeros(len(made.pieces), *x.shape) for x in (theta, w))
+        grad_theta_bias = theta_bias.new_zeros(len(made.pieces), *theta_bias.shape)
+
+        def add(piece: Piece, where: Where) -> None:
+            for image in range(batch)[where[0]]:
+                key, value = keys_values[image].chunk(2)
+                of_key, of_value = grad[image].chunk(2)
+                of_mix = grad_mix[image] / key.shape[1]
+                grad_w[piece.index].addmm_(of_mix, value.mT)
+                torch.mm(w.mT, of_mix, out=of_value)
+                grad_student[image] = query_of[image].mT @ grad_x[image]
+                of_query, total = grad_x[image] @ student[image].to(w.dtype).mT, grad_x[image].sum(1)
+                torch.addmm(torch.outer(theta_bias, total), theta, of_query.mT, out=of_key)
+                grad_theta[piece.index].addmm_(key, of_query)
+                grad_theta_bias[piece.index].addmv_(key, total)
+
+        run(made, add)
+        return grad_student, grad, grad_theta.sum(0), grad_theta_bias.sum(0), grad_w.sum(0)
