@@ -81,7 +81,7 @@ class _Composition(torch.autograd.Function):
 def narrow_mix(
     student: Tensor, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`w value / M` [B, C, M] and `key^T (theta s + theta_bias)` [B, M, N]; their product is the block without its bias.
+    """`w value / M` [B, C, M] and `key^T (theta s + theta_bias)` [B, M, N]; their product is the block less its bias.
 
     For maps with few keys: nothing is as large as [C, C]. Arguments as for `composed_mix`; s is [B, C, N].
     """
