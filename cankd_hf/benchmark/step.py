@@ -59,7 +59,7 @@ class _Step:
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         self.outputs = self.trainer.source(Batch(self.inputs))
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            self.model(**self.inputs)
+            self.labelled = self.model(**self.inputs).loss is not None
             maps, logits = self._student_forward()
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
         self.logits = None if logits is None else logits.detach().requires_grad_()
@@ -81,7 +81,7 @@ class _Step:
             "data": lambda: next(self.batches),
             "teacher forward": lambda: self.trainer.source(Batch(self.inputs)),
             "student forward + backward": self.student,
-            "connectors + loss": self.distillation,
+            "connectors + loss + clip": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
             SIMILARITY: self.similarity,
@@ -89,11 +89,11 @@ class _Step:
 
     def student(self) -> None:
         with self.trainer.compute_loss_context_manager():
-            loss = self.model(**self.inputs)["loss"]
-        if loss is None:  # label-free: any loss that gives a gradient
-            with self.trainer.compute_loss_context_manager():
+            if self.labelled:
+                loss = self.model(**self.inputs).loss
+            else:  # any loss that gives a gradient
                 maps, _ = self._student_forward()
-            loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
+                loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
         loss.backward()
 
     def distillation(self) -> None:
@@ -101,6 +101,13 @@ class _Step:
             connected = self.distiller.connect(self.student_maps, self.outputs)
             values = [value for _, value in self.distiller.values(connected, self.logits, self.outputs)]
         torch.stack(values).sum().backward()
+        self.clip()
+
+    def clip(self) -> None:
+        """Limits the gradients of all that is trained, as the Trainer does before each optimizer step."""
+        limit = self.trainer.args.max_grad_norm
+        if limit:
+            self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), limit)
 
     def similarity(self) -> None:
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
@@ -118,6 +125,7 @@ class _Step:
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, inputs)
         loss.backward()
+        self.clip()
         self.optimizer()
 
 

@@ -204,7 +204,7 @@ class CanKDLoss(FeatureLoss):
         flat = student.flatten(2)
         mix, bias, x = self._block(flat, teacher)
         m = mix_moments(flat, teacher.flatten(2), mix, x)
-        mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
+        mean_o = m.mean_o + bias
         scale, shift = self._norm(mean_o, m.var_o, student, update)
         return m, scale * mean_o + shift, scale
 

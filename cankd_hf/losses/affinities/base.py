@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cankd_hf.losses.kernels.blocks import alone
 from cankd_hf.losses.kernels.projection import project
 
 
@@ -101,7 +102,8 @@ def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor
 def joined_keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
     """The same as one tensor [B, 2D, M], keys first."""
     assert p.phi is not None
-    weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
+    with alone():
+        weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
     return project(teacher, weight, bias, pool)
 
 

@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values, keys_and_values
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
 from cankd_hf.losses.kernels.blocks import on_whole_maps
+from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
 from cankd_hf.losses.kernels.projection import covariance
 from cankd_hf.losses.kernels.whole import whole_mix
 
@@ -27,7 +28,13 @@ class DotProduct(Affinity):
         if on_whole_maps(teacher.device):
             mix, bias = whole_mix(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
             return Block(mix, bias, None)
-        read = p.w.weight @ _value_times_key(p, teacher, pool)  # [B, C, D]
+        if pool:
+            keys_values = joined_keys_and_values(p, teacher, pool)
+            if _few_keys(student.shape[2], keys_values.shape[2], *p.w.weight.shape):
+                mix, x = narrow_mix(student, keys_values, *p.theta, p.w.weight)
+                return Block(mix, p.w.bias.expand(student.shape[0], -1), x)
+            return Block(*composed_mix(keys_values, *p.theta, *p.w), None)
+        read = p.w.weight @ _value_times_key(p, teacher)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
@@ -35,12 +42,16 @@ class DotProduct(Affinity):
         return 8 * n * c * d + 6 * n * c * c
 
 
-def _value_times_key(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
-    """`value key^T / M`, [B, D, D]."""
-    if pool:
-        key, value = keys_and_values(p, teacher, pool)
-        return value @ key.mT / key.shape[2]
-    # without the pool both are linear in the teacher map, so that its mean and covariance are all it takes
+def _few_keys(n: int, m: int, c: int, d: int) -> bool:
+    """Whether two matrices [C, M] take fewer operations than one [C, C], forward and backward."""
+    composed = 3 * (2 * m * d * d + 2 * c * d * d + 2 * c * c * d) + 6 * n * c * c
+    # the products of width M are made once more in the backward pass
+    return 12 * m * c * d + 14 * n * c * m < composed
+
+
+def _value_times_key(p: Projections, teacher: Tensor) -> Tensor:
+    """`value key^T / M` without sub-sampling, [B, D, D]."""
+    # both are linear in the teacher map, so that its mean and covariance are all it takes
     assert p.phi is not None
     mean, cov = covariance(teacher, p.g.weight.dtype)
     mean_key, mean_value = F.linear(mean, *p.phi), F.linear(mean, *p.g)

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read
+from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.projection import max_pool, project
+from cankd_hf.losses.kernels.softmax import softmax_read_blocks
 
 
 class Gaussian(Affinity):
@@ -19,6 +21,9 @@ class Gaussian(Affinity):
         dtype = p.g.weight.dtype
         key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
         value = project(teacher, *p.g, pool)
+        if not on_whole_maps(student.device):
+            # torch's blockwise kernels want values as wide as queries: half of the product would be padding
+            return output_block(p, softmax_read_blocks(student, key, value).mT)
         return output_block(p, softmax_read(student.mT.to(dtype), key.mT, value.mT))
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
