@@ -20,6 +20,7 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
+from cankd_hf.training.contention import BusyCoresCallback
 from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
@@ -165,6 +166,7 @@ class CanKDTrainer(
         self.add_callback(self.energy)
         self.graceful = GracefulStopCallback()
         self.add_callback(self.graceful)
+        self.add_callback(BusyCoresCallback())
         self._watch()
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
