@@ -161,13 +161,11 @@ class Load:
 
 
 def family_seconds() -> float:
-    """User and system CPU seconds of this process and its children."""
-    return sum(map(_cpu_seconds, _family()))
-
-
-def _family() -> list[psutil.Process]:
+    """User and system CPU seconds of this process and its children, those that have ended included."""
     own = psutil.Process()
-    return [own, *own.children(recursive=True)]
+    ended = own.cpu_times()
+    waited = getattr(ended, "children_user", 0.0) + getattr(ended, "children_system", 0.0)
+    return time.process_time() + waited + sum(map(_cpu_seconds, own.children(recursive=True)))
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -175,7 +173,4 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.Error:  # it has ended
         return 0.0
-    ended = getattr(times, "children_user", 0.0) + getattr(
-        times, "children_system", 0.0
-    )  # loading processes of epochs
-    return float(times.user + times.system + ended)
+    return float(times.user + times.system)

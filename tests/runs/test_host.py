@@ -127,17 +127,7 @@ def test_only_what_others_use_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     times = lambda **_: [SimpleNamespace(user=clock["all"], system=0.0, nice=clock["nice"], idle=0.0)]  # noqa: E731
     monkeypatch.setattr(host_module.psutil, "cpu_times", times)
     monkeypatch.setattr(host_module, "_affinity", lambda: {0})
-    monkeypatch.setattr(
-        host_module,
-        "_family",
-        lambda: [
-            SimpleNamespace(
-                cpu_times=lambda: SimpleNamespace(
-                    user=clock["own"], system=0.0, children_user=0.0, children_system=0.0
-                )
-            )
-        ],
-    )
+    monkeypatch.setattr(host_module, "family_seconds", lambda: clock["own"])
     monkeypatch.setattr(host_module.time, "perf_counter", lambda: clock["now"])
     load = Load()
     clock.update(now=2.0, all=1.9, own=1.5, nice=9.0)
