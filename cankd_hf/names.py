@@ -9,6 +9,7 @@ MANIFEST_FILE = "teacher_manifest.json"
 PICTURE_FILE = "predictions.png"
 RECIPE_FILE = "recipe.yaml"
 RESULTS_FILE = "results.json"
+THREADS_FILE = "threads.json"  # the number of CPU threads that a run began with
 STATE_FILE = "trainer_state.json"  # written by transformers
 
 TEACHER, STUDENT, ALONE, DISTILLED = "teacher", "student", "student alone", "student distilled"

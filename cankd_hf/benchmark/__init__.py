@@ -1,6 +1,6 @@
 """Measures the cost of distillation.
 
-`python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE | data [FOLDER] | scoring`.
+`python -m cankd_hf.benchmark loss | step RECIPE | teacher RECIPE | trainer [RECIPE] | data [FOLDER] | scoring`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def _run(args: argparse.Namespace) -> int:
 
         run(args)
         return 0
-    for name in ("repeats", "threads", "images", "classes"):
+    for name in ("repeats", "threads", "steps", "images", "classes"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
@@ -39,7 +39,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     recipe = load_recipe(args.recipe, args.overrides)
-    if args.command == "step":
+    if args.command == "trainer":
+        from cankd_hf.benchmark.trainer import run_trainer
+
+        run_trainer(recipe, args.steps, args.repeats, console())
+    elif args.command == "step":
         run_step(recipe, args.repeats, console())
     else:
         run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
@@ -92,9 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("step", "where the time of one distillation step of a recipe goes"),
         ("teacher", "what early stop, dtype and compiling do for the forward of a recipe's teacher"),
+        ("trainer", "a step of the stock Trainer, of ours without and with the recipe's teacher"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("recipe", help="YAML file")
+        if name == "trainer":
+            command.add_argument("recipe", nargs="?", default="recipes/quickstart.yaml", help="YAML file")
+            command.add_argument("--steps", type=int, default=20, help="of each run (default: 20)")
+        else:
+            command.add_argument("recipe", help="YAML file")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
         command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")

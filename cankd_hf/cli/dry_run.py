@@ -20,6 +20,7 @@ from cankd_hf.features.taps import Level
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import RESULTS_FILE
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
+from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS
 from cankd_hf.training.distiller import Distiller
@@ -52,6 +53,7 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     check_session(recipe, restart)
     console = plain_console(120)
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
+    console.print(told(device_of(recipe.training), recipe), soft_wrap=True, highlight=False)
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once

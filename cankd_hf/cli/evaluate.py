@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cankd_hf.commands import command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
+from cankd_hf.host import read_host, wait_passively
 from cankd_hf.names import RECIPE_FILE
 
 if TYPE_CHECKING:
@@ -58,14 +59,18 @@ def _run(options: argparse.Namespace) -> int:
     saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
+    host = read_host()
+    wait_passively(host)  # before torch is imported
     with importing():
         from rich.table import Table
         from transformers.utils.logging import disable_progress_bar
 
         from cankd_hf.runs.launch import leave_together
+        from cankd_hf.runs.threads import settle_threads
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
+    settle_threads(host)
     disable_progress_bar()  # of loading weights
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
     task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)

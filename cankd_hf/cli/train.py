@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cankd_hf.commands import command_parser, exit_code, importing
 from cankd_hf.errors import InputError
+from cankd_hf.host import read_host, wait_passively
 from cankd_hf.names import STATE_FILE
 
 EXAMPLES = """examples:
@@ -50,16 +51,22 @@ def _run(options: argparse.Namespace) -> int:
             f"--resume: expected the folder of a checkpoint, got {options.resume!r} without a {STATE_FILE}; name a "
             "checkpoint-N, or leave it out to go on from the newest one"
         )
+    host = read_host()
+    wait_passively(host)  # before torch is imported
     with importing():
         recipe = load_recipe(options.recipe, options.overrides, to_run=True, restart=options.restart)
         # Imported after the checks, because these imports take seconds.
         from cankd_hf.cli.report import print_report
         from cankd_hf.runs.launch import leave_together
         from cankd_hf.runs.run import Stopped, run
+        from cankd_hf.runs.threads import settle_threads
 
         if options.dry_run:
             from cankd_hf.cli.dry_run import dry_run
+    workers = recipe.training.get("dataloader_num_workers") or 0
+    threads = settle_threads(host, None if options.restart else Path(recipe.output_dir), workers)
     if options.dry_run:
+        print(threads)
         return dry_run(recipe, options.restart)
     try:
         report = run(recipe, restart=options.restart, resume=options.resume)

@@ -24,7 +24,7 @@ class TeacherConfig(Section):
         config: instead of `model`: fields of a configuration with `model_type`; random weights by the
             recipe's seed, for `fit` and tests.
         taps: "auto"; stage names of a backbone ("stage6"); or taps as in `cankd_hf.features.Taps`.
-        dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16 on CUDA.
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on CUDA devices that compute in it, else float32.
         scale: size of its images relative to the student's (before rounding to its patch multiple).
         revision: branch, tag or commit on the Hub; for `torchvision/NAME` the name of its weights, such as `COCO_V1`.
         weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.

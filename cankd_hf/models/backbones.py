@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel, TimmBackbone, TimmBackboneConfig
+from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel, TimmBackboneConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
@@ -68,7 +68,7 @@ def load_backbone(
     config = _overridden(name, overrides, hub)
     cls = _backbone_class(config, name, hub)
     loader: Callable[..., Any] = cls.from_pretrained
-    if issubclass(cls, TimmBackbone):  # its own from_pretrained takes a folder for a timm name
+    if isinstance(config, TimmBackboneConfig):  # its own from_pretrained takes a folder for a timm name
         loader = partial(PreTrainedModel.from_pretrained.__func__, cls)  # type: ignore[attr-defined]
     # Mismatched shapes are allowed here, to be listed with the missing keys below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "revision": revision or "main"}
@@ -219,6 +219,7 @@ def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: to
     loading.
     """
     import timm
+    from transformers import TimmBackbone  # imports timm, which takes a third of a second
 
     config = _timm_config(name, overrides)
     try:

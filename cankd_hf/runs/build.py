@@ -17,6 +17,7 @@ from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
+from cankd_hf.runs.device import choices, device_of
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
@@ -51,6 +52,7 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     name = name if folder == out else f"{name}-{folder.name}"
     hub = recipe.hub.settings() if recipe.hub is not None else {}
     settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
+    settings |= choices(device_of(settings), settings)
     task = TASKS[recipe.task]
     if str(settings.get("metric_for_best_model")).removeprefix("eval_") == task.metric:
         settings.setdefault("greater_is_better", task.greater_is_better)

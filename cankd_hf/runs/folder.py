@@ -6,12 +6,14 @@ import os
 from itertools import count
 from pathlib import Path
 
+import torch
+
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
-from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE
+from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE, THREADS_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import ASIDE, LIST_FILE, writing
@@ -25,6 +27,20 @@ def claim(out: Path, recipe: Recipe, args: CanKDConfig) -> None:
         check_recipe_of(out, recipe)
         if args.process_index == 0:
             write_text(out / RECIPE_FILE, recipe_to_yaml(recipe))
+            _claim_threads(out)
+
+
+def _claim_threads(out: Path) -> None:
+    """Records the number of threads that a run begins with; warns where it goes on with another one."""
+    now, file = torch.get_num_threads(), out / THREADS_FILE
+    then = read_json(file).get("threads", now) if holds_work(out) else now
+    if then != now:
+        logger.warning(
+            "threads: %s now, the run in %s began with %s: its numbers differ in their last bits from those of an "
+            "uninterrupted one; OMP_NUM_THREADS=%s or torch.set_num_threads(%s) keeps them",
+            *(now, out, then, then, then),
+        )
+    write_json(file, {"threads": then})
 
 
 def check_recipe_of(out: Path, recipe: Recipe) -> None:

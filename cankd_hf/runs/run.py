@@ -27,6 +27,7 @@ from cankd_hf.runs.build import (
     problems_of,
     training_args,
 )
+from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.folder import claim, claim_data, set_aside
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
@@ -72,6 +73,7 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
             with FolderLock(out):  # never moves a run that is going on
                 pass
             set_aside(out)
+        logger.warning("%s", told(device_of(recipe.training), recipe))
     with FolderLock(out) if main else nullcontext(), writing(out, DISK_FULL):
         return _run(recipe, args, resume)
 

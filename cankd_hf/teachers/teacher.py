@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -20,6 +21,13 @@ from cankd_hf.features.truncate import compile_around
 from cankd_hf.models.prompts import attach_empty_prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@cache
+def auto_dtype(kind: str) -> torch.dtype:
+    """The dtype of a teacher by the type of its device: bfloat16 on CUDA where it is native, else float32."""
+    native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +155,7 @@ class Teacher(nn.Module):
         """The dtype the model computes in."""
         if self.config.dtype != "auto":
             return DTYPES[self.config.dtype]
-        return torch.bfloat16 if self.input_scale.device.type == "cuda" else torch.float32
+        return auto_dtype(self.input_scale.device.type)
 
     def num_parameters(self) -> int:
         """Number of parameters, without blocks after the last tap that were removed."""

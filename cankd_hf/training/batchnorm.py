@@ -19,31 +19,30 @@ def allow_single_values(module: nn.Module) -> None:
     """
     told: list[str] = []
     for name, part in module.named_modules():
-        if isinstance(part, _BatchNorm) and _before not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_before)
-            part.register_forward_hook(_Tell(name, told), always_call=True)
+        if isinstance(part, _BatchNorm) and not any(
+            isinstance(hook, _Before) for hook in part._forward_pre_hooks.values()
+        ):
+            part.register_forward_pre_hook(_Before(name, told))
 
 
-def _before(norm: nn.Module, args: tuple[Any, ...]) -> None:
-    values = args[0]
-    if not norm.training or norm.running_mean is None or values.numel() != values.shape[1]:
-        return
-    synchronised = isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()
-    if synchronised and torch.distributed.get_world_size(cast(Any, norm).process_group) > 1:
-        return  # it takes the values of all processes together
-    norm.eval()
-    norm._single_value = True  # type: ignore[assignment]
-
-
-class _Tell:
-    """Sets the layer back to training after its forward pass; the first of all layers warns."""
+class _Before:
+    """Sets the layer to evaluation for a single value, and back after its forward pass; the first of all warns."""
 
     def __init__(self, name: str, told: list[str]) -> None:
         self.name, self.told = name, told
 
-    def __call__(self, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not norm.__dict__.pop("_single_value", False):
+    def __call__(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        values = args[0]
+        if not norm.training or norm.running_mean is None or values.numel() != values.shape[1]:
             return
+        synchronised = isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()
+        if synchronised and torch.distributed.get_world_size(cast(Any, norm).process_group) > 1:
+            return  # it takes the values of all processes together
+        norm.eval()
+        handle: Any = norm.register_forward_hook(lambda *_: self._after(norm, handle), always_call=True)
+
+    def _after(self, norm: nn.Module, handle: Any) -> None:
+        handle.remove()
         norm.train()
         if not self.told:
             self.told.append(self.name)

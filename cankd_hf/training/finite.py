@@ -79,8 +79,9 @@ class StepGuard(ScoreGuard, TrainerCallback):
 
     def see_loss(self, loss: Tensor) -> Tensor:
         """The loss [] of one batch; returns it for the logs, 0 if it is not finite."""
-        self._see(_LOSS, ~torch.isfinite(loss))
-        loss = torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))
+        finite = torch.isfinite(loss)
+        self._see(_LOSS, ~finite)
+        loss = torch.where(finite, loss, torch.zeros_like(loss))
         return loss.as_subclass(_Finite) if self.late else loss
 
     def see_norm(self, norm: Any) -> None:

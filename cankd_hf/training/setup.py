@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -18,6 +17,7 @@ from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig, as_config
 from cankd_hf.training.batchnorm import allow_single_values
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.layout import channels_last
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import TeacherShape, reads_logits
 
@@ -146,7 +146,7 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
     if args.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
     allow_single_values(distiller)
-    return distiller.to(memory_format=torch.channels_last) if args.channels_last else distiller
+    return channels_last(distiller, args.device) if args.channels_last else distiller
 
 
 def input_stats(mean: Any, std: Any, processor: Any) -> tuple[list[float], list[float]]:

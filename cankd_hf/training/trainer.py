@@ -20,6 +20,7 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
+from cankd_hf.training.contention import BusyCoresCallback
 from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
@@ -153,6 +154,7 @@ class CanKDTrainer(
         self._place_teachers()
         self._add_callbacks(train_dataset)
         self._warned = False
+        self._flops: dict[int, int] = {}  # by the number of values in a batch
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()
         self._clock = BatchClock(args)
@@ -165,6 +167,7 @@ class CanKDTrainer(
         self.add_callback(self.energy)
         self.graceful = GracefulStopCallback()
         self.add_callback(self.graceful)
+        self.add_callback(BusyCoresCallback())
         self._watch()
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
@@ -210,6 +213,13 @@ class CanKDTrainer(
         if self.args.channels_last:
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return inputs
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in the Trainer, which looks at every module of the student for the same number in every step."""
+        size = inputs["pixel_values"].numel() if "pixel_values" in inputs else 0
+        if size not in self._flops:
+            self._flops[size] = super().floating_point_ops(inputs)
+        return self._flops[size]
 
     def compute_loss(
         self,

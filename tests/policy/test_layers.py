@@ -18,6 +18,7 @@ LEVELS = {
     "tokens": 0,
     "commands": 1,
     "config": 1,
+    "host": 1,
     "losses": 2,
     "features": 2,
     "models": 2,
