@@ -184,7 +184,7 @@ class Decoder:
         if self.reduce_labels:
             wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
             labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
-        if self.num_labels is not None:
+        if self.num_labels is not None and not (labels.dtype == np.uint8 and labels.max(initial=0) < self.num_labels):
             outside = (labels >= self.num_labels) & (labels != self.ignore_index)
             if labels.dtype != np.uint8:
                 outside |= (labels < 0) & (labels != self.ignore_index)
