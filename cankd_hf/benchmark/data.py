@@ -20,7 +20,7 @@ from cankd_hf.benchmark.measure import interleaved, table
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.batch import BatchCollator
 from cankd_hf.data.common.dataset import ImageDataset
-from cankd_hf.data.common.folders import Row
+from cankd_hf.data.common.rows import Row
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.generated import SHAPE_CLASSES, ShapesSource

@@ -7,6 +7,7 @@ machine, and a nested or huge JSON value would stop the parser with an error tha
 import gc
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +25,8 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a socket": stat.S_ISSOCK,
     "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
 }
+# Relative paths of letters that every disk holds, which need no further look; most are of this form.
+USUAL_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{,199}/){,9}[A-Za-z0-9_-][A-Za-z0-9_.-]{,199}")
 SHOWN = 20  # problems listed one by one; the rest is counted
 
 _repr = Repr()
@@ -59,6 +62,8 @@ def not_a_file(path: Path) -> str | None:
 def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
     """The problem with the path under a key, if any."""
     value = line.get(key)
+    if isinstance(value, str) and USUAL_NAME.fullmatch(value):
+        return None
     if key not in line or value is None or value == "":
         return f"{place}: expected the key {key!r} with a file name, got the keys {shown(list(line))}"
     if not isinstance(value, str):

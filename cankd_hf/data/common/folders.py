@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled
+from cankd_hf.data.common.dataset import Known
+from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled, missing
 from cankd_hf.data.common.files import outside, parse, path_problem, read_lines, relative_to, shortened, shown
+from cankd_hf.data.common.rows import Row, Rows
 from cankd_hf.errors import InputError
 
 SPLIT_NAMES = {
@@ -32,22 +34,11 @@ MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations",
 EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a folder: an image, its mask if it has one, their names in the data folder, and other values."""
-
-    name: str
-    image: Path
-    mask: Path | None = None
-    mask_name: str = ""
-    values: dict[str, Any] = field(default_factory=dict, compare=False)
-
-
 @dataclass(eq=False)
 class FolderSource:
     """Samples of a local folder; `decoder` reads its `rows`, of which each needs a mask if they are `masked`."""
 
-    rows: list[Row]
+    rows: Rows
     decoder: Decoder
     masked: bool = field(default=False, kw_only=True)
     generated = False
@@ -56,12 +47,22 @@ class FolderSource:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return self.rows[index].name
+        return self.rows.names[index]
 
     @property
     def unlabelled(self) -> list[int]:
         """Indices of the images without a mask, where they need one."""
-        return [index for index, row in enumerate(self.rows) if self.masked and row.mask is None]
+        return self.rows.bare() if self.masked else []
+
+    def known(self, indices: Sequence[int]) -> Known | None:
+        """What is known of these images before any is decoded, if anything."""
+        return None
+
+    def absent(self, index: int) -> str:
+        """What is wrong with the files of an image by their entries in the folder alone; "" if nothing."""
+        row = self.rows[index]
+        files = [(row.image, row.name), *([] if row.mask is None else [(row.mask, row.mask_name)])]
+        return next((said for path, name in files if (said := missing(path, name))), "")
 
     def load(self, index: int) -> Sample:
         row = self.rows[index]
