@@ -6,26 +6,25 @@ every forked loading process ends with a copy of them.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a folder: an image, its mask if it has one, their names in the data folder, and other values."""
+    """One line of a folder: an image, its mask if it has one, and their names in the data folder."""
 
     name: str
     image: Path
     mask: Path | None = None
     mask_name: str = ""
-    values: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Rows(Sequence[Row]):
-    """Rows without other values, made as they are asked for.
+    """Rows, made as they are asked for.
 
     Args:
         root: the data folder.
@@ -36,12 +35,6 @@ class Rows(Sequence[Row]):
     def __init__(self, root: Path, names: Iterable[str], masks: Iterable[str] | None = None) -> None:
         self.root, self.names = root, _Texts(names)
         self.masks = None if masks is None else _Texts(masks)
-
-    @classmethod
-    def of(cls, root: Path, rows: Sequence[Row]) -> "Rows":
-        """The same rows, packed."""
-        masked = any(row.mask is not None for row in rows)
-        return cls(root, (row.name for row in rows), (row.mask_name for row in rows) if masked else None)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -15,7 +15,6 @@ from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
-from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
@@ -81,10 +80,10 @@ class Folder:
         return list(self.folders)
 
     def source(self, name: str) -> AnySource:
-        rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
+        rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
         masked = self.mask_column is not None
-        source = FolderSource(Rows.of(self.root, rows), make_decoder(self.config, self.labels), masked=masked)
+        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=masked)
         return stream_of(source) if self.config.streaming and rows else source
 
 

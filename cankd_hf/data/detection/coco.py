@@ -5,13 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cankd_hf.data.common.files import (
     COCO_LIMIT,
+    normal_name,
     outside,
     path_problem,
     printable,
@@ -88,11 +89,10 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
             f"with image_id {shown(objects.image_of(strange[0]))}"
         )
         (warnings if skip else problems).append(text)
-    if problems := problems or outside(root, (base / name for name in images.names)):
+    if problems := problems or outside(root, (os.path.join(base, name) for name in images.names)):
         raise InputError(shortened(problems))
-    prefix = relative_to(base, root)
-    before = "" if prefix == "." else f"{prefix}/"
-    names = [f"{before}{PurePosixPath(name).as_posix()}" for name in images.names]
+    before = f"{relative_to(base, root)}/".removeprefix("./")
+    names = [before + normal_name(name) for name in images.names]
     return CocoSplit(Rows(root, names), objects.table(images, names, rows, classes), categories, warnings)
 
 

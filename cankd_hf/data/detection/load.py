@@ -141,10 +141,10 @@ class _ObjectFolder(Folder):
         config, folder = self.config, self.folders[name]
         column = "objects" if config.objects_column == "auto" else config.objects_column
         keep = (column, "image_id", "width", "height")
-        rows, warnings = read_split(self.root, folder, config.image_column, None, keep)
+        rows, values, warnings = read_split(self.root, folder, config.image_column, None, keep)
         self.warnings += warnings
-        bare = [row.name for row in rows if row.values.get(column) is None]
-        if bare and not any(column in row.values for row in rows):
+        bare = [rows.names[number] for number, line in enumerate(values) if line.get(column) is None]
+        if bare and not any(column in line for line in values):
             raise InputError(
                 f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
                 f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
@@ -155,9 +155,10 @@ class _ObjectFolder(Folder):
                 "images without a box"
             )
         annotations = AnnotationTable.of(
-            _read_row(config, self.categories, column, row.values, number, row.name) for number, row in enumerate(rows)
+            _read_row(config, self.categories, column, line, number, rows.names[number])
+            for number, line in enumerate(values)
         )
-        return _annotated(config, Rows.of(self.root, rows), annotations, self.labels)
+        return _annotated(config, rows, annotations, self.labels)
 
 
 class _Coco:
