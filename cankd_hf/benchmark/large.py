@@ -6,6 +6,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from cankd_hf.data.detection.load import load_detection
 BOXES = 7.27  # an image, as in train2017 of COCO
 PICTURES = 16  # different ones; the other files are hard links to them
 CLASSES = 80
+PART = 1000
 # As many numbers as the outlines of COCO have in the mean: they are most of its json.
 OUTLINE = json.dumps([[round(100 + 3.17 * number, 2) for number in range(44)]])
 
@@ -69,16 +71,22 @@ def write_coco(root: Path, images: int) -> int:
                 image = f'"id": {number}, "file_name": "{number:012d}.jpg", "width": 640, "height": 480'
                 file.write(f"{', ' if number else ''}{{{image}}}")
             file.write('], "annotations": [')
-            total = round(BOXES * count)
-            owners, kinds = random.integers(0, count, total).tolist(), random.integers(1, CLASSES + 1, total).tolist()
-            corners, sides = random.uniform(0, (400, 300), (total, 2)), random.uniform(5, (239, 179), (total, 2))
-            boxes = np.concatenate([corners, sides], 1).round(2).tolist()
-            for number, (owner, kind, box) in enumerate(zip(owners, kinds, boxes, strict=True)):
-                entry = f'"id": {number}, "image_id": {owner}, "category_id": {kind}, "bbox": {box}'
-                more = f'"area": {box[2] * box[3]:.3f}, "iscrowd": 0, "segmentation": {OUTLINE}'
-                file.write(f"{', ' if number else ''}{{{entry}, {more}}}")
+            for number, entry in enumerate(_boxes(round(BOXES * count), count, random)):
+                file.write(f"{', ' if number else ''}{entry}")
             file.write("]}")
     return (root / "annotations" / "instances_train.json").stat().st_size
+
+
+def _boxes(total: int, images: int, random: np.random.Generator) -> Iterator[str]:
+    """Entries of `annotations`, made some at a time, as the memory of this is measured too."""
+    for first in range(0, total, PART):
+        count = min(PART, total - first)
+        owners, kinds = random.integers(0, images, count).tolist(), random.integers(1, CLASSES + 1, count).tolist()
+        corners, sides = random.uniform(0, (400, 300), (count, 2)), random.uniform(5, (239, 179), (count, 2))
+        boxes = np.concatenate([corners, sides], 1).round(2).tolist()
+        for number, (owner, kind, box) in enumerate(zip(owners, kinds, boxes, strict=True), start=first):
+            entry = f'"id": {number}, "image_id": {owner}, "category_id": {kind}, "bbox": {box}'
+            yield f'{{{entry}, "area": {box[2] * box[3]:.3f}, "iscrowd": 0, "segmentation": {OUTLINE}}}'
 
 
 def _peak() -> float:

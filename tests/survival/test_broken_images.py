@@ -1,4 +1,4 @@
-"""An image that the checks did not look at breaks a run late: the work is kept, the file named, and the run goes on."""
+"""An image that the checks did not look at stops a run late: its work is kept, the file named, it goes on."""
 
 from __future__ import annotations
 
