@@ -52,6 +52,13 @@ def together(*checks: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def _without_traceback(kind: type, text: str) -> list[str]:
+    """The problems in a text; of an error in a loading process torch makes one of the traceback there."""
+    if not re.match(r"Caught \w+ in (DataLoader worker process|pin memory thread)", text):
+        return [text]
+    return text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip().splitlines()
+
+
 class InputError(ValueError):
     """Invalid input of the user: a recipe, a folder, an image, a checkpoint.
 
@@ -63,5 +70,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [_one_line(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
+        said = _without_traceback(type(self), problems) if isinstance(problems, str) else problems
+        self.problems = [_one_line(problem) for problem in said]
         super().__init__("\n".join(self.problems))

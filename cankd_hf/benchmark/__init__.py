@@ -23,7 +23,7 @@ def _run(args: argparse.Namespace) -> int:
 
         run(args)
         return 0
-    for name in ("repeats", "threads", "steps", "images", "classes"):
+    for name in ("repeats", "threads", "steps", "images", "classes", "coco"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
@@ -56,6 +56,11 @@ def _run_material(args: argparse.Namespace) -> int:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 4 for part in parts):
         raise InputError(f"--size: expected HxW of at least 4x4, got {args.size!r}; for example 180x240")
     size = [int(part) for part in parts]
+    if args.command == "data" and args.coco:
+        from cankd_hf.benchmark.large import run_large
+
+        run_large(args.coco, args.check, console())
+        return 0
     if args.command == "data":
         from cankd_hf.benchmark.data import run_data
 
@@ -113,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("folder", nargs="?", help="data set with masks (default: drawn images of 360x480)")
     data.add_argument("--size", default="180x240", help="crop of images with masks, HxW (default: 180x240)")
     data.add_argument("--images", type=int, default=64, help="images (default: 64)")
+    data.add_argument("--coco", type=int, metavar="N", help="instead: open a generated set like COCO of N images")
+    data.add_argument("--check", default="1000", help="with --coco: its data.check (default: 1000)")
     scoring = commands.add_parser("scoring", help="scores from a model's outputs, against the plain form")
     kinds = "masks (against one argmax an image) or boxes (COCO scores, against a loop of records; default: masks)"
     scoring.add_argument("--kind", choices=("masks", "boxes"), default="masks", help=kinds)

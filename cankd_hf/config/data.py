@@ -66,7 +66,8 @@ class DataConfig(Section):
         shuffle_buffer: size of the shuffle buffer of a stream, in images.
         on_error: `stop` at an image that cannot be used, or `skip` it and report it. Images without a mask (null) and
             boxes without area are always left out and counted.
-        check: images to check before training: `all`, `none` or a number for each split.
+        check: images to decode before training: `all`, `none` or a number for each split, spread evenly over it. Of
+            the others in a folder only the files are looked for; one that turns out broken stops the run at its step.
         cache: decode each image once and keep it in a temporary folder, for all loading processes; until 1 GB of disk
             and memory is left.
         max_train_samples: use only the first samples, for trials.
@@ -104,7 +105,7 @@ class DataConfig(Section):
     streaming: bool = False
     shuffle_buffer: Count = 256
     on_error: Literal["stop", "skip"] = "stop"
-    check: Literal["all", "none"] | Annotated[int, Ge(0)] = "all"
+    check: Literal["all", "none"] | Annotated[int, Ge(0)] = 1000
     cache: bool = False
     max_train_samples: Count | None = None
     max_eval_samples: Count | None = None

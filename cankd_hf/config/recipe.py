@@ -28,6 +28,7 @@ _HARMLESS = {
     "baseline",
     "data.cache",
     "data.check",
+    "data.on_error",  # a broken file that the checks did not look at may be met later
     "output_dir",  # the saved recipe lies in it: the folder was moved, or is named in another way
     "training.dataloader_num_workers",
     "training.disable_tqdm",

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -102,16 +103,28 @@ def set_aside(out: Path) -> None:
     logger.warning("starting over: what was in %s is now in %s", out, target)
 
 
+def expect_change(out: Path, problems: Sequence[str]) -> None:
+    """Notes that the files of the data set in which these problems are will be mended before the run goes on."""
+    record = read_json(out / DATA_FILE)
+    files = record.get("files") or {}
+    for name in files:
+        if any(problem.startswith((f"{name}:", f"{name} ")) for problem in problems):
+            files[name] = None
+    write_json(out / DATA_FILE, record)
+
+
 def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
-    root = Path(str(recipe.data.path))
-    files = {}
-    if root.is_dir():
-        paths = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
-        files = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths if path.is_file()}
-    elif root.is_file():
-        files = {root.name: root.stat().st_size}
-    shown = {name: size for name, size in sorted(files.items()) if not any(p.startswith(".") for p in name.split("/"))}
-    return {"classes": data.facts.get("classes"), "splits": data.facts.get("splits"), "files": shown}
+    root = str(recipe.data.path)
+    sizes: dict[str, int] = {}
+    for folder, _, names in os.walk(root, followlinks=True):  # of a file: nothing
+        before = "" if folder == root else f"{os.path.relpath(folder, root)}/"
+        for path, name in ((os.path.join(folder, name), before + name) for name in names):
+            if os.path.isfile(path) and not name.startswith(".") and "/." not in name:
+                sizes[name] = os.stat(path).st_size
+    if os.path.isfile(root):
+        sizes = {os.path.basename(root): os.stat(root).st_size}
+    facts = {key: data.facts.get(key) for key in ("classes", "splits")}
+    return {**facts, "files": dict(sorted(sizes.items()))}
 
 
 def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:
@@ -120,5 +133,6 @@ def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:
     old, new = (dict(record.get("files") or {}) for record in (then, now))  # type: ignore[call-overload]
     told += [f"{name} is missing" for name in old if name not in new]
     told += [f"{name} is new" for name in new if name not in old]
-    told += [f"{name}: {old[name]} -> {size} bytes" for name, size in new.items() if name in old and old[name] != size]
+    grown = [name for name, size in new.items() if old.get(name, size) not in (size, None)]
+    told += [f"{name}: {old[name]} -> {new[name]} bytes" for name in grown]
     return told

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
@@ -28,7 +29,7 @@ from cankd_hf.runs.build import (
     training_args,
 )
 from cankd_hf.runs.device import device_of, told
-from cankd_hf.runs.folder import claim, claim_data, set_aside
+from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -168,6 +169,10 @@ class _Session:
             if trainer.graceful.stopped:
                 raise Stopped(folder) from error
             raise KeyboardInterrupt from error
+        except (Unusable, WrongLabels) as error:
+            if args.process_index == 0:
+                expect_change(Path(self.recipe.output_dir), error.problems)
+            raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)

@@ -76,6 +76,7 @@ class DetectionTask(PipelineTask):
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True
+    stacks_bytes = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)

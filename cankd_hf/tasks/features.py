@@ -42,6 +42,7 @@ class FeaturesTask(Task):
     further_scores = ("cka/", "correlation/")
     pipeline_tag = "image-feature-extraction"
     needs_teacher_in_evaluation = True
+    stacks_bytes = True
 
     @classmethod
     def recognises(cls, architecture: str) -> bool:

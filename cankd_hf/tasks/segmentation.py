@@ -46,6 +46,7 @@ class SegmentationTask(PipelineTask):
     further_scores = ("iou_",)
     pipeline_tag = "image-segmentation"
     takes_labels = True
+    stacks_bytes = True
     prints = 'found["mask"].size'
 
     def __init__(

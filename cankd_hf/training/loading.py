@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import has_length
 
-from cankd_hf.data.common.batch import META
-from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.data.common.batch import META, NORMALIZE, Batch, BatchCollator
+from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
 
@@ -36,12 +36,15 @@ class LoadingMixin(TeachingTrainer):
             )
         return loader
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        collator = self.data_collator
+        if self.task.stacks_bytes and isinstance(collator, BatchCollator) and collator.dtype is not None:
+            dataset = unnormalized(dataset)
         drops = self.args.dataloader_drop_last
         # In evaluation every image counts.
         self.args.dataloader_drop_last = drops and kwargs.get("is_training", False)
         try:
-            loader = super()._get_dataloader(*args, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drops
         if self.args.dataloader_num_workers and self.args.dataloader_persistent_workers:
@@ -59,4 +62,14 @@ class LoadingMixin(TeachingTrainer):
         """With `remove_unused_columns`, what the student takes is kept, not what the module around it names."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*inspect.signature(self.student.forward).parameters, *self.label_names, META]
+            self._signature_columns = [
+                *inspect.signature(self.student.forward).parameters,
+                *self.label_names,
+                META,
+                NORMALIZE,
+            ]
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        if isinstance(inputs, Batch) and inputs.later is not None:  # of a loader that accelerate did not prepare
+            inputs = inputs.to(self.args.device)
+        return super()._prepare_inputs(inputs)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
 from cankd_hf.json_text import finite
@@ -57,7 +58,8 @@ class CheckpointMixin(TeachingTrainer):
             ignore_keys_for_eval: as for `Trainer.train`.
 
         Raises:
-            InputError: if a checkpoint cannot be used or written, or another process trains in `output_dir`.
+            InputError: if a checkpoint cannot be used or written, another process trains in `output_dir`, or an image
+                cannot be used (`Unusable`, `WrongLabels`), with a checkpoint saved.
             KeyboardInterrupt: after Ctrl-C, with a checkpoint saved; SystemExit (143) after SIGTERM.
         """
         out, main = Path(self.args.output_dir or ""), self.is_world_process_zero()
@@ -66,9 +68,26 @@ class CheckpointMixin(TeachingTrainer):
         with FolderLock(out) if main else nullcontext(), self.graceful.listening():
             if resume_from_checkpoint:
                 resume_from_checkpoint = self._usable(resume_from_checkpoint, out)
-            result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            try:
+                result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            except (Unusable, WrongLabels) as error:
+                skip = ["data.on_error=skip leaves such files out"] if isinstance(error, Unusable) else []
+                raise type(error)([*error.problems, self._keep_work(trial), *skip]) from error
         self.graceful.leave()
         return result
+
+    def _keep_work(self, trial: Any) -> str:
+        """Saves a checkpoint after an image that cannot be used has ended training; returns where the work is.
+
+        All batches of a step are read before it begins, so this is between two steps. Of several processes only one
+        knows of the image, and the others wait for it, so that they save nothing.
+        """
+        step = self.state.global_step
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        if step and self.args.world_size == 1 and not folder.is_dir():
+            self._save_checkpoint(self.distiller, trial)
+        where = f"{folder} holds all of it" if folder.is_dir() else "the newest checkpoint, if there is one, is left"
+        return f"training stopped after step {step}: {where}; mend the file and resume"
 
     def _usable(self, asked: str | bool, out: Path) -> str:
         """The folder to resume from; raises InputError if it is missing, damaged or has no optimizer."""

@@ -28,8 +28,10 @@ from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.data.detection.load import load_detection
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.segmentation.load import load_segmentation
+from cankd_hf.data.segmentation.transforms import TrainTransform
 from cankd_hf.errors import InputError
 from tests.training.detection_folders import write_boxes, write_coco
+from tests.training.tiny_trainers import trainer
 
 datasets = pytest.importorskip("datasets")
 GENERATED = {"train": 3, "validation": 2, "test": 2, "size": 32}
@@ -254,3 +256,18 @@ def test_dropping_a_set_removes_its_folder(tmp_path: Path) -> None:
 def test_a_stream_cannot_be_cached() -> None:
     with pytest.raises(InputError, match=r"data\.cache: expected false with data\.streaming"):
         DataConfig(path="anything", streaming=True, cache=True).check_values()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_trainer_with_two_workers_decodes_each_image_once_a_run(persistent: bool, tmp_path: Path) -> None:
+    class Large(CountedSource):
+        def load(self, index: int) -> Sample:
+            small = super().load(index)
+            return Sample(small.image.new_full((3, 64, 64), index), Mask(torch.zeros(64, 64).byte()), str(index))
+
+    log = tmp_path / "log"
+    data = ImageDataset(Large(log), TrainTransform(DataConfig(path="shapes", color_jitter=0.2)), cache=True)
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent}
+    made = trainer(tmp_path / "run", data=data, per_device_train_batch_size=2, max_steps=9, **workers)
+    made.train()
+    assert made.state.epoch == 3 and decoded(log) == list(range(6))

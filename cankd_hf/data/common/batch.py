@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.functional import pad
 
 from cankd_hf.errors import InputError
 
 META = "meta"
+NORMALIZE = "normalize"  # the key of an item whose image and mask are still bytes: the function that normalises images
 
 
 def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> Tensor:
@@ -74,7 +76,20 @@ class Batch(dict[str, Any]):
     - `view`: the number of its augmentation, int64 [B]: the epoch. Seed, view and sample determine the augmentation.
     - `labelled`: whether it has labels, bool [B].
     - `repeated`: whether it only fills up the batch, see `Repeated`, bool [B].
+
+    On its way from a loading process `pixel_values` and masks may still be bytes, see `unnormalized`: a quarter and an
+    eighth of the memory for queues and copies to the device. The loaders of a trainer give it with normalised float32
+    `pixel_values` and int64 `labels` on the device, as accelerate calls `to`.
     """
+
+    later: "Later | None" = None  # what is still to do to images and masks
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on a device, its images normalised there."""
+        moved = Batch(send_to_device(dict(self), device, non_blocking=non_blocking))
+        if self.later is not None:
+            moved |= self.later(moved)
+        return moved
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -85,6 +100,28 @@ class Batch(dict[str, Any]):
     def meta(self) -> dict[str, Tensor]:
         """Metadata of the samples; empty for a batch that was not made by `BatchCollator`."""
         return self.get(META, {})
+
+
+class Later(NamedTuple):
+    """Makes numbers of the bytes of a batch: normalises its images, and sets their padding to 0, their mean, as
+    collators pad normalised images."""
+
+    normalize: Callable[[Tensor], Tensor]
+    padded: list[tuple[int, int, int]]  # row in the batch, height and width of each image that has padding
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """uint8 `pixel_values` [B, 3, H, W] -> float32; `labels` of pixels -> int64."""
+        images = self.normalize(batch["pixel_values"])
+        for row, height, width in self.padded:
+            images[row, :, height:] = 0
+            images[row, :, :height, width:] = 0
+        return {"pixel_values": images} | exact_masks(batch)
+
+
+def exact_masks(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels of pixels, if there are any, as losses take them."""
+    labels = item.get("labels")
+    return {"labels": labels.to(torch.int64)} if isinstance(labels, Tensor) else {}
 
 
 class BatchCollator:
@@ -103,7 +140,8 @@ class BatchCollator:
         known = [dict(sample) if isinstance(sample, Mapping) else {} for sample in samples]
         metas = [sample.pop(META) if isinstance(sample.get(META), tuple) else (-1, 0) for sample in known]
         known = [{**item, META: own[0]} if own else item for item, (_, _, *own) in zip(known, metas, strict=True)]
-        if self.dtype is not None:
+        normalize = [sample.pop(NORMALIZE) for sample in known if NORMALIZE in sample]
+        if self.dtype is not None and not normalize:
             known = [as_tensors(sample, self.dtype) for sample in known]
         try:
             inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
@@ -122,4 +160,9 @@ class BatchCollator:
             "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
             "repeated": torch.tensor(repeated),
         }
-        return Batch({**inputs, META: meta})
+        batch = Batch({**inputs, META: meta})
+        if normalize:
+            canvas = tuple(batch["pixel_values"].shape[-2:])
+            sizes = [(row, *sample["pixel_values"].shape[-2:]) for row, sample in enumerate(known)]
+            batch.later = Later(normalize[0], [(row, *size) for row, *size in sizes if tuple(size) != canvas])
+        return batch

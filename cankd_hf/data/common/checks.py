@@ -4,22 +4,22 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.dataset import Source, Sources, StreamSource
+from cankd_hf.data.common.dataset import AnySource, Known, Source, Sources, StreamSource
 from cankd_hf.data.common.decode import Unlabelled, Unusable, WrongLabels
 from cankd_hf.data.common.files import shortened
+from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.progress import told
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-LONG = 200  # number of images from which progress is shown
 
 
 @dataclass
@@ -50,19 +50,23 @@ class _Finding:
     problem: str = ""
     fatal: bool = False
     bare: bool = False  # it has no label, which is no fault of it
+    decoded: bool = True
 
 
 def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] | None) -> Report:
     """Decode images and labels as training will, and report all problems at once.
 
-    How many are decoded is `config.check`; a number of them is spread evenly over each split. Without `class_names`
+    How many are decoded is `config.check`; a number of them is spread evenly over each split, the same in each run. To
+    them come as many of those whose boxes do not fit the stated size. Of the other images in folders only the files
+    are looked for, unless `config.check` is `none`. Without `class_names`
     only images are needed. Raises InputError naming the files that cannot be used; with `on_error: skip` only if a
     whole split is unusable. Labels out of range always raise: they are an error of the whole set, which skipping
     images would hide.
     """
     report = Report()
-    findings = list(_look_at_all(config, sources))
-    report.checked = len(findings)
+    known = {role: found for role, (source, indices) in sources.items() if (found := _known(source, indices))}
+    findings = list(_look_at_all(config, sources, known))
+    report.checked = sum(finding.decoded for finding in findings)
     bad = [finding for finding in findings if finding.problem]
     if fatal := [finding for finding in bad if finding.fatal or (config.on_error == "stop" and not finding.bare)]:
         hint = [] if any(finding.fatal for finding in fatal) else ["data.on_error=skip leaves such files out"]
@@ -79,11 +83,12 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
                 [f"data: no image of the {role} split can be used", *shortened(list(report.skipped.values()))]
             )
         sizes = [(finding.size, finding.index) for finding in findings if finding.role == role and finding.size[0]]
+        sizes += known[role].sizes if role in known and findings else []
         if sizes:
             least, thin = min(sizes, key=lambda item: min(item[0])), min(sizes, key=lambda item: _shape(*item[0]))
             report.extremes[role] = list(dict.fromkeys([least[1], thin[1]]))
     report.warnings = _same_pictures(findings)
-    _review_labels(findings, report, class_names or {})
+    _review_labels(findings, report, class_names or {}, known)
     if bare:
         name = next(iter(bare.values())).name
         logger.warning("data: %d images without a mask are skipped, first %s", len(bare), name)
@@ -95,19 +100,40 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
     return report
 
 
-def _look_at_all(config: DataConfig, sources: Sources) -> Iterator[_Finding]:
-    """Check the samples in order, decoding in a few threads (Pillow releases the GIL)."""
+def _look_at_all(config: DataConfig, sources: Sources, known: Mapping[str, Known]) -> Iterator[_Finding]:
+    """Decode and check samples in a few threads (Pillow releases the GIL), and look for the files of the others."""
     todo: list[tuple[str, Source, int]] = []
+    rest: list[tuple[str, FolderSource, int]] = []
     for role, (source, indices) in sources.items():
         if isinstance(source, StreamSource) or source.generated:
             continue
-        count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
-        places = np.linspace(0, len(indices) - 1, min(int(count), len(indices))).astype(int)
-        todo += [(role, source, indices[place]) for place in dict.fromkeys(places.tolist())]
-    if not todo:
-        return
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from _with_progress(pool.map(lambda item: _look(*item), todo), len(todo))
+        chosen = _chosen(config, indices, known.get(role))
+        todo += [(role, source, index) for index in chosen]
+        if chosen and isinstance(source, FolderSource):
+            rest += [(role, source, index) for index in sorted({*indices} - {*chosen})]
+    if rest:
+        logger.info(
+            "data: %d images are decoded before training, of %d others only the files are looked for; data.check=all "
+            "decodes all",
+            *(len(todo), len(rest)),
+        )
+    if todo:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            yield from told(pool.map(lambda item: _look(*item), todo), "decoding images", len(todo))
+    for role, folder, index in told(rest, "looking for images", len(rest)):
+        if problem := folder.absent(index):
+            yield _Finding(role, index, folder.name(index), problem=problem, decoded=False)
+
+
+def _chosen(config: DataConfig, indices: Sequence[int], known: Known | None) -> list[int]:
+    """The images to decode: `check` of them, spread evenly, and of those that are suspect as many."""
+    count = {"all": len(indices), "none": 0}.get(str(config.check), config.check)
+
+    def some(of: Sequence[int]) -> list[int]:
+        places = np.linspace(0, len(of) - 1, min(int(count), len(of))).astype(int)
+        return [of[place] for place in places.tolist()]
+
+    return sorted({*some(indices), *some(known.suspects if known else [])})
 
 
 def _unlabelled(sources: Sources) -> Iterator[_Finding]:
@@ -119,20 +145,6 @@ def _unlabelled(sources: Sources) -> Iterator[_Finding]:
                 assert not isinstance(source, StreamSource)
                 name = source.name(index)
                 yield _Finding(role, index, name, problem=f"{name}: the metadata give it no mask", bare=True)
-
-
-def _with_progress(findings: Iterator[_Finding], total: int) -> Iterator[_Finding]:
-    """Pass findings on, with a progress bar on a terminal if there are many."""
-    if total < LONG:
-        yield from findings
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    logger.info("checking %d images; data.check=N looks at N of each split, data.check=none at none", total)
-    console = Console(stderr=True)
-    options: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
-    yield from track(findings, f"checking {total} images", total, **options)
 
 
 def _look(role: str, source: Source, index: int) -> _Finding:
@@ -151,7 +163,14 @@ def _look(role: str, source: Source, index: int) -> _Finding:
     return finding
 
 
-def _review_labels(findings: list[_Finding], report: Report, class_names: dict[int, str]) -> None:
+def _known(source: AnySource, indices: Sequence[int]) -> Known | None:
+    """What a source knows of its images, if anything."""
+    return source.known(indices) if isinstance(source, FolderSource) else None
+
+
+def _review_labels(
+    findings: list[_Finding], report: Report, class_names: dict[int, str], known: Mapping[str, Known]
+) -> None:
     """Report dropped parts and oddities of labels, and classes that training never sees. Raises InputError where
     oddities of many labels must be a fault of the whole set."""
     labels = [(finding, finding.label) for finding in findings if finding.label is not None]
@@ -164,6 +183,7 @@ def _review_labels(findings: list[_Finding], report: Report, class_names: dict[i
     reviewed = review(doubtful, sum(label.counted for _, label in labels), class_names)
     report.warnings += shortened([text for _, label in labels for text in label.warnings]) + reviewed
     seen = frozenset().union(*(label.classes for finding, label in labels if finding.role == "train"))
+    seen |= known["train"].labels if seen and "train" in known else frozenset()
     missing = [name for label, name in class_names.items() if label not in seen]
     if seen and missing:
         report.warnings.append(f"no training {noun} that was checked holds {', '.join(shortened(missing))}")

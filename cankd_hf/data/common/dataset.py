@@ -29,6 +29,15 @@ class Source(Protocol):
         """Decode one sample; raises `Unusable` naming the file."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a source knows of its images without decoding them."""
+
+    labels: frozenset[int]  # the classes that occur
+    suspects: list[int]  # indices of images whose label does not fit their stated size
+    sizes: list[tuple[tuple[int, int], int]]  # (height, width) as stated, and index, where it is
+
+
 @dataclass(eq=False)
 class StreamSource:
     """Samples of a stream."""

@@ -119,10 +119,8 @@ class Decoder:
 
         The pixels [H, W, 3] of an ordinary JPEG, if `upright`; else a picture of Pillow.
         """
-        problem = not_a_file(data) if isinstance(data, Path) else None
-        if problem:  # before it is opened: a FIFO would wait for a writer, a device never ends
-            missing = "the file does not exist" if problem == "no file" else f"expected an image file, got {problem}"
-            raise Unusable(f"{name}: {missing}")
+        if isinstance(data, Path) and (problem := missing(data, name)):  # a FIFO would wait for a writer
+            raise Unusable(problem)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -184,7 +182,7 @@ class Decoder:
         if self.reduce_labels:
             wide = labels.astype(np.int32)  # in uint8, 0 - 1 would become 255 and 255 would become class 254
             labels = np.where((wide == 0) | (wide == self.ignore_index), self.ignore_index, wide - 1)
-        if self.num_labels is not None:
+        if self.num_labels is not None and not (labels.dtype == np.uint8 and labels.max(initial=0) < self.num_labels):
             outside = (labels >= self.num_labels) & (labels != self.ignore_index)
             if labels.dtype != np.uint8:
                 outside |= (labels < 0) & (labels != self.ignore_index)
@@ -199,6 +197,14 @@ class Decoder:
         small = labels.dtype == np.uint8 or (labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255)
         fits = small and 0 <= self.ignore_index <= 255
         return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8 if fits else np.int32))
+
+
+def missing(path: Path, name: str) -> str:
+    """Why a path is no file that could hold an image; "" if it is one. It is not opened."""
+    problem = not_a_file(path)
+    if problem == "no file":
+        return f"{name}: the file does not exist"
+    return f"{name}: expected an image file, got {problem}" if problem else ""
 
 
 def make_decoder(config: DataConfig, labels: Labels) -> Decoder:

@@ -7,6 +7,7 @@ machine, and a nested or huge JSON value would stop the parser with an error tha
 import gc
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +25,8 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a socket": stat.S_ISSOCK,
     "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
 }
+# Relative paths of letters that every disk holds, which need no further look; most are of this form.
+USUAL_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{,199}/){,9}[A-Za-z0-9_-][A-Za-z0-9_.-]{,199}")
 SHOWN = 20  # problems listed one by one; the rest is counted
 
 _repr = Repr()
@@ -59,6 +62,8 @@ def not_a_file(path: Path) -> str | None:
 def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
     """The problem with the path under a key, if any."""
     value = line.get(key)
+    if isinstance(value, str) and USUAL_NAME.fullmatch(value):
+        return None
     if key not in line or value is None or value == "":
         return f"{place}: expected the key {key!r} with a file name, got the keys {shown(list(line))}"
     if not isinstance(value, str):
@@ -71,6 +76,11 @@ def path_problem(place: str, key: str, line: dict[str, Any]) -> str | None:
     return None
 
 
+def normal_name(value: str) -> str:
+    """A relative path without `.` and double slashes, as `Path` writes it."""
+    return value if USUAL_NAME.fullmatch(value) else PurePosixPath(value).as_posix()
+
+
 def printable(text: str) -> bool:
     """Whether a text can be written as UTF-8; JSON can hold halves of characters."""
     try:
@@ -80,7 +90,7 @@ def printable(text: str) -> bool:
     return True
 
 
-def outside(root: Path, paths: Iterable[Path]) -> list[str]:
+def outside(root: Path, paths: Iterable[Path | str]) -> list[str]:
     """A problem for each file, or the folder of several, that links lead out of the folder `root`.
 
     The cache of the Hub, which consists of links, counts as inside.
@@ -89,18 +99,25 @@ def outside(root: Path, paths: Iterable[Path]) -> list[str]:
 
     real = os.path.realpath(root)
     allowed = tuple(os.path.join(os.path.realpath(folder), "") for folder in (real, HF_HUB_CACHE))
-    folders: dict[Path, str] = {}
-    links: dict[Path, str] = {}
-    for path in paths:
-        folder = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
-        target = os.path.join(folder, path.name)
-        if not os.path.join(folder, "").startswith(allowed):
-            links[path.parent] = folder
-        elif os.path.islink(target) and not (target := os.path.realpath(target)).startswith(allowed):
+    folders: dict[str, str] = {}  # the real folder of each that is inside
+    links: dict[str, str] = {}
+    for given in paths:
+        path = os.fspath(given)
+        parent, name = os.path.split(path)
+        if parent not in folders:
+            folders[parent] = os.path.realpath(parent)
+            if not os.path.join(folders[parent], "").startswith(allowed):
+                links[parent] = folders[parent]
+        target = os.path.join(folders[parent], name)
+        if (
+            parent not in links
+            and os.path.islink(target)
+            and not (target := os.path.realpath(target)).startswith(allowed)
+        ):
             links[path] = target
     return [
-        f"{relative_to(path, root)}: expected a file or folder inside the data folder {root}, got a link to {target}; "
-        "copy what it holds, or name the folder that holds it as data.path"
+        f"{relative_to(Path(path), root)}: expected a file or folder inside the data folder {root}, got a link to "
+        f"{target}; copy what it holds, or name the folder that holds it as data.path"
         for path, target in links.items()
     ]
 

@@ -7,13 +7,25 @@ columns in the order of the keys (5.2.0): with the mask named first it silently 
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled
-from cankd_hf.data.common.files import outside, parse, path_problem, read_lines, relative_to, shortened, shown
+from cankd_hf.data.common.dataset import Known
+from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled, missing
+from cankd_hf.data.common.files import (
+    normal_name,
+    outside,
+    parse,
+    path_problem,
+    read_lines,
+    relative_to,
+    shortened,
+    shown,
+)
+from cankd_hf.data.common.rows import Rows
 from cankd_hf.errors import InputError
 
 SPLIT_NAMES = {
@@ -32,22 +44,11 @@ MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations",
 EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a folder: an image, its mask if it has one, their names in the data folder, and other values."""
-
-    name: str
-    image: Path
-    mask: Path | None = None
-    mask_name: str = ""
-    values: dict[str, Any] = field(default_factory=dict, compare=False)
-
-
 @dataclass(eq=False)
 class FolderSource:
     """Samples of a local folder; `decoder` reads its `rows`, of which each needs a mask if they are `masked`."""
 
-    rows: list[Row]
+    rows: Rows
     decoder: Decoder
     masked: bool = field(default=False, kw_only=True)
     generated = False
@@ -56,12 +57,22 @@ class FolderSource:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return self.rows[index].name
+        return self.rows.names[index]
 
     @property
     def unlabelled(self) -> list[int]:
         """Indices of the images without a mask, where they need one."""
-        return [index for index, row in enumerate(self.rows) if self.masked and row.mask is None]
+        return self.rows.bare() if self.masked else []
+
+    def known(self, indices: Sequence[int]) -> Known | None:
+        """What is known of these images before any is decoded, if anything."""
+        return None
+
+    def absent(self, index: int) -> str:
+        """What is wrong with the files of an image by their entries in the folder alone; "" if nothing."""
+        row = self.rows[index]
+        files = [(row.image, row.name), *([] if row.mask is None else [(row.mask, row.mask_name)])]
+        return next((said for path, name in files if (said := missing(path, name))), "")
 
     def load(self, index: int) -> Sample:
         row = self.rows[index]
@@ -90,24 +101,24 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def read_split(
     root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
-) -> tuple[list[Row], list[str]]:
-    """Read the rows of the split in `folder`; returns them and warnings.
+) -> tuple[Rows, list[dict[str, Any]], list[str]]:
+    """Read the rows of the split in `folder`; returns them, their values, and warnings.
 
     `image_column` is `auto` or `image` for the key `file_name`, another name X for the key `X_file_name`; the same
-    goes for `mask_column`, None without masks. `keep` names other keys whose values the rows keep, where a line has
+    goes for `mask_column`, None without masks. `keep` names the other keys whose values are returned, where a line has
     them. Raises InputError listing every line that cannot be used; no path may leave the data folder `root`.
     """
     metadata, base = _metadata_file(root, folder)
     if metadata is None:
-        if mask_column is not None and _image_files(folder):
+        files = _image_files(root, folder)
+        if mask_column is not None and files:
             raise InputError(
                 f"{folder}: expected metadata.jsonl with a line for each image, like {EXAMPLE}, got none; "
                 "without it the mask of each image is unknown"
             )
-        files = _image_files(folder)
-        if problems := outside(root, files):
+        if problems := outside(root, (os.path.join(root, name) for name in files)):
             raise InputError(shortened(problems))
-        return [Row(relative_to(path, root), path) for path in files], []
+        return Rows(root, files), [{} for _ in files], []
     if problems := outside(root, [metadata]):
         raise InputError(problems)
     lines = list(_read_lines(metadata))
@@ -119,7 +130,8 @@ def read_split(
         image_key = _key_of(image_column, lines)
     if mask_column is not None and lines:
         mask_key = _mask_key(metadata, mask_column, lines)
-    rows = []
+    names, masks, values = list[str](), list[str](), list[dict[str, Any]]()
+    before = f"{relative_to(base, root)}/".removeprefix("./")
     for number, line in lines:
         place = f"{relative_to(metadata, root)} line {number}"
         # null, or an empty cell of a csv file: an image without a mask
@@ -128,14 +140,13 @@ def read_split(
         if any(wrong):
             problems += [problem for problem in wrong if problem]
             continue
-        image = base / line[image_key]
-        mask = None if bare or mask_key is None else base / line[mask_key]
-        kept = {key: line[key] for key in keep if key in line}
-        rows.append(Row(relative_to(image, root), image, mask, "" if mask is None else relative_to(mask, root), kept))
-    problems += outside(root, [path for row in rows for path in (row.image, row.mask) if path is not None])
+        names.append(before + normal_name(line[image_key]))
+        masks.append("" if bare or mask_key is None else before + normal_name(line[mask_key]))
+        values.append({key: line[key] for key in keep if key in line})
+    problems += outside(root, (os.path.join(root, name) for name in [*names, *filter(None, masks)]))
     if problems:
         raise InputError(shortened(problems))
-    return rows, _notices(root, folder, metadata, rows)
+    return Rows(root, names, masks), values, _notices(root, folder, metadata, names, masks)
 
 
 def slice_of(text: str, size: int) -> tuple[str, range]:
@@ -225,35 +236,37 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
     )
 
 
-def _notices(root: Path, folder: Path, metadata: Path, rows: list[Row]) -> list[str]:
+def _notices(root: Path, folder: Path, metadata: Path, names: list[str], masks: list[str]) -> list[str]:
     """Warnings about files listed twice and files not listed."""
     warnings = []
-    masks: dict[str, list[str]] = {}
-    for row in rows:
-        masks.setdefault(row.name, []).append(row.mask_name)
-    for name, listed in masks.items():
-        if len(listed) > 1:
+    for name, count in Counter(names).items() if len({*names}) < len(names) else ():
+        if count > 1:
+            listed = [mask for other, mask in zip(names, masks, strict=True) if other == name]
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
-            warnings.append(f"{relative_to(metadata, root)}: {name} is listed {len(listed)} times{others}")
-    known = {path for row in rows for path in (row.image, row.mask)}
-    masked = any(row.mask is not None for row in rows)  # without labels, unlisted masks do not matter
-    unlisted = [path for path in _image_files(folder, masks=masked) if path not in known]
+            warnings.append(f"{relative_to(metadata, root)}: {name} is listed {count} times{others}")
+    known = {*names, *masks}
+    # without labels, unlisted masks do not matter
+    unlisted = [name for name in _image_files(root, folder, masks=any(masks)) if name not in known]
     if unlisted:
         warnings.append(
             f"{relative_to(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "
-            f"first {relative_to(unlisted[0], root)}"
+            f"first {unlisted[0]}"
         )
     return warnings
 
 
-def _image_files(folder: Path, masks: bool = False) -> list[Path]:
-    """Image files below a folder, sorted, without hidden ones; those in mask folders only with `masks`."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in inner) or path.suffix.lower() not in IMAGE_ENDINGS:
-            continue
-        if not masks and any(part.lower() in MASK_FOLDERS for part in inner[:-1]):
-            continue
-        files.append(path)
-    return files
+def _image_files(root: Path, folder: Path, masks: bool = False) -> list[str]:
+    """Image files below a folder by their names in `root`, sorted, without hidden ones; those in mask folders only
+    with `masks`."""
+    found: list[list[str]] = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and (masks or name.lower() not in MASK_FOLDERS)
+        ]
+        parts = os.path.relpath(where, root).split(os.sep) if Path(where) != root else []
+        found += [
+            [*parts, name]
+            for name in [*files, *folders]  # a folder of such a name is told of when it is read
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+        ]
+    return ["/".join(parts) for parts in sorted(found)]

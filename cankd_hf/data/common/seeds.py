@@ -10,25 +10,30 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, torch_only: bool = False) -> Iterator[None]:
     """Inside, torch (on the CPU), numpy and `random` draw from this seed; afterwards they continue as before.
 
     Accelerators are left alone: `torch.manual_seed` would start their generators anew too, at each sample.
 
     Args:
         seed: at least 0; numpy takes its lower 32 bits, torch 63.
+        torch_only: numpy and `random` are left alone too, for code that does not draw from them; that takes a
+            quarter of the time.
     """
     generator = torch.default_generator
-    before = generator.get_state(), np.random.get_state(), random.getstate()
+    before = generator.get_state()
+    others = None if torch_only else (np.random.get_state(), random.getstate())
     generator.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
-    np.random.seed(seed & 0xFFFF_FFFF)
-    random.seed(seed)
+    if others is not None:
+        np.random.seed(seed & 0xFFFF_FFFF)
+        random.seed(seed)
     try:
         yield
     finally:
-        generator.set_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+        generator.set_state(before)
+        if others is not None:
+            np.random.set_state(others[0])
+            random.setstate(others[1])
 
 
 def derived_seed(seed: int, *names: object) -> int:

@@ -80,7 +80,7 @@ class Folder:
         return list(self.folders)
 
     def source(self, name: str) -> AnySource:
-        rows, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
+        rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
         self.warnings += warnings
         masked = self.mask_column is not None
         source = FolderSource(rows, make_decoder(self.config, self.labels), masked=masked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -52,12 +53,16 @@ class Mask:
     def summary(self) -> Summary:
         """Its labels; doubtful with only 0 and void, which may be a black-and-white foreground mask."""
         labels = frozenset(self.value.unique().tolist())
-        return Summary(labels, "mask", doubtful=labels == {0, self.ignore_index}, review=self._review)
+        return Summary(
+            labels, "mask", doubtful=labels == {0, self.ignore_index}, review=partial(_review, self.ignore_index)
+        )
 
-    def _review(self, doubtful: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
-        if not doubtful or len(class_names) < 2:
-            return []
-        return [
-            f"{len(doubtful)} masks hold only the labels 0 and {self.ignore_index} (void), first that of "
-            f"{doubtful[0]}; if {self.ignore_index} means foreground there, they teach nothing: write class ids"
-        ]
+
+def _review(void: int, doubtful: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
+    """A note on masks that may be black-and-white; no method, which would keep the pixels of each mask."""
+    if not doubtful or len(class_names) < 2:
+        return []
+    return [
+        f"{len(doubtful)} masks hold only the labels 0 and {void} (void), first that of {doubtful[0]}; if {void} "
+        "means foreground there, they teach nothing: write class ids"
+    ]

@@ -1,5 +1,8 @@
 """Transforms that several tasks share, on uint8 tensors."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.batch import NORMALIZE, exact_masks
 
 
 class RandomScaleCrop(v2.Transform):
@@ -88,15 +92,50 @@ def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.resize_image(plain[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
+@dataclass(frozen=True)
 class Normalize:
-    """uint8 [3, H, W] -> float32, normalised with the given mean and standard deviation: bit for bit what the image
-    processors of transformers do, so that one saved beside a student gives what evaluation saw."""
+    """uint8 [..., 3, H, W] -> float32, normalised with the given mean and standard deviation: bit for bit what the
+    image processors of transformers do, so that one saved beside a student gives what evaluation saw."""
 
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        self.shift = torch.tensor(mean).view(3, 1, 1) * 255
-        self.scale = torch.tensor(std).view(3, 1, 1) * 255
+    mean: Sequence[float]
+    std: Sequence[float]
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        plain = image.as_subclass(torch.Tensor)
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        plain = images.as_subclass(torch.Tensor)
+        shift, scale = _constants(tuple(self.mean), tuple(self.std), plain.device)
         # contiguous first: arithmetic on the memory of [H, W, 3] takes several times as long
-        return plain.contiguous().float().sub_(self.shift).div_(self.scale)
+        return plain.contiguous().float().sub_(shift).div_(scale)
+
+
+@lru_cache(maxsize=64)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [3, 1, 1] of 0..255; kept, as copying them to a device would wait for it."""
+    shift, scale = (torch.tensor(values).view(3, 1, 1) * 255 for values in (mean, std))
+    return shift.to(device), scale.to(device)
+
+
+class ImageTransform:
+    """A transform of an image [3, H, W] uint8 and its label to an item, in two parts."""
+
+    normalize: Normalize
+
+    def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
+        """The item, with `pixel_values` float32 [3, h, w], normalised, and labels of pixels as int64."""
+        item = self.unnormalized(image, label)
+        return {**item, "pixel_values": self.normalize(item["pixel_values"]), **exact_masks(item)}
+
+    def unnormalized(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
+        """The same with `pixel_values` as uint8 and labels of pixels as they are."""
+        raise NotImplementedError
+
+
+class Unnormalized:
+    """An `ImageTransform` whose images stay bytes; they are normalised with their batch, see `Batch`."""
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
+        return {**self.transform.unnormalized(image, label), NORMALIZE: self.transform.normalize}

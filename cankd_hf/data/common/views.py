@@ -1,5 +1,6 @@
 """Augmentation that depends on (seed, epoch, sample) and on nothing else."""
 
+import copy
 import itertools
 import operator
 import zlib
@@ -12,7 +13,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cankd_hf.data.common.batch import META
+from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.streams import StreamDataset
+from cankd_hf.data.common.transforms import ImageTransform, Unnormalized
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -39,6 +43,7 @@ class SeededDataset(Dataset):
         self.dataset = dataset
         self.seed = seed
         self._epoch = _shared_epoch()
+        self._torch_only = _draws_from_torch(dataset)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -55,7 +60,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, index: Any) -> Any:
         view, number = int(self._epoch), _number(index)
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
-        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number):
+        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self._torch_only):
             return _with_meta(self.dataset[index], number, view)
 
 
@@ -128,6 +133,13 @@ class SizedSeededStream(SeededStream):
         return len(self.dataset)
 
 
+def _draws_from_torch(dataset: Any) -> bool:
+    """Whether samples take no random numbers but torch's: what this package reads, transformed by its transforms."""
+    return type(dataset) is ImageDataset and all(
+        type(part).__module__.startswith("cankd_hf.") for part in (dataset.source, dataset.transform)
+    )
+
+
 def is_stream(dataset: Any) -> bool:
     """Whether samples can only be read in order; some such data sets have a length, or a `__getitem__` that raises."""
     return isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
@@ -142,3 +154,20 @@ def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
     if is_stream(dataset):
         return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
     return SeededDataset(dataset, seed)
+
+
+def unnormalized(dataset: Any) -> Any:
+    """The data set as loaders read it: items of ours hold bytes, which their batch normalises on the device.
+
+    Any other data set, and any other transform, is returned as it is; `dataset` itself is not changed.
+    """
+    transform = dataset.transform if type(dataset) in (ImageDataset, StreamDataset) else None
+    if isinstance(transform, ImageTransform) and type(transform).__call__ is ImageTransform.__call__:
+        made = copy.copy(dataset)
+        made.transform = Unnormalized(dataset.transform)
+        return made
+    if type(dataset) in (SeededDataset, SeededStream, SizedSeededStream):
+        made = copy.copy(dataset)
+        made.dataset = unnormalized(dataset.dataset)
+        return made
+    return dataset

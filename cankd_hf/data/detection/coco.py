@@ -2,13 +2,17 @@
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cankd_hf.data.common.files import (
     COCO_LIMIT,
+    normal_name,
     outside,
     path_problem,
     printable,
@@ -17,9 +21,11 @@ from cankd_hf.data.common.files import (
     shortened,
     shown,
 )
-from cankd_hf.data.common.folders import Row
+from cankd_hf.data.common.json_stream import NotPlain, elements
 from cankd_hf.data.common.labels import LONGEST
-from cankd_hf.data.detection.objects import Annotation, read_annotation
+from cankd_hf.data.common.rows import Rows
+from cankd_hf.data.detection.coco_entries import ImageEntries, ObjectEntries
+from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.errors import InputError
 
 AUTO_PATTERNS = ("annotations/instances_{split}.json", "{split}/_annotations.coco.json", "annotations/{split}.json")
@@ -31,8 +37,8 @@ REQUIRED_KEYS = {"images": {"id", "file_name"}, "annotations": {"image_id"}, "ca
 class CocoSplit:
     """One json file."""
 
-    rows: list[Row]  # its images, in the order of the file
-    annotations: list[Annotation]  # their objects
+    rows: Rows  # its images, in the order of the file
+    annotations: AnnotationTable  # their objects
     categories: dict[int, str]  # id in the file -> name, in the order of the classes 0..K-1
     warnings: list[str] = field(default_factory=list)  # about the file
 
@@ -61,41 +67,33 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
     place = relative_to(file, root)
     if linked := outside(root, [file]):
         raise InputError(linked)
-    content = _content(file, place)
-    categories = _categories(content["categories"], place)
+    images, objects, found = _entries(file, place)
+    categories = _categories(found, place)
     classes = {number: index for index, number in enumerate(categories)}
-    entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for entry in content["annotations"]:
-        entries[entry.get("image_id")].append(entry)
-    rows: list[Row] = []
-    annotations: list[Annotation] = []
-    warnings = _repeated(place, content["annotations"])
-    base = _image_folder(root, split, content["images"])
-    named = [path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(content["images"])]
+    warnings = _repeated(place, objects)
+    base = _image_folder(root, split, images.names)
+    given = (images.odd.get(n, {"file_name": name}) for n, name in enumerate(images.names))
+    named = (path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(given))
     problems = [problem for problem in named if problem]
-    counts = Counter(image.get("id") for image in content["images"])
-    problems += [
-        f"{place}: expected an image id once, got {shown(key)} {count} times"
-        for key, count in counts.items()
-        if count > 1
-    ]
-    strange = [entry for key, value in entries.items() if key not in counts for entry in value]
-    if strange:
+    row_of = {key: row for row, key in enumerate(images.ids)}
+    if len(row_of) < len(images.ids):
+        problems += [
+            f"{place}: expected an image id once, got {shown(key)} {count} times"
+            for key, count in Counter(images.ids).items()
+            if count > 1
+        ]
+    rows = objects.rows(row_of)
+    if len(strange := np.flatnonzero(rows < 0)):
         text = (
-            f"{place}: {len(strange)} annotations belong to no image, first id {shown(strange[0].get('id'))} with "
-            f"image_id {shown(strange[0].get('image_id'))}"
+            f"{place}: {len(strange)} annotations belong to no image, first id {shown(objects.own_id(strange[0]))} "
+            f"with image_id {shown(objects.image_of(strange[0]))}"
         )
         (warnings if skip else problems).append(text)
-    if problems := problems or outside(root, [base / image["file_name"] for image in content["images"]]):
+    if problems := problems or outside(root, (os.path.join(base, name) for name in images.names)):
         raise InputError(shortened(problems))
-    for image in content["images"]:
-        path = base / image["file_name"]
-        name = relative_to(path, root)
-        size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
-        number = image["id"] if isinstance(image["id"], int) and 0 <= image["id"] < 2**63 else len(rows)
-        rows.append(Row(name, path))
-        annotations.append(read_annotation(entries[image["id"]], name, classes, "xywh", number, size))
-    return CocoSplit(rows, annotations, categories, warnings)
+    before = f"{relative_to(base, root)}/".removeprefix("./")
+    names = [before + normal_name(name) for name in images.names]
+    return CocoSplit(Rows(root, names), objects.table(images, names, rows, classes), categories, warnings)
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
@@ -103,6 +101,38 @@ def _matching(root: Path, pattern: str) -> dict[str, Path]:
     before, after = pattern.split("{split}")
     paths = sorted(root.glob(f"{before}*{after}"))
     return {path.relative_to(root).as_posix()[len(before) :].removesuffix(after): path for path in paths}
+
+
+def _entries(file: Path, place: str) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]]:
+    """Images, annotations and categories of a file, whose entries have what they need.
+
+    They are read one by one, where the file is as usual; else all of it, which says what is wrong.
+    """
+    images, objects, categories = ImageEntries(), ObjectEntries(), list[dict[str, Any]]()
+    add = {"images": images.add, "annotations": objects.add, "categories": categories.append}
+    needed = REQUIRED_KEYS
+    ids = {key: sorted(names & {"id", "image_id"}) for key, names in needed.items()}
+    try:
+        for key, entry in elements(file, REQUIRED_KEYS, COCO_LIMIT):
+            if not isinstance(entry, dict) or not needed[key] <= entry.keys() or _odd_ids(entry, ids[key]):
+                raise NotPlain
+            add[key](entry)
+        if images.ids and categories:
+            return images, objects, categories
+    except NotPlain:
+        pass
+    content = _content(file, place)
+    images, objects = ImageEntries(), ObjectEntries()
+    for image in content["images"]:
+        images.add(image)
+    for entry in content["annotations"]:
+        objects.add(entry)
+    return images, objects, content["categories"]
+
+
+def _odd_ids(entry: dict[str, Any], ids: Sequence[str]) -> bool:
+    """Whether an id that an entry needs is neither a number nor a text."""
+    return not all(isinstance(entry[name], (int, float, str)) for name in ids)
 
 
 def _content(file: Path, place: str) -> dict[str, Any]:
@@ -119,12 +149,10 @@ def _content(file: Path, place: str) -> dict[str, Any]:
         if bad:
             wanted = " and ".join(sorted(needed))
             raise InputError(f"{place}: expected {wanted} in all {key}, got {shown(entries[bad[0]])} at {bad[0]}")
-        ids = needed & {"id", "image_id"}
-        bad = [
-            n for n, entry in enumerate(entries) if not all(isinstance(entry[name], int | float | str) for name in ids)
-        ]
+        ids = sorted(needed & {"id", "image_id"})
+        bad = [n for n, entry in enumerate(entries) if _odd_ids(entry, ids)]
         if bad:
-            wanted = " and ".join(sorted(ids))
+            wanted = " and ".join(ids)
             said = f"{shown(entries[bad[0]])} at {bad[0]}"
             raise InputError(f"{place}: expected {wanted} of all {key} as a number or text, got {said}")
     return content
@@ -148,20 +176,18 @@ def _categories(entries: list[dict[str, Any]], place: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _repeated(place: str, annotations: list[dict[str, Any]]) -> list[str]:
+def _repeated(place: str, objects: ObjectEntries) -> list[str]:
     """A warning about repeated annotation ids, where other tools keep only the last box."""
-    numbers = (entry.get("id") for entry in annotations)
-    repeated = Counter(number for number in numbers if isinstance(number, int | float | str))
-    repeated = Counter({key: count for key, count in repeated.items() if count > 1})
+    repeated = objects.repeated()
     return [
         f"{place}: {len(repeated)} annotation ids are repeated, first {shown(key)} ({count} times); all their boxes "
         "are used here, tools that go by the id keep one of each: renumber them"
-        for key, count in list(repeated.items())[:1]
+        for key, count in repeated[:1]
     ]
 
 
-def _image_folder(root: Path, split: str, images: list[dict[str, Any]]) -> Path:
+def _image_folder(root: Path, split: str, names: Sequence[str]) -> Path:
     """The folder of the first image; the usual one if the image is in none."""
-    name = images[0]["file_name"] if images and isinstance(images[0]["file_name"], str) else ""
+    name = names[0] if names else ""
     bases = [root / folder.format(split=split) for folder in FOLDERS]
     return next((base for base in bases if name and os.path.isfile(base / name)), bases[0])

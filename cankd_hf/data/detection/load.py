@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.dataset import AnySource, ImageDataset, Sources
+from cankd_hf.data.common.dataset import AnySource, ImageDataset, Known, Sources
 from cankd_hf.data.common.decode import Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.files import shortened
-from cankd_hf.data.common.folders import FolderSource, Row, read_split, split_folders
+from cankd_hf.data.common.folders import FolderSource, read_split, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
     ROLES,
     Folder,
@@ -40,6 +41,7 @@ from cankd_hf.data.detection.objects import (
     read_annotation,
     size_problem,
 )
+from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
 from cankd_hf.errors import InputError, together
 
@@ -96,8 +98,11 @@ def load_detection(
 class AnnotatedSource(FolderSource):
     """Images of a folder with their objects; `skip` leaves out unusable boxes instead of refusing their image."""
 
-    annotations: list[Annotation]
+    annotations: AnnotationTable
     skip: bool
+
+    def known(self, indices: Sequence[int]) -> Known:
+        return self.annotations.known(indices)
 
     def load(self, index: int) -> Sample:
         return with_objects(super().load(index), self.annotations[index], self.skip)
@@ -136,10 +141,10 @@ class _ObjectFolder(Folder):
         config, folder = self.config, self.folders[name]
         column = "objects" if config.objects_column == "auto" else config.objects_column
         keep = (column, "image_id", "width", "height")
-        rows, warnings = read_split(self.root, folder, config.image_column, None, keep)
+        rows, values, warnings = read_split(self.root, folder, config.image_column, None, keep)
         self.warnings += warnings
-        bare = [row.name for row in rows if row.values.get(column) is None]
-        if bare and not any(column in row.values for row in rows):
+        bare = [rows.names[number] for number, line in enumerate(values) if line.get(column) is None]
+        if bare and not any(column in line for line in values):
             raise InputError(
                 f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
                 f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
@@ -149,9 +154,10 @@ class _ObjectFolder(Folder):
                 f"{len(bare)} of {len(rows)} images of {folder.name} have no {column}, first {bare[0]}; they count as "
                 "images without a box"
             )
-        annotations = [
-            _read_row(config, self.categories, column, row.values, number, row.name) for number, row in enumerate(rows)
-        ]
+        annotations = AnnotationTable.of(
+            _read_row(config, self.categories, column, line, number, rows.names[number])
+            for number, line in enumerate(values)
+        )
         return _annotated(config, rows, annotations, self.labels)
 
 
@@ -238,7 +244,7 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     return _ObjectFolder(config, root)
 
 
-def _annotated(config: DataConfig, rows: list[Row], annotations: list[Annotation], labels: Labels) -> AnySource:
+def _annotated(config: DataConfig, rows: Rows, annotations: AnnotationTable, labels: Labels) -> AnySource:
     source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip")
     if not config.streaming or not rows:
         return source
@@ -273,8 +279,7 @@ def _check_annotations(config: DataConfig, sources: Sources) -> dict[str, list[s
     empty: dict[str, list[str]] = {}
     for source, indices in sources.values():
         if isinstance(source, AnnotatedSource):
-            for index in indices:
-                annotation = source.annotations[index]
+            for index, annotation in source.annotations.odd_ones(indices):
                 problems += [*annotation.wrong, *(() if config.on_error == "skip" else annotation.faults)]
                 if annotation.empty:
                     empty[source.name(index)] = list(annotation.empty)

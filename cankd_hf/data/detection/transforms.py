@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.transforms import Normalize, RandomScaleCrop, flip_and_jitter
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter
 from cankd_hf.data.detection.objects import Objects
 
 TRIES = 50  # crops that are drawn until one holds the centre of an object; a draw takes some 20 microseconds
@@ -97,7 +97,7 @@ class RandomScaleCropBoxes(RandomScaleCrop):
         return tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=self.crop_size)  # type: ignore[call-overload]
 
 
-class DetectionTrainTransform:
+class DetectionTrainTransform(ImageTransform):
     """Random scale, crop, flip and colour; boxes outside the crop are dropped, and so are crowds, which are not
     learned.
 
@@ -119,11 +119,11 @@ class DetectionTrainTransform:
         self.clean = v2.Compose([v2.ClampBoundingBoxes(), sanitize])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
-    def __call__(self, image: torch.Tensor, objects: Objects | None) -> dict[str, Any]:
+    def unnormalized(self, image: torch.Tensor, label: Objects | None) -> dict[str, Any]:
         picture = tv_tensors.Image(image)
-        if objects is None:
-            return {"pixel_values": self.normalize(self.augment(picture))}
-        single = objects.iscrowd == 0
+        if label is None:
+            return {"pixel_values": self.augment(picture).as_subclass(torch.Tensor)}
+        objects, single = label, label.iscrowd == 0
         boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
             objects.boxes[single], format="XYXY", canvas_size=image.shape[-2:]
         )
@@ -131,21 +131,21 @@ class DetectionTrainTransform:
         sample = {"boxes": boxes, "class_labels": objects.classes[single], "area": objects.area[single]}
         sample = self.clean(sample | {"iscrowd": objects.iscrowd[single]})
         labels = detection_labels(sample, picture.shape[-2:], image.shape[-2:], objects.image_id)
-        return {"pixel_values": self.normalize(picture), "labels": labels}
+        return {"pixel_values": picture.as_subclass(torch.Tensor), "labels": labels}
 
 
-class DetectionEvalTransform:
+class DetectionEvalTransform(ImageTransform):
     """Resize to `image_size` and normalise; every object is kept, crowds too."""
 
     def __init__(self, config: DataConfig) -> None:
         self.resize = RandomScale((1.0, 1.0), config.image_size, config.keep_aspect)
         self.normalize = Normalize(config.image_mean, config.image_std)
 
-    def __call__(self, image: torch.Tensor, objects: Objects | None) -> dict[str, Any]:
+    def unnormalized(self, image: torch.Tensor, label: Objects | None) -> dict[str, Any]:
         size = size_of_scale_one(image.shape[-2:], self.resize.image_size, self.resize.keep_aspect)
         picture = image if size == tuple(image.shape[-2:]) else F.resize_image(image, list(size), antialias=True)
-        item: dict[str, Any] = {"pixel_values": self.normalize(picture)}
-        if objects is not None:
+        item: dict[str, Any] = {"pixel_values": picture}
+        if (objects := label) is not None:
             boxes = objects.boxes * torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
             sample = {"boxes": boxes, "class_labels": objects.classes, "area": objects.area}
             sample["iscrowd"] = objects.iscrowd
