@@ -70,8 +70,11 @@ def _of_images(options: argparse.Namespace) -> Iterator[str]:
         yield f"--calibrate: expected a folder of images, got {options.calibrate}, which is none; check the path"
     if options.split is not None and options.no_scores:
         yield f"--no-scores: contradicts --split {options.split}; leave one of them out"
-    if options.overrides and not scores_wanted(options) and (not quantised or options.calibrate is not None):
-        yield f"{options.overrides[0]}: no data are read for this export; add --split test, or leave it out"
+    unread = [] if scores_wanted(options) or (quantised and options.calibrate is None) else options.overrides
+    if quantised:  # images to calibrate on are read as the other settings say
+        unread = [override for override in unread if override.startswith("data.path")]
+    if unread:
+        yield f"{unread[0]}: no data set is read for this export; add --split test, or leave it out"
 
 
 def scores_wanted(options: argparse.Namespace) -> bool:

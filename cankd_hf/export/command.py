@@ -1,6 +1,7 @@
 """The steps of the command: load, open data, write and check each file aside, measure, move into place, print."""
 
 import argparse
+import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
@@ -43,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--size: the student does not take images of {size[0]} x {size[1]}; try multiples of 32")
     job = Job(source, source.form(), size, options, threads, open_inputs(source, options))
     target = next(iter(places.values())).parent
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as folder:
+    with _folder(target), tempfile.TemporaryDirectory(dir=target, prefix=".export-") as folder:
         written = list(_write_all(job, Path(folder), places))
         report = made_report(job, written, [_runner(one.file, threads) for one in written])
         beside = {TABLE_FILE: tables.markdown(report), REPORT_FILE: to_json(report)}
@@ -59,6 +59,19 @@ def run(options: argparse.Namespace) -> int:
     snippet = files.snippet(next(iter(places.values())), source, job.form, size)
     console.print(snippet, soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+@contextlib.contextmanager
+def _folder(target: Path) -> Iterator[None]:
+    """Makes a folder, and removes it and the parents it made if it is still empty at the end."""
+    made = [place for place in (target, *target.parents) if not place.exists()]
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # it holds the export
+                place.rmdir()
 
 
 def _move(written: list[Written], beside: dict[str, str], folder: Path, target: Path) -> None:

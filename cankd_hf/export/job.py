@@ -74,23 +74,16 @@ def open_inputs(source: Source, options: argparse.Namespace) -> Inputs:
         InputError: for data that are asked for, or needed, and cannot be used.
     """
     inputs = Inputs(count=options.calibration_images or IMAGES)
-    wanted, quantised = scores_wanted(options), "int8" in options.dtype
-    if not wanted and not quantised:
-        return inputs
-    try:
-        config = data_config(source, options.overrides)
-        inputs.scored = scored_images(source, config, options.split) if wanted else None
-    except InputError as error:
-        asked = options.split is not None or bool(options.overrides)
-        if asked or (quantised and options.calibrate is None):
-            raise
-        inputs.not_scored = f"{error.problems[0]} (data.path=... names the data)"
+    folder, quantised = options.calibrate, "int8" in options.dtype
+    if scores_wanted(options):
+        try:
+            inputs.scored = scored_images(source, data_config(source, options.overrides), options.split)
+        except InputError as error:
+            if options.split is not None or options.overrides or (quantised and folder is None):
+                raise
+            inputs.not_scored = f"{error.problems[0]} (data.path=... names the data)"
     if quantised:
-        config = data_config(source, options.overrides if options.calibrate is None else _how(options))
-        inputs.calibration = calibration_images(source, config, options.calibrate)
+        # With a folder, only how images are read counts of the recipe, whose data may be gone.
+        overrides = options.overrides if folder is None else [*options.overrides, "data.path=."]
+        inputs.calibration = calibration_images(source, data_config(source, overrides), folder)
     return inputs
-
-
-def _how(options: argparse.Namespace) -> list[str]:
-    """Overrides of a recipe whose data may be gone, of which only how images are read counts."""
-    return [*options.overrides, "data.path=."]

@@ -76,7 +76,7 @@ def write_int8(exact: Path, images: Iterable[Tensor], file: Path, facts: dict[st
                 extra_options={"MatMulConstBOnly": True},
             )
         made = onnx.load(file, load_external_data=False)
-        del made.metadata_props[:]
+        del made.metadata_props[:], made.graph.value_info[:]  # shapes that sessions infer again
         onnx.helper.set_model_props(made, facts)
         file.write_bytes(made.SerializeToString())
     except InputError:

@@ -9,7 +9,7 @@ from rich.console import Console
 from cankd_hf.benchmark.measure import table
 
 POOR = 0.9  # a file that agrees less with PyTorch is pointed out
-HALF = ("float16", "bfloat16")
+HALF, SLOWER = ("float16", "bfloat16"), 1.1
 
 
 def columns(report: dict[str, Any]) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def _half_is_slow(report: dict[str, Any]) -> Iterator[str]:
     for row in report["forms"]:
         if row.get("dtype") in HALF and row["form"] in times and exact in times:
             slower = times[row["form"]]["median_ms"] / times[exact]["median_ms"]
-            if slower > 1:
+            if slower > SLOWER:
                 yield (
                     f"{row['dtype']} takes {slower:.1f} times as long as {exact} here: CPUs compute most operators in "
                     "float32, between conversions; it makes the file smaller, and is for accelerators."
