@@ -35,6 +35,9 @@ def run(options: argparse.Namespace) -> int:
     """
     console = plain_console(140)
     places = targets(options)
+    target = next(iter(places.values())).parent
+    before = read_json(target / REPORT_FILE).get("files", [])
+    stale = {Path(str(name)).name for file in before for name in file["parts"]}
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     disable_progress_bar()  # of loading weights
@@ -43,14 +46,13 @@ def run(options: argparse.Namespace) -> int:
     if not accepted(source, [size]):
         raise InputError(f"--size: the student does not take images of {size[0]} x {size[1]}; try multiples of 32")
     job = Job(source, source.form(), size, options, threads, open_inputs(source, options))
-    target = next(iter(places.values())).parent
     with _folder(target), tempfile.TemporaryDirectory(dir=target, prefix=".export-") as folder:
         written = list(_write_all(job, Path(folder), places))
         report = made_report(job, written, [_runner(one.file, threads) for one in written])
         beside = {TABLE_FILE: tables.markdown(report), REPORT_FILE: to_json(report)}
         if source.preprocessor:
             beside = {"preprocessor_config.json": to_json(source.preprocessor), **beside}
-        _move(written, beside, Path(folder), target)
+        _move(written, beside, Path(folder), target, stale)
     tables.print_all(console, report)
     for place in places.values():
         console.print(f"{place}: {report['file_bytes'][place.name]:,} bytes", soft_wrap=True)
@@ -74,13 +76,11 @@ def _folder(target: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def _move(written: list[Written], beside: dict[str, str], folder: Path, target: Path) -> None:
-    """Puts new files in place of those of an earlier export, the report last; removes those it has no more."""
+def _move(written: list[Written], beside: dict[str, str], folder: Path, target: Path, stale: set[str]) -> None:
+    """Puts new files in place, the report last; of the `stale` ones of an earlier export none is left."""
     parts = [part for one in written for part in one.parts]
     for name, text in beside.items():
         (folder / name).write_text(text, encoding="utf-8")
-    before = read_json(target / REPORT_FILE).get("files", [])
-    stale = {Path(str(name)).name for file in before for name in file["parts"]}
     for name in stale - {part.name for part in parts}:
         (target / name).unlink(missing_ok=True)
     for part in (*parts, *(folder / name for name in beside)):

@@ -58,10 +58,10 @@ def caption(report: dict[str, Any]) -> list[str]:
     lines.append(f"Errors: of the outputs, against the student in PyTorch, on {on}.")
     if calibrated := report.get("calibration"):
         lines.append(f"int8: calibrated on {calibrated['images']} images of {calibrated['source']}.")
-    return [*lines, *_half_is_slow(report), *report.get("notes", [])]
+    return [*lines, *_warnings(report), *report.get("notes", [])]
 
 
-def _half_is_slow(report: dict[str, Any]) -> Iterator[str]:
+def _warnings(report: dict[str, Any]) -> Iterator[str]:
     times = (report.get("measured") or {}).get("latency", {})
     exact = next((row["form"] for row in report["forms"] if row.get("dtype") == "float32"), "student, PyTorch")
     for row in report["forms"]:
@@ -81,7 +81,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The table for a model card."""
     head = columns(report)
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows(report)]
+    lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |" for cells in rows(report)]
     return "\n".join([*lines, "", *(f"- {line}" for line in caption(report)), ""])
 
 

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from cankd_hf.config.reading import read_recipe, read_text
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.errors import InputError
+from cankd_hf.export.files import one_line
 from cankd_hf.export.source import Source
 from cankd_hf.features.inputs import ImageStats, image_stats
 from cankd_hf.hub.files import read_json
@@ -39,8 +40,8 @@ def teachers_of(source: Source) -> tuple[list[Known], list[str]]:
         arm = TEACHER if len(configs) == 1 else f"{TEACHER} {name}"
         try:
             found.append(_known(arm, config, source))
-        except InputError as error:
-            notes.append(f"{arm}: left out, it cannot be loaded ({error.problems[0]})")
+        except (ImportError, OSError, RuntimeError, ValueError) as error:  # a model of any library
+            notes.append(f"{arm}: left out, it cannot be loaded ({one_line(error)}).")
     return found, notes
 
 
@@ -73,16 +74,22 @@ def _configs(source: Source) -> dict[str, TeacherConfig]:
     fitted = {name: root / (TEACHER if len(configs) == 1 else f"{TEACHER}-{name}") for name in configs}
     return {
         name: replace(config, model=str(fitted[name]), config=None, fit=None)
-        if (fitted[name] / "config.json").is_file()
+        if (fitted[name] / "config.json").is_file() and (config.fit is not None or not _is_there(config))
         else config
         for name, config in configs.items()
     }
 
 
+def _is_there(config: TeacherConfig) -> bool:
+    return config.model is not None and Path(config.model).is_dir()
+
+
 def _known(arm: str, config: TeacherConfig, source: Source) -> Known:
     """A teacher as a whole model of the student's task where it is one, else as a backbone that is only timed."""
-    if config.fit is not None or config.model is None:
+    if config.fit is not None:
         raise InputError("it was trained in the run, and is not in the run's folder")
+    if config.model is None:
+        raise InputError("its weights were random")
     if Path(config.model).resolve() == Path(source.name).resolve():
         raise InputError("it is the student itself")
     model = None if config.from_torchvision else _whole(config, source)

@@ -18,7 +18,9 @@ from cankd_hf.errors import InputError
 from cankd_hf.evaluate import main as evaluate
 from cankd_hf.export import command, main
 from cankd_hf.export.images import Images, calibrating, calibration_images, digests
+from cankd_hf.export.job import Written
 from cankd_hf.export.source import Source, load
+from cankd_hf.export.teachers import teachers_of
 from cankd_hf.tasks import TASKS
 from cankd_hf.tasks.detection_outputs import detections
 from cankd_hf.tasks.export_forms import DetectionsForm, PixelsForm
@@ -39,7 +41,7 @@ def learned(steps: int, seed: int) -> Any:
     torch.manual_seed(seed)
     data.train.transform = task.eval_transform(config)
     model = task.build_student(_student())
-    batch = task.collate([data.train[index] for index in range(16)])
+    batch = task.collate([data.train[index] for index in range(24)])
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(steps):
         model(**batch).loss.backward()
@@ -58,7 +60,7 @@ def _student() -> Any:
 def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str, list[torch.Tensor]]:
     """A run with two teachers, the report of its export in three types, the output, and the calibration's images."""
     root = tmp_path_factory.mktemp("run")
-    for name, steps in {"student": 25, "big": 5, "small": 0}.items():
+    for name, steps in {"student": 70, "big": 5, "small": 0}.items():
         saved(learned(steps, len(name)), root / name)
     config = {"do_resize": True, "image_mean": [0.4, 0.4, 0.4], "image_std": [0.3, 0.3, 0.3]}
     (root / "small" / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -257,6 +259,35 @@ def test_agreement_counts_what_both_have() -> None:
     other = [torch.tensor([[0.88, 0.0, 0.0]]), torch.tensor([[1, -1, -1]]), one[2].clone()]
     both = boxes.agreement(one, other) + boxes.agreement(one, one)
     assert both.largest == pytest.approx(0.02) and (both.equal, both.parts) == (2 + 4, 3 + 4)
+
+
+def test_an_export_replaces_all_files_of_the_one_before(tmp_path: Path) -> None:
+    aside, target = tmp_path / "aside", tmp_path / "out"
+    for folder in (aside / "float32", target):
+        folder.mkdir(parents=True)
+    for name in ("model.onnx", "model_int8.onnx", "notes.txt"):
+        (target / name).write_text("old")
+    (aside / "float32" / "model.onnx").write_text("new")
+    written = [Written("float32", aside / "float32" / "model.onnx", None, [], {})]  # type: ignore[arg-type]
+    command._move(written, {"export.md": "table"}, aside, target, {"model.onnx", "model_int8.onnx"})
+    found = {file.name: file.read_text() for file in target.iterdir()}
+    assert found == {"model.onnx": "new", "export.md": "table", "notes.txt": "old"}
+
+
+def test_a_teacher_that_is_gone_is_named(
+    three: tuple[Path, dict[str, Any], str, list[torch.Tensor]], tmp_path: Path
+) -> None:
+    recipe = json.loads((three[0] / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["teachers"]["big"]["model"] = str(tmp_path / "gone")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    source = load(str(three[0]))
+    found, notes = teachers_of(Source(str(tmp_path), "segmentation", source.model, source.preprocessor))
+    assert [one.name for one in found] == ["teacher small"] and found[0].unscored is None
+    assert len(notes) == 1 and notes[0].startswith("teacher big: left out, it cannot be loaded")
+    recipe["teachers"] = {"small": {"model": None, "config": RESNET}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    notes = teachers_of(Source(str(tmp_path), "segmentation", source.model, source.preprocessor))[1]
+    assert notes == ["teacher: left out, it cannot be loaded (its weights were random)."]
 
 
 @pytest.mark.slow
