@@ -155,6 +155,8 @@ def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, st
                 verbose=False,
             )
             assert made is not None
+            for node in made.model.graph.all_nodes():
+                node.metadata_props.clear()  # traces of the stack, with paths of this machine: a third of a small file
             made.model.metadata_props.update(facts)
             made.save(file)
         onnx.checker.check_model(str(file))

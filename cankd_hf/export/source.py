@@ -1,4 +1,4 @@
-"""A saved student to export, with its preprocessor, and the teacher of its run."""
+"""A saved student to export, with its preprocessor, and where images for it come from."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -11,7 +11,6 @@ from transformers.utils import cached_file
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.models.finite import named, not_finite
-from cankd_hf.names import FACTS_FILE, RESULTS_FILE, TEACHER
 from cankd_hf.tasks import TASKS, saved_task
 from cankd_hf.tasks.export_forms import ExportForm
 
@@ -58,23 +57,3 @@ def load(checkpoint: str) -> Source:
     file = cached_file(checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     fields = {} if file is None else read_json(Path(file))
     return Source(checkpoint, task.name, model.eval().requires_grad_(False), fields)
-
-
-def teacher_of(source: Source) -> tuple[Source | None, dict[str, Any]]:
-    """The teacher of the run, if it is on this machine and of the same task, and its entry in results.json."""
-    folder = Path(source.name)
-    if not folder.is_dir():
-        return None, {}
-    root = folder if (folder / RESULTS_FILE).is_file() else folder.parent
-    arms = read_json(root / RESULTS_FILE).get("arms", [])
-    facts: dict[str, Any] = next((arm for arm in arms if arm.get("name") == TEACHER), {})
-    recorded = (read_json(folder / FACTS_FILE).get("teacher") or {}).get("model")
-    for place in (root / "teacher", recorded, facts.get("folder")):
-        if place and Path(place).is_dir() and Path(place).resolve() != folder.resolve():
-            try:
-                found = load(str(place))
-            except InputError:
-                continue
-            if found.task == source.task:
-                return found, facts
-    return None, facts

@@ -1,13 +1,16 @@
 """The exportable forms of students: a module with plain inputs and outputs, and its comparison with the file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 from transformers import PreTrainedModel
+
+from cankd_hf.features.similarity import linear_cka
 
 # Largest difference in float32: absolute, plus relative to the output's largest value, since sums in another order
 # differ by some units in the sixth digit.
@@ -28,6 +31,32 @@ class Compared:
     missing: int = 0  # detections that only one of the two has
     error: str | None = None  # why the file does not run
     passed: bool = True
+
+
+@dataclass
+class Agreement:
+    """How far the outputs of a form are from those of the student in PyTorch, summed over images."""
+
+    largest: float = 0.0  # absolute difference
+    total: float = 0.0  # of the absolute differences
+    values: int = 0  # that were compared
+    equal: float = 0.0  # of `parts`
+    parts: int = 0  # pixels, detections, queries or maps, see `ExportForm.equal_name`
+
+    def __add__(self, other: "Agreement") -> "Agreement":
+        return Agreement(
+            max(self.largest, other.largest),
+            self.total + other.total,
+            self.values + other.values,
+            self.equal + other.equal,
+            self.parts + other.parts,
+        )
+
+    @classmethod
+    def of(cls, wanted: Tensor, got: Tensor, equal: float, parts: int) -> "Agreement":
+        """Of two tensors of one shape."""
+        apart = (wanted.double() - got.double()).abs()
+        return cls(float(apart.amax()) if apart.numel() else 0.0, float(apart.sum()), apart.numel(), equal, parts)
 
 
 class PlainOutputs(nn.Module):
@@ -54,6 +83,8 @@ class ExportForm:
 
     compares_values: ClassVar[bool] = True
     """Whether the tolerance may be raised to the student's own rounding error in float32."""
+    equal_name: ClassVar[str] = "CKA"
+    """What `Agreement.equal` over `Agreement.parts` is called."""
 
     def __init__(
         self,
@@ -66,6 +97,16 @@ class ExportForm:
         self.outputs, self.imports = dict(outputs), imports
         self.read = read or (lambda output: [output[name] for name in self.outputs])
         self.module = module or PlainOutputs(model, self.read)
+
+    def as_output(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The outputs of a file as those of the student, by name, for the task's scores."""
+        return dict(zip(self.outputs, outputs, strict=True))
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """How far the outputs of one batch are from the student's: of maps, with their linear CKA."""
+        alike = [float(linear_cka(a, b).sum()) for a, b in zip(wanted, got, strict=True)]
+        pairs = zip(wanted, got, alike, strict=True)
+        return sum((Agreement.of(a, b, cka, len(a)) for a, b, cka in pairs), Agreement())
 
     def expected(self, model: Any, images: Tensor) -> list[Tensor]:
         """The outputs of the student's own forward."""
@@ -89,8 +130,28 @@ class ExportForm:
         return max(results, key=lambda result: result.difference / max(result.allowed, 1e-12))
 
 
+class PixelsForm(ExportForm):
+    """One tensor of logits [B, K, h, w]."""
+
+    equal_name = "equal pixels"
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """With the pixels whose best class is the same, on the grid of the logits."""
+        same = wanted[0].argmax(1) == got[0].argmax(1)
+        return Agreement.of(wanted[0], got[0], float(same.sum()), same.numel())
+
+
 class QueriesForm(ExportForm):
     """One row per query of a DETR-like detector, in any order."""
+
+    equal_name = "equal queries"
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """With the queries of the same best class and nearly the same box."""
+        (logits, boxes), (others, their_boxes) = wanted, in_order(list(wanted), list(got))
+        near = (boxes - their_boxes).abs().amax(-1) <= LOOSE_BOX
+        same = near & (logits.argmax(-1) == others.argmax(-1))
+        return Agreement.of(logits, others, float(same.sum()), same.numel())
 
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
         """Compares in the file's order; if that fails, in the student's."""
@@ -105,29 +166,63 @@ class DetectionsForm(ExportForm):
 
     compares_values = False
 
+    equal_name = "equal boxes"
+
+    def as_output(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Logits [B, N, K] that are -inf but for the class of each detection, and boxes by their centres."""
+        scores, labels, boxes = outputs
+        logits = scores.new_full((*scores.shape, int(labels.max().clamp(min=0)) + 1), -torch.inf)
+        logits.scatter_(2, labels.clamp(min=0).unsqueeze(2), torch.logit(scores).unsqueeze(2))
+        return {"logits": logits, "pred_boxes": box_convert(boxes, "xyxy", "cxcywh")}
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """Of the scores; equal is a detection that the other has too: class, and nearly the score and the box."""
+        found = Agreement()
+        for ours, theirs in zip(zip(*wanted, strict=True), zip(*got, strict=True), strict=True):
+            rows = _matched(ours, theirs, LOOSE_SCORE, LOOSE_BOX)
+            pairs = [(row, other) for row, other, apart in rows if other is not None and apart <= 1]
+            count = int((ours[0] > 0).sum()) + int((theirs[0] > 0).sum())
+            a, b = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+            found += Agreement.of(ours[0][a], theirs[0][b], 2.0 * len(pairs), count)
+        return found
+
     def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
         """Compares detections in any order; each is matched once."""
         near_score, near_box = (TOLERANCE, TOLERANCE) if exact else (LOOSE_SCORE, LOOSE_BOX)
         total = missing = 0
         worst = 0.0
-        for a_scores, a_labels, a_boxes, b_scores, b_labels, b_boxes in zip(*wanted, *got, strict=True):
-            left = set(torch.where(b_scores > 0)[0].tolist())
-            for row in torch.where(a_scores > 0)[0].tolist():
+        for ours, theirs in zip(zip(*wanted, strict=True), zip(*got, strict=True), strict=True):
+            matched = 0
+            for _, other, apart in _matched(ours, theirs, near_score, near_box):
                 total += 1
-                apart = torch.maximum(
-                    (b_scores - a_scores[row]).abs() / near_score,
-                    (b_boxes - a_boxes[row]).abs().amax(dim=1) / near_box,
-                )
-                same = [other for other in left if b_labels[other] == a_labels[row]]
-                other = min(same, key=lambda i: float(apart[i]), default=None)
-                if other is None or apart[other] > 1:
+                if other is None or apart > 1:
                     missing += 1
                     continue
-                left.remove(other)
-                worst = max(worst, float(apart[other]) * near_score)
-            missing += len(left)
+                matched += 1
+                worst = max(worst, apart * near_score)
+            missing += int((theirs[0] > 0).sum()) - matched
         passed = missing == 0 if exact else missing <= 2 * (1 - LOOSE_SHARE) * total
         return Compared(shape, worst, near_score, total, missing, passed=passed)
+
+
+def _matched(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], near_score: float, near_box: float
+) -> Iterator[tuple[int, int | None, float]]:
+    """For each detection of one image the nearest one of its class that the other has left, and how far it is.
+
+    Each side is scores [N], labels [N] and boxes [N, 4]; a distance of at most 1 is a match.
+    """
+    (a_scores, a_labels, a_boxes), (b_scores, b_labels, b_boxes) = ours, theirs
+    left = set(torch.where(b_scores > 0)[0].tolist())
+    for row in torch.where(a_scores > 0)[0].tolist():
+        apart = torch.maximum(
+            (b_scores - a_scores[row]).abs() / near_score, (b_boxes - a_boxes[row]).abs().amax(dim=1) / near_box
+        )
+        same = [other for other in left if b_labels[other] == a_labels[row]]
+        nearest = min(same, key=lambda i: float(apart[i]), default=None)
+        if nearest is not None and apart[nearest] <= 1:
+            left.remove(nearest)
+        yield row, nearest, float("inf") if nearest is None else float(apart[nearest])
 
 
 def in_order(wanted: list[Tensor], got: list[Tensor]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
-from cankd_hf.tasks.export_forms import ExportForm
+from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 
 
@@ -149,7 +149,7 @@ class SegmentationTask(PipelineTask):
 
     @classmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
-        return ExportForm(
+        return PixelsForm(
             model, {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
         )
 

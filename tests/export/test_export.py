@@ -185,7 +185,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     cases = {
         (str(tmp_path),): "found no config.json",
         ("x", "--format", "tflite"): "expected onnx or torch-export, got 'tflite'",
-        ("x", "--dtype", "int8"): "expected one of float32, float16, bfloat16, got 'int8'",
+        ("x", "--dtype", "int4"): "expected one of float32, float16, bfloat16, int8, got 'int4'",
         ("x", "--dtype", "bfloat16"): "--format torch-export",
         ("x", "--runs", "0"): "--runs: expected at least 1, got 0",
         ("x", "--size", "8", "64"): "--size: expected at least 32 x 32",
