@@ -101,7 +101,7 @@ def test_waits_are_counted(operation: str, monkeypatch: pytest.MonkeyPatch) -> N
         waits.open = True
         {**WAITING, **QUIET}[operation](values)
     assert bool(waits.found) == (operation in WAITING), waits.found
-    assert all("test_waits.py" in where for _, where in waits.found)
+    assert all("test_waits:" in where for _, where in waits.found)
 
 
 def test_a_pretended_device_computes_what_the_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
