@@ -23,7 +23,7 @@ from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import LOSSES, FeatureLoss
 from cankd_hf.tasks import DetectionTask, FeaturesTask, SegmentationTask, Task
 from cankd_hf.teachers.load import load_teacher
 from tests.models import detectors, kinds
@@ -91,8 +91,9 @@ class Boxes(Dataset):
 
 
 def terms() -> list[LossTerm]:
-    """Every loss once, with weights that change in every step."""
-    return [LossTerm(loss=name, weight=1.0, decay=0.99) for name in LOSSES]
+    """Every loss of maps once, with weights that change in every step."""
+    maps = [name for name, kind in LOSSES.items() if issubclass(kind, FeatureLoss)]
+    return [LossTerm(loss=name, weight=1.0, decay=0.99) for name in maps]
 
 
 def _segmentation(kind: str) -> tuple[Task, PreTrainedModel, dict[str, Any]]:
