@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Any
 
@@ -34,12 +34,10 @@ READING = {
     *("repeat_interleave", "histc", "multinomial", "linalg_solve", "linalg_inv_ex", "_linalg_check_errors"),
     *("_linalg_eigh", "_linalg_svd", "_linalg_det", "linalg_cholesky_ex", "nms", "_assert_async_host"),
 }
-HERE = Path(__file__).resolve()
-PACKAGES = Path(torch.__file__).resolve().parents[1]
 
 
 class Waits:
-    """Counts waits while `open`: (operation, place) -> number; the place is `file:function`, outside of torch."""
+    """Counts waits while `open`: (operation, place) -> number; the place is `module:function`, see `place`."""
 
     def __init__(self) -> None:
         self.found: Counter[tuple[str, str]] = Counter()
@@ -51,17 +49,22 @@ class Waits:
             self.found[operation, place(sys._getframe(1))] += 1
 
     def without(self, exempt: Iterable[str]) -> dict[tuple[str, str], int]:
-        """Those of no exempt place; an exemption is the beginning of a place's name."""
-        return {key: n for key, n in self.found.items() if not key[1].startswith(tuple(exempt))}
+        """Those of no exempt place; an exemption is a pattern of `fnmatch`."""
+        patterns = list(exempt)
+        return {
+            key: number
+            for key, number in self.found.items()
+            if not any(fnmatchcase(key[1], pattern) for pattern in patterns)
+        }
 
 
 def place(frame: FrameType | None) -> str:
-    """The innermost function of the stack in this repository or a package, other than torch and this file."""
+    """`module:function`, the innermost of the stack that is neither torch's, Python's nor of this file."""
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        known = next((root for root in (PACKAGES, HERE.parents[1]) if file.is_relative_to(root)), None)
-        if known is not None and file != HERE and not file.is_relative_to(PACKAGES / "torch"):
-            return f"{file.relative_to(known)}:{frame.f_code.co_name}"
+        module = frame.f_globals.get("__name__", "")
+        top = module.partition(".")[0]
+        if module != __name__ and top != "torch" and top not in sys.stdlib_module_names:
+            return f"{module}:{getattr(frame.f_code, 'co_qualname', frame.f_code.co_name)}"
         frame = frame.f_back
     return "?"
 
@@ -150,9 +153,9 @@ class _Dispatch(TorchDispatchMode):
         elif name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
             found = [item for item in args[1] if isinstance(item, Tensor)]
             masks = [item for item in found if item.dtype in (torch.bool, torch.uint8)]
-            if any(not isinstance(item, Pretended) for item in found):
+            for _ in (item for item in found if not isinstance(item, Pretended)):
                 self.waits.see("copy of an index to the device")
-            elif masks and not (name.lstrip("_") != "index" and len(masks) == len(found) and args[2].numel() == 1):
+            if masks and not (name.lstrip("_") != "index" and len(masks) == len(found) and args[2].numel() == 1):
                 self.waits.see("boolean mask")
         elif name in ("_to_copy", "copy_"):
             target = kwargs.get("device")

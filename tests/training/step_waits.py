@@ -23,7 +23,7 @@ from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import LOSSES, FeatureLoss
 from cankd_hf.tasks import DetectionTask, FeaturesTask, SegmentationTask, Task
 from cankd_hf.teachers.load import load_teacher
 from tests.models import detectors, kinds
@@ -33,17 +33,23 @@ from .detector_trainers import objects
 from .native_detector_configs import FAMILIES, RESNET, config, write_tokenizer
 from .tiny_trainers import dinov2, trainer
 
-# What may wait for the host in detectors: beginning of a place -> why. Nothing else may, in no task.
+# Where the host may wait in detectors -> why; nothing else may, and in no other task (docs/performance.md).
 EXEMPT = {
-    "transformers/loss/": "Hungarian matching on the host, and the losses of what it matched",
-    "transformers/models/": "in the forward of transformers' detectors: denoising queries, checks, sizes of maps",
-    "transformers/masking_utils.py:": "whether an attention mask hides anything",
-    "transformers/utils/import_utils.py:torch_compilable_check": "checks of shapes",
-    "torchvision/models/detection/": "matching of anchors, samplers, selection of detections",
-    "torchvision/ops/": "NMS, and the losses of what was matched",
-    "cankd_hf/models/fpn/reppoints_cankd_fpn.py:": "matching of cells to objects",
-    "cankd_hf/models/fpn/modeling_cankd_fpn_detection.py:mask_sizes": "sizes of padded images, for the selection",
-    "accelerate/accelerator.py:backward": "gradients of what was matched",
+    "transformers.loss.*": "Hungarian matching on the host, and losses that index by what it matched",
+    "transformers.models.*:get_contrastive_denoising_training_group": "denoising queries made of the labels",
+    "transformers.models.*EncoderLayer.forward": "whether activations overflow",
+    "transformers.models.*DeformableLayer.forward": "whether activations overflow",
+    "transformers.models.*Model.forward": "sizes of maps for deformable attention",
+    "transformers.models.*:build_label_maps*": "phrases of a prompt",
+    "transformers.models.*:generate_masks_with_special_tokens_and_transfer_map": "phrases of a prompt",
+    "transformers.masking_utils:_ignore_bidirectional_mask_sdpa": "whether a mask hides anything",
+    "transformers.utils.import_utils:torch_compilable_check": "checks of shapes",
+    "torchvision.models.detection.*": "matching and coding of anchors, samplers, selection of detections",
+    "torchvision.ops.*": "NMS, pooling by level, losses of what was matched",
+    "cankd_hf.models.fpn.reppoints_cankd_fpn:assign_centres": "matching of cells to objects",
+    "cankd_hf.models.fpn.reppoints_cankd_fpn:reppoints_losses": "matching of boxes to objects",
+    "cankd_hf.models.fpn.modeling_cankd_fpn_detection:mask_sizes": "sizes of padded images, for the selection",
+    "accelerate.accelerator:Accelerator.backward": "gradients of what was matched",
 }
 NAMES = kinds.NAMES
 
@@ -85,8 +91,9 @@ class Boxes(Dataset):
 
 
 def terms() -> list[LossTerm]:
-    """Every loss once, with weights that change in every step."""
-    return [LossTerm(loss=name, weight=1.0, decay=0.99) for name in LOSSES]
+    """Every loss of maps once, with weights that change in every step."""
+    maps = [name for name, kind in LOSSES.items() if issubclass(kind, FeatureLoss)]
+    return [LossTerm(loss=name, weight=1.0, decay=0.99) for name in maps]
 
 
 def _segmentation(kind: str) -> tuple[Task, PreTrainedModel, dict[str, Any]]:

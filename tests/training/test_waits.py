@@ -13,6 +13,7 @@ from torch import Tensor
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.monitoring import interval
 from cankd_hf.training.monitoring.interval import BatchClock
+from tests.models.detectors import detector, pictures
 from tests.waits import DEVICE, Waits, move, pretending
 
 from .step_waits import KINDS, counted, exempt
@@ -101,7 +102,7 @@ def test_waits_are_counted(operation: str, monkeypatch: pytest.MonkeyPatch) -> N
         waits.open = True
         {**WAITING, **QUIET}[operation](values)
     assert bool(waits.found) == (operation in WAITING), waits.found
-    assert all("test_waits.py" in where for _, where in waits.found)
+    assert all("test_waits:" in where for _, where in waits.found)
 
 
 def test_a_pretended_device_computes_what_the_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +124,19 @@ def test_a_pretended_device_computes_what_the_cpu_does(tmp_path: Path, monkeypat
 def test_tensors_of_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretending(Waits(), monkeypatch), pytest.raises(RuntimeError, match="one device"):
         torch.ones(3).to(DEVICE) + torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    "fault", [{}, {"class_labels": torch.tensor([0, 7])}, {"boxes": torch.tensor([[0.5, 0.5, 0, 1]] * 2)}]
+)
+def test_wrong_labels_on_a_device_make_the_loss_nan(fault: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (images, labels) = detector("retinanet_resnet"), pictures(1)
+    waits = Waits()
+    with pretending(waits, monkeypatch), torch.no_grad():
+        move(model)
+        moved = {key: value.to(DEVICE) for key, value in {**labels[0], **fault}.items()}
+        loss = model(images.to(DEVICE), labels=[moved]).loss
+    assert loss.values.isfinite() == (not fault)
 
 
 # Settings and clocks of a GPU
