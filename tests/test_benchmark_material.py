@@ -1,6 +1,8 @@
-"""The benchmarks of data and of scoring: they run, compare equal results, and refuse what they cannot do."""
+"""The benchmarks of data, scoring and whole trainers: they run, compare equal results, and refuse what they cannot."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,17 @@ def test_data_is_timed_with_masks_and_without(capsys: pytest.CaptureFixture[str]
 def test_scoring_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scoring", "--images", "3", "--classes", "4", "--size", "12x16", "--repeats", "1"]) == 0
     assert "8 masks, 12x16, 4 classes" in capsys.readouterr().out
+
+
+def test_whole_trainers_are_timed(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart, few = str(repo_root / "recipes/quickstart.yaml"), ["--steps", "3", "--repeats", "1", "--threads", "1"]
+    small = ["data.generated.train=2", "training.per_device_train_batch_size=2"]
+    assert main(["trainer", quickstart, *small, *few]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("stock Trainer", "ours, no teacher", "ours, cankd", "1.000x"))
+    assert main(["trainer", quickstart, "distill.task_weight=0", "baseline=false", "teacher.fit=null", *few]) == 2
+    assert "the stock Trainer needs the student's own loss" in capsys.readouterr().err
+    assert main(["trainer", quickstart, "--steps", "2", "--repeats", "1", "--threads", "1"]) == 2
 
 
 def test_results_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
