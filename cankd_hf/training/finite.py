@@ -65,9 +65,8 @@ class StepGuard(ScoreGuard, TrainerCallback):
 
     def see_loss(self, loss: Tensor) -> Tensor:
         """The loss [] of one batch; returns it for the logs, 0 if it is not finite."""
-        finite = torch.isfinite(loss)
-        self._see(_LOSS, ~finite)
-        return torch.where(finite, loss, torch.zeros_like(loss))
+        self._see(_LOSS, ~torch.isfinite(loss))
+        return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))
 
     def see_norm(self, norm: Any) -> None:
         """The norm of the whole gradient; with fp16 it counts only once the scale has gone below 1."""
