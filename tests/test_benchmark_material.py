@@ -1,6 +1,8 @@
-"""The benchmarks of data and of scoring: they run, compare equal results, and refuse what they cannot do."""
+"""The benchmarks of data, scoring and whole trainers: they run, compare equal results, and refuse what they cannot."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,16 @@ def test_scoring_boxes_is_timed_and_equal(monkeypatch: pytest.MonkeyPatch, capsy
     plain = scoring_boxes._plain
     monkeypatch.setattr(scoring_boxes, "_plain", lambda *args: {"ap": plain(*args)["ap"] + 1e-5})
     assert main(given) == 2 and "expected the plain form's scores" in capsys.readouterr().err
+
+def test_whole_trainers_are_timed(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart, few = str(repo_root / "recipes/quickstart.yaml"), ["--steps", "3", "--repeats", "1", "--threads", "1"]
+    small = ["data.generated.train=2", "training.per_device_train_batch_size=2"]
+    assert main(["trainer", quickstart, *small, *few]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("stock Trainer", "ours, no teacher", "ours, cankd", "1.000x"))
+    assert main(["trainer", quickstart, "distill.task_weight=0", "baseline=false", "teacher.fit=null", *few]) == 2
+    assert "the stock Trainer needs the student's own loss" in capsys.readouterr().err
+    assert main(["trainer", quickstart, "--steps", "2", "--repeats", "1", "--threads", "1"]) == 2
 
 
 def test_results_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import is_torch_tf32_available
 
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.teachers.teacher import auto_dtype
@@ -20,10 +21,12 @@ class Device:
     Attributes:
         kind: `cpu`, `cuda`, `mps`, ..., as in `torch.device.type`.
         sharded: whether FSDP or DeepSpeed divides the weights.
+        tf32: whether it multiplies matrices in TF32.
     """
 
     kind: str
     sharded: bool = False
+    tf32: bool = False
 
 
 def device_of(settings: Mapping[str, Any]) -> Device:
@@ -31,7 +34,8 @@ def device_of(settings: Mapping[str, Any]) -> Device:
     found = None if settings.get("use_cpu") else torch.accelerator.current_accelerator()
     there = found is not None and torch.accelerator.is_available()
     sharded = any(settings.get(key) or os.environ.get(name) == "true" for key, name in _SHARDED.items())
-    return Device(found.type if found is not None and there else "cpu", sharded)
+    kind = found.type if found is not None and there else "cpu"
+    return Device(kind, sharded, kind == "cuda" and is_torch_tf32_available())
 
 
 def choices(device: Device, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +47,8 @@ def choices(device: Device, settings: Mapping[str, Any]) -> dict[str, Any]:
       only: in float32 a run has the numbers of the stock Trainer. MPS copies such tensors, and weights that are
       divided among processes must be contiguous.
     - AdamW is fused on every device: one pass over the weights.
-    - TF32 stays as torch has it, off in matrix products, because it changes results more than all of these.
+    - TF32 is for what stays in float32 under bf16 or fp16, which are coarser. Elsewhere it stays off: it would change
+      results more than all of these.
 
     Args:
         device: where the run computes.
@@ -56,6 +61,7 @@ def choices(device: Device, settings: Mapping[str, Any]) -> dict[str, Any]:
         "dataloader_pin_memory": cuda,
         "channels_last": fast_last and not device.sharded,
         "optim": "adamw_torch_fused",
+        **({"tf32": True} if device.tf32 and (settings.get("bf16") or settings.get("fp16")) else {}),
     }
     made = {name: value for name, value in chosen.items() if settings.get(name) is None}
     open_copies = given is None or (isinstance(given, Mapping) and "non_blocking" not in given)
@@ -75,7 +81,8 @@ def told(device: Device, recipe: Recipe) -> str:
         for name, config in recipe.named_teachers().items()
         if config.dtype == "auto"
     ]
-    given = {name: recipe.training.get(name) for name in choices(device, {})}
+    names = choices(device, {"bf16": True, "dataloader_num_workers": 1})
+    given = {name: recipe.training.get(name) for name in names}
     kept = [f"{name}={_shown(value)}" for name, value in given.items() if value is not None]
     stays = f"; the recipe sets {', '.join(kept)}" if kept else ""
     return f"device: {device.kind} (chosen: {', '.join(chosen)}{stays})"

@@ -46,7 +46,10 @@ class CanKDConfig(TrainingArguments):
     )
     channels_last: bool = field(
         default=False,
-        metadata={"help": "Keep images and weights in channels-last layout: the same result, often faster for CNNs."},
+        metadata={
+            "help": "Keep images and weights in channels-last layout: the same result, often faster for CNNs. A "
+            "recipe without it chooses by its device."
+        },
     )
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cankd_hf.host import Host, Load, usable_cores
@@ -36,8 +38,9 @@ class BusyCoresCallback(TrainerCallback):
         threads, fits = torch.get_num_threads(), host.threads()
         if threads > fits:
             self._load = None  # told
-            logger.warning(
-                "threads: %d on %d usable cores, %.1f of them in use by other programs: each operation waits for its "
-                "last thread; OMP_NUM_THREADS=%d or torch.set_num_threads(%d) may be faster",
-                *(threads, host.cores, host.others, fits, fits),
-            )
+            with tqdm.external_write_mode(sys.stderr):  # on a line of its own, not behind the bar
+                logger.warning(
+                    "threads: %d on %d usable cores, %.1f of them in use by other programs: each operation waits for "
+                    "its last thread; OMP_NUM_THREADS=%d or torch.set_num_threads(%d) may be faster",
+                    *(threads, host.cores, host.others, fits, fits),
+                )

@@ -174,6 +174,9 @@ def test_a_device_chooses_what_suits_it() -> None:
         "optim": "adamw_torch_fused",
         "accelerator_config": {"non_blocking": True},
     }
+    modern = Device("cuda", tf32=True)
+    assert [choices(modern, given).get("tf32") for given in ({}, {"bf16": True}, {"fp16": True})] == [None, True, True]
+    assert "tf32" not in choices(modern, {"bf16": True, "tf32": False}) and "tf32" not in choices(CUDA, {"bf16": True})
     quiet = {"dataloader_pin_memory": False, "optim": "adamw_torch_fused"}
     assert choices(CPU, {}) == {**quiet, "channels_last": False}
     assert choices(CPU, {"bf16": True}) == {**quiet, "channels_last": True}
@@ -219,6 +222,7 @@ def test_the_arguments_of_an_arm_are_those_of_its_device(tmp_path: Path, monkeyp
     assert many.dataloader_persistent_workers and not args.dataloader_persistent_workers
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "is_torch_tf32_available", lambda: False)
     assert device_module.device_of({}) == CUDA and device_module.device_of({"use_cpu": True}) == CPU
     assert device_module.device_of({"fsdp": True}).sharded
 
