@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -31,7 +32,6 @@ from cankd_hf.json_text import to_json
 
 HEIGHT, WIDTH = 360, 480  # of the images that are drawn where no folder is given
 BATCH = 16
-OPENCV = "OpenCV"
 Item = dict[str, torch.Tensor]
 
 
@@ -62,8 +62,10 @@ def run_data(folder: str | None, crop: Sequence[int], images: int, repeats: int,
             for form, seconds in times.items():
                 each = f"{min(seconds) / count * 1e3:.2f} ms"
                 rows.append([name, form, each, f"{over[form]:.2f}x", f"{count / min(seconds):.0f}"])
-    columns = ("images", "form", "CPU time an image", "over ours", "images a second")
-    console.print(table(f"Read and augmented by one thread, in batches of {BATCH}", columns, rows, left=2))
+    columns = ("images", "form", "an image", "over ours", "a second")
+    console.print(
+        table(f"CPU time of images read and augmented by one thread, in batches of {BATCH}", columns, rows, left=2)
+    )
     if not find_spec("cv2"):
         console.print("OpenCV: not installed, so not timed (opencv-python-headless)")
     return ratios
@@ -85,13 +87,18 @@ def _forms(data: ImageDataset, count: int) -> dict[str, Callable[[], Iterator[An
             batch = collate([items[index] for index in range(first, min(first + BATCH, count))])
             yield batch.to("cpu") if later else batch
 
+    def other(read: Callable[[ImageDataset, int], Item]) -> SeededDataset:
+        made = SeededDataset(_Other(data, read), seed=0)
+        made._torch_only = True  # seeded at our cost
+        return made
+
     forms: dict[str, Callable[[], Iterator[Any]]] = {
         "ours": lambda: batches(unnormalized(seeded), later=True),
         "ours, bytes": lambda: batches(unnormalized(seeded)),
-        "plain": lambda: batches(SeededDataset(_Other(data, _plain), seed=0)),
+        "plain": lambda: batches(other(_plain)),
     }
     if find_spec("cv2"):
-        forms[OPENCV] = lambda: batches(SeededDataset(_Other(data, _opencv), seed=0))
+        forms["OpenCV"] = lambda: batches(other(_opencv))
     return forms
 
 
@@ -133,8 +140,7 @@ def _plain(data: ImageDataset, index: int) -> Item:
 def _opencv(data: ImageDataset, index: int) -> Item:
     """The item as a loop of OpenCV calls makes it: our crop, resized without antialiasing where it is enlarged and by
     the mean over areas where it shrinks, in one thread, without any check."""
-    import cv2  # type: ignore[import-not-found]
-
+    cv2: Any = import_module("cv2")
     cv2.setNumThreads(1)
     row, transform = _row(data, index), data.transform
     steps, normalize = transform.augment.transforms, transform.normalize  # type: ignore[attr-defined]

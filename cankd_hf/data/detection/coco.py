@@ -108,19 +108,8 @@ def _entries(file: Path, place: str) -> tuple[ImageEntries, ObjectEntries, list[
 
     They are read one by one, where the file is as usual; else all of it, which says what is wrong.
     """
-    images, objects, categories = ImageEntries(), ObjectEntries(), list[dict[str, Any]]()
-    add = {"images": images.add, "annotations": objects.add, "categories": categories.append}
-    needed = REQUIRED_KEYS
-    ids = {key: sorted(names & {"id", "image_id"}) for key, names in needed.items()}
-    try:
-        for key, entry in elements(file, REQUIRED_KEYS, COCO_LIMIT):
-            if not isinstance(entry, dict) or not needed[key] <= entry.keys() or _odd_ids(entry, ids[key]):
-                raise NotPlain
-            add[key](entry)
-        if images.ids and categories:
-            return images, objects, categories
-    except NotPlain:
-        pass
+    if (found := _one_by_one(file)) is not None:
+        return found
     content = _content(file, place)
     images, objects = ImageEntries(), ObjectEntries()
     for image in content["images"]:
@@ -128,6 +117,21 @@ def _entries(file: Path, place: str) -> tuple[ImageEntries, ObjectEntries, list[
     for entry in content["annotations"]:
         objects.add(entry)
     return images, objects, content["categories"]
+
+
+def _one_by_one(file: Path) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]] | None:
+    """The same without the whole file in memory; None if anything about it is unusual."""
+    images, objects, categories = ImageEntries(), ObjectEntries(), list[dict[str, Any]]()
+    add = {"images": images.add, "annotations": objects.add, "categories": categories.append}
+    ids = {key: sorted(names & {"id", "image_id"}) for key, names in REQUIRED_KEYS.items()}
+    try:
+        for key, entry in elements(file, REQUIRED_KEYS, COCO_LIMIT):
+            if not isinstance(entry, dict) or not REQUIRED_KEYS[key] <= entry.keys() or _odd_ids(entry, ids[key]):
+                return None
+            add[key](entry)
+    except NotPlain:
+        return None
+    return (images, objects, categories) if images.ids and categories else None
 
 
 def _odd_ids(entry: dict[str, Any], ids: Sequence[str]) -> bool:
