@@ -35,7 +35,10 @@ class Known:
 def teachers_of(source: Source) -> tuple[list[Known], list[str]]:
     """The teachers, and a line for each one that cannot be loaded."""
     found, notes = [], []
-    configs = _configs(source)
+    try:
+        configs = _configs(source)
+    except InputError as error:  # a recipe of another version says nothing against the student beside it
+        return [], [f"Teachers: left out, what the run says of them cannot be read ({one_line(error)})."]
     for name, config in configs.items():
         arm = TEACHER if len(configs) == 1 else f"{TEACHER} {name}"
         try:

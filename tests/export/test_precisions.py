@@ -285,6 +285,10 @@ def test_a_teacher_that_is_gone_is_named(
     assert [one.name for one in found] == ["teacher small"] and found[0].unscored is None
     assert len(notes) == 1 and notes[0].startswith("teacher big: left out, it cannot be loaded")
     recipe["teachers"] = {"small": {"model": None, "config": RESNET}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # its terms name another teacher
+    found, notes = teachers_of(Source(str(tmp_path), "segmentation", source.model, source.preprocessor))
+    assert not found and "expected one of small, got 'big'" in notes[0]
+    recipe["distill"] = {"terms": [{"loss": "cankd"}]}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     notes = teachers_of(Source(str(tmp_path), "segmentation", source.model, source.preprocessor))[1]
     assert notes == ["teacher: left out, it cannot be loaded (its weights were random)."]
