@@ -38,8 +38,8 @@ from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projection
 from cankd_hf.losses.base import FeatureLoss, compute_dtype, without_autocast
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
-from cankd_hf.losses.kernels.output_norm import batch_affine
-from cankd_hf.losses.kernels.whole import whole_instance_distance
+from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
+from cankd_hf.losses.kernels.whole import whole_dtype, whole_instance_distance
 
 logger = logging.getLogger(__name__)
 
@@ -186,23 +186,27 @@ class CanKDLoss(FeatureLoss):
         return instance_distance(var, m.var_t, cov_zt) + 0 * mean.sum()  # (8)
 
     def _compute_whole(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The same with z in memory, in few operations on whole maps."""
-        dtype = compute_dtype(student)
-        s, t = student.to(dtype).flatten(2), teacher.to(dtype)
-        mix, bias, x = self._block(s, t)  # (1) to (5)
-        o = torch.baddbmm(bias[..., None], mix, s if x is None else x)  # (6)
+        """The same with z in memory, in few operations on whole maps, in the maps' type where the affinity can."""
+        affinity, wide = AFFINITIES[self.affinity], compute_dtype(student)
+        # at most one copy each, for the type and for the order in memory
+        dtype = whole_dtype(student) if affinity.narrow else wide
+        s, t = (x.to(dtype, memory_format=torch.contiguous_format) for x in (student, teacher))
+        # one name for o and z: a map that nothing needs any more is freed
+        z = affinity.output(self.projections(wide), s.flatten(2), t, self.pools(t)).view_as(s)  # (1) to (6)
         if self.output_norm is not None:
-            o = self.output_norm(o.view_as(student)).flatten(2)
-        z, t = o + s if self.residual else o, t.flatten(2)  # (7)
+            z = whole_norm(self.output_norm, z)
+        if self.residual:  # (7)
+            z = z + s
         if self.normalization == "none":
-            return 0.5 * F.mse_loss(z, t)
-        return whole_instance_distance(z, t)  # (8)
+            return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
+        return whole_instance_distance(z.flatten(2), t.flatten(2), wide)  # (8)
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
         """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
         # flattened once: gradients of one tensor are accumulated in place, those of two views in a new tensor
         flat = student.flatten(2)
         mix, bias, x = self._block(flat, teacher)
+        mix, bias = mix.expand(flat.shape[0], -1, -1), bias.expand(flat.shape[0], -1)
         m = mix_moments(flat, teacher.flatten(2), mix, x)
         mean_o = (mix @ m.mean_x[..., None])[..., 0] + bias
         scale, shift = self._norm(mean_o, m.var_o, student, update)
@@ -226,8 +230,8 @@ class CanKDLoss(FeatureLoss):
         """
         self.check(student, teacher)
         with without_autocast(student.device):
-            mix, bias, x = self._block(student.flatten(2), teacher.detach())
-            o = torch.baddbmm(bias[..., None], mix, student.flatten(2).to(mix.dtype) if x is None else x)
+            flat = student.flatten(2).to(compute_dtype(student))
+            o = self._block(flat, teacher.detach()).output(flat)
             scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
             output = (scale[..., None] * o + shift[..., None]).view_as(student)
             return output + student.to(output.dtype) if self.residual else output

@@ -25,7 +25,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 # They launch nothing.
 VIEWS = {"view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}
-VIEWS |= {"detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
+VIEWS |= {"squeeze_", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
 VIEWS |= {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 

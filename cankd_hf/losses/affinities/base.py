@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.projection import project
 
 
@@ -27,6 +29,8 @@ class Projection(NamedTuple):
 
     def flat(self, x: Tensor) -> Tensor:
         """The same of a map [B, C, N]; torch's matmul of a matrix and a batch copies the whole map first."""
+        if on_whole_maps(x.device):
+            return F.conv1d(x, self.weight[..., None].to(x.dtype), self.bias.to(x.dtype))
         return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
 
 
@@ -43,12 +47,19 @@ class Projections(NamedTuple):
 class Block(NamedTuple):
     """A Can block before its norm as `o = mix x + bias`: mix [B, C, K], bias [B, C], x [B, K, N].
 
-    x is None where it is the student map itself (then K = C).
+    mix [C, K] and bias [C] are those of all images; x is None where it is the student map itself (then K = C).
     """
 
     mix: Tensor
     bias: Tensor
     x: Tensor | None
+
+    def output(self, student: Tensor) -> Tensor:
+        """o [B, C, N] for a student map [B, C, N]."""
+        x = student if self.x is None else self.x
+        if self.mix.dim() == 2:
+            return Projection(self.mix, self.bias).flat(x)
+        return torch.baddbmm(self.bias[..., None], self.mix, x)
 
 
 class Affinity:
@@ -59,9 +70,11 @@ class Affinity:
     Attributes:
         embeds: whether queries and keys are projected (theta and phi), or are the raw maps.
         value_range: f is of either sign, at least 0, or softmax weights (at least 0, summing to 1 over the keys).
+        narrow: whether `output` works on bfloat16 and float16 maps as they are; if not, it gets float32.
     """
 
     embeds: ClassVar[bool] = True
+    narrow: ClassVar[bool] = True
     value_range: ClassVar[Literal["signed", "non-negative", "softmax"]]
 
     def extra(self, hidden_channels: int) -> nn.Conv2d | None:
@@ -83,6 +96,10 @@ class Affinity:
         """
         raise NotImplementedError
 
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        """The same o [B, C, N], where losses compute on whole maps; both maps are contiguous and of one type."""
+        return self.block(p, student, teacher, pool).output(student)
+
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """FLOPs of `block` and of the products after it that grow with N, for one image, forward and backward."""
         return 0
@@ -94,31 +111,35 @@ class Affinity:
 
 def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [B, D, M] in one pass over the teacher map [B, C, H, W]."""
-    key, value = joined_keys_and_values(p, teacher, pool).chunk(2, dim=1)
+    key, value = project(teacher, *joined(p), pool).chunk(2, dim=1)
     return key, value
 
 
-def joined_keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
-    """The same as one tensor [B, 2D, M], keys first."""
+def joined(p: Projections) -> Projection:
+    """phi and g as one projection of 2D channels, keys first."""
     assert p.phi is not None
-    weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
-    return project(teacher, weight, bias, pool)
+    return Projection(torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias]))
+
+
+def working_dtype(student: Tensor) -> torch.dtype:
+    """The type of queries, keys and what they read: the map's own on whole maps, else `compute_dtype`."""
+    return student.dtype if on_whole_maps(student.device) else compute_dtype(student)
 
 
 def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`softmax(query key^T) value`, [B, N, D], blockwise.
+    """`softmax(query key^T) value`, [B, N, D], blockwise, in the type of query.
 
     The blockwise kernels want equal widths of query and value, and some a multiple of 8: padded with zeros.
     """
     hidden = value.shape[2]
+    key, value = key.to(query.dtype), value.to(query.dtype)
     width = -(-max(query.shape[2], hidden) // 8) * 8
     short = [(x, width - x.shape[2]) for x in (query, key, value)]
     query, key, value = ((F.pad(x, (0, more)) if more else x)[:, None].contiguous() for x, more in short)
     read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return read[:, 0, :, :hidden]
+    return read.squeeze(1)[..., :hidden]
 
 
 def output_block(p: Projections, read: Tensor) -> Block:
     """The block `w(y)` from what each position reads, y [B, N, D]."""
-    batch = read.shape[0]
-    return Block(p.w.weight.expand(batch, -1, -1), p.w.bias.expand(batch, -1), read.mT)
+    return Block(*p.w, read.mT)

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections, keys_and_values, output_block
+from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.prefix_sums import relu_read
+from cankd_hf.losses.kernels.whole import whole_relu_read
 
 
 class Concatenation(Affinity):
@@ -15,6 +17,7 @@ class Concatenation(Affinity):
     """
 
     value_range = "non-negative"
+    narrow = False  # sums over thousands of keys
 
     def extra(self, hidden_channels: int) -> nn.Conv2d:
         """The vector [a, b], weight [1, 2D, 1, 1]."""
@@ -30,8 +33,12 @@ class Concatenation(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = w y`, y from prefix sums over the sorted keys."""
         assert p.theta is not None and p.extra is not None
-        for_query, for_key = p.extra.chunk(2)
         key, value = keys_and_values(p, teacher, pool)
+        for_query, for_key = p.extra.chunk(2)
+        if on_whole_maps(teacher.device):
+            a = F.conv1d(p.theta.flat(student), for_query[None, :, None]).squeeze(1)
+            b = F.conv1d(key, for_key[None, :, None]).squeeze(1)
+            return Block(p.w.weight / key.shape[2], p.w.bias, whole_relu_read(a, b, value))
         of_query = Projection((for_query @ p.theta.weight)[None], (for_query @ p.theta.bias)[None])
         a = of_query.flat(student.to(key.dtype))
         b = Projection(for_key[None], for_key.new_zeros(1)).flat(key)

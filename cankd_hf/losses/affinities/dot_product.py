@@ -3,10 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values, keys_and_values
-from cankd_hf.losses.kernels.blocks import on_whole_maps
-from cankd_hf.losses.kernels.projection import covariance
-from cankd_hf.losses.kernels.whole import whole_mix
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined, keys_and_values
+from cankd_hf.losses.kernels.projection import covariance, project
+from cankd_hf.losses.kernels.whole import whole_dot_product
 
 
 class DotProduct(Affinity):
@@ -24,11 +23,12 @@ class DotProduct(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = (w K theta) s + constant` with `K = value key^T / M`."""
         assert p.theta is not None
-        if on_whole_maps(teacher.device):
-            mix, bias = whole_mix(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
-            return Block(mix, bias, None)
         read = p.w.weight @ _value_times_key(p, teacher, pool)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        assert p.theta is not None
+        return whole_dot_product(student, project(teacher, *joined(p), pool), p.theta, p.w)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; the mix forward, its own gradient and the student's."""

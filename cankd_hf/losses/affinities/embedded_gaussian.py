@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_and_values, output_block, softmax_read
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_and_values, output_block, softmax_read, working_dtype
 
 
 class EmbeddedGaussian(Affinity):
@@ -16,7 +16,7 @@ class EmbeddedGaussian(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         assert p.theta is not None
         key, value = keys_and_values(p, teacher, pool)
-        query = p.theta.flat(student.to(key.dtype))
+        query = p.theta.flat(student.to(working_dtype(student)))
         return output_block(p, softmax_read(query.mT, key.mT, value.mT))
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read, working_dtype
 from cankd_hf.losses.kernels.projection import max_pool, project
 
 
@@ -16,10 +16,9 @@ class Gaussian(Affinity):
         return (query.mT @ key).softmax(dim=-1)
 
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
-        dtype = p.g.weight.dtype
-        key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
+        key = max_pool(teacher) if pool else teacher.flatten(2)
         value = project(teacher, *p.g, pool)
-        return output_block(p, softmax_read(student.mT.to(dtype), key.mT, value.mT))
+        return output_block(p, softmax_read(student.mT.to(working_dtype(student)), key.mT, value.mT))
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Values; output; three products of C and three of D channels (the keys need no gradient)."""

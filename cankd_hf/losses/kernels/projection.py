@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cankd_hf.losses.kernels.blocks import blocks, on_whole_maps
+from cankd_hf.losses.kernels.whole import whole_projection
 
 
 def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
@@ -21,8 +22,7 @@ def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor
     are at least 2 where it is pooled. Returns the projection [B, E, M].
     """
     if on_whole_maps(teacher.device):
-        x = F.conv2d(teacher.to(weight.dtype), weight[..., None, None], bias)
-        return (F.max_pool2d(x, 2) if pool else x).flatten(2)
+        return whole_projection(teacher, weight, bias, pool)
     projected: Tensor = _Projection.apply(teacher, weight, pool)
     # a bias moves all four cells of a pool alike, so it is added after it
     return projected.add_(bias[:, None])
