@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")
     loss.add_argument("--no-naive", action="store_true", help="leave the published form out")
+    loss.add_argument("--compile", action="store_true", help="time torch.compile of ours too (a minute a row)")
     loss.add_argument("--json", help="also write the rows to this file")
     for name, text in (
         ("step", "where the time of one distillation step of a recipe goes"),

@@ -65,6 +65,10 @@ class Row:
     memory: int | None = None
     memory_over_maps: float | None = None
     naive_memory: int | None = None
+    autocast: float | None = None  # the published form under autocast, for maps in half precision on a GPU
+    over_autocast: float | None = None
+    compiled: float | None = None  # ours by torch.compile, and the same replayed as a CUDA graph
+    graphs: float | None = None
     floor: float | None = None
     share: float | None = None
     note: str = ""
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         torch.set_num_threads(args.threads)
     console = Console(width=max(Console().width, 150))
     args.clock = time.process_time if args.cpu_time else time.perf_counter
-    machine = this_machine(device, 3 if args.quick else 15, args.clock)
+    machine = this_machine(device, 3 if args.quick else 15, args.clock, dtype)
     clock = "CPU time" if args.cpu_time else "wall-clock"
     console.print(
         f"{machine.name}; {clock}; maps {args.dtype}; matrix products {machine.flops / 1e9:.0f} GFLOP/s, "
@@ -88,7 +92,10 @@ def run(args: argparse.Namespace) -> list[Row]:
         for affinity in affinities:
             with console.status(f"{size} {affinity}"):
                 rows.append(_row(size, affinity, dtype, device, machine, args))
-    shown = table("CanKD loss, forward + backward", _cells(rows[0]), (_cells(row).values() for row in rows), left=2)
+    cells = [_cells(row) for row in rows]
+    columns = [name for name in cells[0] if any(row[name] for row in cells) or name == "note"]
+    lines = ([row[name] for name in columns] for row in cells)
+    shown = table("CanKD loss, forward + backward", columns, lines, left=2)
     for column in shown.columns[:-1]:
         column.no_wrap = True
     shown.columns[-1].justify = "left"
@@ -153,17 +160,34 @@ def _row(
     def naive() -> None:
         _step(loss, student, loss.published(student.to(loss.w.weight), teacher.to(loss.w.weight))[1])
 
+    def autocast() -> None:
+        with torch.autocast(device.type, dtype):
+            value = loss.published(student, teacher)[1]
+        _step(loss, student, value)
+
     row.note = "" if args.no_naive else _too_large(size, affinity, machine, device, args.seconds)
-    fits = not args.no_naive and not row.note
-    times = interleaved([ours, naive] if fits else [ours], args.repeats if row.floor < 5 else 1, device, args.clock)
-    row.ours = min(times[0])
-    row.share = row.floor / row.ours
+    forms = {"ours": ours}
+    if not args.no_naive and not row.note:
+        forms["naive"] = naive
+        if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+            forms["autocast"] = autocast
+    if args.compile:
+        torch._dynamo.reset()  # each row compiles its own shape
+        for name, mode in (("compiled", None), ("graphs", "reduce-overhead"))[: 2 if device.type == "cuda" else 1]:
+            compiled = torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
+            forms[name] = lambda compiled=compiled: _step(loss, student, compiled(student, teacher))
+    repeats = args.repeats if row.floor < 5 else 1
+    times = dict(zip(forms, interleaved(list(forms.values()), repeats, device, args.clock), strict=True))
+    for name, values in times.items():
+        setattr(row, name, min(values))
+    row.speedup, row.over_autocast = (
+        median(slow / fast for fast, slow in zip(times["ours"], times[name], strict=True)) if name in times else None
+        for name in ("naive", "autocast")
+    )
+    row.share = row.floor / min(times["ours"])
     row.memory = peak_extra(ours, device)
     row.memory_over_maps = row.memory / (2 * size.values * element)
-    if fits:
-        row.naive = min(times[1])
-        row.speedup = median(slow / fast for fast, slow in zip(*times, strict=True))
-        row.naive_memory = peak_extra(naive, device)
+    row.naive_memory = peak_extra(naive, device) if "naive" in forms else None
     return row
 
 
@@ -190,13 +214,17 @@ def _cells(row: Row) -> dict[str, str]:
     return {
         "level": row.size,
         "affinity": row.affinity,
-        "ours": _shown(row.ours, "{:.1f} ms", 1e3),
+        "ours": _shown(row.ours, "{:.2f} ms", 1e3),
         "naive": _shown(row.naive, "{:.1f} ms", 1e3),
         "speedup": _shown(row.speedup, "{:.1f}x"),
+        "autocast": _shown(row.autocast, "{:.2f} ms", 1e3),
+        "over autocast": _shown(row.over_autocast, "{:.1f}x"),
+        "compiled": _shown(row.compiled, "{:.2f} ms", 1e3),
+        "CUDA graph": _shown(row.graphs, "{:.2f} ms", 1e3),
         "extra memory": _shown(row.memory, "{:.0f} MiB", 2**-20),
         "/ two maps": _shown(row.memory_over_maps, "{:.2f}x"),
         "naive memory": _shown(row.naive_memory, "{:.0f} MiB", 2**-20),
-        "floor": _shown(row.floor, "{:.1f} ms", 1e3),
+        "floor": _shown(row.floor, "{:.2f} ms", 1e3),
         "share": _shown(row.share, "{:.0%}"),
         "note": row.note,
     }

@@ -29,6 +29,7 @@ from cankd_hf.teachers.load import load_teacher
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_DEVICE = "whole step, data on the device"
 SIMILARITY = "raw similarity (log steps only)"
 
 
@@ -59,7 +60,7 @@ class _Step:
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         self.outputs = self.trainer.source(Batch(self.inputs))
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            self.model(**self.inputs)
+            self.labelled = self.model(**self.inputs).loss is not None
             maps, logits = self._student_forward()
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
         self.logits = None if logits is None else logits.detach().requires_grad_()
@@ -84,16 +85,17 @@ class _Step:
             "connectors + loss": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
+            ON_DEVICE: lambda: self.live(self.inputs),
             SIMILARITY: self.similarity,
         }
 
     def student(self) -> None:
         with self.trainer.compute_loss_context_manager():
-            loss = self.model(**self.inputs)["loss"]
-        if loss is None:  # label-free: any loss that gives a gradient
-            with self.trainer.compute_loss_context_manager():
+            if self.labelled:
+                loss = self.model(**self.inputs).loss
+            else:  # any loss that gives a gradient
                 maps, _ = self._student_forward()
-            loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
+                loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
         loss.backward()
 
     def distillation(self) -> None:
@@ -114,10 +116,15 @@ class _Step:
         optimizer.zero_grad()
 
     def whole(self) -> None:
-        inputs = self.trainer._prepare_inputs(next(self.batches))
+        self.live(self.trainer._prepare_inputs(next(self.batches)))
+
+    def live(self, inputs: dict[str, Any]) -> None:
+        """One step of training on a batch that is on the device."""
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, inputs)
         loss.backward()
+        if self.trainer.args.max_grad_norm:
+            self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
         self.optimizer()
 
 
@@ -130,6 +137,11 @@ def run_step(recipe: Recipe, repeats: int, console: Console) -> None:
     rows = [(name, f"{value:.4f}", f"{value / whole:.1%}") for name, value in seconds.items()]
     title = f"one step, batch {shape}, median of {repeats}"
     console.print(table(title, ("part", "seconds", "of the step"), rows))
+    images = step.inputs["pixel_values"].shape[0]
+    console.print(
+        f"Images a second: {images / whole:.0f} with the loader, {images / seconds[ON_DEVICE]:.0f} without "
+        f"(batch {images})"
+    )
     base = seconds["student forward + backward"] + seconds["teacher forward"] + seconds["optimizer"] + seconds["data"]
     every = max(1, int(step.trainer.args.logging_steps))
     share = seconds[SIMILARITY] / every / whole

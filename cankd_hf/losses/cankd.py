@@ -191,15 +191,17 @@ class CanKDLoss(FeatureLoss):
         # at most one copy each, for the type and for the order in memory
         dtype = whole_dtype(student) if affinity.narrow else wide
         s, t = (x.to(dtype, memory_format=torch.contiguous_format) for x in (student, teacher))
+        s = s.flatten(2)  # flattened once: gradients of one tensor add up where they arrive
         # one name for o and z: a map that nothing needs any more is freed
-        z = affinity.output(self.projections(wide), s.flatten(2), t, self.pools(t)).view_as(s)  # (1) to (6)
+        z = affinity.output(self.projections(wide), s, t, self.pools(t))  # (1) to (6)
         if self.output_norm is not None:
-            z = whole_norm(self.output_norm, z)
+            z = whole_norm(self.output_norm, z.view_as(t)).flatten(2)
         if self.residual:  # (7)
             z = z + s
+        t = t.flatten(2)
         if self.normalization == "none":
             return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
-        return whole_instance_distance(z.flatten(2), t.flatten(2), wide)  # (8)
+        return whole_instance_distance(z, t, wide)  # (8)
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
         """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
