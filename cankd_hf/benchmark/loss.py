@@ -3,7 +3,9 @@
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -174,8 +176,9 @@ def _row(
     if args.compile:
         torch._dynamo.reset()  # each row compiles its own shape
         for name, mode in (("compiled", None), ("graphs", "reduce-overhead"))[: 2 if device.type == "cuda" else 1]:
-            compiled = torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
-            forms[name] = lambda compiled=compiled: _step(loss, student, compiled(student, teacher))
+            forms[name] = partial(
+                _compiled_step, loss, torch.compile(loss, fullgraph=True, mode=mode), student, teacher
+            )
     repeats = args.repeats if row.floor < 5 else 1
     times = dict(zip(forms, interleaved(list(forms.values()), repeats, device, args.clock), strict=True))
     for name, values in times.items():
@@ -189,6 +192,10 @@ def _row(
     row.memory_over_maps = row.memory / (2 * size.values * element)
     row.naive_memory = peak_extra(naive, device) if "naive" in forms else None
     return row
+
+
+def _compiled_step(loss: CanKDLoss, compiled: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> None:
+    _step(loss, student, compiled(student, teacher))
 
 
 def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:

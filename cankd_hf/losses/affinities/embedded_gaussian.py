@@ -2,7 +2,15 @@
 
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_and_values, output_block, softmax_read, working_dtype
+from cankd_hf.losses.affinities.base import (
+    Affinity,
+    Block,
+    Projections,
+    keys_and_values,
+    output_block,
+    softmax_read,
+    working_dtype,
+)
 
 
 class EmbeddedGaussian(Affinity):

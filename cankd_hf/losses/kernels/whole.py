@@ -1,7 +1,7 @@
 """The arithmetic of the losses on whole maps: few operations, whatever the shape, for devices where each is a launch.
 
-Maps stay in their own type, bfloat16 and float16 too: products add up in float32 inside the device, moments and whatever
-does not grow with the map are float32. Maps are contiguous here.
+Maps are contiguous here and stay in their own type, bfloat16 and float16 too: products add up in float32 inside the
+device, moments and whatever does not grow with the map are float32.
 
 Letters: B batch, C channels, D hidden channels, E channels of a projection, N positions, M keys, L any of the two.
 """
@@ -45,7 +45,8 @@ class _InstanceDistance(torch.autograd.Function):
         difference.sub_(other)
         ctx.save_for_backward(z, difference, mean, inverse)
         # a sum in the wide type without a map in it
-        return torch.linalg.vector_norm(difference, dtype=dtype).square() * (0.5 / z.numel())
+        squares: Tensor = torch.linalg.vector_norm(difference, dtype=dtype).square()
+        return squares * (0.5 / z.numel())
 
     @staticmethod
     @once_differentiable
@@ -86,7 +87,8 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (None, *_project_backward(grad, *ctx.saved_tensors, ctx.pool), None)
+        teacher, weight, bias = ctx.saved_tensors
+        return (None, *_project_backward(grad, teacher, weight, bias, ctx.pool), None)
 
 
 def _project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
@@ -157,7 +159,7 @@ class _ReluRead(torch.autograd.Function):
 
 
 def _prefix_sums(a: Tensor, b: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the first k of v_j and of b_j v_j in the order of falling b [B, 2D, M + 1], and each query's k [B, N]."""
+    """Sums of the first k of v_j and of b_j v_j, in the order of falling b, [B, 2D, M + 1]; each query's k [B, N]."""
     falling, order = b.sort(dim=1, descending=True)
     reads = torch.searchsorted(-falling, a)
     x = _at(value, order)
