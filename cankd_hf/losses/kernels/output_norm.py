@@ -39,7 +39,7 @@ def whole_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> Tensor:
     # torch's own SyncBatchNorm waits for the device in every step, to find processes without an image
     var, mean = torch.var_mean(x.flatten(2).to(wide), -1, correction=0)
     scale, shift = batch_affine(norm, mean, var, x.shape[2] * x.shape[3], update=True)
-    return torch.addcmul(shift[:, None, None], scale[:, None, None], x).to(x.dtype)
+    return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def _batch_statistics(

@@ -1,6 +1,6 @@
 """The arithmetic of the losses on whole maps: few operations, whatever the shape, for devices where each is a launch.
 
-Maps are contiguous here and stay in their own type, bfloat16 and float16 too: products add up in float32 inside the
+Maps stay in their own type, bfloat16 and float16 too: products add up in float32 inside the
 device, moments and whatever does not grow with the map are float32.
 
 Letters: B batch, C channels, D hidden channels, E channels of a projection, N positions, M keys, L any of the two.
@@ -41,9 +41,10 @@ class _InstanceDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        (difference, mean, inverse), (other, _, _) = _instance_norm(z), _instance_norm(t)
-        difference.sub_(other)
-        ctx.save_for_backward(z, difference, mean, inverse)
+        rows, ctx.shape = z.reshape(1, -1, z.shape[-1]), z.shape
+        difference, mean, inverse = _instance_norm(rows)
+        difference.sub_(_instance_norm(t.reshape_as(rows))[0])
+        ctx.save_for_backward(rows, difference, mean, inverse)
         # a sum in the wide type without a map in it
         squares: Tensor = torch.linalg.vector_norm(difference, dtype=dtype).square()
         return squares * (0.5 / z.numel())
@@ -51,17 +52,16 @@ class _InstanceDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        z, difference, mean, inverse = ctx.saved_tensors
-        weight = grad.to(mean.dtype).expand_as(mean) / z.numel()
-        grad_z, _, _ = torch.ops.aten.native_batch_norm_backward(
-            difference, z.view_as(difference), weight, None, None, mean, inverse, True, EPS, [True, False, False]
+        rows, difference, mean, inverse = ctx.saved_tensors
+        weight = grad.to(mean.dtype).expand_as(mean) / rows.numel()
+        grad_rows, _, _ = torch.ops.aten.native_batch_norm_backward(
+            difference, rows, weight, None, None, mean, inverse, True, EPS, [True, False, False]
         )
-        return grad_z.view_as(z), None, None
+        return grad_rows.view(ctx.shape), None, None
 
 
-def _instance_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised map [1, B * C, N]; mean and inverse standard deviation [B * C]."""
-    rows = x.view(1, -1, x.shape[-1])
+def _instance_norm(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised rows [1, B * C, N]; mean and inverse standard deviation [B * C]."""
     found: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(rows, None, None, None, None, True, 0.0, EPS)
     return found
 
@@ -80,53 +80,29 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
-        ctx.save_for_backward(teacher, weight, bias)
+        kernel, shift = weight[..., None, None].to(teacher.dtype), bias.to(teacher.dtype)
+        ctx.save_for_backward(teacher, kernel, shift)
         ctx.pool = pool
-        return _project(teacher, weight, bias, pool)
+        x = F.conv2d(teacher, kernel, shift)
+        return (F.max_pool2d(x, 2) if pool else x).flatten(2).to(weight.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        teacher, weight, bias = ctx.saved_tensors
-        return (None, *_project_backward(grad, teacher, weight, bias, ctx.pool), None)
-
-
-def _project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
-    x = _convolve(teacher, weight, bias)
-    return (F.max_pool2d(x, 2) if pool else x).flatten(2).to(weight.dtype)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The 1x1 convolution of a map [B, C, H, W] in the type of the map."""
-    return F.conv2d(x, weight[..., None, None].to(x.dtype), bias.to(x.dtype))
-
-
-def _project_backward(
-    grad: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias."""
-    before = grad.to(teacher.dtype)
-    if pool:
-        x = _convolve(teacher, weight, bias)
-        winner = F.max_pool2d(x, 2, return_indices=True)[1]
-        before = torch.ops.aten.max_pool2d_with_indices_backward(
-            before.view_as(winner), x, [2, 2], [2, 2], [0, 0], [1, 1], False, winner
+        teacher, kernel, shift = ctx.saved_tensors
+        before = grad.to(teacher.dtype)
+        if ctx.pool:
+            x = F.conv2d(teacher, kernel, shift)
+            winner = F.max_pool2d(x, 2, return_indices=True)[1]
+            before = torch.ops.aten.max_pool2d_with_indices_backward(
+                before.reshape_as(winner), x, [2, 2], [2, 2], [0, 0], [1, 1], False, winner
+            )
+        before = before.reshape(*grad.shape[:2], *teacher.shape[2:])
+        settings = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, not transposed, groups
+        _, of_kernel, of_shift = torch.ops.aten.convolution_backward(
+            before, teacher, kernel, list(shift.shape), *settings, [False, True, True]
         )
-    kernel = teacher.new_empty(()).expand(*weight.shape, 1, 1)  # not read: only the map's gradient needs the kernel
-    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        before.view(teacher.shape[0], -1, *teacher.shape[2:]),
-        teacher,
-        kernel,
-        [weight.shape[0]],
-        [1, 1],
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [False, True, True],
-    )
-    return of_weight.flatten(1).to(grad.dtype), of_bias.to(grad.dtype)
+        return None, of_kernel.flatten(1).to(grad.dtype), of_shift.to(grad.dtype), None
 
 
 def whole_relu_read(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
