@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     cpu_time = "CPU seconds instead of wall-clock, for a machine that others use too (with --threads 1)"
     loss.add_argument("--cpu-time", action="store_true", help=cpu_time)
+    loss.add_argument("--busy", type=int, default=0, help="busy processes beside the timed runs (default: 0)")
     loss.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +54,34 @@ def interleaved(
             synchronise(device)
             times[index].append(clock() - start)
     return times
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keeps `count` processes busy meanwhile. They end with this process, whatever ends it: their input closes."""
+    code = "import sys, threading, os; threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()\n"
+    children = [
+        subprocess.Popen([sys.executable, "-c", code + "while True: pass"], stdin=subprocess.PIPE)
+        for _ in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.wait()
+
+
+def cpu_of(run: Run, into: list[float]) -> Run:
+    """The same run, which also notes its user + system seconds, of all threads of this process."""
+
+    def noted() -> None:
+        start = time.process_time()
+        run()
+        into.append(time.process_time() - start)
+
+    return noted
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> Table:

@@ -82,7 +82,7 @@ class _Step:
             "data": lambda: next(self.batches),
             "teacher forward": lambda: self.trainer.source(Batch(self.inputs)),
             "student forward + backward": self.student,
-            "connectors + loss": self.distillation,
+            "connectors + loss + clip": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
             ON_DEVICE: lambda: self.live(self.inputs),
@@ -103,6 +103,13 @@ class _Step:
             connected = self.distiller.connect(self.student_maps, self.outputs)
             values = [value for _, value in self.distiller.values(connected, self.logits, self.outputs)]
         torch.stack(values).sum().backward()
+        self.clip()
+
+    def clip(self) -> None:
+        """Limits the gradients of all that is trained, as the Trainer does before each optimizer step."""
+        limit = self.trainer.args.max_grad_norm
+        if limit:
+            self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), limit)
 
     def similarity(self) -> None:
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
@@ -123,8 +130,7 @@ class _Step:
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, inputs)
         loss.backward()
-        if self.trainer.args.max_grad_norm:
-            self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
+        self.clip()
         self.optimizer()
 
 

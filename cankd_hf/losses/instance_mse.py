@@ -42,7 +42,7 @@ class InstanceMSELoss(FeatureLoss):
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
         if on_whole_maps(student.device):
-            s, t = (x.to(whole_dtype(student)).contiguous().flatten(2) for x in (student, teacher))
+            s, t = (x.to(whole_dtype(student)).contiguous() for x in (student, teacher))
             return whole_instance_distance(s, t, compute_dtype(student))
         m = pair_moments(student.flatten(2), teacher.flatten(2))
         return instance_distance(m.var_s, m.var_t, m.cov_st)

@@ -77,7 +77,8 @@ def test_step_and_teacher_time_one_teacher_and_several(
     file.write_text(json.dumps(recipe))
     assert main(["step", str(file), "--repeats", "1"]) == 0
     shown = capsys.readouterr().out
-    for words in ("teacher forward", "connectors + loss", "whole step", "Overhead of distillation", "Peak memory"):
+    parts = ("teacher forward", "connectors + loss + clip", "whole step")
+    for words in (*parts, "Overhead of distillation", "Peak memory"):
         assert words in shown, words
     assert main(["teacher", str(file), "--repeats", "1", "--no-compile"]) == 0
     shown = capsys.readouterr().out

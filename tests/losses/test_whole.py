@@ -29,8 +29,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 SHAPES = [(2, 25, 42), (1, 200, 336), (16, 100, 168), (4, 1, 7), (1, 3, 5)]
 MOST = 60
-# Operations in float32, and the most of any options, type and layout.
-LAUNCHES = {"dot_product": (40, 54), "embedded_gaussian": (32, 56), "gaussian": (30, 48), "concatenation": (59, 63)}
+# Operations for contiguous maps in float32 and in bfloat16.
+LAUNCHES = {"dot_product": (39, 44), "embedded_gaussian": (33, 38), "gaussian": (33, 38), "concatenation": (59, 62)}
 # They launch nothing.
 VIEWS = {"view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}
 VIEWS |= {"squeeze_", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
@@ -91,35 +91,41 @@ def counting_device(affinity: str) -> str:
 
 @pytest.mark.parametrize("affinity", AFFINITIES)
 def test_few_launches_whatever_the_options(affinity: str, whole: None) -> None:
-    device, (plain, most) = counting_device(affinity), LAUNCHES[affinity]
+    device, (wide, half) = counting_device(affinity), LAUNCHES[affinity]
     for options in OPTIONS:
         for mode in (True, False):
             for dtype in (torch.float32, torch.bfloat16):
                 for last in (False, True):
                     loss = CanKDLoss(16, affinity=affinity, **options).to(device).train(mode)
-                    counted = count(loss, *maps(2, 16, 6, 7, device=device, dtype=dtype, last=last)).found
-                    where = (options, mode, dtype, last)
-                    # float32 maps in the order of their shape: at most 60; two more for the concatenation otherwise
-                    assert counted.total() <= (most if dtype != torch.float32 or last else min(most, MOST)), where
-                    if where == ({}, True, torch.float32, False):
-                        assert counted.total() == plain, counted
+                    found = count(loss, *maps(2, 16, 6, 7, device=device, dtype=dtype, last=last)).found.total()
+                    # the concatenation of maps that need a conversion: three more, for both maps and the gradient
+                    assert found <= MOST + 3 * (affinity == "concatenation"), (options, mode, dtype, last)
+                    if not options and mode and not last:
+                        assert found == (wide if dtype == torch.float32 else half)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_launches_do_not_depend_on_the_shape(shape: tuple[int, int, int]) -> None:
-    batch, height, width = shape
-    for affinity in ("dot_product", "concatenation"):
-        loss = CanKDLoss(64, affinity=affinity).to("meta")
-        # maps of one row or column are not pooled
-        expected = LAUNCHES[affinity][0] - (0 if min(height, width) > 1 else 4)
-        assert count(loss, *maps(batch, 64, height, width, device="meta")).found.total() == expected
-    assert count(InstanceMSELoss(64).to("meta"), *maps(batch, 64, height, width, device="meta")).found.total() == 9
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affinity", ["dot_product", "concatenation"])
+def test_launches_do_not_depend_on_the_shape(affinity: str, dtype: torch.dtype) -> None:
+    loss = CanKDLoss(64, affinity=affinity).to("meta")
+    counts = [
+        count(loss, *maps(batch, 64, height, width, device="meta", dtype=dtype)).found.total()
+        for batch, height, width in SHAPES
+    ]
+    assert set(counts[:3]) == {LAUNCHES[affinity][dtype == torch.bfloat16]}
+    # fewer positions than channels: gradients of weights over all images at once
+    assert max(counts) <= MOST + 3 * (affinity == "concatenation")
+
+
+def test_launches_of_the_plain_distance() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert count(InstanceMSELoss(64).to("meta"), *maps(2, 64, 9, 8, device="meta", dtype=dtype)).found.total() == 9
 
 
 @pytest.mark.parametrize(
     ("affinity", "dtype", "most"),
     [
-        ("dot_product", torch.float32, 2.2),
+        ("dot_product", torch.float32, 2.4),
         ("dot_product", torch.bfloat16, 2.4),
         ("concatenation", torch.float32, 2.8),
         (None, torch.float32, 1.01),
@@ -216,7 +222,9 @@ def test_bfloat16_is_about_as_close_as_the_published_form_under_autocast(name: s
     else:
         with torch.autocast(device, torch.bfloat16):
             bounds = error(*run(lambda s: loss.published(s, teacher)[1], student))
-    assert of_value < 5e-3 and of_grad < 2 * bounds[1]
+    # flash attention rounds weights that the published form keeps in float32
+    factor = 4 if name == "embedded_gaussian" else 2
+    assert of_value < 5e-3 and of_grad < factor * bounds[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

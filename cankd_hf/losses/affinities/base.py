@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cankd_hf.losses.base import compute_dtype
-from cankd_hf.losses.kernels.blocks import on_whole_maps
+from cankd_hf.losses.kernels.blocks import alone
 from cankd_hf.losses.kernels.projection import project
 
 
@@ -29,8 +28,6 @@ class Projection(NamedTuple):
 
     def flat(self, x: Tensor) -> Tensor:
         """The same of a map [B, C, N]; torch's matmul of a matrix and a batch copies the whole map first."""
-        if on_whole_maps(x.device):
-            return F.conv1d(x, self.weight[..., None].to(x.dtype), self.bias.to(x.dtype))
         return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
 
 
@@ -47,19 +44,12 @@ class Projections(NamedTuple):
 class Block(NamedTuple):
     """A Can block before its norm as `o = mix x + bias`: mix [B, C, K], bias [B, C], x [B, K, N].
 
-    mix [C, K] and bias [C] are those of all images; x is None where it is the student map itself (then K = C).
+    x is None where it is the student map itself (then K = C).
     """
 
     mix: Tensor
     bias: Tensor
     x: Tensor | None
-
-    def output(self, student: Tensor) -> Tensor:
-        """o [B, C, N] for a student map [B, C, N]."""
-        x = student if self.x is None else self.x
-        if self.mix.dim() == 2:
-            return Projection(self.mix, self.bias).flat(x)
-        return torch.baddbmm(self.bias[..., None], self.mix, x)
 
 
 class Affinity:
@@ -97,8 +87,11 @@ class Affinity:
         raise NotImplementedError
 
     def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
-        """The same o [B, C, N], where losses compute on whole maps; both maps are contiguous and of one type."""
-        return self.block(p, student, teacher, pool).output(student)
+        """The block's output before its norm [B, C, H, W] on whole maps, for devices where each operation is a launch.
+
+        The parameters are those of the layers, unchanged; both maps [B, C, H, W] are contiguous and of one type.
+        """
+        raise NotImplementedError
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """FLOPs of `block` and of the products after it that grow with N, for one image, forward and backward."""
@@ -111,35 +104,32 @@ class Affinity:
 
 def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [B, D, M] in one pass over the teacher map [B, C, H, W]."""
-    key, value = project(teacher, *joined(p), pool).chunk(2, dim=1)
+    key, value = joined_keys_and_values(p, teacher, pool).chunk(2, dim=1)
     return key, value
 
 
-def joined(p: Projections) -> Projection:
-    """phi and g as one projection of 2D channels, keys first."""
+def joined_keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
+    """The same as one tensor [B, 2D, M], keys first."""
     assert p.phi is not None
-    return Projection(torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias]))
-
-
-def working_dtype(student: Tensor) -> torch.dtype:
-    """The type of queries, keys and what they read: the map's own on whole maps, else `compute_dtype`."""
-    return student.dtype if on_whole_maps(student.device) else compute_dtype(student)
+    with alone():
+        weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
+    return project(teacher, weight, bias, pool)
 
 
 def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`softmax(query key^T) value`, [B, N, D], blockwise, in the type of query.
+    """`softmax(query key^T) value`, [B, N, D], blockwise.
 
     The blockwise kernels want equal widths of query and value, and some a multiple of 8: padded with zeros.
     """
     hidden = value.shape[2]
-    key, value = key.to(query.dtype), value.to(query.dtype)
     width = -(-max(query.shape[2], hidden) // 8) * 8
     short = [(x, width - x.shape[2]) for x in (query, key, value)]
     query, key, value = ((F.pad(x, (0, more)) if more else x)[:, None].contiguous() for x, more in short)
     read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return read.squeeze(1)[..., :hidden]
+    return read[:, 0, :, :hidden]
 
 
 def output_block(p: Projections, read: Tensor) -> Block:
     """The block `w(y)` from what each position reads, y [B, N, D]."""
-    return Block(*p.w, read.mT)
+    batch = read.shape[0]
+    return Block(p.w.weight.expand(batch, -1, -1), p.w.bias.expand(batch, -1), read.mT)

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections, keys_and_values, output_block
-from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.prefix_sums import relu_read
-from cankd_hf.losses.kernels.whole import whole_relu_read
+from cankd_hf.losses.kernels.whole import convolve, whole_projections, whole_relu_read
 
 
 class Concatenation(Affinity):
@@ -33,16 +32,21 @@ class Concatenation(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = w y`, y from prefix sums over the sorted keys."""
         assert p.theta is not None and p.extra is not None
-        key, value = keys_and_values(p, teacher, pool)
         for_query, for_key = p.extra.chunk(2)
-        if on_whole_maps(teacher.device):
-            a = F.conv1d(p.theta.flat(student), for_query[None, :, None]).squeeze(1)
-            b = F.conv1d(key, for_key[None, :, None]).squeeze(1)
-            return Block(p.w.weight / key.shape[2], p.w.bias, whole_relu_read(a, b, value))
+        key, value = keys_and_values(p, teacher, pool)
         of_query = Projection((for_query @ p.theta.weight)[None], (for_query @ p.theta.bias)[None])
         a = of_query.flat(student.to(key.dtype))
         b = Projection(for_key[None], for_key.new_zeros(1)).flat(key)
         return output_block(p, relu_read(a[:, 0], b[:, 0], value.mT))
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        assert p.theta is not None and p.phi is not None and p.extra is not None
+        keys_values, (theta, (w, bias)) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
+        key, value = keys_values.chunk(2, dim=1)
+        for_query, for_key = p.extra.to(student.dtype).chunk(2)
+        a, b = convolve(convolve(student.flatten(2), *theta), for_query[None]), convolve(key, for_key[None])
+        read = whole_relu_read(a.squeeze(1), b.squeeze(1), value)
+        return convolve(read, w / key.shape[2], bias).view_as(student)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; output, three products."""

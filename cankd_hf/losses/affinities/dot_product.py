@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined, keys_and_values
-from cankd_hf.losses.kernels.projection import covariance, project
-from cankd_hf.losses.kernels.whole import whole_dot_product
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
+from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
+from cankd_hf.losses.kernels.projection import covariance
+from cankd_hf.losses.kernels.whole import whole_dot_product, whole_projections
 
 
 class DotProduct(Affinity):
@@ -23,24 +24,35 @@ class DotProduct(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = (w K theta) s + constant` with `K = value key^T / M`."""
         assert p.theta is not None
-        read = p.w.weight @ _value_times_key(p, teacher, pool)  # [B, C, D]
+        if pool:
+            keys_values = joined_keys_and_values(p, teacher, pool)
+            if _few_keys(student.shape[2], keys_values.shape[2], *p.w.weight.shape):
+                mix, x = narrow_mix(student, keys_values, *p.theta, p.w.weight)
+                return Block(mix, p.w.bias.expand(student.shape[0], -1), x)
+            return Block(*composed_mix(keys_values, *p.theta, *p.w), None)
+        read = p.w.weight @ _value_times_key(p, teacher)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
 
     def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
-        assert p.theta is not None
-        return whole_dot_product(student, project(teacher, *joined(p), pool), p.theta, p.w)
+        assert p.theta is not None and p.phi is not None
+        keys_values, (theta, w) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
+        return whole_dot_product(student, keys_values, theta, w)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; the mix forward, its own gradient and the student's."""
         return 8 * n * c * d + 6 * n * c * c
 
 
-def _value_times_key(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
-    """`value key^T / M`, [B, D, D]."""
-    if pool:
-        key, value = keys_and_values(p, teacher, pool)
-        return value @ key.mT / key.shape[2]
-    # without the pool both are linear in the teacher map, so that its mean and covariance are all it takes
+def _few_keys(n: int, m: int, c: int, d: int) -> bool:
+    """Whether two matrices [C, M] take fewer operations than one [C, C], forward and backward."""
+    composed = 3 * (2 * m * d * d + 2 * c * d * d + 2 * c * c * d) + 6 * n * c * c
+    # the products of width M are made once more in the backward pass
+    return 12 * m * c * d + 14 * n * c * m < composed
+
+
+def _value_times_key(p: Projections, teacher: Tensor) -> Tensor:
+    """`value key^T / M` without sub-sampling, [B, D, D]."""
+    # both are linear in the teacher map, so that its mean and covariance are all it takes
     assert p.phi is not None
     mean, cov = covariance(teacher, p.g.weight.dtype)
     mean_key, mean_value = F.linear(mean, *p.phi), F.linear(mean, *p.g)

@@ -6,7 +6,6 @@ so that is all the forward pass keeps: [B, C] vectors instead of normalised maps
 Letters: B batch, C channels, K channels of the mixed map, N positions.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cankd_hf.losses.base import compute_dtype
-from cankd_hf.losses.kernels.blocks import blocks
+from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, alone, cut, run
 
 EPS = 1e-5  # of InstanceNorm2d and BatchNorm2d, as in the authors' code
 
@@ -30,14 +29,14 @@ class PairMoments(NamedTuple):
 
 
 class MixMoments(NamedTuple):
-    """Moments of student s, teacher t and mixed map o = mix x, each [B, C] (mean_x: [B, K]); variances are biased."""
+    """Moments of student s, teacher t and mixed map o = mix x, each [B, C]; variances are biased."""
 
     mean_s: Tensor
     mean_t: Tensor
     var_s: Tensor
     var_t: Tensor
     cov_st: Tensor
-    mean_x: Tensor
+    mean_o: Tensor
     var_o: Tensor
     cov_so: Tensor
     cov_ot: Tensor
@@ -75,16 +74,26 @@ def plain_distance(mean_z: Tensor, mean_t: Tensor, var_z: Tensor, var_t: Tensor,
     return 0.5 * (var_z + var_t - 2 * cov_zt + (mean_z - mean_t).square()).mean()
 
 
-def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+def _cut(x: Tensor, kept: int = 0) -> Cut:
     """Blocks of (images, positions) of a map [B, C, N]."""
-    return blocks(x.device, x.shape[0], x.shape[2], x.shape[1])
+    return cut(x.device, x.shape[0], x.shape[2], x.shape[1], kept)
 
 
-def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.mean(-1, dtype=dtype)
+def _means(dtype: torch.dtype, *maps: Tensor) -> list[Tensor]:
+    """Means of maps [B, C, N] over their positions, [B, C] each."""
+    made = _cut(maps[0])
+    sums = [x.new_zeros(made.slots, *x.shape[:2], dtype=dtype) for x in maps]
+
+    def add(piece: Piece, where: Where) -> None:
+        images, positions = where
+        for total, x in zip(sums, maps, strict=True):
+            total[piece.slot, images] += x[images, :, positions].sum(-1, dtype=dtype)
+
+    run(made, add)
+    return [total.sum(0).div_(x.shape[2]) for total, x in zip(sums, maps, strict=True)]
 
 
-def _centred(x: Tensor, mean: Tensor, where: tuple[slice, slice]) -> Tensor:
+def _centred(x: Tensor, mean: Tensor, where: Where) -> Tensor:
     """One block of x less its mean, in the mean's type: never a whole map in that type."""
     images, positions = where
     return (x[images, :, positions] - mean[images, :, None]).to(mean.dtype)
@@ -101,13 +110,16 @@ class _PairMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        dtype = compute_dtype(s)
-        mean_s, mean_t = _mean(s, dtype), _mean(t, dtype)
-        sums = mean_s.new_zeros(3, *mean_s.shape)
-        for where in _blocks(s):
+        made = _cut(s)
+        mean_s, mean_t = _means(compute_dtype(s), s, t)
+        sums = mean_s.new_zeros(made.slots, 3, *mean_s.shape)
+
+        def add(piece: Piece, where: Where) -> None:
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
-            _add_products(sums, where[0], (sc, sc), (tc, tc), (sc, tc))
-        var_s, var_t, cov_st = sums.div_(s.shape[-1]).unbind()
+            _add_products(sums[piece.slot], where[0], (sc, sc), (tc, tc), (sc, tc))
+
+        run(made, add)
+        var_s, var_t, cov_st = sums.sum(0).div_(s.shape[-1]).unbind()
         ctx.save_for_backward(s, t, mean_s, mean_t)
         ctx.mark_non_differentiable(mean_t, var_t)
         return mean_s, mean_t, var_s, var_t, cov_st
@@ -121,10 +133,14 @@ class _PairMoments(torch.autograd.Function):
         # one multiply-add pass, a s + b t + constant
         a, b = 2 * g_var, g_cov
         constant = g_mean - a * mean_s[..., None] - b * mean_t[..., None]
-        for images, positions in _blocks(s):
+
+        def fill(_: Piece, where: Where) -> None:
+            images, positions = where
             block = a[images] * s[images, :, positions]
             block.addcmul_(b[images], t[images, :, positions].to(block.dtype)).add_(constant[images])
             grad_s[images, :, positions] = block
+
+        run(_cut(s), fill)
         return grad_s, None
 
 
@@ -137,40 +153,53 @@ class _MixMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor, mix: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
-        dtype = compute_dtype(s)
-        mean_s, mean_t = _mean(s, dtype), _mean(t, dtype)
-        mean_x = mean_s.clone() if x is None else _mean(x, dtype)
+        dtype, made = compute_dtype(s), _cut(s)
+        mean_s, mean_t, *of_x = _means(dtype, s, t) if x is None else _means(dtype, s, t, x)
+        mean_x = of_x[0] if of_x else mean_s
         o = torch.empty_like(s) if x is None and s.dtype == dtype else None
-        sums = mean_s.new_zeros(6, *mean_s.shape)
-        for where in _blocks(s):
+        sums = mean_s.new_zeros(made.slots, 6, *mean_s.shape)
+
+        def add(piece: Piece, where: Where) -> None:
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             xc = sc if x is None else _centred(x, mean_x, where)
             oc = mix[where[0]] @ xc if o is None else _fill(o, where, mix, xc)
-            _add_products(sums, where[0], (sc, sc), (tc, tc), (sc, tc), (oc, oc), (sc, oc), (oc, tc))
-        ctx.save_for_backward(s, t, mix, x, mean_s, mean_t, mean_x, o)
-        var_s, var_t, cov_st, var_o, cov_so, cov_ot = sums.div_(s.shape[-1]).unbind()
+            pairs = (sc, sc), (tc, tc), (sc, tc), (oc, oc), (sc, oc), (oc, tc)
+            _add_products(sums[piece.slot], where[0], *pairs)
+
+        run(made, add)
+        ctx.save_for_backward(s, t, mix, x, mean_s, mean_t, None if x is None else mean_x, o)
+        var_s, var_t, cov_st, var_o, cov_so, cov_ot = sums.sum(0).div_(s.shape[-1]).unbind()
         ctx.mark_non_differentiable(mean_t, var_t)
-        return mean_s, mean_t, var_s, var_t, cov_st, mean_x, var_o, cov_so, cov_ot
+        with alone():
+            mean_o = (mix @ mean_x[..., None])[..., 0]
+        return mean_s, mean_t, var_s, var_t, cov_st, mean_o, var_o, cov_so, cov_ot
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mix, x, mean_s, mean_t, mean_x, o = ctx.saved_tensors
-        n = s.shape[-1]
-        g_mean_s, _, g_var_s, _, g_cov_st, g_mean_x, g_var_o, g_cov_so, g_cov_ot = (g[..., None] / n for g in grads)
-        grad_s, grad_mix, transposed = torch.empty_like(s), torch.zeros_like(mix), mix.mT
-        grad_x = None if x is None else torch.empty_like(x)
+        n, made = s.shape[-1], _cut(s, mix[0].numel())
+        g_mean_s, _, g_var_s, _, g_cov_st, g_mean_o, g_var_o, g_cov_so, g_cov_ot = (g[..., None] / n for g in grads)
+        g_var_o, g_var_s = 2 * g_var_o, 2 * g_var_s
+        with alone():
+            g_mean_x = mix.mT @ g_mean_o
         if x is None:
             g_mean_s = g_mean_s + g_mean_x
-        for where in _blocks(s):
+        grad_s, grad_x = torch.empty_like(s), None if x is None else torch.empty_like(x)
+        grad_mix, transposed = mix.new_zeros(made.slots, *mix.shape), mix.mT
+        with alone():
+            torch.mul(n * g_mean_o, (mean_s if x is None else mean_x)[:, None], out=grad_mix[0])
+
+        def add(piece: Piece, where: Where) -> None:
             images, positions = where
             sc, tc = _centred(s, mean_s, where), _centred(t, mean_t, where)
             xc = sc if x is None else _centred(x, mean_x, where)
             oc = mix[images] @ xc if o is None else o[images, :, positions]
-            grad_o = (2 * g_var_o[images]) * oc
+            grad_o = g_var_o[images] * oc
             grad_o.addcmul_(g_cov_so[images], sc).addcmul_(g_cov_ot[images], tc)
-            grad_mix[images].baddbmm_(grad_o, xc.mT)
-            block = (2 * g_var_s[images]) * sc
+            grad_mix[piece.slot, images].baddbmm_(grad_o, xc.mT)
+            # of s, in place of s
+            block = sc.mul_(g_var_s[images]) if grad_x is None else g_var_s[images] * sc
             block.addcmul_(g_cov_so[images], oc).addcmul_(g_cov_st[images], tc).add_(g_mean_s[images])
             if grad_x is None:
                 block.baddbmm_(transposed[images], grad_o)
@@ -178,10 +207,13 @@ class _MixMoments(torch.autograd.Function):
                 of_x = grad_x[images, :, positions].baddbmm_(transposed[images], grad_o, beta=0)
                 of_x.add_(g_mean_x[images])
             grad_s[images, :, positions] = block
-        return grad_s, None, grad_mix, grad_x
+
+        run(made, add)
+        with alone():
+            return grad_s, None, grad_mix[0] if made.slots == 1 else grad_mix.sum(0), grad_x
 
 
-def _fill(o: Tensor, where: tuple[slice, slice], mix: Tensor, xc: Tensor) -> Tensor:
+def _fill(o: Tensor, where: Where, mix: Tensor, xc: Tensor) -> Tensor:
     """Write one block of mix x into o, without a copy; returns the block."""
     images, positions = where
     return o[images, :, positions].baddbmm_(mix[images], xc, beta=0)

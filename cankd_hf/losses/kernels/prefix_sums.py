@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.kernels.blocks import blocks
+from cankd_hf.losses.kernels.blocks import cut
 
 
 def relu_read(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
@@ -63,8 +63,9 @@ class _ReluRead(torch.autograd.Function):
 def _row_blocks(reads: Tensor, sums: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Blocks of queries as (images, queries), and the row of sums [B, M + 1, D] each of them reads."""
     rows = _row_of(reads, sums.shape[1])
-    for where in blocks(reads.device, reads.shape[0], reads.shape[1], sums.shape[2]):
-        yield where, rows[where]
+    for piece in cut(reads.device, reads.shape[0], reads.shape[1], sums.shape[2]).pieces:
+        for where in piece.blocks:
+            yield where, rows[where]
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
