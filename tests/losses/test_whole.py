@@ -30,7 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 SHAPES = [(2, 25, 42), (1, 200, 336), (16, 100, 168), (4, 1, 7), (1, 3, 5)]
 MOST = 60
 # Operations for contiguous maps in float32 and in bfloat16.
-LAUNCHES = {"dot_product": (39, 44), "embedded_gaussian": (33, 38), "gaussian": (33, 38), "concatenation": (59, 62)}
+LAUNCHES = {"dot_product": (39, 43), "embedded_gaussian": (33, 38), "gaussian": (33, 38), "concatenation": (59, 62)}
 # They launch nothing.
 VIEWS = {"view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}
 VIEWS |= {"squeeze_", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
@@ -78,6 +78,7 @@ def maps(*shape: int, device: str, dtype: torch.dtype = torch.float32, last: boo
 
 
 def count(loss: DistillationLoss, student: Tensor, teacher: Tensor) -> Launches:
+    loss.zero_grad()  # adding to gradients that are there is not the loss's
     with Launches(student, teacher, *loss.parameters(), *loss.buffers()) as counted:
         loss(student, teacher).backward()
     assert WAITS.isdisjoint(counted.found)
