@@ -4,6 +4,7 @@
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
@@ -40,7 +41,9 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     recipe = load_recipe(args.recipe, args.overrides)
     if args.command == "step":
-        run_step(recipe, args.repeats, console())
+        if args.cpu_time and (args.threads != 1 or torch.cuda.is_available()):
+            raise InputError("--cpu-time: expected --threads 1 and no GPU, where it is meaningful; add --threads 1")
+        run_step(recipe, args.repeats, console(), time.process_time if args.cpu_time else time.perf_counter)
     else:
         run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
     return 0
@@ -97,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
         command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-        if name == "teacher":
+        if name == "step":
+            command.add_argument("--cpu-time", action="store_true", help=cpu_time)
+        else:
             command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     data = commands.add_parser("data", help="images read and augmented in a CPU second, against a plain pipeline")
     data.add_argument("folder", nargs="?", help="data set with masks (default: drawn images of 360x480)")

@@ -6,6 +6,7 @@
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import set_seed
 
-from cankd_hf.benchmark.measure import interleaved, table
+from cankd_hf.benchmark.measure import Clock, interleaved, table
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
@@ -33,8 +34,10 @@ ON_DEVICE = "whole step, data on the device"
 SIMILARITY = "raw similarity (log steps only)"
 
 
-def _medians(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    times = interleaved(list(parts.values()), repeats, DEVICE)
+def _medians(
+    parts: Mapping[str, Callable[[], object]], repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
+    times = interleaved(list(parts.values()), repeats, DEVICE, clock)
     return {name: statistics.median(values) for name, values in zip(parts, times, strict=True)}
 
 
@@ -134,10 +137,10 @@ class _Step:
         self.optimizer()
 
 
-def run_step(recipe: Recipe, repeats: int, console: Console) -> None:
+def run_step(recipe: Recipe, repeats: int, console: Console, clock: Clock = time.perf_counter) -> None:
     """Prints the seconds of each part of a step, the overhead of distillation and the peak memory."""
     step = _Step(recipe)
-    seconds = _medians(step.parts(), repeats)
+    seconds = _medians(step.parts(), repeats, clock)
     whole = seconds["whole step"]
     shape = " x ".join(str(size) for size in step.inputs["pixel_values"].shape)
     rows = [(name, f"{value:.4f}", f"{value / whole:.1%}") for name, value in seconds.items()]

@@ -80,8 +80,9 @@ class _Projection(torch.autograd.Function):
             g = grad[images, :, to]
             grad_bias[piece.index] += g.sum((0, 2))
             if winner is not None:
-                won = winner[images, :, to]
-                g = torch.cat([g * _as_numbers(won == cell, g.dtype) for cell in range(4)], dim=2)
+                # each gradient goes to the cell that won, the other three get 0
+                four = g.new_zeros(*g.shape[:2], 4, g.shape[2])
+                g = four.scatter_(2, winner[images, :, None, to].long(), g[:, :, None]).flatten(2)
             for one_g, one_x in zip(g, x, strict=True):
                 grad_weight[piece.index].addmm_(one_g, one_x.mT)
 
@@ -120,8 +121,3 @@ def _max_of_four(y: Tensor) -> tuple[Tensor, Tensor]:
     lower, in_top, in_bottom = ((high > low).view(torch.uint8) for high, low in ((bottom, top), (b, a), (d, c)))
     # arithmetic on bytes: torch.where is tens of times slower on the CPU
     return torch.maximum(top, bottom), in_top + lower * (2 + in_bottom - in_top)
-
-
-def _as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as 0 and 1; from bytes, because bool has no fast conversion on the CPU."""
-    return mask.view(torch.uint8).to(dtype)
