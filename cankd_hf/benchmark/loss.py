@@ -178,10 +178,7 @@ def _row(
         if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
             forms["autocast"] = autocast
     if args.compile:
-        torch._dynamo.reset()  # each row compiles its own shape
-        for name, mode in (("compiled", None), ("graphs", "reduce-overhead"))[: 2 if device.type == "cuda" else 1]:
-            compiled = torch.compile(loss, fullgraph=True, mode=mode)
-            forms[name] = partial(_compiled_step, loss, compiled, student, teacher)
+        forms |= _compiled(loss, student, teacher)
     noted: dict[str, list[float]] = {name: [] for name in forms}
     runs = [cpu_of(form, noted[name]) for name, form in forms.items()]
     with busy(args.busy):
@@ -204,8 +201,15 @@ def _row(
     return row
 
 
-def _compiled_step(loss: CanKDLoss, compiled: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> None:
-    _step(loss, student, compiled(student, teacher))
+def _compiled(loss: CanKDLoss, student: Tensor, teacher: Tensor) -> dict[str, Callable[[], None]]:
+    """The loss by torch.compile, on a GPU also replayed as a CUDA graph."""
+    torch._dynamo.reset()  # each row compiles its own shape
+    modes = {"compiled": None, "graphs": "reduce-overhead"} if student.is_cuda else {"compiled": None}
+
+    def run(form: Callable[..., Tensor]) -> None:
+        _step(loss, student, form(student, teacher))
+
+    return {name: partial(run, torch.compile(loss, fullgraph=True, mode=mode)) for name, mode in modes.items()}
 
 
 def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
