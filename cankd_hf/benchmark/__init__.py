@@ -4,6 +4,7 @@
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
@@ -44,7 +45,9 @@ def _run(args: argparse.Namespace) -> int:
 
         run_trainer(recipe, args.steps, args.repeats, console())
     elif args.command == "step":
-        run_step(recipe, args.repeats, console())
+        if args.cpu_time and (args.threads != 1 or torch.cuda.is_available()):
+            raise InputError("--cpu-time: expected --threads 1 and no GPU, where it is meaningful; add --threads 1")
+        run_step(recipe, args.repeats, console(), time.process_time if args.cpu_time else time.perf_counter)
     else:
         run_teacher(recipe, args.repeats, console(), compile=not args.no_compile)
     return 0
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--dtype", default="float32", help="type of the maps: float32, bfloat16, float16, float64")
     loss.add_argument("--quick", action="store_true", help="small sizes, one repeat: does everything run?")
     loss.add_argument("--no-naive", action="store_true", help="leave the published form out")
+    loss.add_argument("--compile", action="store_true", help="time torch.compile of ours too (a minute a row)")
     loss.add_argument("--json", help="also write the rows to this file")
     for name, text in (
         ("step", "where the time of one distillation step of a recipe goes"),
@@ -112,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
         command.add_argument("--repeats", type=int, default=5, help="timed turns after one to warm up (default: 5)")
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-        if name == "teacher":
+        if name == "step":
+            command.add_argument("--cpu-time", action="store_true", help=cpu_time)
+        else:
             command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     data = commands.add_parser("data", help="images read and augmented in a CPU second, against a plain pipeline")
     data.add_argument("folder", nargs="?", help="data set with masks (default: drawn images of 360x480)")

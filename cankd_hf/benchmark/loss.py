@@ -3,7 +3,9 @@
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -67,6 +69,10 @@ class Row:
     memory: int | None = None
     memory_over_maps: float | None = None
     naive_memory: int | None = None
+    autocast: float | None = None  # the published form under autocast, for maps in half precision on a GPU
+    over_autocast: float | None = None
+    compiled: float | None = None  # ours by torch.compile, and the same replayed as a CUDA graph
+    graphs: float | None = None
     floor: float | None = None
     share: float | None = None
     note: str = ""
@@ -77,9 +83,9 @@ def run(args: argparse.Namespace) -> list[Row]:
     sizes, affinities, dtype, device = _checked(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    console = Console(width=max(Console().width, 175))
+    console = Console(width=max(Console().width, 200))
     args.clock = time.process_time if args.cpu_time else time.perf_counter
-    machine = this_machine(device, 3 if args.quick else 15, args.clock)
+    machine = this_machine(device, 3 if args.quick else 15, args.clock, dtype)
     clock = "CPU time" if args.cpu_time else "wall-clock"
     if args.busy:
         clock += f" beside {args.busy} busy process{'es' * (args.busy > 1)}"
@@ -92,7 +98,10 @@ def run(args: argparse.Namespace) -> list[Row]:
         for affinity in affinities:
             with console.status(f"{size} {affinity}"):
                 rows.append(_row(size, affinity, dtype, device, machine, args))
-    shown = table("CanKD loss, forward + backward", _cells(rows[0]), (_cells(row).values() for row in rows), left=2)
+    cells = [_cells(row) for row in rows]
+    columns = [name for name in cells[0] if any(row[name] for row in cells) or name == "note"]
+    lines = ([row[name] for name in columns] for row in cells)
+    shown = table("CanKD loss, forward + backward", columns, lines, left=2)
     for column in shown.columns[:-1]:
         column.no_wrap = True
     shown.columns[-1].justify = "left"
@@ -157,23 +166,50 @@ def _row(
     def naive() -> None:
         _step(loss, student, loss.published(student.to(loss.w.weight), teacher.to(loss.w.weight))[1])
 
+    def autocast() -> None:
+        with torch.autocast(device.type, dtype):
+            value = loss.published(student, teacher)[1]
+        _step(loss, student, value)
+
     row.note = "" if args.no_naive else _too_large(size, affinity, machine, device, args.seconds)
-    fits = not args.no_naive and not row.note
-    noted: list[list[float]] = [[], []]
-    runs = [cpu_of(form, into) for form, into in zip([ours, naive] if fits else [ours], noted, strict=False)]
+    forms = {"ours": ours}
+    if not args.no_naive and not row.note:
+        forms["naive"] = naive
+        if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+            forms["autocast"] = autocast
+    if args.compile:
+        forms |= _compiled(loss, student, teacher)
+    noted: dict[str, list[float]] = {name: [] for name in forms}
+    runs = [cpu_of(form, noted[name]) for name, form in forms.items()]
     with busy(args.busy):
-        times = interleaved(runs, args.repeats if row.floor < 5 else 1, device, args.clock)
+        taken = interleaved(runs, args.repeats if row.floor < 5 else 1, device, args.clock)
+    times = dict(zip(forms, taken, strict=True))
     # on busy cores the best run is the one that met nobody
     typical = median if args.busy else min
-    row.ours, row.cpu = typical(times[0]), median(noted[0][1:])
-    row.share = row.floor / row.ours
+    for name, values in times.items():
+        setattr(row, name, typical(values))
+    row.cpu = median(noted["ours"][1:])
+    row.naive_cpu = median(noted["naive"][1:]) if "naive" in forms else None
+    row.speedup, row.over_autocast = (
+        median(slow / fast for fast, slow in zip(times["ours"], times[name], strict=True)) if name in times else None
+        for name in ("naive", "autocast")
+    )
+    row.share = row.floor / typical(times["ours"])
     row.memory = peak_extra(ours, device)
     row.memory_over_maps = row.memory / (2 * size.values * element)
-    if fits:
-        row.naive, row.naive_cpu = typical(times[1]), median(noted[1][1:])
-        row.speedup = median(slow / fast for fast, slow in zip(*times, strict=True))
-        row.naive_memory = peak_extra(naive, device)
+    row.naive_memory = peak_extra(naive, device) if "naive" in forms else None
     return row
+
+
+def _compiled(loss: CanKDLoss, student: Tensor, teacher: Tensor) -> dict[str, Callable[[], None]]:
+    """The loss by torch.compile, on a GPU also replayed as a CUDA graph."""
+    torch._dynamo.reset()  # each row compiles its own shape
+    modes = {"compiled": None, "graphs": "reduce-overhead"} if student.is_cuda else {"compiled": None}
+
+    def run(form: Callable[..., Tensor]) -> None:
+        _step(loss, student, form(student, teacher))
+
+    return {name: partial(run, torch.compile(loss, fullgraph=True, mode=mode)) for name, mode in modes.items()}
 
 
 def _step(loss: CanKDLoss, student: Tensor, value: Tensor) -> None:
@@ -199,15 +235,19 @@ def _cells(row: Row) -> dict[str, str]:
     return {
         "level": row.size,
         "affinity": row.affinity,
-        "ours": _shown(row.ours, "{:.1f} ms", 1e3),
+        "ours": _shown(row.ours, "{:.2f} ms", 1e3),
         "naive": _shown(row.naive, "{:.1f} ms", 1e3),
         "speedup": _shown(row.speedup, "{:.1f}x"),
+        "autocast": _shown(row.autocast, "{:.2f} ms", 1e3),
+        "over autocast": _shown(row.over_autocast, "{:.1f}x"),
+        "compiled": _shown(row.compiled, "{:.2f} ms", 1e3),
+        "CUDA graph": _shown(row.graphs, "{:.2f} ms", 1e3),
         "CPU": _shown(row.cpu, "{:.1f} ms", 1e3),
         "naive CPU": _shown(row.naive_cpu, "{:.1f} ms", 1e3),
         "extra memory": _shown(row.memory, "{:.0f} MiB", 2**-20),
         "/ two maps": _shown(row.memory_over_maps, "{:.2f}x"),
         "naive memory": _shown(row.naive_memory, "{:.0f} MiB", 2**-20),
-        "floor": _shown(row.floor, "{:.1f} ms", 1e3),
+        "floor": _shown(row.floor, "{:.2f} ms", 1e3),
         "share": _shown(row.share, "{:.0%}"),
         "note": row.note,
     }

@@ -22,7 +22,7 @@ class Machine:
     """Peak rates of the device, measured in this process."""
 
     name: str
-    flops: float  # floating point operations per second of a matrix product in float32
+    flops: float  # floating point operations per second of a matrix product: float32, on a GPU the maps' type
     bandwidth: float  # bytes per second read plus written by a copy
 
     def floor(self, flops: float, size: float) -> float:
@@ -143,14 +143,17 @@ def free_memory(device: torch.device) -> int:
     return int(kib) * 1024
 
 
-def this_machine(device: torch.device, repeats: int = 15, clock: Clock = time.perf_counter) -> Machine:
+def this_machine(
+    device: torch.device, repeats: int = 15, clock: Clock = time.perf_counter, dtype: torch.dtype = torch.float32
+) -> Machine:
     """Measures the matrix rate and the copy bandwidth: the best of several, as they are upper limits."""
-    size = 4096 if device.type == "cuda" else 1024
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    source = torch.randn(1 << 24, device=device)
+    on_gpu = device.type == "cuda"
+    size, values = (8192, 1 << 28) if on_gpu else (1024, 1 << 24)  # larger than the caches
+    a, b = (torch.randn(size, size, device=device).to(dtype if on_gpu else torch.float32) for _ in range(2))
+    source = torch.randn(values, device=device)
     target = torch.empty_like(source)
     product, copy = interleaved([lambda: torch.mm(a, b), lambda: target.copy_(source)], repeats, device, clock)
-    if device.type == "cuda":
+    if on_gpu:
         name = torch.cuda.get_device_name(device)
     else:
         name = (

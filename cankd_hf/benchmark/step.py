@@ -6,6 +6,7 @@
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import set_seed
 
-from cankd_hf.benchmark.measure import interleaved, table
+from cankd_hf.benchmark.measure import Clock, interleaved, table
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
@@ -29,11 +30,14 @@ from cankd_hf.teachers.load import load_teacher
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_DEVICE = "whole step, data on the device"
 SIMILARITY = "raw similarity (log steps only)"
 
 
-def _medians(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    times = interleaved(list(parts.values()), repeats, DEVICE)
+def _medians(
+    parts: Mapping[str, Callable[[], object]], repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
+    times = interleaved(list(parts.values()), repeats, DEVICE, clock)
     return {name: statistics.median(values) for name, values in zip(parts, times, strict=True)}
 
 
@@ -84,6 +88,7 @@ class _Step:
             "connectors + loss + clip": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
+            ON_DEVICE: lambda: self.live(self.inputs),
             SIMILARITY: self.similarity,
         }
 
@@ -121,7 +126,10 @@ class _Step:
         optimizer.zero_grad()
 
     def whole(self) -> None:
-        inputs = self.trainer._prepare_inputs(next(self.batches))
+        self.live(self.trainer._prepare_inputs(next(self.batches)))
+
+    def live(self, inputs: dict[str, Any]) -> None:
+        """One step of training on a batch that is on the device."""
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, inputs)
         loss.backward()
@@ -129,15 +137,20 @@ class _Step:
         self.optimizer()
 
 
-def run_step(recipe: Recipe, repeats: int, console: Console) -> None:
+def run_step(recipe: Recipe, repeats: int, console: Console, clock: Clock = time.perf_counter) -> None:
     """Prints the seconds of each part of a step, the overhead of distillation and the peak memory."""
     step = _Step(recipe)
-    seconds = _medians(step.parts(), repeats)
+    seconds = _medians(step.parts(), repeats, clock)
     whole = seconds["whole step"]
     shape = " x ".join(str(size) for size in step.inputs["pixel_values"].shape)
     rows = [(name, f"{value:.4f}", f"{value / whole:.1%}") for name, value in seconds.items()]
     title = f"one step, batch {shape}, median of {repeats}"
     console.print(table(title, ("part", "seconds", "of the step"), rows))
+    images = step.inputs["pixel_values"].shape[0]
+    console.print(
+        f"Images a second: {images / whole:.0f} with the loader, {images / seconds[ON_DEVICE]:.0f} without "
+        f"(batch {images})"
+    )
     base = seconds["student forward + backward"] + seconds["teacher forward"] + seconds["optimizer"] + seconds["data"]
     every = max(1, int(step.trainer.args.logging_steps))
     share = seconds[SIMILARITY] / every / whole

@@ -25,7 +25,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Context in which operations keep the types of their inputs; the meta device has no autocast to disable."""
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    # torch.compile of some versions cannot trace the question, and is not asked it for the meta device
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
 class DistillationLoss(nn.Module):

@@ -38,8 +38,8 @@ from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projection
 from cankd_hf.losses.base import FeatureLoss, compute_dtype, without_autocast
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
-from cankd_hf.losses.kernels.output_norm import batch_affine
-from cankd_hf.losses.kernels.whole import whole_instance_distance
+from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
+from cankd_hf.losses.kernels.whole import whole_dtype, whole_instance_distance
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +145,13 @@ class CanKDLoss(FeatureLoss):
         k = self._pool(teacher if p.phi is None else p.phi(teacher))  # (2)
         return AFFINITIES[self.affinity].published(p, q.flatten(2), k)  # (4)
 
-    def projections(self, dtype: torch.dtype) -> Projections:
-        """The block's convolutions as matrices of the given type."""
+    def projections(self, dtype: torch.dtype | None) -> Projections:
+        """The block's convolutions as matrices of the given type; None: their parameters as they are."""
 
         def matrix(conv: nn.Conv2d) -> Projection:
             assert conv.bias is not None
+            if dtype is None:
+                return Projection(conv.weight, conv.bias)
             return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
 
         return Projections(
@@ -157,7 +159,7 @@ class CanKDLoss(FeatureLoss):
             phi=None if self.phi is None else matrix(self.phi),
             g=matrix(self.g),
             w=matrix(self.w),
-            extra=None if self.concat is None else self.concat.weight.flatten().to(dtype),
+            extra=None if self.concat is None else self.concat.weight.flatten().to(dtype or self.concat.weight.dtype),
         )
 
     def pools(self, teacher: Tensor) -> bool:
@@ -187,16 +189,27 @@ class CanKDLoss(FeatureLoss):
 
     def _compute_whole(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The same with z in memory, in few operations on whole maps."""
-        dtype = compute_dtype(student)
-        s, t = student.to(dtype).flatten(2), teacher.to(dtype)
-        mix, bias, x = self._block(s, t)  # (1) to (5)
-        o = torch.baddbmm(bias[..., None], mix, s if x is None else x)  # (6)
+        s, t = self._whole_maps(student, teacher)
+        # one name for o and z: a map that nothing needs any more is freed
+        z = self._whole_output(s, t)  # (1) to (6)
         if self.output_norm is not None:
-            o = self.output_norm(o.view_as(student)).flatten(2)
-        z, t = o + s if self.residual else o, t.flatten(2)  # (7)
+            z = whole_norm(self.output_norm, z)
+        if self.residual:  # (7)
+            z = z + s
+        wide = compute_dtype(student)
         if self.normalization == "none":
-            return 0.5 * F.mse_loss(z, t)
-        return whole_instance_distance(z, t)  # (8)
+            return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
+        return whole_instance_distance(z, t, wide)  # (8)
+
+    def _whole_maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps with at most one copy each, for their type and for the order in memory."""
+        dtype = whole_dtype(student) if AFFINITIES[self.affinity].narrow else compute_dtype(student)
+        s, t = (x.to(dtype, memory_format=torch.contiguous_format) for x in (student, teacher))
+        return s, t
+
+    def _whole_output(self, s: Tensor, t: Tensor) -> Tensor:
+        """Equations 1 to 6 without the norm, o [B, C, H, W], of `_whole_maps`."""
+        return AFFINITIES[self.affinity].output(self.projections(None), s, t, self.pools(t))
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
         """Moments of s, t and o; the output's mean [B, C] after its norm; and the norm's scale [C]."""
@@ -226,8 +239,7 @@ class CanKDLoss(FeatureLoss):
         """
         self.check(student, teacher)
         with without_autocast(student.device):
-            mix, bias, x = self._block(student.flatten(2), teacher.detach())
-            o = torch.baddbmm(bias[..., None], mix, student.flatten(2).to(mix.dtype) if x is None else x)
+            o = self._output(student, teacher.detach())
             scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
             output = (scale[..., None] * o + shift[..., None]).view_as(student)
             return output + student.to(output.dtype) if self.residual else output
@@ -237,9 +249,25 @@ class CanKDLoss(FeatureLoss):
         """|output| / |s| [] over the whole batch, the relative size of the block's output. 0 at the start of a run."""
         self.check(student, teacher)
         with without_autocast(student.device):
-            m, mean, scale = self._moments(student, teacher, update=False)
-            output = (scale.square() * m.var_o + mean.square()).sum()
-            return (output / (m.var_s + m.mean_s.square()).sum().clamp_min(1e-24)).sqrt()
+            if on_whole_maps(student.device):
+                o, maps = self._output(student, teacher), student.to(compute_dtype(student))
+                var_o, mean_o = torch.var_mean(o, -1, correction=0)
+                scale, shift = self._norm(mean_o, var_o, student, update=False)
+                mean, of_student = scale * mean_o + shift, maps.square().mean((2, 3)).sum()
+            else:
+                m, mean, scale = self._moments(student, teacher, update=False)
+                var_o, of_student = m.var_o, (m.var_s + m.mean_s.square()).sum()
+            output = (scale.square() * var_o + mean.square()).sum()
+            return (output / of_student.clamp_min(1e-24)).sqrt()
+
+    def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Equations 1 to 6 without the norm in memory, o [B, C, N]."""
+        dtype = compute_dtype(student)
+        if on_whole_maps(student.device):
+            s, t = self._whole_maps(student, teacher)
+            return self._whole_output(s, t).flatten(2).to(dtype)
+        mix, bias, x = self._block(student.flatten(2), teacher)
+        return torch.baddbmm(bias[..., None], mix, student.flatten(2).to(dtype) if x is None else x)
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], **options: Any) -> CanKDLoss:

@@ -5,7 +5,7 @@ from torch import Tensor
 from cankd_hf.losses.base import FeatureLoss, compute_dtype
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import instance_distance, pair_moments
-from cankd_hf.losses.kernels.whole import whole_instance_distance
+from cankd_hf.losses.kernels.whole import whole_dtype, whole_instance_distance
 
 
 class InstanceMSELoss(FeatureLoss):
@@ -42,7 +42,7 @@ class InstanceMSELoss(FeatureLoss):
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
         if on_whole_maps(student.device):
-            dtype = compute_dtype(student)
-            return whole_instance_distance(student.to(dtype).flatten(2), teacher.to(dtype).flatten(2))
+            s, t = (x.to(whole_dtype(student)).contiguous() for x in (student, teacher))
+            return whole_instance_distance(s, t, compute_dtype(student))
         m = pair_moments(student.flatten(2), teacher.flatten(2))
         return instance_distance(m.var_s, m.var_t, m.cov_st)

@@ -51,7 +51,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], only: str = "", **t
             torch.testing.assert_close(a[key], b[key], msg=lambda text, key=key: f"{key}: {text}", **tolerance)
 
 
-@pytest.mark.parametrize("name", ["sync", "plain"])
+@pytest.mark.parametrize("name", ["sync", "whole", "plain"])
 def test_parameters_stay_equal_on_the_ranks(states: dict[str, dict[str, Tensor]], name: str) -> None:
     a, b = states[f"{name}0"], states[f"{name}1"]
     keys = [key for key in a if "running" not in key]
@@ -62,7 +62,8 @@ def test_synchronised_statistics_equal_one_process(states: dict[str, dict[str, T
     module = script.model(synchronise=False)
     script.train(module, *script.batch())
     for rank in range(2):
-        assert_equal(states[f"sync{rank}"], module.state_dict(), rtol=1e-9, atol=1e-12)
+        for form in ("sync", "whole"):
+            assert_equal(states[f"{form}{rank}"], module.state_dict(), rtol=1e-9, atol=1e-12)
     assert not torch.equal(states["plain0"]["loss.w.weight"], states["sync0"]["loss.w.weight"])
 
 

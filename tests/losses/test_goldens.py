@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cankd_hf.losses import CanKDLoss
 from cankd_hf.losses.cankd import _our_name
 
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 CASES = json.loads((GOLDENS / "can.json").read_text())
 OPTIONS: dict[str, dict] = {
@@ -49,8 +51,9 @@ def test_all_cases_are_here() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_equals_the_authors_code(case: dict, tensors: dict[str, Tensor]) -> None:
-    loss, golden = build(case, tensors)
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_equals_the_authors_code(case: dict, device: str, tensors: dict[str, Tensor]) -> None:
+    loss, golden = build(case, {key: value.to(device) for key, value in tensors.items()})
     student = golden["student"].requires_grad_()
     assert_close("z", loss.transform(student, golden["teacher"]), golden["transformed_student"], 1e-10)
     value = loss(student, golden["teacher"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cankd_hf.losses import CanKDLoss
+from cankd_hf.losses.kernels import blocks
 from tests.processes import leave_together
 
 
@@ -68,6 +69,11 @@ def run(rank: int, rendezvous: str, folder: str) -> None:
     part = slice(0, 3) if rank == 0 else slice(3, 4)
     module(image[part], teacher[part])
     torch.save(module.state_dict(), f"{folder}/unequal{rank}.pt")
+    # the form for GPUs
+    blocks.BLOCKWISE = frozenset()
+    synchronised = model(synchronise=True)
+    train(synchronised, *mine, average=True)
+    torch.save(synchronised.state_dict(), f"{folder}/whole{rank}.pt")
     leave_together(Path(folder), rank)
 
 

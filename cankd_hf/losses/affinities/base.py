@@ -60,9 +60,11 @@ class Affinity:
     Attributes:
         embeds: whether queries and keys are projected (theta and phi), or are the raw maps.
         value_range: f is of either sign, at least 0, or softmax weights (at least 0, summing to 1 over the keys).
+        narrow: whether `output` works on bfloat16 and float16 maps as they are; if not, it gets float32.
     """
 
     embeds: ClassVar[bool] = True
+    narrow: ClassVar[bool] = True
     value_range: ClassVar[Literal["signed", "non-negative", "softmax"]]
 
     def extra(self, hidden_channels: int) -> nn.Conv2d | None:
@@ -81,6 +83,13 @@ class Affinity:
             student: student map [B, C, N].
             teacher: teacher map [B, C, H, W].
             pool: whether keys and values are pooled.
+        """
+        raise NotImplementedError
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        """The block's output before its norm [B, C, H, W] on whole maps, for devices where each operation is a launch.
+
+        The parameters are those of the layers, unchanged; both maps [B, C, H, W] are contiguous and of one type.
         """
         raise NotImplementedError
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projection, Projections, keys_and_values, output_block
 from cankd_hf.losses.kernels.prefix_sums import relu_read
+from cankd_hf.losses.kernels.whole import convolve, whole_projections, whole_relu_read
 
 
 class Concatenation(Affinity):
@@ -15,6 +16,7 @@ class Concatenation(Affinity):
     """
 
     value_range = "non-negative"
+    narrow = False  # sums over thousands of keys
 
     def extra(self, hidden_channels: int) -> nn.Conv2d:
         """The vector [a, b], weight [1, 2D, 1, 1]."""
@@ -36,6 +38,15 @@ class Concatenation(Affinity):
         a = of_query.flat(student.to(key.dtype))
         b = Projection(for_key[None], for_key.new_zeros(1)).flat(key)
         return output_block(p, relu_read(a[:, 0], b[:, 0], value.mT))
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        assert p.theta is not None and p.phi is not None and p.extra is not None
+        keys_values, (theta, (w, bias)) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
+        key, value = keys_values.chunk(2, dim=1)
+        for_query, for_key = p.extra.to(student.dtype).chunk(2)
+        a, b = convolve(convolve(student.flatten(2), *theta), for_query[None]), convolve(key, for_key[None])
+        read = whole_relu_read(a.squeeze(1), b.squeeze(1), value)
+        return convolve(read, w / key.shape[2], bias).view_as(student)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; output, three products."""

@@ -4,10 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
-from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
 from cankd_hf.losses.kernels.projection import covariance
-from cankd_hf.losses.kernels.whole import whole_mix
+from cankd_hf.losses.kernels.whole import whole_dot_product, whole_projections
 
 
 class DotProduct(Affinity):
@@ -25,9 +24,6 @@ class DotProduct(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         """`o = (w K theta) s + constant` with `K = value key^T / M`."""
         assert p.theta is not None
-        if on_whole_maps(teacher.device):
-            mix, bias = whole_mix(joined_keys_and_values(p, teacher, pool), *p.theta, *p.w)
-            return Block(mix, bias, None)
         if pool:
             keys_values = joined_keys_and_values(p, teacher, pool)
             if _few_keys(student.shape[2], keys_values.shape[2], *p.w.weight.shape):
@@ -36,6 +32,11 @@ class DotProduct(Affinity):
             return Block(*composed_mix(keys_values, *p.theta, *p.w), None)
         read = p.w.weight @ _value_times_key(p, teacher)  # [B, C, D]
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        assert p.theta is not None and p.phi is not None
+        keys_values, (theta, w) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
+        return whole_dot_product(student, keys_values, theta, w)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; the mix forward, its own gradient and the student's."""

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, keys_and_values, output_block, softmax_read
+from cankd_hf.losses.kernels.whole import convolve, whole_projections
 
 
 class EmbeddedGaussian(Affinity):
@@ -18,6 +19,13 @@ class EmbeddedGaussian(Affinity):
         key, value = keys_and_values(p, teacher, pool)
         query = p.theta.flat(student.to(key.dtype))
         return output_block(p, softmax_read(query.mT, key.mT, value.mT))
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        assert p.theta is not None and p.phi is not None
+        keys_values, (theta, w) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
+        key, value = keys_values.chunk(2, dim=1)
+        query = convolve(student.flatten(2), *theta)
+        return convolve(softmax_read(query.mT, key.mT, value.mT).mT, *w).view_as(student)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; query and output, three products each; attention, 2 products forward and 5 backward."""

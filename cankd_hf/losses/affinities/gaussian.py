@@ -1,11 +1,12 @@
 """Softmax attention of the raw student map over the raw teacher map."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read
-from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.projection import max_pool, project
 from cankd_hf.losses.kernels.softmax import softmax_read_blocks
+from cankd_hf.losses.kernels.whole import convolve, whole_projections
 
 
 class Gaussian(Affinity):
@@ -21,10 +22,13 @@ class Gaussian(Affinity):
         dtype = p.g.weight.dtype
         key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
         value = project(teacher, *p.g, pool)
-        if not on_whole_maps(student.device):
-            # torch's blockwise kernels want values as wide as queries: half of the product would be padding
-            return output_block(p, softmax_read_blocks(student, key, value).mT)
-        return output_block(p, softmax_read(student.mT.to(dtype), key.mT, value.mT))
+        # torch's blockwise kernels want values as wide as queries: half of the product would be padding
+        return output_block(p, softmax_read_blocks(student, key, value).mT)
+
+    def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        value, (w,) = whole_projections(teacher, (p.g,), (p.w,), pool)
+        key = (F.max_pool2d(teacher, 2) if pool else teacher).flatten(2)
+        return convolve(softmax_read(student.flatten(2).mT, key.mT, value.mT).mT, *w).view_as(student)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Values; output; three products of C and three of D channels (the keys need no gradient)."""

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from cankd_hf.losses.base import compute_dtype
+
 
 def batch_affine(
     norm: nn.BatchNorm2d | nn.SyncBatchNorm, mean: Tensor, var: Tensor, positions: int, update: bool
@@ -26,6 +28,18 @@ def batch_affine(
             _update_running(norm, batch_mean.detach(), batch_var.detach(), count)
     scale = norm.weight.to(mean) * (batch_var + norm.eps).rsqrt()
     return scale, norm.bias.to(mean) - scale * batch_mean
+
+
+def whole_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """The norm of a map [B, C, H, W] in memory, with its running statistics updated in train mode."""
+    wide = compute_dtype(x)
+    if norm.weight.dtype == wide and not _is_synchronised(norm):
+        result: Tensor = norm(x)
+        return result
+    # torch's own SyncBatchNorm waits for the device in every step, to find processes without an image
+    var, mean = torch.var_mean(x.flatten(2).to(wide), -1, correction=0)
+    scale, shift = batch_affine(norm, mean, var, x.shape[2] * x.shape[3], update=True)
+    return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def _batch_statistics(

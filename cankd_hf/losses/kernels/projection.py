@@ -6,11 +6,10 @@ Letters: B batch, C channels, E channels of the projections, M positions after p
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, cut, on_whole_maps, run
+from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, cut, run
 
 
 def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
@@ -19,9 +18,6 @@ def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor
     The teacher map [B, C, H, W] gets no gradient; weight [E, C] and bias [E] are in the type to compute in; H and W
     are at least 2 where it is pooled. Returns the projection [B, E, M].
     """
-    if on_whole_maps(teacher.device):
-        x = F.conv2d(teacher.to(weight.dtype), weight[..., None, None], bias)
-        return (F.max_pool2d(x, 2) if pool else x).flatten(2)
     projected: Tensor = _Projection.apply(teacher, weight, bias, pool)
     return projected
 
@@ -45,8 +41,6 @@ def covariance(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def max_pool(x: Tensor) -> Tensor:
     """2x2 max-pool (floor) of a map [B, C, H, W] as [B, C, M]; torch's own is many times slower on the CPU."""
-    if on_whole_maps(x.device):
-        return F.max_pool2d(x, 2).flatten(2)
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
     return torch.maximum(rows[..., 0::2], rows[..., 1::2]).flatten(2)
@@ -86,8 +80,9 @@ class _Projection(torch.autograd.Function):
             g = grad[images, :, to]
             grad_bias[piece.index] += g.sum((0, 2))
             if winner is not None:
-                won = winner[images, :, to]
-                g = torch.cat([g * _as_numbers(won == cell, g.dtype) for cell in range(4)], dim=2)
+                # each gradient goes to the cell that won, the other three get 0
+                four = g.new_zeros(*g.shape[:2], 4, g.shape[2])
+                g = four.scatter_(2, winner[images, :, None, to].long(), g[:, :, None]).flatten(2)
             for one_g, one_x in zip(g, x, strict=True):
                 grad_weight[piece.index].addmm_(one_g, one_x.mT)
 
@@ -126,8 +121,3 @@ def _max_of_four(y: Tensor) -> tuple[Tensor, Tensor]:
     lower, in_top, in_bottom = ((high > low).view(torch.uint8) for high, low in ((bottom, top), (b, a), (d, c)))
     # arithmetic on bytes: torch.where is tens of times slower on the CPU
     return torch.maximum(top, bottom), in_top + lower * (2 + in_bottom - in_top)
-
-
-def _as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as 0 and 1; from bytes, because bool has no fast conversion on the CPU."""
-    return mask.view(torch.uint8).to(dtype)

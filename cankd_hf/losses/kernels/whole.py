@@ -1,98 +1,280 @@
 """The arithmetic of the losses on whole maps: few operations, whatever the shape, for devices where each is a launch.
 
-Letters: B batch, C channels, D hidden channels, N positions, M keys.
+Maps stay in their own type, bfloat16 and float16 too: products add up in float32 inside the
+device, moments and whatever does not grow with the map are float32.
+
+Letters: B batch, C channels, D hidden channels, E channels of a projection, N positions, M keys, L any of the two.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cankd_hf.losses.base import compute_dtype
 from cankd_hf.losses.kernels.moments import EPS
 
+HALF_TYPES = (torch.bfloat16, torch.float16)
+HALF = frozenset({"cuda", "meta"})  # devices whose products and norms take bfloat16 and float16 beside float32
 
-def whole_instance_distance(z: Tensor, t: Tensor) -> Tensor:
-    """`0.5 * mean (IN(z) - IN(t))^2` [] of two maps [B, C, N] of one type, differentiable once in z.
 
-    Saves the two maps and [B, C] vectors, no normalised map.
+def whole_dtype(x: Tensor) -> torch.dtype:
+    """The type of whole maps: that of the map itself where the device can compute in it, else `compute_dtype`."""
+    return x.dtype if x.device.type in HALF else compute_dtype(x)
+
+
+def whole_instance_distance(z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`0.5 * mean (IN(z) - IN(t))^2` [] of two maps [B, C, H, W] in the given type, differentiable once in z.
+
+    Saves z, one map of differences and [B * C] vectors.
     """
-    result: Tensor = _InstanceDistance.apply(z, t)
+    result: Tensor = _InstanceDistance.apply(z, t, dtype)
     return result
 
 
 class _InstanceDistance(torch.autograd.Function):
-    """With i_z, i_t the inverse standard deviations and r = cov i_z i_t: `1 - mean (r + eps (i_z^2 + i_t^2) / 2)`.
+    """A map's instance norm is torch's batch norm of [1, B * C, N]: one operation each way.
 
-    Its gradient is `a (z - mean_z) + b (t - mean_t)` with a = i_z^2 (r + eps i_z^2) / BCN and b = -i_z i_t / BCN.
+    Its gradient is linear in what comes in, here the difference times a number: the number goes in as the weight.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, t: Tensor) -> Tensor:
-        positions = z.shape[-1]
-        var_z, mean_z = torch.var_mean(z, -1, correction=0, keepdim=True)
-        var_t, mean_t = torch.var_mean(t, -1, correction=0, keepdim=True)
-        centred_z, centred_t = (z - mean_z).view(-1, 1, positions), (t - mean_t).view(-1, positions, 1)
-        cov = torch.baddbmm(z.new_empty(()), centred_z, centred_t, beta=0, alpha=1 / positions).view_as(var_z)
-        inverse_z, inverse_t = (var_z + EPS).rsqrt(), (var_t + EPS).rsqrt()
-        both, square_z = inverse_z * inverse_t, inverse_z.square()
-        r = cov * both
-        ctx.save_for_backward(z, t, mean_z, mean_t, both, square_z, r)
-        return 1 - torch.add(r, torch.addcmul(square_z, inverse_t, inverse_t), alpha=EPS / 2).mean()
+    def forward(ctx: Any, z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+        rows, ctx.shape = z.reshape(1, -1, z.shape[2] * z.shape[3]), z.shape
+        difference, mean, inverse = _instance_norm(rows)
+        difference.sub_(_instance_norm(t.reshape_as(rows))[0])
+        ctx.save_for_backward(rows, difference, mean, inverse)
+        # a sum in the wide type without a map in it
+        squares: Tensor = torch.linalg.vector_norm(difference, dtype=dtype).square()
+        return squares * (0.5 / z.numel())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        z, t, mean_z, mean_t, both, square_z, r = ctx.saved_tensors
-        grad = grad / z.numel()
-        a = torch.add(r, square_z, alpha=EPS).mul_(square_z).mul_(grad)
-        return (z - mean_z).mul_(a).addcmul_(both * grad, t - mean_t, value=-1), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        rows, difference, mean, inverse = ctx.saved_tensors
+        weight = grad.to(mean.dtype).expand_as(mean) / rows.numel()
+        grad_rows, _, _ = torch.ops.aten.native_batch_norm_backward(
+            difference, rows, weight, None, None, mean, inverse, True, EPS, [True, False, False]
+        )
+        return grad_rows.view(ctx.shape), None, None
 
 
-def whole_mix(
-    keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor, w_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`w P theta` [B, C, C] and `w P theta_bias + w_bias` [B, C] with `P = value key^T / M`, differentiable once.
+def _instance_norm(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised rows [1, B * C, N]; mean and inverse standard deviation [B * C]."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(rows, None, None, None, None, True, 0.0, EPS)
+    return found
+
+
+def whole_projections(
+    teacher: Tensor, projected: Sequence[tuple[Tensor, Tensor]], others: Sequence[tuple[Tensor, Tensor]], pool: bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """`pool(conv(teacher))` [B, E, M] of all `projected` layers, one after the other, and the `others` ready for use.
+
+    Differentiable once. All layers are packed and converted to the teacher's type in two operations, and so are their
+    gradients.
 
     Args:
-        keys_values: keys and values, one after the other, [B, 2D, M].
-        theta: [D, C].
-        theta_bias: [D].
-        w: [C, D].
-        w_bias: [C].
+        teacher: [B, C, H, W]; gets no gradient.
+        projected: weight and bias of 1x1 convolutions of the teacher.
+        others: weight and bias of further 1x1 convolutions.
+        pool: whether to max-pool the projections by 2x2 (floor).
+
+    Returns:
+        The projections, and weight [E, C] and bias [E] of each other layer in the teacher's type.
     """
-    mix, bias = _Mix.apply(keys_values, theta, theta_bias, w, w_bias)
-    return mix, bias[..., 0]
+    layers = [*projected, *others]
+    parameters = [weight for weight, _ in layers] + [bias for _, bias in layers]
+    projection, *rest = _Projections.apply(teacher, pool, len(projected), *parameters)
+    return projection, list(zip(rest[: len(others)], rest[len(others) :], strict=True))
 
 
-class _Mix(torch.autograd.Function):
+class _Projections(torch.autograd.Function):
+    """Saves what it is given only: a second projection costs less than the memory of the winners (8 bytes each)."""
+
     @staticmethod
-    def forward(
-        ctx: Any, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor, w_bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        batch, _, m = keys_values.shape
-        key, value = keys_values.chunk(2, dim=1)
-        product = torch.baddbmm(w.new_empty(()), value, key.mT, beta=0, alpha=1 / m)
-        read = w.expand(batch, -1, -1) @ product  # [B, C, D]
-        ctx.save_for_backward(keys_values, theta, theta_bias, w, product, read)
-        mix = read.flatten(0, 1) @ theta
-        bias = torch.baddbmm(w_bias[:, None], read, theta_bias[:, None].expand(batch, -1, -1))
-        return mix.unflatten(0, (batch, -1)), bias
+    def forward(ctx: Any, teacher: Tensor, pool: bool, projected: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        packed = torch.cat([parameter.flatten() for parameter in parameters]).to(teacher.dtype)
+        ctx.parameters = [(parameter.shape, parameter.dtype) for parameter in parameters]
+        half = len(parameters) // 2
+        pieces = packed.split([parameter.numel() for parameter in parameters])
+        weights = [piece.view(len(bias), -1) for piece, bias in zip(pieces, pieces[half:], strict=False)]
+        start = sum(piece.numel() for piece in pieces[:half])
+        kernel = packed[: sum(weight.numel() for weight in weights[:projected])].view(-1, teacher.shape[1])
+        start = sum(piece.numel() for piece in pieces[:half])
+        shift = packed[start : start + len(kernel)]
+        ctx.save_for_backward(teacher, kernel, shift)
+        ctx.pool = pool
+        x = _convolve(teacher, kernel, shift)
+        x = F.max_pool2d(x, 2) if pool else x
+        return x.flatten(2), *weights[projected:], *pieces[half + projected :]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mix: Tensor, grad_bias: Tensor) -> tuple[Tensor, ...]:
-        keys_values, theta, theta_bias, w, product, read = ctx.saved_tensors
-        batch, _, m = keys_values.shape
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Any, ...]:
+        teacher, kernel, shift = ctx.saved_tensors
+        if ctx.pool:
+            x = _convolve(teacher, kernel, shift)
+            winner = F.max_pool2d(x, 2, return_indices=True)[1]
+            grad = torch.ops.aten.max_pool2d_with_indices_backward(
+                grad.reshape_as(winner), x, [2, 2], [2, 2], [0, 0], [1, 1], False, winner
+            )
+        of_kernel, of_shift = _convolution_gradients(
+            grad.reshape(*grad.shape[:2], *teacher.shape[2:]), teacher, kernel
+        )
+        half = len(others) // 2
+        grads = [of_kernel, *others[:half], of_shift, *others[half:]]
+        flat = torch.cat([one.flatten() for one in grads]).to(ctx.parameters[0][1])
+        pieces = flat.split([shape.numel() for shape, _ in ctx.parameters])
+        return None, None, None, *(piece.view(shape) for piece, (shape, _) in zip(pieces, ctx.parameters, strict=True))
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The 1x1 convolution [B, E, H, W] of a map [B, C, H, W] with weight [E, C] and bias [E].
+
+    In float32 torch's convolution is faster than its product (TF32); in half precision it costs the host more.
+    """
+    if x.dtype not in HALF_TYPES:
+        return F.conv2d(x, weight[..., None, None], bias)
+    product = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2))
+    return product.view(len(x), -1, *x.shape[2:])
+
+
+def _convolution_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias."""
+    if x.dtype in HALF_TYPES:
+        return _weight_gradient(grad.flatten(2), x.flatten(2)), grad.sum((0, 2, 3))
+    settings = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, not transposed, groups
+    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight[..., None, None], [len(weight)], *settings, [False, True, True]
+    )
+    return of_weight, of_bias
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """`sum_b grad x^T` [E, K] of grad [B, E, N] and x [B, K, N], without a tensor larger than the maps."""
+    if x.shape[2] < x.shape[1]:
+        rows, columns = (y.transpose(0, 1).flatten(1) for y in (grad, x))
+        product: Tensor = torch.mm(rows, columns.mT)
+        return product
+    return torch.bmm(grad, x.mT).sum(0)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of a map [B, C, N] with weight [E, C] and bias [E] of its type: [B, E, N]."""
+    return F.conv1d(x, weight[..., None], bias)
+
+
+def whole_relu_read(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
+    """`y_i = sum_j relu(a_i + b_j) v_j`, differentiable once; a [B, N], b [B, M], value [B, D, M], y [B, D, N].
+
+    By sorting, as in `prefix_sums.py`. The gradient of the values is the same read with the roles of a and b changed.
+    """
+    result: Tensor = _ReluRead.apply(a, b, value)
+    return result
+
+
+class _ReluRead(torch.autograd.Function):
+    """Saves its inputs, the prefix sums and how many keys each query reads."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, value: Tensor) -> Tensor:
+        sums, reads = _prefix_sums(a, b, value)
+        plain, weighted = _at(sums, reads).chunk(2, dim=1)
+        ctx.save_for_backward(a, b, value, sums, reads)
+        return torch.addcmul(weighted, a[:, None], plain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, value, sums, reads = ctx.saved_tensors
+        grad_a = torch.linalg.vecdot(grad, _at(sums[:, : value.shape[1]], reads), dim=1)
+        plain, weighted = _at(*_prefix_sums(b, a, grad)).chunk(2, dim=1)
+        grad_b = torch.linalg.vecdot(value, plain, dim=1)
+        return grad_a, grad_b, torch.addcmul(weighted, b[:, None], plain)
+
+
+def _prefix_sums(a: Tensor, b: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the first k of v_j and of b_j v_j, in the order of falling b, [B, 2D, M + 1]; each query's k [B, N]."""
+    falling, order = b.sort(dim=1, descending=True)
+    reads = torch.searchsorted(-falling, a)
+    x = _at(value, order)
+    x = torch.cat([x, x * falling[:, None]], dim=1)
+    # the positions come last: a scan over another dimension takes one thread of a GPU for each channel
+    return F.pad(x, (1, 0)).cumsum_(2), reads
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """Columns index [B, L] of x [B, E, M]: [B, E, L]."""
+    return x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
+
+
+def whole_dot_product(
+    student: Tensor, keys_values: Tensor, theta: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor]
+) -> Tensor:
+    """`w(V K^T theta(s) / M)` [B, C, H, W], differentiable once; all of one type.
+
+    Args:
+        student: s, [B, C, H, W].
+        keys_values: keys K and values V, one after the other, [B, 2D, M].
+        theta: weight [D, C] and bias [D].
+        w: weight [C, D] and bias [C].
+    """
+    result: Tensor = _DotProduct.apply(student, keys_values, *theta, *w)
+    return result
+
+
+class _DotProduct(torch.autograd.Function):
+    """One node for the whole block: on small maps most of the time goes into the nodes of autograd.
+
+    The product of three takes the cheaper order: `(V K^T) q`, or `V (K^T q)` for few keys. Saves the query and the
+    inner product, not what is read.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, keys_values: Tensor, *layers: Tensor) -> Tensor:
+        theta, theta_bias, w, w_bias = layers
+        s, ctx.shape = student.flatten(2), student.shape
+        batch, channels, m = keys_values.shape
         key, value = keys_values.chunk(2, dim=1)
-        flat = read.flatten(0, 1)
-        grad_theta = flat.mT @ grad_mix.flatten(0, 1)
-        grad_theta_bias = flat.mT @ grad_bias.flatten()
-        grad_read = torch.baddbmm(grad_bias * theta_bias, grad_mix, theta.mT.expand(batch, -1, -1))
-        grad_w = (grad_read @ product.mT).sum(0)
-        grad_product = w.mT.expand(batch, -1, -1) @ grad_read
-        grad = torch.empty_like(keys_values)
-        of_key, of_value = grad.chunk(2, dim=1)
-        of_key.baddbmm_(grad_product.mT, value, beta=0, alpha=1 / m)
-        of_value.baddbmm_(grad_product, key, beta=0, alpha=1 / m)
-        return grad, grad_theta, grad_theta_bias, grad_w, grad_bias[..., 0].sum(0)
+        query = torch.baddbmm(theta_bias[:, None], theta.expand(batch, -1, -1), s)
+        n, hidden = s.shape[2], channels // 2
+        ctx.few = 2 * n * m < hidden * (n + m)
+        inner = _scaled(key.mT, query, 1 / m) if ctx.few else _scaled(value, key.mT, 1 / m)
+        read = torch.bmm(value, inner) if ctx.few else torch.bmm(inner, query)
+        ctx.save_for_backward(s, keys_values, theta, w, query, inner)
+        return torch.baddbmm(w_bias[:, None], w.expand(batch, -1, -1), read).view(ctx.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        s, keys_values, theta, w, query, inner = ctx.saved_tensors
+        batch, _, m = keys_values.shape
+        grad = grad.reshape(batch, -1, query.shape[2])
+        key, value = keys_values.chunk(2, dim=1)
+        read = torch.bmm(value, inner) if ctx.few else torch.bmm(inner, query)
+        grad_w = _weight_gradient(grad, read)
+        del read
+        grad_read = torch.bmm(w.mT.expand(batch, -1, -1), grad)
+        grad_keys_values = torch.empty_like(keys_values)
+        of_key, of_value = grad_keys_values.chunk(2, dim=1)
+        if ctx.few:
+            grad_inner = _scaled(value.mT, grad_read, 1 / m)
+            of_value.baddbmm_(grad_read, inner.mT, beta=0)
+            of_key.baddbmm_(query, grad_inner.mT, beta=0)
+            grad_query = torch.bmm(key, grad_inner)
+        else:
+            grad_inner = _scaled(grad_read, query.mT, 1 / m)
+            of_value.baddbmm_(grad_inner, key, beta=0)
+            of_key.baddbmm_(grad_inner.mT, value, beta=0)
+            grad_query = torch.bmm(inner.mT, grad_read)
+        del grad_read
+        grad_theta = _weight_gradient(grad_query, s), grad_query.sum((0, 2))
+        grad_s = torch.bmm(theta.mT.expand(batch, -1, -1), grad_query)
+        return grad_s.view(ctx.shape), grad_keys_values, *grad_theta, grad_w, grad.sum((0, 2))
+
+
+def _scaled(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=alpha)
