@@ -95,7 +95,10 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], lef
 
 
 def peak_extra(run: Run, device: torch.device) -> int:
-    """Largest number of bytes that torch allocated during a run, beyond what was allocated before it."""
+    """Largest number of bytes that torch allocated during a run, beyond what was allocated before it.
+
+    On the CPU of a run on one thread; each further thread adds the temporaries of a block.
+    """
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -103,11 +106,16 @@ def peak_extra(run: Run, device: torch.device) -> int:
         run()
         synchronise(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with (
-        _without_stderr(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
-    ):
-        run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler sees no memory of the threads that losses start
+    try:
+        with (
+            _without_stderr(),
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+        ):
+            run()
+    finally:
+        torch.set_num_threads(threads)
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

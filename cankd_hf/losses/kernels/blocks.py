@@ -30,12 +30,12 @@ class Piece(NamedTuple):
     """Blocks that one thread computes one after the other.
 
     Attributes:
-        index: number of the piece.
+        number: of the piece among all.
         slot: number of the piece among those of the same images: sums over units are kept for each slot.
         blocks: (images, units) of each block.
     """
 
-    index: int
+    number: int
     slot: int
     blocks: list[Where]
 

@@ -65,10 +65,10 @@ class _Composition(torch.autograd.Function):
         def add(piece: Piece, where: Where) -> None:
             for image in range(batch)[where[0]]:
                 key, value = keys_values[image].chunk(2)
-                grad_theta[piece.index].addmm_(read[image].mT, grad_mix[image])
-                grad_theta_bias[piece.index].addmv_(read[image].mT, grad_bias[image])
+                grad_theta[piece.number].addmm_(read[image].mT, grad_mix[image])
+                grad_theta_bias[piece.number].addmv_(read[image].mT, grad_bias[image])
                 grad_read = torch.addmm(torch.outer(grad_bias[image], theta_bias), grad_mix[image], theta.mT)
-                grad_w[piece.index].addmm_(grad_read, product[image].mT)
+                grad_w[piece.number].addmm_(grad_read, product[image].mT)
                 grad_product = (w.mT @ grad_read).div_(key.shape[1])
                 of_key, of_value = grad[image].chunk(2)
                 torch.mm(grad_product.mT, value, out=of_key)
@@ -125,13 +125,13 @@ class _Narrow(torch.autograd.Function):
                 key, value = keys_values[image].chunk(2)
                 of_key, of_value = grad[image].chunk(2)
                 of_mix = grad_mix[image] / key.shape[1]
-                grad_w[piece.index].addmm_(of_mix, value.mT)
+                grad_w[piece.number].addmm_(of_mix, value.mT)
                 torch.mm(w.mT, of_mix, out=of_value)
                 grad_student[image] = query_of[image].mT @ grad_x[image]
                 of_query, total = grad_x[image] @ student[image].to(w.dtype).mT, grad_x[image].sum(1)
                 torch.addmm(torch.outer(theta_bias, total), theta, of_query.mT, out=of_key)
-                grad_theta[piece.index].addmm_(key, of_query)
-                grad_theta_bias[piece.index].addmv_(key, total)
+                grad_theta[piece.number].addmm_(key, of_query)
+                grad_theta_bias[piece.number].addmv_(key, total)
 
         run(made, add)
         return grad_student, grad, grad_theta.sum(0), grad_theta_bias.sum(0), grad_w.sum(0)

@@ -78,13 +78,13 @@ class _Projection(torch.autograd.Function):
         def add(piece: Piece, where: Where) -> None:
             images, to, x = _cells(teacher, where, winner is not None, weight.dtype)
             g = grad[images, :, to]
-            grad_bias[piece.index] += g.sum((0, 2))
+            grad_bias[piece.number] += g.sum((0, 2))
             if winner is not None:
                 # each gradient goes to the cell that won, the other three get 0
                 four = g.new_zeros(*g.shape[:2], 4, g.shape[2])
                 g = four.scatter_(2, winner[images, :, None, to].long(), g[:, :, None]).flatten(2)
             for one_g, one_x in zip(g, x, strict=True):
-                grad_weight[piece.index].addmm_(one_g, one_x.mT)
+                grad_weight[piece.number].addmm_(one_g, one_x.mT)
 
         run(made, add)
         return None, grad_weight.sum(0), grad_bias.sum(0), None

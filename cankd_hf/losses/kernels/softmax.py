@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from cankd_hf.losses.kernels.blocks import BLOCK_CPU, Cut, Piece, Where, cut, run
 
-QUERIES = 512  # in a block at least: with fewer the products would wait for the keys
+QUERIES = 512  # in a block, if a map is as large: with fewer the products would wait for the keys
 
 
 def softmax_read_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -69,5 +69,7 @@ def _weights(query: Tensor, key: Tensor, to: Tensor | None = None) -> Tensor:
 
 
 def _cut(query: Tensor, key: Tensor, kept: int = 0) -> Cut:
-    """Blocks of (images, queries)."""
-    return cut(query.device, query.shape[0], query.shape[2], min(key.shape[2], BLOCK_CPU // QUERIES), kept)
+    """Blocks of (images, queries), whose weights take no more memory than the queries of an image."""
+    batch, channels, queries = query.shape
+    at_most = BLOCK_CPU * key.shape[2] // (channels * queries)
+    return cut(query.device, batch, queries, max(at_most, min(key.shape[2], BLOCK_CPU // QUERIES)), kept)
