@@ -191,15 +191,21 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     try:
-        before, now = (_flat(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe)))
+        before, now = (settings_that_count(text) for text in (saved, recipe_to_yaml(recipe)))
     except InputError as error:
         return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in keys
-        if before.get(key) != now.get(key) and key not in _HARMLESS and key.split(".")[0] != "hub"
+        if before.get(key) != now.get(key)
     ]
+
+
+def settings_that_count(saved: str) -> dict[str, Any]:
+    """The settings that affect training, by dotted path, of a recipe that `recipe_to_yaml` wrote."""
+    settings = _flat(parse_yaml(saved, RECIPE_FILE)[0] or {})
+    return {key: value for key, value in settings.items() if key not in _HARMLESS and key.split(".")[0] != "hub"}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

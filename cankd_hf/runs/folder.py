@@ -86,16 +86,21 @@ def set_aside(out: Path) -> None:
     logger.warning("starting over: what was in %s is now in %s", out, target)
 
 
-def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
-    root = Path(str(recipe.data.path))
+def data_files(path: str) -> dict[str, int]:
+    """Name and size of every file of a local data set, hidden ones excepted; empty for any other."""
+    root = Path(path)
     files = {}
     if root.is_dir():
         paths = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
         files = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths if path.is_file()}
     elif root.is_file():
         files = {root.name: root.stat().st_size}
-    shown = {name: size for name, size in sorted(files.items()) if not any(p.startswith(".") for p in name.split("/"))}
-    return {"classes": data.facts.get("classes"), "splits": data.facts.get("splits"), "files": shown}
+    return {name: size for name, size in sorted(files.items()) if not any(p.startswith(".") for p in name.split("/"))}
+
+
+def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
+    files = data_files(str(recipe.data.path))
+    return {"classes": data.facts.get("classes"), "splits": data.facts.get("splits"), "files": files}
 
 
 def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:
