@@ -84,7 +84,7 @@ def holm(p_values: Sequence[float], family: int, level: float = LEVEL) -> list[b
 def claims(
     intervals: Sequence[Interval], family: int | None = None, threshold: float = 0.0, level: float = LEVEL
 ) -> list[str]:
-    """What may be said of each of several arms compared with one reference: `better`, `worse` or `no difference shown`.
+    """What may be said of several arms compared with one reference, each `better`, `worse` or `no difference shown`.
 
     A claim needs both: the p-value passes Holm's procedure over the family, and the 95% paired-t interval lies beyond
     0 and the threshold.

@@ -33,6 +33,7 @@ LEVELS = {
     "benchmark": 8,
     "export": 8,
     "cli": 9,
+    "compare": 10,  # over everything that trains one run
     "train": 10,
     "evaluate": 10,
     "push": 10,

@@ -141,9 +141,8 @@ def read_split(
 
 
 def slice_of(text: str, size: int) -> tuple[str, Sequence[int]]:
-    """Parse `train[:90%]` into the name of the split and the indices of its samples; `train[:90%@7]` takes them from an
-    order shuffled by the seed 7, so that it and `train[90%:@7]` are two random parts. Raises InputError if it is
-    invalid."""
+    """Parse `train[:90%]` into the name of the split and the indices of its samples. Raises InputError if it is
+    invalid. `train[:90%@7]` takes them from an order shuffled by the seed 7: with `train[90%:@7]` two random parts."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{,18})(%?):(\d{,18})(%?)(?:@(\d{1,9}))?\])?", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {shown(text)}")

@@ -1,0 +1,76 @@
+"""How long what is left of a comparison will take, from the calibrated costs of a step."""
+
+from dataclasses import dataclass, field
+
+from cankd_hf.compare.arms import Arm
+from cankd_hf.compare.planning import Planner
+from cankd_hf.compare.settings import BudgetConfig
+from cankd_hf.compare.tuning import trials_of
+
+_START = 15.0  # seconds until a process has imported and opened everything, where they were not measured
+
+
+@dataclass
+class Plan:
+    """What is left to run: a line for each part, the number of runs, and seconds one by one."""
+
+    lines: list[str] = field(default_factory=list)
+    runs: int = 0
+    seconds: float = 0.0
+
+    def add(self, what: str, count: int, seconds: float) -> None:
+        """Adds a number of runs of so many seconds each."""
+        if count:
+            self.lines.append(f"{what}: {count} runs of {max(seconds, 1.0) / 60:.1f} min")
+            self.runs, self.seconds = self.runs + count, self.seconds + count * seconds
+
+
+def estimate(planner: Planner) -> Plan:
+    """The plan of what has no record yet. Runs that miss their budget, and are run again, are not in it."""
+    plan, costs = Plan(), planner.calibration
+    known = costs.get("arms", {})
+    wall = {name: float(cost["wall"]) for name, cost in known.items()}
+    start = float(costs.get("start", _START)) / max(len(known), 1) + _START
+    teachers = {run.key: run for arm in planner.arms.values() for run in arm.teachers}
+    for run in teachers.values():
+        if not planner.trained(run):
+            steps = run.recipe.training.get("max_steps", 0)
+            plan.add(f"training of {run.name}", 1, start + steps * wall.get(f"training of {run.name}", 0.0))
+    tuning = planner.config.tuning
+    for arm in planner.arms.values():
+        if tuning is not None and not arm.follows and arm.name not in planner.tuned:
+            steps = tuning.steps or arm.recipe.training.get("max_steps", 0)
+            seconds = start + steps * wall.get(arm.name, 0.0)
+            plan.add(f"tuning of {arm.name}", len(trials_of(tuning, arm)), seconds)
+    for budget in planner.budgets:
+        for arm in planner.arms.values():
+            plan.add(f"{arm.name}, {budget.label}", *_left(planner, budget, arm, wall, start))
+    if planner.config.screen is not None and planner.finalists is None:
+        plan.lines.append(f"(later seeds are for {planner.config.screen.keep} arms, the reference and the controls)")
+    return plan
+
+
+def _left(planner: Planner, budget: BudgetConfig, arm: Arm, wall: dict[str, float], start: float) -> tuple[int, float]:
+    """Number of runs without a record, and seconds of one."""
+    leader = planner.arms[arm.follows] if arm.follows else arm
+    if budget.arms is not None and leader.name not in budget.arms:
+        return 0, 0.0
+    seeds, screen, finalists = planner.config.all_seeds, planner.config.screen, planner.finalists
+    if screen is not None and arm.name != planner.reference:
+        if finalists is None:
+            seeds = [] if arm.follows and leader.name != planner.reference else seeds[: screen.seeds]
+        elif leader.name not in finalists:
+            seeds = seeds[: screen.seeds] if not arm.follows else []
+    outcomes = (planner.outcomes.get((arm.name, budget.label, seed)) for seed in seeds)
+    count = sum(1 for one in outcomes if one is None or (one.record is None and not one.failed))
+    if budget.steps is not None:
+        steps = float(budget.steps)
+    else:
+        assert budget.cost is not None
+        steps = float(planner.arms[budget.cost].recipe.training["max_steps"])
+        own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (leader.name, budget.cost))
+        if own and given and own["step"] > 0:
+            steps *= given["step"] / own["step"]
+    evaluated = planner.config.curve + 1
+    scoring = evaluated * float(planner.calibration.get("evaluation", 0.0))
+    return count, start + steps * wall.get(leader.name, 0.0) + scoring

@@ -1,0 +1,238 @@
+"""Records of finished runs, each found again by what it was made from: the resolved recipe and the code."""
+
+import ast
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cankd_hf
+from cankd_hf.config.recipe import Recipe, recipe_to_yaml, settings_that_count
+from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
+from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
+from cankd_hf.runs.folder import data_files
+from cankd_hf.runs.record import write_json
+from cankd_hf.training.checkpoint_files import digest
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP
+
+# Rooms that look at a run from outside: nothing in them changes a score or a cost.
+_OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
+SCHEDULE_FILE = "schedule.json"  # steps that runs were given
+CALIBRATION_FILE = "calibration.json"  # costs of a step
+
+
+@cache
+def code_hash() -> str:
+    """A digest of the code that decides what a run does; comments and docstrings do not count."""
+    package = Path(cankd_hf.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package)
+        if place.parts[0] in _OUTSIDE:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def machine() -> dict[str, str]:
+    """What costs were measured on, and with which libraries."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {"device": device, "torch": version("torch"), "transformers": version("transformers")}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(named), "") or platform.processor() or platform.machine()
+
+
+@dataclass
+class Record:
+    """What is kept of a finished run.
+
+    Attributes:
+        key: of its recipe and code, see `Records.key`.
+        name: of the run, for people.
+        scores: of the last arm, on `split`.
+        metric: the score that counts.
+        greater_is_better: its direction.
+        split: the split that was scored.
+        steps: optimizer steps.
+        seconds: by the clock.
+        cost: what was really spent, see `CostMeter`.
+        curve: evaluations during the run: steps, cost so far, score.
+        code: digest of the code.
+        machine: where it ran.
+        settings: the resolved recipe, by dotted path.
+    """
+
+    key: str
+    name: str
+    scores: dict[str, float | None]
+    metric: str
+    greater_is_better: bool
+    split: str
+    steps: int
+    seconds: float
+    cost: dict[str, float]
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    code: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """The score that counts; None where it could not be computed."""
+        return self.scores.get(self.metric)
+
+    @property
+    def unit(self) -> str:
+        """The clock that its cost is measured by."""
+        return DEVICE if DEVICE in self.cost else CPU
+
+    @property
+    def spent(self) -> float:
+        """Its cost in seconds of `unit`."""
+        return self.cost[self.unit]
+
+    @property
+    def setup(self) -> float:
+        """The part of its cost before the first step."""
+        return self.cost.get(self.unit + SETUP, 0.0)
+
+
+class Records:
+    """A folder of records, with the steps that runs were given and the costs of a step beside them.
+
+    Args:
+        folder: of the records; made when the first is written.
+        runs: folder of the runs themselves.
+        any_code: also take records of the same recipe that other code made.
+    """
+
+    def __init__(self, folder: Path, runs: Path, any_code: bool = False) -> None:
+        self.folder, self.runs, self.any_code = folder, runs, any_code
+        self._found: dict[str, Record] = {}
+        self._digests: dict[str, str] = {}
+
+    def key(self, recipe: Recipe) -> str:
+        """A key of everything that decides the outcome of a run.
+
+        It is made of the resolved recipe and the code. In place of names of local files stands what is in them: names
+        and sizes of data, digests of weights. A teacher that the comparison trains itself goes by its own key.
+        """
+        settings = {path: self._content(path, value) for path, value in _counting(recipe).items()}
+        text = json.dumps([settings, code_hash()], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _content(self, path: str, value: Any) -> Any:
+        names = path.split(".")
+        of_model = names[0] in ("teacher", "teachers", "student")
+        if not isinstance(value, str) or not (path == "data.path" or (of_model and "/" in value)):
+            return value
+        place = Path(value)
+        if place.parent == self.runs:
+            return f"run {place.name}"
+        if not place.exists():
+            return value
+        if value not in self._digests:
+            self._digests[value] = _digest(place, path == "data.path")
+        return self._digests[value]
+
+    @cached_property
+    def _others(self) -> dict[str, Record]:
+        """Records that other code made, by their recipe."""
+        found = (self._read(file) for file in sorted(self.folder.glob("*.json")))
+        return {json.dumps(one.settings, sort_keys=True): one for one in found if one is not None}
+
+    def find(self, key: str, recipe: Recipe) -> Record | None:
+        """The record of a run, if there is one."""
+        if key not in self._found and (one := self._read(self.folder / f"{key}.json")) is not None:
+            self._found[key] = one
+        if key not in self._found and self.any_code:
+            settings = json.dumps(json.loads(json.dumps(_counting(recipe), default=str)), sort_keys=True)
+            if settings in self._others:
+                self._found[key] = self._others[settings]
+        return self._found.get(key)
+
+    def _read(self, file: Path) -> Record | None:
+        if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
+            return None
+        saved = read_json(file)
+        try:
+            return Record(**{one.name: saved[one.name] for one in fields(Record)})
+        except KeyError as error:
+            raise InputError(f"{file}: expected the record of a run, found none of {error}; remove the file") from None
+
+    def add(self, record: Record) -> None:
+        """Writes a record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{record.key}.json", asdict(record))
+        self._found[record.key] = record
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The schedule or the calibration; empty if there is none."""
+        file = self.folder / name
+        return dict(read_json(file)) if file.is_file() else {}
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Writes the schedule or the calibration."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / name, content)
+
+
+def _counting(recipe: Recipe) -> dict[str, Any]:
+    return settings_that_count(recipe_to_yaml(recipe.resolved()))
+
+
+def _digest(place: Path, data: bool) -> str:
+    if data:
+        content = json.dumps(data_files(str(place)), sort_keys=True)
+        return f"files {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    files = [place] if place.is_file() else sorted(place.iterdir())
+    told = [
+        digest(file)
+        for file in files
+        if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin", ".pth"))
+    ]
+    return f"weights {hashlib.sha256(' '.join(told).encode()).hexdigest()[:16]}"
+
+
+def record_of(folder: Path, key: str, name: str, recipe: Recipe) -> Record:
+    """The record of a run that has ended in this folder."""
+    results, arm = read_json(folder / RESULTS_FILE), read_json(folder / ARM_FILE)
+    metric, unit = results["metric"], DEVICE if DEVICE in arm["cost"] else CPU
+    log = read_json(folder / STATE_FILE)["log_history"]
+    curve = [
+        (entry["step"], entry[f"train_{unit}"], entry[f"eval_{metric}"])
+        for entry in log
+        if isinstance(entry.get(f"eval_{metric}"), int | float) and f"train_{unit}" in entry
+    ]
+    return Record(
+        key=key,
+        name=name,
+        scores=arm["scores"],
+        metric=metric,
+        greater_is_better=results["greater_is_better"],
+        split=results["split"],
+        steps=arm["steps"],
+        seconds=arm["seconds"],
+        cost=arm["cost"],
+        curve=curve,
+        code=code_hash(),
+        machine=machine(),
+        settings=_counting(recipe),
+    )
