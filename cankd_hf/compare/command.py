@@ -1,7 +1,6 @@
 """`python -m cankd_hf.compare FILE`: the command line."""
 
 import argparse
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +66,6 @@ def _run(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         shown.print(line, soft_wrap=True, highlight=False)
 
-    logging.getLogger("cankd_hf").setLevel(logging.ERROR)
     with FolderLock(out):
         planner = Planner(config, build_arms(config, records), records)
         processes = Processes(records, options.jobs)

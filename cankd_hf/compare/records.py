@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cankd_hf
-from cankd_hf.config.recipe import Recipe, recipe_to_yaml, settings_that_count
+from cankd_hf.config.recipe import Recipe, settings_that_count
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
@@ -195,7 +195,7 @@ class Records:
 
 
 def _counting(recipe: Recipe) -> dict[str, Any]:
-    return settings_that_count(recipe_to_yaml(recipe.resolved()))
+    return settings_that_count(asdict(recipe.resolved()))
 
 
 def _digest(place: Path, data: bool) -> str:

@@ -57,7 +57,7 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     config, records = planner.config, [one.record for one in planner.outcomes.values() if one.record is not None]
     told = [
         f"Scores are {findings.metric} of the {findings.split} split. Differences are paired by seed: the same "
-        "initial weights and images. In brackets the 95% paired-t interval, which decides; the bootstrap is shown beside it."
+        "initial weights and images. In brackets the 95% paired-t interval, which decides; beside it the bootstrap."
     ]
     if config.judged is not None:
         told.append(

@@ -191,7 +191,9 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     try:
-        before, now = (settings_that_count(text) for text in (saved, recipe_to_yaml(recipe)))
+        before, now = (
+            settings_that_count(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe))
+        )
     except InputError as error:
         return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
@@ -202,10 +204,10 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     ]
 
 
-def settings_that_count(saved: str) -> dict[str, Any]:
-    """The settings that affect training, by dotted path, of a recipe that `recipe_to_yaml` wrote."""
-    settings = _flat(parse_yaml(saved, RECIPE_FILE)[0] or {})
-    return {key: value for key, value in settings.items() if key not in _HARMLESS and key.split(".")[0] != "hub"}
+def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, as plain data, that affect training: value by dotted path."""
+    flat = _flat(recipe)
+    return {key: value for key, value in flat.items() if key not in _HARMLESS and key.split(".")[0] != "hub"}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
