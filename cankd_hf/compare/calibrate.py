@@ -17,7 +17,7 @@ from cankd_hf.config.recipe import Recipe
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task, TaskData
-from cankd_hf.training.monitoring.cost import cpu_seconds
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, WALL, cpu_seconds
 from cankd_hf.training.trainer import CanKDTrainer
 
 ROUNDS, STEPS = 3, 4
@@ -25,14 +25,15 @@ _SCORED = 8  # images of the trial evaluation
 
 
 class StepClock(TrainerCallback):
-    """Costs of the steps after the first, with what lies between them: data, optimizer, callbacks."""
+    """Costs of the steps after the first, with what lies between them: data, optimizer, callbacks.
+
+    Attributes:
+        costs: seconds of a step by CPU and clock, for each call of `train()`.
+    """
 
     def __init__(self) -> None:
-        self.step, self.wall = 0.0, 0.0
-        self._first: tuple[float, float] | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._first = None
+        self.costs: list[dict[str, float]] = []
+        self._first: dict[str, float] = {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if 1 < state.global_step < state.max_steps:
@@ -40,13 +41,11 @@ class StepClock(TrainerCallback):
         on_device = args.device.type != "cpu"
         if on_device:
             torch.accelerator.synchronize()
-        wall = time.perf_counter()
-        now = wall if on_device else cpu_seconds(), wall
-        if self._first is None:
+        now = {CPU: cpu_seconds(), DEVICE if on_device else WALL: time.perf_counter()}
+        if state.global_step == 1:
             self._first = now
-            return
-        count = max(1, state.max_steps - 1)
-        self.step, self.wall = ((last - first) / count for first, last in zip(self._first, now, strict=True))
+        else:
+            self.costs.append({name: (now[name] - self._first[name]) / (state.max_steps - 1) for name in now})
 
 
 def calibrate(
@@ -62,7 +61,7 @@ def calibrate(
         steps: number of steps that are measured in a turn.
 
     Returns:
-        `arms`: name -> `step` (seconds of CPU, or of the device where there is one) and `wall` (by the clock);
+        `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
         `evaluation`: seconds by the clock to score all images once; `start`: seconds until the first trainer is there.
     """
     start = time.perf_counter()
@@ -81,27 +80,18 @@ def calibrate(
             runs[name] = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened), StepClock()
             runs[name][0].add_callback(runs[name][1])
         started = time.perf_counter() - start
-        measured: dict[str, list[StepClock]] = {name: [] for name in runs}
-        for number in range(rounds + 1):
-            for name, (trainer, clock) in runs.items():
+        for _ in range(rounds + 1):
+            for trainer, _clock in runs.values():
                 trainer.train()
-                if number:
-                    measured[name].append(_copy(clock))
         evaluation = _evaluation(next(iter(runs.values()))[0], next(iter(opened.values()))[1])
     return {
         "arms": {
-            name: {key: statistics.median(getattr(clock, key) for clock in clocks) for key in ("step", "wall")}
-            for name, clocks in measured.items()
+            name: {unit: statistics.median(turn[unit] for turn in clock.costs[1:]) for unit in clock.costs[0]}
+            for name, (_, clock) in runs.items()
         },
         "evaluation": evaluation,
         "start": started,
     }
-
-
-def _copy(clock: StepClock) -> StepClock:
-    made = StepClock()
-    made.step, made.wall = clock.step, clock.wall
-    return made
 
 
 def _open(recipe: Recipe) -> tuple[Task, TaskData]:

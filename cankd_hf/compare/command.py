@@ -60,7 +60,8 @@ def _run(options: argparse.Namespace) -> int:
 
     out = Path(config.output_dir)
     check_folder(out)
-    records = Records(Path(config.records) if config.records else out / "records", out / "runs", options.any_code)
+    folder = Path(config.records) if config.records else out / "records"
+    records = Records(folder, out / "runs", options.any_code, config.clock == "wall")
     shown = console(160)
 
     def say(line: str) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.planning import Planner
+from cankd_hf.compare.records import unit_of
 from cankd_hf.compare.settings import BudgetConfig
 from cankd_hf.compare.tuning import trials_of
 
@@ -29,7 +30,7 @@ def estimate(planner: Planner) -> Plan:
     """The plan of what has no record yet. Runs that miss their budget, and are run again, are not in it."""
     plan, costs = Plan(), planner.calibration
     known = costs.get("arms", {})
-    wall = {name: float(cost["wall"]) for name, cost in known.items()}
+    wall = {name: float(cost[unit_of(cost, by_clock=True)]) for name, cost in known.items()}
     start = float(costs.get("start", _START)) / max(len(known), 1) + _START
     teachers = {run.key: run for arm in planner.arms.values() for run in arm.teachers}
     for run in teachers.values():
@@ -69,8 +70,9 @@ def _left(planner: Planner, budget: BudgetConfig, arm: Arm, wall: dict[str, floa
         assert budget.cost is not None
         steps = float(planner.arms[budget.cost].recipe.training["max_steps"])
         own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (leader.name, budget.cost))
-        if own and given and own["step"] > 0:
-            steps *= given["step"] / own["step"]
+        unit = unit_of(own, planner.records.by_clock)
+        if given and own.get(unit):
+            steps *= given[unit] / own[unit]
     evaluated = planner.config.curve + 1
     scoring = evaluated * float(planner.calibration.get("evaluation", 0.0))
     return count, start + steps * wall.get(leader.name, 0.0) + scoring

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cankd_hf.compare.arms import NO_BLOCK, Arm, TeacherRun, reference_of
-from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records
+from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, unit_of
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig
 from cankd_hf.compare.tuning import Trial, best, trial_recipe, trials_of
 from cankd_hf.config.recipe import Recipe
@@ -202,18 +202,17 @@ class Planner:
         if arm.follows:
             return arm.follows in self.tuned or arm.follows in self._untuned
         trials = trials_of(self.config.tuning, arm)
-        found = []
+        found: list[tuple[float | None, Record | None]] = []
+        waiting = False
         for number, trial in enumerate(trials):
             if ("trial", arm.name, trial) not in self._keys:
                 recipe = trial_recipe(self.config, arm, trial)
                 self._keys["trial", arm.name, trial] = self.records.key(recipe), recipe
             key, recipe = self._keys["trial", arm.name, trial]
             record, failed = self._want(f"{arm.name}, trial {number + 1} of {len(trials)}", key, recipe, arm.teachers)
-            if record is None and not failed:
-                found.append(None)
-                continue
+            waiting |= record is None and not failed
             found.append((record.score if record is not None else None, record))
-        if None in found:
+        if waiting:
             return False
         direction = next((record.greater_is_better for _, record in found if record is not None), True)
         chosen = best(trials, [score for score, _ in found], direction)
@@ -324,7 +323,8 @@ class Planner:
         costs = self.calibration.get("arms", {})
         if arm not in costs or budget.cost not in costs:
             return None
-        return float(costs[arm]["step"]) / float(costs[budget.cost]["step"])
+        unit = unit_of(costs[arm], self.records.by_clock)
+        return float(costs[arm][unit]) / float(costs[budget.cost][unit])
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""

@@ -4,13 +4,13 @@ import ast
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cankd_hf
 from cankd_hf.config.recipe import Recipe, settings_that_count
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
@@ -18,7 +18,7 @@ from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
 from cankd_hf.runs.folder import data_files
 from cankd_hf.runs.record import write_json
 from cankd_hf.training.checkpoint_files import digest
-from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP, WALL
 
 # Rooms that look at a run from outside: nothing in them changes a score or a cost.
 _OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
@@ -29,7 +29,7 @@ CALIBRATION_FILE = "calibration.json"  # costs of a step
 @cache
 def code_hash() -> str:
     """A digest of the code that decides what a run does; comments and docstrings do not count."""
-    package = Path(cankd_hf.__file__).parent
+    package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
@@ -37,8 +37,9 @@ def code_hash() -> str:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if documented and ast.get_docstring(node, clean=False) is not None:
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
     return found.hexdigest()[:16]
@@ -59,6 +60,11 @@ def _processor() -> str:
     return next(iter(named), "") or platform.processor() or platform.machine()
 
 
+def unit_of(costs: Mapping[str, Any], by_clock: bool) -> str:
+    """The name of the cost that counts: that of the device where there is one, else of the CPU or of the clock."""
+    return DEVICE if DEVICE in costs else WALL if by_clock else CPU
+
+
 @dataclass
 class Record:
     """What is kept of a finished run.
@@ -73,7 +79,7 @@ class Record:
         steps: optimizer steps.
         seconds: by the clock.
         cost: what was really spent, see `CostMeter`.
-        curve: evaluations during the run: steps, cost so far, score.
+        curve: evaluations during the run: `step`, `score`, and what was spent until then by each clock.
         code: digest of the code.
         machine: where it ran.
         settings: the resolved recipe, by dotted path.
@@ -88,10 +94,14 @@ class Record:
     steps: int
     seconds: float
     cost: dict[str, float]
-    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
     code: str = ""
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    by_clock: InitVar[bool] = False
+
+    def __post_init__(self, by_clock: bool) -> None:
+        self._by_clock = by_clock
 
     @property
     def score(self) -> float | None:
@@ -101,7 +111,7 @@ class Record:
     @property
     def unit(self) -> str:
         """The clock that its cost is measured by."""
-        return DEVICE if DEVICE in self.cost else CPU
+        return unit_of(self.cost, self._by_clock)
 
     @property
     def spent(self) -> float:
@@ -121,10 +131,11 @@ class Records:
         folder: of the records; made when the first is written.
         runs: folder of the runs themselves.
         any_code: also take records of the same recipe that other code made.
+        by_clock: costs are those by the clock, not those of the CPU.
     """
 
-    def __init__(self, folder: Path, runs: Path, any_code: bool = False) -> None:
-        self.folder, self.runs, self.any_code = folder, runs, any_code
+    def __init__(self, folder: Path, runs: Path, any_code: bool = False, by_clock: bool = False) -> None:
+        self.folder, self.runs, self.any_code, self.by_clock = folder, runs, any_code, by_clock
         self._found: dict[str, Record] = {}
         self._digests: dict[str, str] = {}
 
@@ -173,7 +184,7 @@ class Records:
             return None
         saved = read_json(file)
         try:
-            return Record(**{one.name: saved[one.name] for one in fields(Record)})
+            return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:
             raise InputError(f"{file}: expected the record of a run, found none of {error}; remove the file") from None
 
@@ -181,7 +192,7 @@ class Records:
         """Writes a record."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{record.key}.json", asdict(record))
-        self._found[record.key] = record
+        self._found[record.key] = replace(record, by_clock=self.by_clock)
 
     def load(self, name: str) -> dict[str, Any]:
         """The schedule or the calibration; empty if there is none."""
@@ -214,12 +225,13 @@ def _digest(place: Path, data: bool) -> str:
 def record_of(folder: Path, key: str, name: str, recipe: Recipe) -> Record:
     """The record of a run that has ended in this folder."""
     results, arm = read_json(folder / RESULTS_FILE), read_json(folder / ARM_FILE)
-    metric, unit = results["metric"], DEVICE if DEVICE in arm["cost"] else CPU
+    metric = results["metric"]
     log = read_json(folder / STATE_FILE)["log_history"]
+    clocks = [name for name in (CPU, DEVICE, WALL) if name in arm["cost"]]
     curve = [
-        (entry["step"], entry[f"train_{unit}"], entry[f"eval_{metric}"])
+        {"step": entry["step"], "score": entry[f"eval_{metric}"]} | {name: entry[f"train_{name}"] for name in clocks}
         for entry in log
-        if isinstance(entry.get(f"eval_{metric}"), int | float) and f"train_{unit}" in entry
+        if isinstance(entry.get(f"eval_{metric}"), int | float) and all(f"train_{name}" in entry for name in clocks)
     ]
     return Record(
         key=key,

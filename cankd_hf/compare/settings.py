@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
@@ -140,6 +140,9 @@ class ComparisonConfig(Section):
         charge_teacher: charge the training of the teacher to the arms that learn from it, in budgets of cost.
         tolerance: largest relative difference of a run's real cost from its budget; beyond it it is run again.
         attempts: how often a run is tried at most to meet its budget.
+        clock: what costs are measured in on a CPU: `cpu`, seconds of user and system, which other programs on the
+            machine hardly change; or `wall`, seconds by the clock, for a machine of one's own: waiting costs too then.
+            On a GPU they are always the seconds for which the device was held.
         curve: evaluations during each run, for the learning curves; 0: those of the recipe. They are not charged.
     """
 
@@ -157,6 +160,7 @@ class ComparisonConfig(Section):
     charge_teacher: bool = False
     tolerance: Annotated[float, Gt(0), Lt(1)] = 0.05
     attempts: Annotated[int, Ge(1), Le(10)] = 3
+    clock: Literal["cpu", "wall"] = "cpu"
     curve: Annotated[int, Ge(0), Le(100)] = 4
 
     @property
@@ -189,9 +193,9 @@ class ComparisonConfig(Section):
         if (judged := self.judged) is not None:
             named += [("verdict.reference", judged.reference), ("verdict.twin", judged.twin)]
             named += [("verdict.untrained", name) for name in judged.untrained or ()]
-        for place, name in named:
-            if name is not None and name not in self.arms:
-                yield place, not_one_of(name, list(self.arms))
+        for place, wanted in named:
+            if wanted is not None and wanted not in self.arms:
+                yield place, not_one_of(wanted, list(self.arms))
         labels = [budget.label for budget in self.budgets]
         if len(set(labels)) < len(labels):
             yield "budgets", f"expected each budget once, got {', '.join(labels)}; drop one"

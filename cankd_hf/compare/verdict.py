@@ -141,7 +141,8 @@ def _row(name: str, control: str, outcomes: dict[int, Outcome], tolerance: float
         if one.record.score is None:
             row.failed = list(dict.fromkeys([*row.failed, "its score is not a number"]))
         row.steps[seed], row.charged[seed] = one.record.steps, one.charged
-        curves.append(one.record.curve)
+        unit = one.record.unit
+        curves.append([(point["step"], point[unit], point["score"]) for point in one.record.curve])
         if one.budget is not None and one.off(tolerance):
             row.off[seed] = one.charged / one.budget - 1
     count = min((len(curve) for curve in curves), default=0)

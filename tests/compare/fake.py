@@ -98,13 +98,16 @@ class World:
             steps,
             cost,
             {"cpu_seconds": cost, "cpu_seconds_before_training": 5.0},
-            [(steps // 2, cost / 2, score - 0.1), (steps, cost, score)],
+            [{"step": steps, "cpu_seconds": cost * part, "score": score * part} for part in (0.5, 1.0)],
         )
 
     def calibrate(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Costs of a step without drift."""
         costs = {name: self.step[name_of(arm.recipe)] for name, arm in arms.items()}
-        return {"arms": {name: {"step": cost, "wall": cost} for name, cost in costs.items()}, "start": 1.0}
+        return {
+            "arms": {name: {"cpu_seconds": cost, "wall_seconds": cost} for name, cost in costs.items()},
+            "start": 1.0,
+        }
 
 
 def planner(folder: Path, arms: dict[str, Any] | None = None, **settings: Any) -> Planner:

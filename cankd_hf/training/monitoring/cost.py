@@ -1,4 +1,4 @@
-"""What a training really spent: CPU seconds with all loading processes, and seconds of the device."""
+"""What a training really spent: CPU seconds with all loading processes, and seconds of the device or by the clock."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-CPU, DEVICE = "cpu_seconds", "device_seconds"
+CPU, DEVICE, WALL = "cpu_seconds", "device_seconds", "wall_seconds"
 SETUP = "_before_training"  # the part of each that was spent before the first step
 _LOGGED = "train_"  # the entries of the log history
 
@@ -29,12 +29,13 @@ def cpu_seconds() -> float:
 class CostMeter(TrainerCallback):
     """Measures a training from the making of its models on, without its evaluations, and logs it with each entry.
 
-    The device's seconds are those for which it was held: by the clock, with its queue waited for. Teachers, losses,
-    statistics, loading processes and checkpoints are all in it. A resumed training continues from its last log entry,
-    so that its cost is that of one that was never interrupted.
+    Beside CPU seconds it has those by the clock; on an accelerator, whose queue is waited for, they are the seconds
+    for which it was held. Teachers, losses, statistics, loading processes and checkpoints are all in them. A resumed
+    training continues from its last log entry, so that its cost is that of one that was never interrupted.
     """
 
     def __init__(self) -> None:
+        self._by_clock = DEVICE if torch.accelerator.is_available() else WALL
         self._free: dict[str, float] = {}  # what the clocks showed that is not to be charged
         self._start = self._clocks()
         self._setup: dict[str, float] = {}
@@ -47,19 +48,17 @@ class CostMeter(TrainerCallback):
         return {name: round(value, 3) for name, value in {**self._spent(), **self._setup}.items()}
 
     def _clocks(self) -> dict[str, float]:
-        clocks = {CPU: cpu_seconds()}
-        if torch.accelerator.is_available():
+        if self._by_clock == DEVICE:
             torch.accelerator.synchronize()
-            clocks[DEVICE] = time.perf_counter()
-        return clocks
+        return {CPU: cpu_seconds(), self._by_clock: time.perf_counter()}
 
     def _spent(self) -> dict[str, float]:
         now = self._end or self._mark or self._clocks()
         return {name: now[name] - start - self._free.get(name, 0.0) for name, start in self._start.items()}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.device.type == "cpu":
-            self._start.pop(DEVICE, None)
+        if args.device.type == "cpu" and self._by_clock == DEVICE:
+            self._by_clock, self._start = WALL, {CPU: self._start[CPU], WALL: self._start[DEVICE]}
         before = state.log_history[-1] if state.log_history else {}
         for name in self._start:
             if f"{_LOGGED}{name}" in before:
