@@ -293,15 +293,14 @@ class Planner:
         if made:
             last = made[-1].record
             assert last is not None
-            step, setup = (last.spent - last.setup) / last.steps, last.setup
+            step, setup = last.step, last.setup
         else:
             assert given.record is not None
             ratio = self._ratio(arm, budget, given)
             if ratio is None:
                 return None
-            setup = given.record.setup
-            step = ratio * (given.record.spent - setup) / given.record.steps
-        steps = max(1, round((may - setup) / step)) if step > 0 else 1
+            step, setup = ratio * given.record.step, given.record.setup
+        steps = max(1, 1 + round((may - setup) / step)) if step > 0 else 1
         if steps in planned:
             return None  # it would be the same run
         planned.append(steps)
@@ -315,9 +314,8 @@ class Planner:
             one, other = (self.outcomes.get((name, budget.label, seed)) for name in (arm, budget.cost or ""))
             if one is None or other is None or one.record is None or other.record is None or other is given:
                 continue
-            mine, theirs = ((r.spent - r.setup) / r.steps for r in (one.record, other.record))
-            if theirs > 0:
-                ratios.append(mine / theirs)
+            if other.record.step > 0:
+                ratios.append(one.record.step / other.record.step)
         if ratios:
             return statistics.median(ratios)
         costs = self.calibration.get("arms", {})

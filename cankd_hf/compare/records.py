@@ -120,8 +120,13 @@ class Record:
 
     @property
     def setup(self) -> float:
-        """The part of its cost before the first step."""
+        """The part of its cost until the end of the first step."""
         return self.cost.get(self.unit + SETUP, 0.0)
+
+    @property
+    def step(self) -> float:
+        """The cost of a further step."""
+        return (self.spent - self.setup) / (self.steps - 1) if self.steps > 1 else self.spent
 
 
 class Records:

@@ -66,7 +66,8 @@ class TuningConfig(Section):
     Attributes:
         learning_rate: learning rates to try.
         weight: factors of the weights of an arm's own terms to try. An arm that does not distil has as many trials:
-            learning rates evenly spread, by their logarithm, between the smallest and the largest.
+            learning rates evenly spread, by their logarithm, between the smallest and the largest; around a single
+            one, between its half and its double.
         share: part of the training images that the trials are scored on instead of being trained on.
         seed: of the trials, and of which images are in that part; 0 is none of the default `seeds`.
         steps: steps of a trial; default: those of the first budget in steps, else the recipe's.

@@ -39,9 +39,11 @@ def trials_of(tuning: TuningConfig, arm: Arm) -> list[Trial]:
     """The trials of an arm, equally many for each: without terms, all of them are learning rates."""
     if arm.distils:
         return [Trial(rate, weight) for rate in tuning.learning_rate for weight in tuning.weight]
-    low, high = min(tuning.learning_rate), max(tuning.learning_rate)
-    if len(tuning.weight) == 1 or low == high:  # there is nothing between them
+    if len(tuning.weight) == 1:
         return [Trial(rate) for rate in tuning.learning_rate]
+    low, high = min(tuning.learning_rate), max(tuning.learning_rate)
+    if low == high:
+        low, high = low / 2, high * 2
     return [Trial(float(f"{rate:.3g}")) for rate in np.geomspace(low, high, tuning.trials)]
 
 

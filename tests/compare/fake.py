@@ -82,7 +82,8 @@ class World:
             raise RunFailed("it diverged")
         name, recipe = name_of(run.recipe), run.recipe
         steps = recipe.training["max_steps"]
-        cost = 5.0 + steps * self.step[name] * self.drift.get(name, 1.0)
+        step = self.step[name] * self.drift.get(name, 1.0)
+        cost = 5.0 + steps * step
         drawn = random.Random(derived_seed(recipe.seed, name, recipe.training.get("data_seed"), steps))
         score = 0.5 + self.worth.get(name, 0.0) + drawn.gauss(0, self.noise)
         if recipe.named_teachers() and recipe.training.get("learning_rate", 0) > 1e-2:
@@ -97,7 +98,7 @@ class World:
             split,
             steps,
             cost,
-            {"cpu_seconds": cost, "cpu_seconds_before_training": 5.0},
+            {"cpu_seconds": cost, "cpu_seconds_to_first_step": 5.0 + step},
             [{"step": steps, "cpu_seconds": cost * part, "score": score * part} for part in (0.5, 1.0)],
         )
 

@@ -37,6 +37,7 @@ LEVELS = {
     "train": 10,
     "evaluate": 10,
     "push": 10,
+    "__main__": 11,
     "": 11,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 CPU, DEVICE, WALL = "cpu_seconds", "device_seconds", "wall_seconds"
-SETUP = "_before_training"  # the part of each that was spent before the first step
+SETUP = "_to_first_step"  # the part of each that is spent once: models, first batch, first step
 _LOGGED = "train_"  # the entries of the log history
 
 
@@ -44,7 +44,7 @@ class CostMeter(TrainerCallback):
 
     @property
     def cost(self) -> dict[str, float]:
-        """Seconds by name, and under NAME_before_training the part of them before the first step."""
+        """Seconds by name, and under NAME_to_first_step the part of them until the end of the first step."""
         return {name: round(value, 3) for name, value in {**self._spent(), **self._setup}.items()}
 
     def _clocks(self) -> dict[str, float]:
@@ -63,18 +63,19 @@ class CostMeter(TrainerCallback):
         for name in self._start:
             if f"{_LOGGED}{name}" in before:
                 self._free[name] = self._clocks()[name] - self._start[name] - before[f"{_LOGGED}{name}"]
-        first = next((entry for entry in state.log_history if f"{_LOGGED}{CPU}{SETUP}" in entry), {})
-        for name, spent in self._spent().items():
-            self._setup[f"{name}{SETUP}"] = first.get(f"{_LOGGED}{name}{SETUP}", spent)
+            if f"{_LOGGED}{name}{SETUP}" in before:
+                self._setup[f"{name}{SETUP}"] = before[f"{_LOGGED}{name}{SETUP}"]
         if args.eval_on_start:
             self._mark = self._clocks()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if control.should_evaluate and self._mark is None:
-            self._mark = self._clocks()
+        if state.global_step == 1:
+            self._setup = {f"{name}{SETUP}": spent for name, spent in self._spent().items()}
+        self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.on_step_end(args, state, control)
+        if control.should_evaluate and self._mark is None:
+            self._mark = self._clocks()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._mark is None or self._end is not None:
