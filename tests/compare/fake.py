@@ -21,6 +21,7 @@ from cankd_hf.data.common.seeds import derived_seed
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
+CLOCKS = ("cpu_seconds", "wall_seconds")
 NETWORK = {"model_type": "cankd_fpn", "backbone_config": RESNET, "fpn_channels": 8, "head_channels": 8}
 ARMS: dict[str, Any] = {
     "alone": ["teacher=null"],
@@ -88,6 +89,7 @@ class World:
         score = 0.5 + self.worth.get(name, 0.0) + drawn.gauss(0, self.noise)
         if recipe.named_teachers() and recipe.training.get("learning_rate", 0) > 1e-2:
             score -= 0.3
+        spent = {"": cost, "_to_first_step": 5.0 + step}
         split = "test" if recipe.data.test_split is not None else "validation"
         return Record(
             run.key,
@@ -98,17 +100,14 @@ class World:
             split,
             steps,
             cost,
-            {"cpu_seconds": cost, "cpu_seconds_to_first_step": 5.0 + step},
-            [{"step": steps, "cpu_seconds": cost * part, "score": score * part} for part in (0.5, 1.0)],
+            {f"{clock}{part}": value for clock in CLOCKS for part, value in spent.items()},
+            [{"step": steps, "score": score * part, **dict.fromkeys(CLOCKS, cost * part)} for part in (0.5, 1)],
         )
 
     def calibrate(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Costs of a step without drift."""
         costs = {name: self.step[name_of(arm.recipe)] for name, arm in arms.items()}
-        return {
-            "arms": {name: {"cpu_seconds": cost, "wall_seconds": cost} for name, cost in costs.items()},
-            "start": 1.0,
-        }
+        return {"arms": {name: dict.fromkeys(CLOCKS, cost) for name, cost in costs.items()}, "start": 1.0}
 
 
 def planner(folder: Path, arms: dict[str, Any] | None = None, **settings: Any) -> Planner:
@@ -122,7 +121,7 @@ def planner(folder: Path, arms: dict[str, Any] | None = None, **settings: Any) -
         **settings,
     }
     config = read_comparison(yaml.safe_dump(text))
-    records = Records(folder / "out" / "records", folder / "out" / "runs")
+    records = Records(folder / "out" / "records", folder / "out" / "runs", by_clock=config.clock == "wall")
     return Planner(config, build_arms(config, records), records)
 
 
