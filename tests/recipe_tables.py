@@ -1,4 +1,4 @@
-"""Tables of docs/recipes.md and docs/compare.md, from the dataclasses; `python -m tests.recipe_tables` updates them."""
+"""Tables of docs/recipes.md and docs/compare.md from dataclasses; `python -m tests.recipe_tables` updates them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from cankd_hf.compare.records import Records
 from cankd_hf.compare.settings import ComparisonConfig, as_overrides
 from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.places import missing_places
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
@@ -179,7 +180,7 @@ def untrained_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> list[str]
 
 
 def _check(arms: Mapping[str, Arm]) -> None:
-    """Raises InputError for arms whose scores cannot be compared, and for splits that are not apart."""
+    """Raises InputError for arms whose scores cannot be compared, and for what they name and is not there."""
     tasks = {arm.recipe.task for arm in arms.values()}
     if len(tasks) > 1:
         raise InputError(f"arms: expected one task, got {', '.join(sorted(tasks))}; compare each in its own file")
@@ -187,6 +188,13 @@ def _check(arms: Mapping[str, Arm]) -> None:
         data = arm.recipe.data
         if data.test_split is None and data.eval_split is None:
             raise InputError(f"arms.{name}: data.test_split: nothing to score; name a test split under `recipe:`")
+        missing = [
+            f"arms.{name}: {key}: {message}"
+            for key, message in missing_places(arm.recipe)
+            if not (arm.teachers and key.startswith("teacher"))  # it is trained first
+        ]
+        if missing:
+            raise InputError(missing)
 
 
 def _folder(records: Records, key: str) -> str:

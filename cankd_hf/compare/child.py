@@ -1,4 +1,6 @@
-"""`python -m cankd_hf.compare.child train RECIPE | calibrate SPEC`: what a comparison runs in processes of their own.
+"""`python -m cankd_hf.compare.child KIND FILE PARENT`: what a comparison runs in processes of their own.
+
+KIND is `train`, with a recipe, or `calibrate`; PARENT is the number of the process of the comparison.
 
 They end with the comparison, however that ends: nothing goes on behind the back of its next start.
 """
@@ -20,8 +22,8 @@ def _end_with(parent: int) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the train command, or the calibration. Returns the exit code."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    kind, file = argv
+    kind, file, parent = argv
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     if kind == "train":
         from cankd_hf.cli import train
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, record_of
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 
@@ -54,7 +54,10 @@ class Processes:
         code = self._start("train", file, log, place)
         if code != 0:
             raise RunFailed(f"{last_word(log)} (exit code {code}; {log})")
-        record = record_of(folder, run.key, run.name, run.recipe)
+        try:
+            record = self.records.record_of(folder, run.key, run.name, run.recipe)
+        except (InputError, LookupError) as error:
+            raise RunFailed(f"its results cannot be read: {error} ({folder})") from error
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         return record
@@ -91,7 +94,7 @@ class Processes:
             return dict(json.loads((folder / "costs.json").read_text(encoding="utf-8")))
 
     def _start(self, kind: str, file: Path, log: Path, place: int) -> int:
-        command = [sys.executable, "-m", "cankd_hf.compare.child", kind, str(file)]
+        command = [sys.executable, "-m", "cankd_hf.compare.child", kind, str(file), str(os.getpid())]
         with log.open("wb") as stream:
             with self._lock:
                 if self._ended:
@@ -198,11 +201,12 @@ def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str
     """The costs of a step of every arm and teacher, measured unless those of the same arms are known."""
     arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
     teachers = {run.name: run for arm in planner.arms.values() for run in arm.teachers}
-    keys = {name: planner.records.key(arm.recipe) for name, arm in arms.items()}
-    if planner.calibration.get("keys") != keys:
+    keys = {name: planner.records.recipe_key(arm.recipe) for name, arm in arms.items()}
+    known, code = planner.calibration, code_hash()
+    if known.get("keys") != keys or (known.get("code") != code and not planner.records.any_code):
         say(f"measuring the cost of a step of {len(arms)} arms, in turn")
         measured = measure({**arms, **{_of(run): Arm(_of(run), run.recipe) for run in teachers.values()}})
-        planner.calibration = {**measured, "keys": keys}
+        planner.calibration = {**measured, "keys": keys, "code": code}
         planner.records.save(CALIBRATION_FILE, planner.calibration)
     return planner.calibration
 

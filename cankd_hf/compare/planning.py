@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cankd_hf.compare.arms import NO_BLOCK, Arm, TeacherRun, reference_of
-from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, unit_of
+from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, code_hash, unit_of
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig
 from cankd_hf.compare.tuning import Trial, best, trial_recipe, trials_of
 from cankd_hf.config.recipe import Recipe
@@ -90,7 +90,8 @@ class Planner:
         return self.records.load(CALIBRATION_FILE)
 
     @cached_property
-    def _schedule(self) -> dict[str, list[int]]:
+    def _schedule(self) -> dict[str, Any]:
+        """Place -> `steps` of each try, and the `code` that they were planned for."""
         return self.records.load(SCHEDULE_FILE)
 
     @property
@@ -175,7 +176,7 @@ class Planner:
         self, name: str, key: str, recipe: Recipe, teachers: tuple[TeacherRun, ...]
     ) -> tuple[Record | None, str]:
         """The record of a run, or why it failed; a run that can start, or its teacher's, is put on the list."""
-        if (found := self.records.find(key, recipe)) is not None:
+        if (found := self.records.find(key)) is not None:
             return found, ""
         for teacher in teachers:
             if teacher.key in self.failed:
@@ -190,8 +191,8 @@ class Planner:
 
     def trained(self, teacher: TeacherRun) -> bool:
         """Whether the model of a teacher that the comparison trains is in its folder."""
-        recorded = self.records.find(teacher.key, teacher.recipe) is not None
-        return recorded and (self.records.runs / teacher.key / ARM_FILE).is_file()
+        folder = self.records.runs / teacher.key
+        return self.records.find(teacher.key) is not None and (folder / ARM_FILE).is_file()
 
     # Tuning
 
@@ -287,7 +288,10 @@ class Planner:
         self, place: str, attempt: int, made: list[Outcome], arm: str, budget: BudgetConfig, given: Outcome, may: float
     ) -> int | None:
         """Steps of a try, as they were written down when it was first planned; None for no further one."""
-        planned = self._schedule.setdefault(place, [])
+        entry = self._schedule.get(place, {})
+        if entry.get("code") != code_hash() and not (entry and self.records.any_code):
+            self._schedule[place] = entry = {"steps": [], "code": code_hash()}
+        planned: list[int] = entry["steps"]
         if attempt < len(planned):
             return planned[attempt]
         if made:
@@ -326,7 +330,7 @@ class Planner:
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""
-        keys = [self._key(name, seed, 1)[0] for name in (arm, budget.cost or "")]
+        keys = [self.records.recipe_key(self._key(name, seed, 1)[1]) for name in (arm, budget.cost or "")]
         return hashlib.sha256(json.dumps([*keys, budget.label, seed]).encode()).hexdigest()[:16]
 
     def _teaching(self, arm: str) -> float:
@@ -336,5 +340,5 @@ class Planner:
 
     def taught(self, arm: Arm) -> float:
         """Seconds that training the teachers of an arm took, as far as the comparison trained them."""
-        found = [self.records.find(teacher.key, teacher.recipe) for teacher in arm.teachers]
+        found = [self.records.find(teacher.key) for teacher in arm.teachers]
         return sum(record.spent for record in found if record is not None)

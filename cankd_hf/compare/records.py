@@ -82,6 +82,7 @@ class Record:
         curve: evaluations during the run: `step`, `score`, and what was spent until then by each clock.
         code: digest of the code.
         machine: where it ran.
+        recipe: key of the recipe alone.
         settings: the resolved recipe, by dotted path.
     """
 
@@ -96,6 +97,7 @@ class Record:
     cost: dict[str, float]
     curve: list[dict[str, float]] = field(default_factory=list)
     code: str = ""
+    recipe: str = ""
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     by_clock: InitVar[bool] = False
@@ -143,16 +145,21 @@ class Records:
         self.folder, self.runs, self.any_code, self.by_clock = folder, runs, any_code, by_clock
         self._found: dict[str, Record] = {}
         self._digests: dict[str, str] = {}
+        self._plain: dict[str, str] = {}  # key -> that of its recipe
 
     def key(self, recipe: Recipe) -> str:
-        """A key of everything that decides the outcome of a run.
+        """A key of everything that decides the outcome of a run: the resolved recipe and the code."""
+        made, plain = _hashed([self.recipe_key(recipe), code_hash()]), self.recipe_key(recipe)
+        self._plain[made] = plain
+        return made
 
-        It is made of the resolved recipe and the code. In place of names of local files stands what is in them: names
-        and sizes of data, digests of weights. A teacher that the comparison trains itself goes by its own key.
+    def recipe_key(self, recipe: Recipe) -> str:
+        """A key of a resolved recipe.
+
+        In place of names of local files stands what is in them: names and sizes of data, digests of weights. A teacher
+        that the comparison trains itself goes by the key of its recipe.
         """
-        settings = {path: self._content(path, value) for path, value in _counting(recipe).items()}
-        text = json.dumps([settings, code_hash()], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hashed({path: self._content(path, value) for path, value in _counting(recipe).items()})
 
     def _content(self, path: str, value: Any) -> Any:
         names = path.split(".")
@@ -161,7 +168,7 @@ class Records:
             return value
         place = Path(value)
         if place.parent == self.runs:
-            return f"run {place.name}"
+            return f"run {self._plain.get(place.name, place.name)}"
         if not place.exists():
             return value
         if value not in self._digests:
@@ -170,19 +177,20 @@ class Records:
 
     @cached_property
     def _others(self) -> dict[str, Record]:
-        """Records that other code made, by their recipe."""
+        """Records by the key of their recipe, whatever code made them."""
         found = (self._read(file) for file in sorted(self.folder.glob("*.json")))
-        return {json.dumps(one.settings, sort_keys=True): one for one in found if one is not None}
+        return {one.recipe: one for one in found if one is not None}
 
-    def find(self, key: str, recipe: Recipe) -> Record | None:
+    def find(self, key: str) -> Record | None:
         """The record of a run, if there is one."""
-        if key not in self._found and (one := self._read(self.folder / f"{key}.json")) is not None:
-            self._found[key] = one
-        if key not in self._found and self.any_code:
-            settings = json.dumps(json.loads(json.dumps(_counting(recipe), default=str)), sort_keys=True)
-            if settings in self._others:
-                self._found[key] = self._others[settings]
-        return self._found.get(key)
+        if key not in self._found:
+            found = self._read(self.folder / f"{key}.json")
+            if found is None and self.any_code:
+                found = self._others.get(self._plain.get(key, ""))
+            if found is None:
+                return None
+            self._found[key] = found
+        return self._found[key]
 
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
@@ -199,6 +207,36 @@ class Records:
         write_json(self.folder / f"{record.key}.json", asdict(record))
         self._found[record.key] = replace(record, by_clock=self.by_clock)
 
+    def record_of(self, folder: Path, key: str, name: str, recipe: Recipe) -> Record:
+        """The record of a run that has ended in this folder."""
+        results, arm = read_json(folder / RESULTS_FILE), read_json(folder / ARM_FILE)
+        metric = results["metric"]
+        log = read_json(folder / STATE_FILE)["log_history"]
+        clocks = [name for name in (CPU, DEVICE, WALL) if name in arm["cost"]]
+        curve = [
+            {"step": entry["step"], "score": entry[f"eval_{metric}"]}
+            | {name: entry[f"train_{name}"] for name in clocks}
+            for entry in log
+            if isinstance(entry.get(f"eval_{metric}"), int | float)
+            and all(f"train_{name}" in entry for name in clocks)
+        ]
+        return Record(
+            key=key,
+            name=name,
+            scores=arm["scores"],
+            metric=metric,
+            greater_is_better=results["greater_is_better"],
+            split=results["split"],
+            steps=arm["steps"],
+            seconds=arm["seconds"],
+            cost=arm["cost"],
+            curve=curve,
+            code=code_hash(),
+            recipe=self.recipe_key(recipe),
+            machine=machine(),
+            settings=_counting(recipe),
+        )
+
     def load(self, name: str) -> dict[str, Any]:
         """The schedule or the calibration; empty if there is none."""
         file = self.folder / name
@@ -210,46 +248,21 @@ class Records:
         write_json(self.folder / name, content)
 
 
+def _hashed(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _counting(recipe: Recipe) -> dict[str, Any]:
     return settings_that_count(asdict(recipe.resolved()))
 
 
 def _digest(place: Path, data: bool) -> str:
     if data:
-        content = json.dumps(data_files(str(place)), sort_keys=True)
-        return f"files {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        return f"files {_hashed(data_files(str(place)))}"
     files = [place] if place.is_file() else sorted(place.iterdir())
     told = [
         digest(file)
         for file in files
         if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin", ".pth"))
     ]
-    return f"weights {hashlib.sha256(' '.join(told).encode()).hexdigest()[:16]}"
-
-
-def record_of(folder: Path, key: str, name: str, recipe: Recipe) -> Record:
-    """The record of a run that has ended in this folder."""
-    results, arm = read_json(folder / RESULTS_FILE), read_json(folder / ARM_FILE)
-    metric = results["metric"]
-    log = read_json(folder / STATE_FILE)["log_history"]
-    clocks = [name for name in (CPU, DEVICE, WALL) if name in arm["cost"]]
-    curve = [
-        {"step": entry["step"], "score": entry[f"eval_{metric}"]} | {name: entry[f"train_{name}"] for name in clocks}
-        for entry in log
-        if isinstance(entry.get(f"eval_{metric}"), int | float) and all(f"train_{name}" in entry for name in clocks)
-    ]
-    return Record(
-        key=key,
-        name=name,
-        scores=arm["scores"],
-        metric=metric,
-        greater_is_better=results["greater_is_better"],
-        split=results["split"],
-        steps=arm["steps"],
-        seconds=arm["seconds"],
-        cost=arm["cost"],
-        curve=curve,
-        code=code_hash(),
-        machine=machine(),
-        settings=_counting(recipe),
-    )
+    return f"weights {_hashed(told)}"

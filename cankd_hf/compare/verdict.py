@@ -172,19 +172,20 @@ def compare_rows(table: Table, better: bool, planner: Planner) -> None:
     if reference is None:
         return
     for row in table.rows:
-        if row is not reference and row.control not in (TWIN, UNTRAINED):
+        if row is not reference and row.control != TWIN:
             row.gain = difference(row, reference, better)
     if judged is None:
         return
     _check_itself(table, by_name, better, planner)
-    rivals = [row for row in table.rows if row.gain is not None]
-    _claim(rivals, "gain", "claim", judged.threshold, table.trusted)
+    rivals = [row for row in table.rows if row.gain is not None and row.control != UNTRAINED]
+    seeds = len(planner.config.all_seeds)
+    _claim(rivals, "gain", "claim", judged.threshold, table.trusted, seeds)
     plain = next((row for row in table.rows if row.control == NO_BLOCK), None)
     if plain is not None:
         compared = [row for row in rivals if row is not plain]
         for row in compared:
             row.block = difference(row, plain, better)
-        _claim(compared, "block", "block_claim", judged.threshold, table.trusted)
+        _claim(compared, "block", "block_claim", judged.threshold, table.trusted, seeds)
     for row in table.rows:
         if row.control == UNTRAINED and (trained := by_name.get(planner.arms[row.arm].follows)) is not None:
             trained.knowledge = difference(trained, row, better)
@@ -197,16 +198,16 @@ def _check_itself(table: Table, by_name: dict[str, Row], better: bool, planner: 
     original = None if twin is None else by_name.get(planner.arms[twin.arm].follows)
     if twin is None or original is None:
         return
-    twin.gain = None
     table.twin = difference(twin, original, better)
     if table.twin.pairs >= 2:
         differ = any(twin.scores[seed] != original.scores.get(seed) for seed in twin.scores)
         table.trusted = table.twin.holds(0.0) and differ
 
 
-def _claim(rows: Sequence[Row], of: str, to: str, threshold: float, trusted: bool | None) -> None:
+def _claim(rows: Sequence[Row], of: str, to: str, threshold: float, trusted: bool | None, seeds: int) -> None:
     """Writes what may be said of differences: Holm over all arms of the table, those dropped by a screening too."""
-    whole = [row for row in rows if not row.screened and not row.failed and not row.off and trusted]
+    sound = [row for row in rows if not row.screened and not row.failed and not row.off and trusted]
+    whole = [row for row in sound if getattr(row, of).pairs == seeds]
     for row, said in zip(whole, claims([getattr(row, of) for row in whole], len(rows), threshold), strict=True):
         setattr(row, to, said)
     for row in rows:
@@ -238,7 +239,7 @@ def _sentences(table: Table, planner: Planner) -> Iterable[str]:
         verdict = {True: "passed", False: "FAILED, so nothing is claimed", None: "not complete"}[table.trusted]
         yield f"Self-check, two equal arms: {interval_text(table.twin)}: {verdict}."
     for row in table.rows:
-        if row.gain is None:
+        if row.gain is None or row.control == UNTRAINED:
             continue
         told = interval_text(row.gain)
         if row.claim == BETTER:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cankd_hf.compare import records
 from cankd_hf.compare.arms import Arm, build_arms
 from cankd_hf.compare.execute import RunFailed, complete
 from cankd_hf.compare.planning import Planner, Run
@@ -18,6 +19,7 @@ from cankd_hf.compare.settings import read_comparison
 from cankd_hf.compare.verdict import Findings, Table, judge
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.seeds import derived_seed
+from cankd_hf.names import ARM_FILE
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
@@ -121,8 +123,8 @@ def planner(folder: Path, arms: dict[str, Any] | None = None, **settings: Any) -
         **settings,
     }
     config = read_comparison(yaml.safe_dump(text))
-    records = Records(folder / "out" / "records", folder / "out" / "runs", by_clock=config.clock == "wall")
-    return Planner(config, build_arms(config, records), records)
+    kept = Records(folder / "out" / "records", folder / "out" / "runs", by_clock=config.clock == "wall")
+    return Planner(config, build_arms(config, kept), kept)
 
 
 def compared(made: Planner, world: World, jobs: int = 1) -> Findings:
@@ -130,7 +132,16 @@ def compared(made: Planner, world: World, jobs: int = 1) -> Findings:
     made.sweep()
     if made.unfinished and not made.calibration:
         made.calibration = world.calibrate({name: arm for name, arm in made.arms.items() if not arm.follows})
-    complete(made, world.run, jobs, lambda line: None)
+
+    def start(run: Run, place: int) -> Record:
+        record = world.run(run, place)
+        folder = made.records.runs / run.key  # where a teacher would be
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ARM_FILE).touch()
+        kept = {"recipe": made.records.recipe_key(run.recipe), "code": records.code_hash()}
+        return replace(record, **kept, by_clock=made.records.by_clock)
+
+    complete(made, start, jobs, lambda line: None)
     made.sweep()
     return judge(made)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cankd_hf.compare import execute, planning, records, report
 from cankd_hf.compare.report import as_json, markdown, page, write
 from cankd_hf.compare.settings import read_comparison
 from cankd_hf.compare.tuning import trials_of, tuning_data
@@ -15,7 +16,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.folders import slice_of
 from cankd_hf.errors import InputError
 
-from .fake import ARMS, World, base, compared, planner, rows
+from .fake import ARMS, World, compared, planner, rows
 
 COST = [{"steps": 1000}, {"cost": "alone"}]
 
@@ -118,7 +119,8 @@ def test_equal_arms_that_differ_stop_every_claim(tmp_path: Path) -> None:
 
     (table, *_) = compared(made, Tilted(worth={"cankd": 0.2})).tables
     assert table.trusted is False
-    assert {row.claim for row in table.rows if row.gain is not None} == {"no claim: two equal arms differ"}
+    said = {row.arm: row.claim for row in table.rows if row.claim}
+    assert said == dict.fromkeys(["cankd", "instance_mse"], "no claim: two equal arms differ")
 
 
 def test_a_failed_arm_is_named_and_the_others_go_on(tmp_path: Path) -> None:
@@ -134,6 +136,35 @@ def test_a_failed_arm_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     again = World()
     compared(planner(tmp_path, verdict=True), again)
     assert [run.name for run in again.started][:1] == ["cankd, 1000 steps, seed 2"]
+
+
+def test_where_the_reference_fails_nothing_is_claimed(tmp_path: Path) -> None:
+    def fails(run: Any) -> bool:
+        return run.name.startswith("alone, 1000 steps, seed 2")
+
+    (table, *_) = compared(
+        planner(tmp_path, verdict=True, budgets=COST), World(worth={"cankd": 0.3}, fails=fails)
+    ).tables
+    assert rows(table)["cankd"].gain.pairs == 2 and rows(table)["cankd"].claim.startswith("no claim")
+
+
+def test_records_of_other_code_count_only_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"budgets": COST, "recipe": {"teacher": {"fit": {"max_steps": 100}}}}
+    first = compared(planner(tmp_path, **settings), World(drift={"cankd": 1.2}))
+    for module in (records, planning, execute, report):
+        monkeypatch.setattr(module, "code_hash", lambda: "other")
+    made, world = planner(tmp_path, **settings), World()
+    made.sweep()
+    assert made.unfinished
+    kept = planner(tmp_path, **settings)
+    kept.records.any_code = True
+    again = compared(kept, world)
+    assert [row.scores for table in again.tables for row in table.rows] == [
+        row.scores for table in first.tables for row in table.rows
+    ]
+    assert not world.started and "made by other code" in " ".join(report.notes(again, kept))
 
 
 def test_tuning_cannot_see_the_test_split_and_gives_all_arms_as_many_trials(tmp_path: Path) -> None:
@@ -219,21 +250,9 @@ def test_mistakes_are_one_line_each(changes: dict[str, Any], said: str, tmp_path
 
 
 def test_the_training_of_a_teacher_is_charged_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    teacher = {"config": {**base_teacher()}, "fit": {"max_steps": 100}}
+    teacher = {"fit": {"max_steps": 100}}
     for charge, steps in ((False, 501), (True, 447)):
         folder = tmp_path / str(charge)
         made = planner(folder, budgets=[{"cost": "alone"}], charge_teacher=charge, recipe={"teacher": teacher})
-        # The runs are fakes: what they trained is in no folder.
-        made.trained = lambda run, made=made: made.records.find(run.key, run.recipe) is not None  # type: ignore[method-assign]
         table = compared(made, World()).tables[0]
         assert rows(table)["cankd"].steps[1] == steps and rows(table)["cankd"].taught == 105.0
-
-
-def base_teacher() -> dict[str, Any]:
-    from .fake import NETWORK
-
-    return NETWORK
-
-
-def test_the_base_recipe_is_the_one_of_the_tests(tmp_path: Path) -> None:
-    assert Path(base(tmp_path)).is_file()
