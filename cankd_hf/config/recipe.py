@@ -50,7 +50,8 @@ class Recipe(Section):
 
     Attributes:
         task: name of the task, in `cankd_hf.tasks.TASKS`.
-        seed: seed of initial weights (those of random teachers too), data order and augmentation.
+        seed: seed of initial weights (those of random teachers too), data order and augmentation; `training.data_seed`
+            gives the last two another one.
         output_dir: folder of the checkpoints and results.
         data: the data set and its augmentation.
         student: the model to train.
