@@ -19,6 +19,7 @@ from cankd_hf.compare.planning import Planner, Run
 from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
+from cankd_hf.runs.record import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Processes:
                 "output": str(folder / "costs.json"),
             }
             file, log = folder / "spec.json", self.records.runs / "calibration.log"
-            file.write_text(json.dumps(spec), encoding="utf-8")
+            write_json(file, spec)
             code = self._start("calibrate", file, log, 0)
             if code != 0:
                 raise InputError(f"calibration: {last_word(log)} (exit code {code}; {log})")
