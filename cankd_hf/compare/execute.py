@@ -34,9 +34,18 @@ class Processes:
     Args:
         records: where records and folders of runs are.
         jobs: number of runs side by side; each has a share of the CPU cores, or a CUDA device.
+
+    Raises:
+        InputError: for more runs than CUDA devices, where there are any.
     """
 
     def __init__(self, records: Records, jobs: int = 1) -> None:
+        devices = len(visible_devices())
+        if 0 < devices < jobs:
+            raise InputError(
+                f"--jobs: expected at most {devices}, the number of devices here, got {jobs}; what runs that share a "
+                "device cost is not known"
+            )
         self.records, self.jobs = records, jobs
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()

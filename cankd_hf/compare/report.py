@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
 from cankd_hf.compare.records import code_hash
@@ -71,9 +72,14 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     for name, seconds in _teaching(planner).items():
         charged = "charged" if config.charge_teacher else "not charged"
         told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
-    known = any(arm.distils and not arm.teachers for arm in planner.arms.values())
-    if known:
+    if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
         told.append("What it cost to train the teachers is not known here, and not charged.")
+    chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
+    if chosen:
+        told.append(
+            f"WARNING: load_best_model_at_end chose the checkpoint of {', '.join(chosen)} by the split that is "
+            "scored, which flatters it."
+        )
     machines = sorted({str(sorted(record.machine.items())) for record in records if record.machine})
     if len(machines) > 1:
         told.append(f"WARNING: runs come from {len(machines)} different machines; their costs do not compare.")
@@ -81,6 +87,12 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     if others:
         told.append(f"WARNING: some runs were made by other code ({', '.join(sorted(others))}).")
     return told
+
+
+def _chosen_by_its_score(arm: Arm) -> bool:
+    data = arm.recipe.data
+    final = data.eval_split if data.test_split is None else data.test_split
+    return bool(arm.recipe.training.get("load_best_model_at_end")) and final == data.eval_split
 
 
 def _teaching(planner: Planner) -> dict[str, float]:
