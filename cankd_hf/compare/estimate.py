@@ -43,36 +43,42 @@ def estimate(planner: Planner) -> Plan:
             steps = tuning.steps or arm.recipe.training.get("max_steps", 0)
             seconds = start + steps * wall.get(arm.name, 0.0)
             plan.add(f"tuning of {arm.name}", len(trials_of(tuning, arm)), seconds)
+    planned: set[tuple[str, float]] = set()
     for budget in planner.budgets:
         for arm in planner.arms.values():
-            plan.add(f"{arm.name}, {budget.label}", *_left(planner, budget, arm, wall, start))
+            leader = planner.arms[arm.follows] if arm.follows else arm
+            steps = _steps(planner, budget, leader)
+            count = _left(planner, budget, arm, leader)
+            if count and (arm.name, steps) not in planned:  # equal runs of two budgets are one
+                planned.add((arm.name, steps))
+                seconds = start + steps * wall.get(leader.name, 0.0)
+                evaluated = (planner.config.curve + 1) * float(costs.get("evaluation", 0.0))
+                plan.add(f"{arm.name}, {budget.label}", count, seconds + evaluated)
     if planner.config.screen is not None and planner.finalists is None:
         plan.lines.append(f"(later seeds are for {planner.config.screen.keep} arms, the reference and the controls)")
     return plan
 
 
-def _left(planner: Planner, budget: BudgetConfig, arm: Arm, wall: dict[str, float], start: float) -> tuple[int, float]:
-    """Number of runs without a record, and seconds of one."""
-    leader = planner.arms[arm.follows] if arm.follows else arm
+def _left(planner: Planner, budget: BudgetConfig, arm: Arm, leader: Arm) -> int:
+    """Number of runs without a record."""
     if budget.arms is not None and leader.name not in budget.arms:
-        return 0, 0.0
+        return 0
     seeds, screen, finalists = planner.config.all_seeds, planner.config.screen, planner.finalists
     if screen is not None and arm.name != planner.reference:
         if finalists is None:
             seeds = [] if arm.follows and leader.name != planner.reference else seeds[: screen.seeds]
         elif leader.name not in finalists:
-            seeds = seeds[: screen.seeds] if not arm.follows else []
+            seeds = [] if arm.follows else seeds[: screen.seeds]
     outcomes = (planner.outcomes.get((arm.name, budget.label, seed)) for seed in seeds)
-    count = sum(1 for one in outcomes if one is None or (one.record is None and not one.failed))
+    return sum(1 for one in outcomes if one is None or (one.record is None and not one.failed))
+
+
+def _steps(planner: Planner, budget: BudgetConfig, arm: Arm) -> float:
+    """Steps of a run, by the calibration."""
     if budget.steps is not None:
-        steps = float(budget.steps)
-    else:
-        assert budget.cost is not None
-        steps = float(planner.arms[budget.cost].recipe.training["max_steps"])
-        own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (leader.name, budget.cost))
-        unit = unit_of(own, planner.records.by_clock)
-        if given and own.get(unit):
-            steps *= given[unit] / own[unit]
-    evaluated = planner.config.curve + 1
-    scoring = evaluated * float(planner.calibration.get("evaluation", 0.0))
-    return count, start + steps * wall.get(leader.name, 0.0) + scoring
+        return float(budget.steps)
+    assert budget.cost is not None
+    steps = float(planner.arms[budget.cost].recipe.training["max_steps"])
+    own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (arm.name, budget.cost))
+    unit = unit_of(own, planner.records.by_clock)
+    return steps * given[unit] / own[unit] if given and own.get(unit) else steps

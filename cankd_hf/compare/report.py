@@ -42,15 +42,19 @@ def cells(row: Row) -> list[str]:
         "" if reference else boot,
         row.claim,
         _range(list(row.steps.values())),
-        _range([round(value) for value in row.charged.values()]),
+        _range(list(row.charged.values())),
         str(row.tried),
     ]
 
 
-def _range(values: Sequence[int]) -> str:
-    if not values:
-        return "-"
-    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def _range(values: Sequence[float]) -> str:
+    """The smallest and the largest, to three digits where they are seconds."""
+    ends = (
+        [f"{end:.{0 if isinstance(end, int) or end >= 100 else 1}f}" for end in (min(values), max(values))]
+        if values
+        else []
+    )
+    return " to ".join(dict.fromkeys(ends)) or "-"
 
 
 def notes(findings: Findings, planner: Planner) -> list[str]:
