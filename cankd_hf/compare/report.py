@@ -67,8 +67,9 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     if config.judged is not None:
         told.append(
             "A claim needs an interval beyond 0 and the threshold "
-            f"({config.judged.threshold:g}), and to pass Holm's procedure over all arms of its table, so that a table "
-            "without any true difference makes a false claim in at most 1 of 20 cases."
+            f"({config.judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
+            "against the reference, and against the control without a block), so that a table without any true "
+            "difference makes a false claim in at most 1 of 20 cases."
         )
     for arm, trial in planner.tuned.items():
         tuned = f"learning rate {trial.learning_rate:g}, weights times {trial.weight:g}"

@@ -178,14 +178,14 @@ def compare_rows(table: Table, better: bool, planner: Planner) -> None:
         return
     _check_itself(table, by_name, better, planner)
     rivals = [row for row in table.rows if row.gain is not None and row.control != UNTRAINED]
-    seeds = len(planner.config.all_seeds)
-    _claim(rivals, "gain", "claim", judged.threshold, table.trusted, seeds)
+    questions = [(row, "gain", "claim") for row in rivals]
     plain = next((row for row in table.rows if row.control == NO_BLOCK), None)
     if plain is not None:
         compared = [row for row in rivals if row is not plain]
         for row in compared:
             row.block = difference(row, plain, better)
-        _claim(compared, "block", "block_claim", judged.threshold, table.trusted, seeds)
+        questions += [(row, "block", "block_claim") for row in compared]
+    _claim(questions, judged.threshold, table.trusted, len(planner.config.all_seeds))
     for row in table.rows:
         if row.control == UNTRAINED and (trained := by_name.get(planner.arms[row.arm].follows)) is not None:
             trained.knowledge = difference(trained, row, better)
@@ -204,24 +204,36 @@ def _check_itself(table: Table, by_name: dict[str, Row], better: bool, planner: 
         table.trusted = table.twin.holds(0.0) and differ
 
 
-def _claim(rows: Sequence[Row], of: str, to: str, threshold: float, trusted: bool | None, seeds: int) -> None:
-    """Writes what may be said of differences: Holm over all arms of the table, those dropped by a screening too."""
-    sound = [row for row in rows if not row.screened and not row.failed and not row.off and trusted]
-    whole = [row for row in sound if getattr(row, of).pairs == seeds]
-    for row, said in zip(whole, claims([getattr(row, of) for row in whole], len(rows), threshold), strict=True):
-        setattr(row, to, said)
-    for row in rows:
-        if row in whole:
-            continue
-        if row.screened:
-            reason = "dropped by the screening"
-        elif row.failed:
-            reason = f"no claim: {row.failed[0]}"
-        elif row.off:
-            reason = "no claim: off its budget"
-        else:
-            reason = "no claim: two equal arms differ" if trusted is False else "no claim: not complete"
-        setattr(row, to, reason)
+def _claim(questions: Sequence[tuple[Row, str, str]], threshold: float, trusted: bool | None, seeds: int) -> None:
+    """Writes what may be said of differences: Holm over all questions of the table, those of arms dropped by a
+    screening too.
+
+    Args:
+        questions: row, name of the difference, name of what may be said of it.
+        threshold: smallest difference worth a claim.
+        trusted: whether the check of two equal arms passed.
+        seeds: number of pairs that a whole arm has.
+    """
+    whole = [
+        (row, of, to)
+        for row, of, to in questions
+        if trusted and not (row.screened or row.failed or row.off) and getattr(row, of).pairs == seeds
+    ]
+    said = claims([getattr(row, of) for row, of, _ in whole], len(questions), threshold)
+    for row, _, to in questions:
+        setattr(row, to, _why_none(row, trusted))
+    for (row, _, to), words in zip(whole, said, strict=True):
+        setattr(row, to, words)
+
+
+def _why_none(row: Row, trusted: bool | None) -> str:
+    if row.screened:
+        return "dropped by the screening"
+    if row.failed:
+        return f"no claim: {row.failed[0]}"
+    if row.off:
+        return "no claim: off its budget"
+    return "no claim: two equal arms differ" if trusted is False else "no claim: not complete"
 
 
 def interval_text(interval: Interval | None) -> str:

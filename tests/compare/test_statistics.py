@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from cankd_hf.compare.arms import NO_BLOCK, TWIN, UNTRAINED
+from cankd_hf.compare.settings import VerdictConfig
 from cankd_hf.compare.stats import Interval, claims, holm, paired
+from cankd_hf.compare.verdict import Row, Table, compare_rows
 
 
 def test_the_interval_is_that_of_the_paired_t_test() -> None:
@@ -59,3 +64,20 @@ def test_choosing_the_best_arms_by_the_first_seeds_makes_no_more_false_claims() 
         best = np.argsort(-gains[:, :2].mean(axis=1))[:3]
         false += any(said == "better" for said in claims([paired(list(gains[arm])) for arm in best], family=8))
     assert false <= 32, f"{false / 4:.1f}%"
+
+
+def test_200_tables_with_every_control_and_no_true_difference_claim_2_to_8_percent() -> None:
+    random, false = np.random.default_rng(3), 0
+    arms = {"alone": "reference", "a": "", "b": "", "plain": NO_BLOCK, "a random": UNTRAINED, "twin": TWIN}
+    follows = {"a random": "a", "twin": "alone"}
+    config = SimpleNamespace(judged=VerdictConfig(), all_seeds=[1, 2, 3, 4, 5])
+    planner: Any = SimpleNamespace(
+        config=config, arms={name: SimpleNamespace(follows=follows.get(name, "")) for name in arms}
+    )
+    for _ in range(200):
+        made = [Row(name, control, dict(enumerate(random.normal(0, 1, 5)))) for name, control in arms.items()]
+        table = Table("steps", "alone", made)
+        compare_rows(table, True, planner)
+        said = [words for row in made for words in (row.claim, row.block_claim)]
+        false += "better" in said or "worse" in said
+    assert 4 <= false <= 16, f"{false / 2:.1f}%"
