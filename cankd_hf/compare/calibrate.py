@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -62,9 +63,10 @@ def calibrate(
 
     Returns:
         `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
-        `evaluation`: seconds by the clock to score all images once; `start`: seconds until the first trainer is there.
+        `evaluation`: seconds by the clock to score all images once; `start`: seconds from the start of the
+        process until the first trainer is there.
     """
-    start = time.perf_counter()
+    started = 0.0
     with ExitStack() as stack:
         folders = {
             folder: stack.enter_context(tempfile.TemporaryDirectory())
@@ -79,7 +81,7 @@ def calibrate(
         for name, file in arms.items():
             runs[name] = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened), StepClock()
             runs[name][0].add_callback(runs[name][1])
-        started = time.perf_counter() - start
+            started = started or time.time() - psutil.Process().create_time()
         for _ in range(rounds + 1):
             for trainer, _clock in runs.values():
                 trainer.train()

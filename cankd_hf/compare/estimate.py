@@ -31,7 +31,7 @@ def estimate(planner: Planner) -> Plan:
     plan, costs = Plan(), planner.calibration
     known = costs.get("arms", {})
     wall = {name: float(cost[unit_of(cost, by_clock=True)]) for name, cost in known.items()}
-    start = float(costs.get("start", _START)) / max(len(known), 1) + _START
+    start = float(costs.get("start", _START))
     teachers = {run.key: run for arm in planner.arms.values() for run in arm.teachers}
     for run in teachers.values():
         if not planner.trained(run):
@@ -61,7 +61,7 @@ def estimate(planner: Planner) -> Plan:
 
 def _left(planner: Planner, budget: BudgetConfig, arm: Arm, leader: Arm) -> int:
     """Number of runs without a record."""
-    if budget.arms is not None and leader.name not in budget.arms:
+    if not planner.takes_part(arm, budget):
         return 0
     seeds, screen, finalists = planner.config.all_seeds, planner.config.screen, planner.finalists
     if screen is not None and arm.name != planner.reference:

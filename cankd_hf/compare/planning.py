@@ -104,7 +104,7 @@ class Planner:
         main = next((arm for arm in distilling if arm.control != NO_BLOCK), distilling[0])
         if main.recipe.training.get("max_steps", -1) < 1:
             raise InputError("verdict: no distillation at equal cost needs training.max_steps; set it under `recipe:`")
-        return [*given, BudgetConfig(cost=main.name, arms=list(dict.fromkeys([self.reference, main.name])))]
+        return [*given, BudgetConfig(cost=main.name, arms=[main.name])]
 
     # Runs
 
@@ -133,8 +133,13 @@ class Planner:
         for seed in seeds:
             for budget in self.budgets:
                 for arm in arms:
-                    if budget.arms is None or arm.name in budget.arms or arm.follows in budget.arms:
+                    if self.takes_part(arm, budget):
                         self.outcome(arm.name, budget, seed)
+
+    def takes_part(self, arm: Arm, budget: BudgetConfig) -> bool:
+        """Whether an arm has a budget; the reference, which all are compared with, has every one."""
+        leader = arm.follows or arm.name
+        return budget.arms is None or leader in budget.arms or leader == self.reference
 
     @property
     def finalists(self) -> set[str] | None:
@@ -147,7 +152,7 @@ class Planner:
         gains: dict[str, list[float]] = {name: [] for name in names}
         for budget in self.budgets:
             for name in names:
-                if budget.arms is not None and name not in budget.arms:
+                if not self.takes_part(self.arms[name], budget):
                     continue
                 for seed in seeds:
                     one, other = (self.outcomes.get((n, budget.label, seed)) for n in (name, self.reference))

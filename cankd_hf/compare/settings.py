@@ -43,7 +43,7 @@ class BudgetConfig(Section):
     Attributes:
         steps: equal steps: the number of optimizer steps of every arm.
         cost: equal cost: the arm whose cost, at its own number of steps, all others may spend.
-        arms: only these arms have this budget; default: all.
+        arms: only these arms have this budget, beside the reference and the controls of them; default: all.
     """
 
     place: ClassVar[str] = "budgets.0"

@@ -108,6 +108,14 @@ def test_the_controls_are_run_with_every_verdict(tmp_path: Path) -> None:
     assert rows(tables[1])["alone"].steps[1] > 1900
 
 
+def test_a_budget_of_some_arms_has_the_reference_too(tmp_path: Path) -> None:
+    world = World()
+    budgets = [{"steps": 1000}, {"cost": "cankd", "arms": ["cankd"]}]
+    table = compared(planner(tmp_path, verdict=True, budgets=budgets), world).tables[1]
+    assert set(rows(table)) == {"alone", "cankd", "alone (twin)", "cankd (untrained teacher)"}
+    assert rows(table)["cankd"].claim == "no difference shown" and rows(table)["cankd"].gain.pairs == 3
+
+
 def test_equal_arms_that_differ_stop_every_claim(tmp_path: Path) -> None:
     made = planner(tmp_path, verdict=True, seeds=5)
 
