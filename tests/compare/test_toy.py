@@ -83,14 +83,14 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_table(tmp_path: Path) -> 
     whole, killed = (written(tmp_path / name, **settings, seeds=2) for name in ("whole", "killed"))
     run = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     assert subprocess.run(command(whole), **run, timeout=400).returncode == 0
+    runs = tmp_path / "killed" / "out" / "runs"
     for number, ending in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT]):
+        before = set(runs.glob("*/checkpoint-*"))
         process = subprocess.Popen(command(killed), **run)
-        runs = tmp_path / "killed" / "out" / "runs"
         end = time.monotonic() + 120
-        # Once while it calibrates, then each time while another run has a checkpoint.
+        # Once while it calibrates, then each time when there is another checkpoint.
         while time.monotonic() < end and process.poll() is None:
-            started = sum(1 for path in runs.glob("*/checkpoint-*")) if number else (runs / "calibration.log").exists()
-            if started:
+            if set(runs.glob("*/checkpoint-*")) - before if number else (runs / "calibration.log").exists():
                 break
             time.sleep(0.05)
         os.kill(process.pid, ending)
