@@ -203,8 +203,11 @@ def _folder(records: Records, key: str) -> str:
 
 def _teacher_run(records: Records, name: str, recipe: Recipe, untrained: bool = False) -> TeacherRun:
     if untrained:  # one step that moves nothing: the same seed, data and files, but no training
-        still = {"max_steps": 1, "learning_rate": 0.0, "eval_strategy": "no", "load_best_model_at_end": False}
-        recipe, name = replace(recipe, training={**recipe.training, **still}), f"untrained {name}"
+        schedule = ("lr_scheduler_type", "lr_scheduler_kwargs", "lr_drops", "warmup_steps")
+        training = {key: value for key, value in recipe.training.items() if key not in schedule}
+        training |= {"lr_scheduler_type": "constant", "max_steps": 1, "learning_rate": 0.0}
+        training |= {"eval_strategy": "no", "load_best_model_at_end": False}
+        recipe, name = replace(recipe, training=training), f"untrained {name}"
     return TeacherRun(records.key(recipe), name, recipe)
 
 

@@ -210,7 +210,7 @@ def _ended(planner: Planner, run: Run, future: Future[Record], say: Say) -> None
 def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str, Any]], say: Say) -> dict[str, Any]:
     """The costs of a step of every arm and teacher, measured unless those of the same arms are known."""
     arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
-    teachers = {run.name: run for arm in planner.arms.values() for run in arm.teachers}
+    teachers = {run.name: run for arm in arms.values() for run in arm.teachers}
     keys = {name: planner.records.recipe_key(arm.recipe) for name, arm in arms.items()}
     known, code = planner.calibration, code_hash()
     if known.get("keys") != keys or (known.get("code") != code and not planner.records.any_code):
