@@ -55,7 +55,8 @@ def estimate(planner: Planner) -> Plan:
                 evaluated = (planner.config.curve + 1) * float(costs.get("evaluation", 0.0))
                 plan.add(f"{arm.name}, {budget.label}", count, seconds + evaluated)
     if planner.config.screen is not None and planner.finalists is None:
-        plan.lines.append(f"(later seeds are for {planner.config.screen.keep} arms, the reference and the controls)")
+        left = len(planner.config.all_seeds) - planner.config.screen.seeds
+        plan.lines.append(f"(and {left} seeds of the {planner.config.screen.keep} arms that the screening keeps)")
     return plan
 
 
@@ -63,12 +64,9 @@ def _left(planner: Planner, budget: BudgetConfig, arm: Arm, leader: Arm) -> int:
     """Number of runs without a record."""
     if not planner.takes_part(arm, budget):
         return 0
-    seeds, screen, finalists = planner.config.all_seeds, planner.config.screen, planner.finalists
-    if screen is not None and arm.name != planner.reference:
-        if finalists is None:
-            seeds = [] if arm.follows and leader.name != planner.reference else seeds[: screen.seeds]
-        elif leader.name not in finalists:
-            seeds = [] if arm.follows else seeds[: screen.seeds]
+    seeds, screen = planner.config.all_seeds, planner.config.screen
+    if screen is not None and leader.name not in (planner.finalists or planner.kept):
+        seeds = [] if arm.follows else seeds[: screen.seeds]
     outcomes = (planner.outcomes.get((arm.name, budget.label, seed)) for seed in seeds)
     return sum(1 for one in outcomes if one is None or (one.record is None and not one.failed))
 

@@ -163,11 +163,15 @@ class Planner:
                     if one.record.score is not None and other.record.score is not None:
                         sign = 1 if one.record.greater_is_better else -1
                         gains[name].append(sign * (one.record.score - other.record.score))
-        kept = {budget.cost for budget in self.budgets if budget.cost is not None} | {self.reference}
-        kept |= {name for name in names if self.arms[name].control == NO_BLOCK}
-        rivals = [name for name in names if name not in kept and gains[name]]
+        rivals = [name for name in names if name not in self.kept and gains[name]]
         rivals.sort(key=lambda name: -statistics.fmean(gains[name]))
-        return kept | set(rivals[: screen.keep])
+        return self.kept | set(rivals[: screen.keep])
+
+    @property
+    def kept(self) -> set[str]:
+        """Arms that no screening drops: the reference, the control without a block, those whose cost is a budget."""
+        costing = {budget.cost for budget in self.budgets if budget.cost is not None}
+        return costing | {self.reference} | {name for name, arm in self.arms.items() if arm.control == NO_BLOCK}
 
     def _key(self, arm: str, seed: int, steps: int) -> tuple[str, Recipe]:
         trial = self.tuned.get(self.arms[arm].follows or arm)
