@@ -22,7 +22,8 @@ class Plan:
     def add(self, what: str, count: int, seconds: float) -> None:
         """Adds a number of runs of so many seconds each."""
         if count:
-            self.lines.append(f"{what}: {count} runs of {max(seconds, 1.0) / 60:.1f} min")
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self.lines.append(f"{what}: {runs} of {max(seconds, 6.0) / 60:.1f} min")
             self.runs, self.seconds = self.runs + count, self.seconds + count * seconds
 
 
@@ -55,8 +56,8 @@ def estimate(planner: Planner) -> Plan:
                 evaluated = (planner.config.curve + 1) * float(costs.get("evaluation", 0.0))
                 plan.add(f"{arm.name}, {budget.label}", count, seconds + evaluated)
     if planner.config.screen is not None and planner.finalists is None:
-        left = len(planner.config.all_seeds) - planner.config.screen.seeds
-        plan.lines.append(f"(and {left} seeds of the {planner.config.screen.keep} arms that the screening keeps)")
+        left, keep = len(planner.config.all_seeds) - planner.config.screen.seeds, planner.config.screen.keep
+        plan.lines.append(f"(and {left} more seeds of the best {keep} of the other arms, with their controls)")
     return plan
 
 
