@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cankd_hf.compare import execute, planning, records, report
+from cankd_hf.compare.estimate import estimate
 from cankd_hf.compare.report import as_json, markdown, page, write
 from cankd_hf.compare.settings import read_comparison
 from cankd_hf.compare.tuning import trials_of, tuning_data
@@ -78,6 +79,23 @@ def test_killed_anywhere_it_goes_on_to_the_same_table_and_runs_nothing_twice(tmp
     still = World()
     compared(planner(folder, **settings), still)
     assert not still.started
+
+
+def test_the_plan_counts_the_runs_that_follow(tmp_path: Path) -> None:
+    tuning = {"learning_rate": [1e-3, 2e-3], "steps": 50}
+    settings: dict[str, Any] = {"recipe": {"teacher": {"fit": {"max_steps": 100}}}, "tuning": tuning}
+    made = planner(tmp_path, verdict=True, budgets=[{"steps": 1000}, {"cost": "cankd"}], **settings)
+    world = World()
+    made.sweep()
+    made.calibration = world.calibrate({name: arm for name, arm in made.arms.items() if not arm.follows})
+    plan = estimate(made)
+    assert "tuning of cankd: 2 runs of 1.7 min" in plan.lines  # 50 steps of 2 s, and the start
+    assert (
+        "alone, cost of cankd: 3 runs of 33.4 min" in plan.lines
+        and "training of teacher: 1 run of 0.1 min" in plan.lines
+    )
+    compared(made, world)
+    assert len(world.started) == plan.runs and estimate(made).runs == 0
 
 
 def test_side_by_side_gives_the_same_table_at_equal_steps(tmp_path: Path) -> None:
