@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md, made from the dataclasses; `python -m tests.recipe_tables` updates them."""
+"""Tables of docs/recipes.md and docs/compare.md from dataclasses; `python -m tests.recipe_tables` updates them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig, ScreenConfig, TuningConfig, VerdictConfig
 from cankd_hf.config.advice import describe
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
@@ -17,6 +18,7 @@ from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import CanKDConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+COMPARISONS = PAGE.with_name("compare.md")
 
 
 def meanings(cls: Any) -> dict[str, str]:
@@ -116,17 +118,29 @@ def tables() -> dict[str, str]:
     return made
 
 
-def rendered(page: str) -> str:
+def comparison_tables() -> dict[str, str]:
+    """The tables of docs/compare.md."""
+    return {
+        "comparison": table(ComparisonConfig, ""),
+        "budgets": table(BudgetConfig, "budgets.N."),
+        "tuning": table(TuningConfig, "tuning."),
+        "screen": table(ScreenConfig, "screen."),
+        "verdict": table(VerdictConfig, "verdict."),
+    }
+
+
+def rendered(page: str, made: dict[str, str]) -> str:
     """The page with every `<!-- table NAME -->` ... `<!-- end -->` part made anew."""
-    made = tables()
+    name = "docs/recipes.md" if "recipe" in made else "docs/compare.md"
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{made.pop(match[1])}\n<!-- end -->"
 
     page = re.sub(r"<!-- table ([\w ]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
-    assert not made, f"docs/recipes.md: add `<!-- table NAME -->` and `<!-- end -->` lines for {sorted(made)}"
+    assert not made, f"{name}: add `<!-- table NAME -->` and `<!-- end -->` lines for {sorted(made)}"
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, content in ((PAGE, tables()), (COMPARISONS, comparison_tables())):
+        path.write_text(rendered(path.read_text(encoding="utf-8"), content), encoding="utf-8")

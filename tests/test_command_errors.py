@@ -98,7 +98,7 @@ def test_bad_input_interrupts_and_full_disks(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "push", "export", "visualize", "benchmark"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "push", "export", "visualize", "benchmark", "compare"])
 def test_the_help_names_the_exit_codes_and_usage_errors_hide_tokens(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

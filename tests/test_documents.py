@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from cankd_hf import benchmark, evaluate, export, push, train, visualize
+from cankd_hf import benchmark, compare, evaluate, export, push, train, visualize
+from cankd_hf.compare.settings import load_comparison
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+YAML = [path for folder in ("recipes", "comparisons") for path in sorted((ROOT / folder).glob("*.yaml"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *YAML]
 COMMAND = re.compile(r"(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.(\w+)([^\n`|]*)")
 
 
@@ -43,6 +45,9 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
     elif module == "evaluate":
         options = evaluate.parser().parse_intermixed_args(argv)
         load_data_config(None, options.overrides or ["data.path=shapes"])
+    elif module == "compare":
+        options = compare.parser().parse_intermixed_args(argv)
+        load_comparison(options.file, options.overrides)
     elif module == "push":
         push.parser().parse_args(argv)
     elif module == "visualize":

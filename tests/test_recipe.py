@@ -13,7 +13,7 @@ from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import load_recipe, parse_recipe
 
-from .recipe_tables import PAGE, rendered
+from .recipe_tables import COMPARISONS, PAGE, comparison_tables, rendered, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -266,6 +266,8 @@ def test_saved_recipes_are_plain_yaml() -> None:
 
 def test_the_page_about_recipes_is_in_step() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == rendered(page), "run: python -m tests.recipe_tables"
+    assert page == rendered(page, tables()), "run: python -m tests.recipe_tables"
+    other = COMPARISONS.read_text(encoding="utf-8")
+    assert other == rendered(other, comparison_tables()), "run: python -m tests.recipe_tables"
     for path in RECIPES:
         assert f"`{path.stem}`" in page, f"docs/recipes.md does not name {path.stem}"

@@ -51,7 +51,8 @@ class Recipe(Section):
 
     Attributes:
         task: name of the task, in `cankd_hf.tasks.TASKS`.
-        seed: seed of initial weights (those of random teachers too), data order and augmentation.
+        seed: seed of initial weights (those of random teachers too), data order and augmentation; `training.data_seed`
+            gives the last two another one.
         output_dir: folder of the checkpoints and results.
         data: the data set and its augmentation.
         student: the model to train.
@@ -192,15 +193,23 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     `saved` is YAML as `recipe_to_yaml` wrote it.
     """
     try:
-        before, now = (_flat(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe)))
+        before, now = (
+            settings_that_count(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe))
+        )
     except InputError as error:
         return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in keys
-        if before.get(key) != now.get(key) and key not in _HARMLESS and key.split(".")[0] != "hub"
+        if before.get(key) != now.get(key)
     ]
+
+
+def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, as plain data, that affect training: value by dotted path."""
+    flat = _flat(recipe)
+    return {key: value for key, value in flat.items() if key not in _HARMLESS and key.split(".")[0] != "hub"}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

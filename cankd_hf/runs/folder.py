@@ -113,18 +113,22 @@ def expect_change(out: Path, problems: Sequence[str]) -> None:
     write_json(out / DATA_FILE, record)
 
 
-def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
-    root = str(recipe.data.path)
+def data_files(path: str) -> dict[str, int]:
+    """Name and size of every file of a local data set, hidden ones excepted; empty for any other."""
     sizes: dict[str, int] = {}
-    for folder, _, names in os.walk(root, followlinks=True):  # of a file: nothing
-        before = "" if folder == root else f"{os.path.relpath(folder, root)}/"
-        for path, name in ((os.path.join(folder, name), before + name) for name in names):
-            if os.path.isfile(path) and not name.startswith(".") and "/." not in name:
-                sizes[name] = os.stat(path).st_size
-    if os.path.isfile(root):
-        sizes = {os.path.basename(root): os.stat(root).st_size}
+    for folder, _, names in os.walk(path, followlinks=True):  # of a file: nothing
+        before = "" if folder == path else f"{os.path.relpath(folder, path)}/"
+        for file, name in ((os.path.join(folder, name), before + name) for name in names):
+            if os.path.isfile(file) and not name.startswith(".") and "/." not in name:
+                sizes[name] = os.stat(file).st_size
+    if os.path.isfile(path):
+        sizes = {os.path.basename(path): os.stat(path).st_size}
+    return dict(sorted(sizes.items()))
+
+
+def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
     facts = {key: data.facts.get(key) for key in ("classes", "splits")}
-    return {**facts, "files": dict(sorted(sizes.items()))}
+    return {**facts, "files": data_files(str(recipe.data.path))}
 
 
 def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:

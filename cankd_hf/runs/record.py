@@ -14,7 +14,7 @@ from cankd_hf.training.checkpoint_files import writing
 
 @dataclass
 class Arm:
-    """One trained (or only evaluated) model of a run and its scores."""
+    """One trained (or only evaluated) model of a run, its scores, and the `CostMeter`'s account of its training."""
 
     name: str
     folder: str
@@ -23,6 +23,7 @@ class Arm:
     steps: int = 0
     seconds: float = 0.0
     inherited: list[str] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # JSON has null for nan

@@ -38,6 +38,7 @@ from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.callbacks import Stopwatch
 from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, chosen, writing
 from cankd_hf.training.lock import FolderLock
+from cankd_hf.training.monitoring.cost import CostMeter
 from cankd_hf.training.trainer import CanKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class _Session:
             return done
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student
-        args = training_args(self.recipe, folder, **overrides)
+        args, meter = training_args(self.recipe, folder, **overrides), CostMeter()
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
@@ -163,6 +164,7 @@ class _Session:
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
+        trainer.add_callback(meter)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -177,7 +179,7 @@ class _Session:
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer)
         steps = trainer.state.global_step
-        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited)
+        arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
             write_arm(folder, arm, _taps(trainer))

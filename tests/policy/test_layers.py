@@ -34,9 +34,11 @@ LEVELS = {
     "benchmark": 8,
     "export": 8,
     "cli": 9,
+    "compare": 10,  # over everything that trains one run
     "train": 10,
     "evaluate": 10,
     "push": 10,
+    "__main__": 11,
     "": 11,  # cankd_hf/__init__.py
 }
 # What a room may know beside those below it, each with its reason.

@@ -62,7 +62,7 @@ def python(*words: str, **env: str) -> subprocess.Popen:
 
 
 def test_help_answers_at_once_and_without_torch() -> None:
-    for module in ("train", "evaluate"):
+    for module in ("train", "evaluate", "compare"):
         start = time.perf_counter()
         code = f"import sys, cankd_hf.{module} as m; m.parser().format_help(); assert 'torch' not in sys.modules"
         _, errors = (process := python("-c", code)).communicate()

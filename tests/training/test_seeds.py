@@ -18,6 +18,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.streams import StreamDataset, stream_of
+from cankd_hf.data.common.views import seeded_views
 from cankd_hf.data.generated import generated_splits
 from cankd_hf.data.segmentation.transforms import TrainTransform
 from cankd_hf.runs.build import build_student
@@ -108,6 +109,14 @@ def test_a_seed_gives_the_same_run_and_another_one_another(kind: str, workers: i
     if kind != "stream" and not workers:  # the order of a stream of somebody else is its own
         other = run(seed=3, data_seed=4)
         assert not equal(first, other) and equal(other, run(seed=3, data_seed=4))
+
+
+def test_data_seed_draws_other_augmentation_for_the_same_weights() -> None:
+    def pixels(seed: int, data_seed: int | None) -> torch.Tensor:
+        return seeded_views(Drawn(2), seed, data_seed)[1]["pixel_values"]
+
+    assert torch.equal(pixels(3, None), pixels(3, None)) and not torch.equal(pixels(3, None), pixels(3, 4))
+    assert torch.equal(pixels(3, 4), pixels(5, 4)) and torch.equal(pixels(3, 4), pixels(4, None))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cankd_hf.data.common.dataset import Known
 from cankd_hf.data.common.decode import Decoder, Sample, Unlabelled, missing
 from cankd_hf.data.common.files import (
@@ -149,20 +151,23 @@ def read_split(
     return Rows(root, names, masks), values, _notices(root, folder, metadata, names, masks)
 
 
-def slice_of(text: str, size: int) -> tuple[str, range]:
-    """Parse `train[:90%]` into the name of the split and the range of its samples. Raises InputError if it is
-    invalid."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{,18})(%?):(\d{,18})(%?)\])?", text.strip())
+def slice_of(text: str, size: int) -> tuple[str, Sequence[int]]:
+    """Parse `train[:90%]` into the name of the split and the indices of its samples. Raises InputError if it is
+    invalid. `train[:90%@7]` takes them from an order shuffled by the seed 7: with `train[90%:@7]` two random parts."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{,18})(%?):(\d{,18})(%?)(?:@(\d{1,9}))?\])?", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {shown(text)}")
-    name, first, first_percent, last, last_percent = match.groups()
+    name, first, first_percent, last, last_percent, seed = match.groups()
 
     def place(value: str | None, percent: str | None, default: int) -> int:
         if not value:
             return default
         return min(size, round(int(value) * size / 100) if percent else int(value))
 
-    return name, range(place(first, first_percent, 0), place(last, last_percent, size))
+    taken = range(place(first, first_percent, 0), place(last, last_percent, size))
+    if seed is None:
+        return name, taken
+    return name, sorted(np.random.default_rng(int(seed)).permutation(size)[taken.start : taken.stop].tolist())
 
 
 def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:

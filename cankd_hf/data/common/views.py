@@ -146,11 +146,12 @@ def is_stream(dataset: Any) -> bool:
 
 
 def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
-    """A training set whose augmentation depends on `seed`; a stream of ours is shuffled by `data_seed`, else by it."""
+    """A training set whose augmentation, and the order of a stream of ours, depend on `data_seed`, else on `seed`."""
     if dataset is None:
         return None
+    seed = seed if data_seed is None else data_seed
     if hasattr(dataset, "set_seed"):
-        dataset.set_seed(seed if data_seed is None else data_seed)
+        dataset.set_seed(seed)
     if is_stream(dataset):
         return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
     return SeededDataset(dataset, seed)

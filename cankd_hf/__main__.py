@@ -1,0 +1,33 @@
+"""`cankd COMMAND ...`, or `python -m cankd_hf COMMAND ...`: the commands under one name."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a student by distillation, as described in a recipe",
+    "compare": "compare arms of one recipe, at equal steps and at equal cost",
+    "evaluate": "score a saved student",
+    "visualize": "look at a student, its teacher and their training",
+    "push": "push a student to the Hub",
+    "export": "export a student to other formats",
+    "benchmark": "measure what the loss and a step cost",
+}
+HELP = "usage: cankd COMMAND ...\n\n" + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+HELP += "\n\n`cankd COMMAND --help` explains each.\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        sys.stderr.write(f"error: expected one of {', '.join(COMMANDS)}, got {words[0]!r}\n")
+        return 2
+    return int(import_module(f"cankd_hf.{words[0]}").main(words[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

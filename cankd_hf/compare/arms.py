@@ -1,0 +1,275 @@
+"""The arms of a comparison as recipes, with the controls that a verdict needs and the teachers to train first."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from cankd_hf.compare.records import Records
+from cankd_hf.compare.settings import ComparisonConfig, as_overrides
+from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.places import missing_places
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.data.common.seeds import derived_seed
+from cankd_hf.errors import InputError, together
+from cankd_hf.runs.recipe import load_recipe
+
+REFERENCE, NO_BLOCK, UNTRAINED, TWIN = "reference", "no block", "untrained teacher", "twin"
+ALONE, INSTANCE_MSE = "alone", "instance_mse"
+# Settings of every run of a comparison; what is sent, shown and kept is not its business.
+_EVERY_RUN = {"report_to": "none", "push_to_hub": False, "disable_tqdm": True, "log_figures_steps": 0}
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """A run that trains a teacher; `untrained` ones keep their random weights."""
+
+    key: str
+    name: str
+    recipe: Recipe
+
+
+@dataclass
+class Arm:
+    """One arm.
+
+    Attributes:
+        name: in tables.
+        recipe: with everything but seed and steps.
+        control: what it is a control of, or "".
+        follows: the arm whose steps and tuned settings it has; "" for one with its own.
+        teachers: runs that must have ended before.
+    """
+
+    name: str
+    recipe: Recipe
+    control: str = ""
+    follows: str = ""
+    teachers: tuple[TeacherRun, ...] = ()
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher."""
+        return bool(self.recipe.named_teachers()) and any(term.counts for term in self.recipe.distill.terms)
+
+    def at(self, seed: int, steps: int) -> Recipe:
+        """Its recipe with this seed, its schedules spanning this many steps."""
+        recipe = spanning(self.recipe, steps)
+        if self.control == TWIN:  # the same initial weights, another order and augmentation
+            recipe.training["data_seed"] = derived_seed(seed, TWIN) % 2**32
+        return replace(recipe, seed=seed)
+
+
+def spanning(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with this many steps; what it counts in steps keeps its share of the run."""
+    before = recipe.training.get("max_steps", -1)
+    factor = steps / before if before > 0 else 1.0
+
+    def scaled(count: Any) -> Any:
+        return max(1, round(count * factor)) if isinstance(count, int | float) and count >= 1 else count
+
+    training = {**recipe.training, "max_steps": steps}
+    if "warmup_steps" in training:
+        training["warmup_steps"] = scaled(training["warmup_steps"])
+    kwargs = training.get("lr_scheduler_kwargs")
+    if isinstance(kwargs, dict):
+        training["lr_scheduler_kwargs"] = {
+            key: scaled(value) if key.startswith("num_") and key.endswith("_steps") else value
+            for key, value in kwargs.items()
+        }
+    terms = [
+        replace(term, warmup=float(scaled(term.warmup)), decay=float(scaled(term.decay)))
+        for term in recipe.distill.terms
+    ]
+    return replace(recipe, training=training, distill=replace(recipe.distill, terms=terms))
+
+
+def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:
+    """The arms of a comparison by name, those of the user first, then the controls of its verdict.
+
+    Raises:
+        InputError: with the problems of every arm's recipe, and of controls that cannot be made.
+    """
+    common = as_overrides(config.recipe)
+
+    def loaded(name: str) -> Recipe:
+        try:
+            return load_recipe(config.base, [*common, *as_overrides(config.arms[name])])
+        except InputError as error:
+            raise InputError([f"arms.{name}: {problem}" for problem in error.problems]) from error
+
+    recipes = dict(zip(config.arms, together(*(partial(loaded, name) for name in config.arms)), strict=True))
+    recipes = {name: for_comparison(recipe, config.curve) for name, recipe in recipes.items()}
+    if config.judged is not None:
+        base = for_comparison(load_recipe(config.base, common), config.curve)
+        for name, made in _standard_controls(base, recipes).items():
+            recipes[name] = made
+    arms = {name: _with_teachers(config, records, name, recipe) for name, recipe in recipes.items()}
+    _check(arms)
+    if config.judged is not None:
+        _mark_controls(config, arms)
+        for made in together(
+            *(partial(_untrained, config, records, arms[name], recipes[name]) for name in untrained_of(config, arms))
+        ):
+            arms[made.name] = made
+        twin = arms[config.judged.twin or reference_of(config, arms)]
+        arms[f"{twin.name} (twin)"] = replace(twin, name=f"{twin.name} (twin)", control=TWIN, follows=twin.name)
+    return arms
+
+
+def for_comparison(recipe: Recipe, curve: int) -> Recipe:
+    """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve."""
+    training = {**recipe.training, **_EVERY_RUN}
+    if curve and recipe.data.eval_split is not None and not training.get("load_best_model_at_end"):
+        training |= {"eval_strategy": "steps", "eval_steps": 1.0 / curve if curve > 1 else 0.5}
+    return replace(recipe, baseline=False, hub=None, training=training)
+
+
+def reference_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> str:
+    """The arm that the others are compared with: the named one, else the first that does not distil, else the first
+    of all."""
+    if config.judged is not None and config.judged.reference is not None:
+        return config.judged.reference
+    return next((name for name, arm in arms.items() if not arm.distils), next(iter(arms)))
+
+
+def _standard_controls(base: Recipe, recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """No distillation, and the loss without a block, where no arm is that already."""
+    alone = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
+    found = {}
+    if not any(not recipe.resolved().distill.terms for recipe in recipes.values()):
+        found[_free(ALONE, recipes)] = alone
+    plain = [term for recipe in recipes.values() for term in recipe.resolved().distill.terms]
+    if not any(term.loss_name == INSTANCE_MSE for term in plain):
+        source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
+        if source is not None:
+            terms = [_without_block(term) for term in source.distill.terms]
+            if not any(term.loss_name == INSTANCE_MSE for term in terms):
+                terms[0] = LossTerm(INSTANCE_MSE, weight=terms[0].weight, teacher=terms[0].teacher)
+            name = _free(INSTANCE_MSE, {**recipes, **found})
+            found[name] = replace(source, distill=replace(source.distill, terms=terms))
+    return found
+
+
+def _without_block(term: LossTerm) -> LossTerm:
+    return replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name == "cankd" else term
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    return name if name not in taken else _free(f"{name} (control)", taken)
+
+
+def _mark_controls(config: ComparisonConfig, arms: dict[str, Arm]) -> None:
+    arms[reference_of(config, arms)].control = REFERENCE
+    for arm in arms.values():
+        names = {term.loss_name for term in arm.recipe.resolved().distill.terms}
+        if names == {INSTANCE_MSE} and not any(other.control == NO_BLOCK for other in arms.values()):
+            arm.control = NO_BLOCK
+
+
+def untrained_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> list[str]:
+    """The arms that are also run with an untrained teacher."""
+    assert config.judged is not None
+    if config.judged.untrained is not None:
+        return config.judged.untrained
+    own = [name for name, arm in arms.items() if arm.distils and not arm.follows and arm.control != REFERENCE]
+    return [name for name in own if arms[name].control != NO_BLOCK] or own
+
+
+def _check(arms: Mapping[str, Arm]) -> None:
+    """Raises InputError for arms whose scores cannot be compared, and for what they name and is not there."""
+    tasks = {arm.recipe.task for arm in arms.values()}
+    if len(tasks) > 1:
+        raise InputError(f"arms: expected one task, got {', '.join(sorted(tasks))}; compare each in its own file")
+    for name, arm in arms.items():
+        data = arm.recipe.data
+        if data.test_split is None and data.eval_split is None:
+            raise InputError(f"arms.{name}: data.test_split: nothing to score; name a test split under `recipe:`")
+        missing = [
+            f"arms.{name}: {key}: {message}"
+            for key, message in missing_places(arm.recipe)
+            if not (arm.teachers and key.startswith("teacher"))  # it is trained first
+        ]
+        if missing:
+            raise InputError(missing)
+
+
+def _folder(records: Records, key: str) -> str:
+    return str(records.runs / key)
+
+
+def _teacher_run(records: Records, name: str, recipe: Recipe, untrained: bool = False) -> TeacherRun:
+    if untrained:  # one step that moves nothing: the same seed, data and files, but no training
+        schedule = ("lr_scheduler_type", "lr_scheduler_kwargs", "lr_drops", "warmup_steps")
+        training = {key: value for key, value in recipe.training.items() if key not in schedule}
+        training |= {"lr_scheduler_type": "constant", "max_steps": 1, "learning_rate": 0.0}
+        training |= {"eval_strategy": "no", "load_best_model_at_end": False}
+        recipe, name = replace(recipe, training=training), f"untrained {name}"
+    return TeacherRun(records.key(recipe), name, recipe)
+
+
+def _with_teachers(
+    config: ComparisonConfig, records: Records, name: str, recipe: Recipe, untrained: bool = False
+) -> Arm:
+    """The arm with each of its teachers loaded from the folder of the run that trains it, where one does."""
+    configs, runs = recipe.named_teachers(), []
+    made: dict[str, TeacherConfig] = {}
+    for teacher, given in configs.items():
+        source = _source(config, recipe, given)
+        if source is None:
+            made[teacher] = _random(given) if untrained else given
+            continue
+        run = _teacher_run(records, teacher, source, untrained)
+        runs.append(run)
+        made[teacher] = replace(given, model=_folder(records, run.key), config=None, fit=None, revision=None)
+    if recipe.teacher is not None:
+        recipe = replace(recipe, teacher=made["teacher"])
+    elif recipe.teachers is not None:
+        recipe = replace(recipe, teachers=made)
+    return Arm(name, recipe, teachers=tuple(runs))
+
+
+def _source(config: ComparisonConfig, recipe: Recipe, given: TeacherConfig) -> Recipe | None:
+    """The recipe that trains a teacher of an arm; None for one that is trained already."""
+    if config.teacher is not None:
+        data = [item for item in as_overrides(config.recipe) if item.startswith("data.")]
+        return for_comparison(load_recipe(config.teacher, data), 0)
+    if given.fit is None:
+        return None
+    student = StudentConfig(model=given.model, config=given.config)
+    training = {**recipe.training, "eval_strategy": "no", **given.fit}
+    learn = DistillConfig(terms=[])
+    return replace(recipe, student=student, teacher=None, teachers=None, distill=learn, training=training)
+
+
+def _random(given: TeacherConfig) -> TeacherConfig:
+    """The teacher with random weights of the seed in place of its own."""
+    if given.config is not None:
+        return given  # it never had others
+    name = str(given.model)
+    from cankd_hf.features.inputs import image_stats, is_timm_name
+    from cankd_hf.models import register
+    from cankd_hf.models.backbones import load_config
+
+    if given.from_torchvision or is_timm_name(name):
+        raise InputError(
+            f"verdict.untrained: {name} cannot be built with random weights; name arms with other teachers there"
+        )
+    register()
+    found = load_config(name, {"revision": given.revision, "trust_remote_code": given.trust_remote_code})
+    stats = image_stats(name, given.revision)
+    settings = copy.deepcopy(found.to_diff_dict()) | {"model_type": found.model_type}
+    for key in ("transformers_version", "torch_dtype", "dtype", "auto_map", "_name_or_path"):
+        settings.pop(key, None)
+    mean, std = given.image_mean or list(stats.mean), given.image_std or list(stats.std)
+    return replace(given, model=None, config=settings, revision=None, image_mean=mean, image_std=std)
+
+
+def _untrained(config: ComparisonConfig, records: Records, arm: Arm, recipe: Recipe) -> Arm:
+    if not arm.distils:
+        raise InputError(f"verdict.untrained: {arm.name} learns from no teacher; leave it out")
+    made = _with_teachers(config, records, f"{arm.name} (untrained teacher)", recipe, untrained=True)
+    return replace(made, control=UNTRAINED, follows=arm.name)

@@ -1,0 +1,138 @@
+"""What a step of each arm costs on this machine: all arms in turn, so that other load meets all of them alike."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import Subset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
+from cankd_hf.runs.recipe import load_recipe
+from cankd_hf.tasks import TASKS, Task, TaskData
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, WALL, cpu_seconds
+from cankd_hf.training.trainer import CanKDTrainer
+
+ROUNDS, STEPS = 3, 4
+_SCORED = 8  # images of the trial evaluation
+
+
+class StepClock(TrainerCallback):
+    """Costs of the steps after the first, with what lies between them: data, optimizer, callbacks.
+
+    Attributes:
+        costs: seconds of a step by CPU and clock, for each call of `train()`.
+    """
+
+    def __init__(self) -> None:
+        self.costs: list[dict[str, float]] = []
+        self._first: dict[str, float] = {}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if 1 < state.global_step < state.max_steps:
+            return
+        on_device = args.device.type != "cpu"
+        if on_device:
+            torch.accelerator.synchronize()
+        now = {CPU: cpu_seconds(), DEVICE if on_device else WALL: time.perf_counter()}
+        if state.global_step == 1:
+            self._first = now
+        else:
+            self.costs.append({name: (now[name] - self._first[name]) / (state.max_steps - 1) for name in now})
+
+
+def calibrate(
+    arms: Mapping[str, str], teachers: Mapping[str, str], rounds: int = ROUNDS, steps: int = STEPS
+) -> dict[str, Any]:
+    """Measures a few steps of each arm, A B C A B C, and returns the medians.
+
+    Args:
+        arms: name -> file of its recipe.
+        teachers: folder of a teacher that may not be trained yet -> file of the recipe that trains it. Until then one
+            with random weights takes its place: it costs the same.
+        rounds: how often each has its turn, beside a first one that is not counted.
+        steps: number of steps that are measured in a turn.
+
+    Returns:
+        `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
+        `evaluation`: seconds by the clock to score all images once; `start`: seconds from the start of the
+        process until the first trainer is there.
+    """
+    started = 0.0
+    with ExitStack() as stack:
+        folders = {
+            folder: stack.enter_context(tempfile.TemporaryDirectory())
+            for folder in teachers
+            if not (Path(folder) / "config.json").is_file()
+        }
+        for folder, made in folders.items():
+            _save_untrained(load_recipe(teachers[folder]), Path(made))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        opened: dict[str, tuple[Task, TaskData]] = {}
+        runs = {}
+        for name, file in arms.items():
+            runs[name] = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened), StepClock()
+            runs[name][0].add_callback(runs[name][1])
+            started = started or time.time() - psutil.Process().create_time()
+        for _ in range(rounds + 1):
+            for trainer, _clock in runs.values():
+                trainer.train()
+        evaluation = _evaluation(next(iter(runs.values()))[0], next(iter(opened.values()))[1])
+    return {
+        "arms": {
+            name: {unit: statistics.median(turn[unit] for turn in clock.costs[1:]) for unit in clock.costs[0]}
+            for name, (_, clock) in runs.items()
+        },
+        "evaluation": evaluation,
+        "start": started,
+    }
+
+
+def _open(recipe: Recipe) -> tuple[Task, TaskData]:
+    data = replace(recipe.data, check="none")
+    return TASKS[recipe.task].from_data(data, labelled=recipe.distill.task_weight > 0)
+
+
+def _save_untrained(recipe: Recipe, folder: Path) -> None:
+    task, _ = _open(recipe)
+    model = build_student(recipe, task)
+    model.save_pretrained(folder)
+    task.for_model(model).image_processor(recipe.data).save_pretrained(folder)
+
+
+def _elsewhere(recipe: Recipe, folders: Mapping[str, str]) -> Recipe:
+    """The recipe with the teachers that are not trained yet in the folders that stand in for theirs."""
+    teachers = {
+        name: replace(config, model=folders.get(str(config.model), config.model))
+        for name, config in recipe.named_teachers().items()
+    }
+    if recipe.teacher is not None:
+        return replace(recipe, teacher=teachers["teacher"])
+    return replace(recipe, teachers=teachers) if recipe.teachers else recipe
+
+
+def _trainer(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Task, TaskData]]) -> CanKDTrainer:
+    known = repr((recipe.task, recipe.data, recipe.distill.task_weight > 0))
+    if known not in opened:
+        opened[known] = _open(recipe)
+    task, data = opened[known]
+    return build_trainer(recipe, task, data, scratch, **SCORE_ONLY, max_steps=steps)
+
+
+def _evaluation(trainer: CanKDTrainer, data: TaskData) -> float:
+    """Seconds by the clock to score all images; 0 where there are none."""
+    images = data.test if data.test is not None else data.eval
+    if images is None:
+        return 0.0
+    count = min(_SCORED, len(images))
+    start = time.perf_counter()
+    trainer.evaluate(Subset(images, range(count)))
+    return (time.perf_counter() - start) / count * len(images)

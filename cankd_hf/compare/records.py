@@ -1,0 +1,268 @@
+"""Records of finished runs, each found again by what it was made from: the resolved recipe and the code."""
+
+import ast
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cankd_hf.config.recipe import Recipe, settings_that_count
+from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
+from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
+from cankd_hf.runs.folder import data_files
+from cankd_hf.runs.record import write_json
+from cankd_hf.training.checkpoint_files import digest
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP, WALL
+
+# Rooms that look at a run from outside: nothing in them changes a score or a cost.
+_OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
+SCHEDULE_FILE = "schedule.json"  # steps that runs were given
+CALIBRATION_FILE = "calibration.json"  # costs of a step
+
+
+@cache
+def code_hash() -> str:
+    """A digest of the code that decides what a run does; comments and docstrings do not count."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package)
+        if place.parts[0] in _OUTSIDE:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def machine() -> dict[str, str]:
+    """What costs were measured on, and with which libraries."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {"device": device, "torch": version("torch"), "transformers": version("transformers")}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(named), "") or platform.processor() or platform.machine()
+
+
+def unit_of(costs: Mapping[str, Any], by_clock: bool) -> str:
+    """The name of the cost that counts: that of the device where there is one, else of the CPU or of the clock."""
+    return DEVICE if DEVICE in costs else WALL if by_clock else CPU
+
+
+@dataclass
+class Record:
+    """What is kept of a finished run.
+
+    Attributes:
+        key: of its recipe and code, see `Records.key`.
+        name: of the run, for people.
+        scores: of the last arm, on `split`.
+        metric: the score that counts.
+        greater_is_better: its direction.
+        split: the split that was scored.
+        steps: optimizer steps.
+        seconds: by the clock.
+        cost: what was really spent, see `CostMeter`.
+        curve: evaluations during the run: `step`, `score`, and what was spent until then by each clock.
+        code: digest of the code.
+        machine: where it ran.
+        recipe: key of the recipe alone.
+        settings: the resolved recipe, by dotted path.
+    """
+
+    key: str
+    name: str
+    scores: dict[str, float | None]
+    metric: str
+    greater_is_better: bool
+    split: str
+    steps: int
+    seconds: float
+    cost: dict[str, float]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    code: str = ""
+    recipe: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    by_clock: InitVar[bool] = False
+
+    def __post_init__(self, by_clock: bool) -> None:
+        self._by_clock = by_clock
+
+    @property
+    def score(self) -> float | None:
+        """The score that counts; None where it could not be computed."""
+        return self.scores.get(self.metric)
+
+    @property
+    def unit(self) -> str:
+        """The clock that its cost is measured by."""
+        return unit_of(self.cost, self._by_clock)
+
+    @property
+    def spent(self) -> float:
+        """Its cost in seconds of `unit`."""
+        return self.cost[self.unit]
+
+    @property
+    def setup(self) -> float:
+        """The part of its cost until the end of the first step."""
+        return self.cost.get(self.unit + SETUP, 0.0)
+
+    @property
+    def step(self) -> float:
+        """The cost of a further step."""
+        return (self.spent - self.setup) / (self.steps - 1) if self.steps > 1 else self.spent
+
+
+class Records:
+    """A folder of records, with the steps that runs were given and the costs of a step beside them.
+
+    Args:
+        folder: of the records; made when the first is written.
+        runs: folder of the runs themselves.
+        any_code: also take records of the same recipe that other code made.
+        by_clock: costs are those by the clock, not those of the CPU.
+    """
+
+    def __init__(self, folder: Path, runs: Path, any_code: bool = False, by_clock: bool = False) -> None:
+        self.folder, self.runs, self.any_code, self.by_clock = folder, runs, any_code, by_clock
+        self._found: dict[str, Record] = {}
+        self._digests: dict[str, str] = {}
+        self._plain: dict[str, str] = {}  # key -> that of its recipe
+
+    def key(self, recipe: Recipe) -> str:
+        """A key of everything that decides the outcome of a run: the resolved recipe and the code."""
+        made, plain = _hashed([self.recipe_key(recipe), code_hash()]), self.recipe_key(recipe)
+        self._plain[made] = plain
+        return made
+
+    def recipe_key(self, recipe: Recipe) -> str:
+        """A key of a resolved recipe.
+
+        In place of names of local files stands what is in them: names and sizes of data, digests of weights. A teacher
+        that the comparison trains itself goes by the key of its recipe.
+        """
+        return _hashed({path: self._content(path, value) for path, value in _counting(recipe).items()})
+
+    def _content(self, path: str, value: Any) -> Any:
+        names = path.split(".")
+        of_model = names[0] in ("teacher", "teachers", "student")
+        if not isinstance(value, str) or not (path == "data.path" or (of_model and "/" in value)):
+            return value
+        place = Path(value)
+        if place.parent == self.runs:
+            return f"run {self._plain.get(place.name, place.name)}"
+        if not place.exists():
+            return value
+        if value not in self._digests:
+            self._digests[value] = _digest(place, path == "data.path")
+        return self._digests[value]
+
+    @cached_property
+    def _others(self) -> dict[str, Record]:
+        """Records by the key of their recipe, whatever code made them."""
+        found = (self._read(file) for file in sorted(self.folder.glob("*.json")))
+        return {one.recipe: one for one in found if one is not None}
+
+    def find(self, key: str) -> Record | None:
+        """The record of a run, if there is one."""
+        if key not in self._found:
+            found = self._read(self.folder / f"{key}.json")
+            if found is None and self.any_code:
+                found = self._others.get(self._plain.get(key, ""))
+            if found is None:
+                return None
+            self._found[key] = found
+        return self._found[key]
+
+    def _read(self, file: Path) -> Record | None:
+        if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
+            return None
+        saved = read_json(file)
+        try:
+            return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
+        except KeyError as error:
+            raise InputError(f"{file}: expected the record of a run, found none of {error}; remove the file") from None
+
+    def add(self, record: Record) -> None:
+        """Writes a record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{record.key}.json", asdict(record))
+        self._found[record.key] = replace(record, by_clock=self.by_clock)
+
+    def record_of(self, folder: Path, key: str, name: str, recipe: Recipe) -> Record:
+        """The record of a run that has ended in this folder."""
+        results, arm = read_json(folder / RESULTS_FILE), read_json(folder / ARM_FILE)
+        metric = results["metric"]
+        log = read_json(folder / STATE_FILE)["log_history"]
+        clocks = [name for name in (CPU, DEVICE, WALL) if name in arm["cost"]]
+        curve = [
+            {"step": entry["step"], "score": entry[f"eval_{metric}"]}
+            | {name: entry[f"train_{name}"] for name in clocks}
+            for entry in log
+            if isinstance(entry.get(f"eval_{metric}"), int | float)
+            and all(f"train_{name}" in entry for name in clocks)
+        ]
+        return Record(
+            key=key,
+            name=name,
+            scores=arm["scores"],
+            metric=metric,
+            greater_is_better=results["greater_is_better"],
+            split=results["split"],
+            steps=arm["steps"],
+            seconds=arm["seconds"],
+            cost=arm["cost"],
+            curve=curve,
+            code=code_hash(),
+            recipe=self.recipe_key(recipe),
+            machine=machine(),
+            settings=_counting(recipe),
+        )
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The schedule or the calibration; empty if there is none."""
+        file = self.folder / name
+        return dict(read_json(file)) if file.is_file() else {}
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Writes the schedule or the calibration."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / name, content)
+
+
+def _hashed(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _counting(recipe: Recipe) -> dict[str, Any]:
+    return settings_that_count(asdict(recipe.resolved()))
+
+
+def _digest(place: Path, data: bool) -> str:
+    if data:
+        return f"files {_hashed(data_files(str(place)))}"
+    files = [place] if place.is_file() else sorted(place.iterdir())
+    told = [
+        digest(file)
+        for file in files
+        if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin", ".pth"))
+    ]
+    return f"weights {_hashed(told)}"

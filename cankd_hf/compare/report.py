@@ -1,0 +1,192 @@
+"""What a comparison leaves: one table for a console, Markdown and a page, its JSON, and the page itself."""
+
+import base64
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cankd_hf.compare.arms import Arm
+from cankd_hf.compare.planning import Planner
+from cankd_hf.compare.plots import curve_plot, difference_plot
+from cankd_hf.compare.records import code_hash
+from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
+from cankd_hf.figures.draw import to_png
+from cankd_hf.hub import escape
+from cankd_hf.runs.record import write_json, write_text
+
+JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "comparison.json", "comparison.md", "comparison.html"
+TEMPLATE = Path(__file__).with_name("comparison.html")
+COLUMNS = ("arm", "scores by seed", "mean", "minus {reference}", "95% bootstrap", "claim", "steps", "{unit}", "runs")
+
+
+def columns(findings: Findings, table: Table) -> list[str]:
+    """The heads of a table's columns."""
+    unit = findings.unit.replace("_seconds", " s").upper().replace(" S", " s")
+    return [name.format(reference=table.reference, unit=unit) for name in COLUMNS]
+
+
+def cells(row: Row) -> list[str]:
+    """One line of a table."""
+    scores = " ".join("-" if score is None else f"{score:.4f}" for score in row.scores.values())
+    gain, reference = row.gain, row.gain is None
+    boot = "-" if gain is None or gain.pairs < 2 else f"[{gain.boot_low:+.4f}, {gain.boot_high:+.4f}]"
+    return [
+        f"{row.arm} ({row.control})" if row.control and row.control not in row.arm else row.arm,
+        scores,
+        "-" if row.mean != row.mean else f"{row.mean:.4f}",
+        "" if reference else interval_text(gain),
+        "" if reference else boot,
+        row.claim,
+        _range(list(row.steps.values())),
+        _range(list(row.charged.values())),
+        str(row.tried),
+    ]
+
+
+def _range(values: Sequence[float]) -> str:
+    """The smallest and the largest, to three digits where they are seconds."""
+    ends = (
+        [f"{end:.{0 if isinstance(end, int) or end >= 100 else 1}f}" for end in (min(values), max(values))]
+        if values
+        else []
+    )
+    return " to ".join(dict.fromkeys(ends)) or "-"
+
+
+def notes(findings: Findings, planner: Planner) -> list[str]:
+    """What a reader of the tables has to know, one sentence each."""
+    config, records = planner.config, [one.record for one in planner.outcomes.values() if one.record is not None]
+    told = [
+        f"Scores are {findings.metric} of the {findings.split} split. Differences are paired by seed: the same "
+        "initial weights and images. In brackets the 95% paired-t interval, which decides; beside it the bootstrap."
+    ]
+    if config.judged is not None:
+        told.append(
+            "A claim needs an interval beyond 0 and the threshold "
+            f"({config.judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
+            "against the reference, and against the control without a block), so that a table without any true "
+            "difference makes a false claim in at most 1 of 20 cases."
+        )
+    for arm, trial in planner.tuned.items():
+        tuned = f"learning rate {trial.learning_rate:g}, weights times {trial.weight:g}"
+        told.append(f"Tuned, {arm}: {tuned}, the best of {config.tuning.trials if config.tuning else 0} trials.")
+    for name, seconds in _teaching(planner).items():
+        charged = "charged" if config.charge_teacher else "not charged"
+        told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
+    if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
+        told.append("What it cost to train the teachers is not known here, and not charged.")
+    chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
+    if chosen:
+        told.append(
+            f"WARNING: load_best_model_at_end chose the checkpoint of {', '.join(chosen)} by the split that is "
+            "scored, which flatters it."
+        )
+    machines = sorted({str(sorted(record.machine.items())) for record in records if record.machine})
+    if len(machines) > 1:
+        told.append(f"WARNING: runs come from {len(machines)} different machines; their costs do not compare.")
+    others = {record.code for record in records} - {code_hash()}
+    if others:
+        told.append(f"WARNING: some runs were made by other code ({', '.join(sorted(others))}).")
+    return told
+
+
+def _chosen_by_its_score(arm: Arm) -> bool:
+    data = arm.recipe.data
+    final = data.eval_split if data.test_split is None else data.test_split
+    return bool(arm.recipe.training.get("load_best_model_at_end")) and final == data.eval_split
+
+
+def _teaching(planner: Planner) -> dict[str, float]:
+    """Seconds of training a teacher, under the names of the arms that it has."""
+    found: dict[str, tuple[list[str], float]] = {}
+    for name, arm in planner.arms.items():
+        if arm.teachers and not arm.follows and (seconds := planner.taught(arm)):
+            found.setdefault("".join(run.key for run in arm.teachers), ([], seconds))[0].append(name)
+    return {", ".join(names): seconds for names, seconds in found.values()}
+
+
+def off_budget(table: Table) -> list[str]:
+    """A sentence for each arm that missed its budget, or has no score."""
+    told = []
+    for row in table.rows:
+        if row.off:
+            seeds = ", ".join(f"seed {seed}: {share:+.0%}" for seed, share in row.off.items())
+            told.append(f"{row.arm} is off its budget ({seeds}).")
+        told += [f"{row.arm}: {reason}." for reason in row.failed]
+    return told
+
+
+def markdown(findings: Findings, planner: Planner) -> str:
+    """The tables for docs and cards."""
+    parts = []
+    for table in findings.tables:
+        head = [escape.text(name) for name in columns(findings, table)]
+        lines = [f"### {escape.text(table.budget)}", "", _line(head), _line(["---"] * len(head))]
+        lines += [_line([escape.text(cell) for cell in cells(row)]) for row in table.rows]
+        said = [*table.said, *off_budget(table)]
+        lines += ["", *(f"- {escape.text(sentence)}" for sentence in said)] if said else []
+        parts.append("\n".join(lines))
+    told = "\n".join(f"- {escape.text(note)}" for note in notes(findings, planner))
+    return "\n\n".join([*parts, told]) + "\n"
+
+
+def _line(words: Sequence[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def as_json(findings: Findings, planner: Planner) -> dict[str, Any]:
+    """Everything in the tables, and the records they come from."""
+    found = asdict(findings)
+    for table in found["tables"]:
+        for row in table["rows"]:
+            row["mean"] = statistics.fmean(known) if (known := _known(row["scores"])) else None
+            row["runs"] = {
+                seed: one.record.key
+                for (name, label, seed), one in planner.outcomes.items()
+                if name == row["arm"] and label == table["budget"] and one.record is not None
+            }
+    return {
+        **found,
+        "notes": notes(findings, planner),
+        "tuned": {name: vars(trial) for name, trial in planner.tuned.items()},
+        "calibration": planner.calibration.get("arms", {}),
+        "code": code_hash(),
+        "comparison": asdict(planner.config),
+    }
+
+
+def _known(scores: dict[int, float | None]) -> list[float]:
+    return [score for score in scores.values() if score is not None]
+
+
+def page(title: str, findings: Findings, planner: Planner) -> str:
+    """One HTML file with everything in it."""
+    judged = planner.config.judged
+    figures = {
+        "Differences": difference_plot(findings, judged.threshold if judged is not None else 0.0),
+        "Learning curves over cost": curve_plot(findings),
+    }
+    images = {
+        name: base64.b64encode(to_png(figure)).decode() for name, figure in figures.items() if figure is not None
+    }
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        tables=[
+            (table, columns(findings, table), [cells(row) for row in table.rows], off_budget(table))
+            for table in findings.tables
+        ],
+        notes=notes(findings, planner),
+        images=images,
+    )
+
+
+def write(title: str, findings: Findings, planner: Planner, folder: Path) -> None:
+    """Writes JSON, Markdown and page into the folder of the comparison."""
+    write_json(folder / JSON_FILE, as_json(findings, planner))
+    write_text(folder / MARKDOWN_FILE, markdown(findings, planner))
+    write_text(folder / PAGE_FILE, page(title, findings, planner))
