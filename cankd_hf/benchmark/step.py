@@ -21,11 +21,13 @@ from cankd_hf.benchmark.measure import interleaved, table
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
+from cankd_hf.features.dense import dense_of
 from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Taps
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
+from cankd_hf.training.placing import asked_of_student
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,6 +37,12 @@ SIMILARITY = "raw similarity (log steps only)"
 def _medians(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     times = interleaved(list(parts.values()), repeats, DEVICE)
     return {name: statistics.median(values) for name, values in zip(parts, times, strict=True)}
+
+
+def _detached(outputs: Any) -> dict[str, Any]:
+    """The dense predictions of an output, if there are any, as the start of a graph."""
+    dense = dense_of(outputs)
+    return {} if dense is None else {"dense": {key: x.detach().requires_grad_() for key, x in dense.items()}}
 
 
 class _Step:
@@ -58,9 +66,11 @@ class _Step:
         self.batches = self._forever()
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         self.outputs = self.trainer.source(Batch(self.inputs))
+        self.asked = asked_of_student(self.outputs)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             self.model(**self.inputs)
-            maps, logits = self._student_forward()
+            maps, outputs = self._student_forward()
+        self.read, logits = _detached(outputs), logits_of(outputs)
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
         self.logits = None if logits is None else logits.detach().requires_grad_()
 
@@ -69,12 +79,12 @@ class _Step:
         while True:
             yield from loader
 
-    def _student_forward(self) -> tuple[list[Tensor], Tensor | None]:
-        """The student's maps and logits."""
+    def _student_forward(self) -> tuple[list[Tensor], Any]:
+        """The student's maps and output."""
         taps, pixels = self.distiller.taps, self.inputs["pixel_values"]
         assert taps is not None
-        outputs = self.distiller.student(pixel_values=pixels)
-        return taps.collect((pixels.shape[-2], pixels.shape[-1])), logits_of(outputs)
+        outputs = self.distiller.student(pixel_values=pixels, **self.asked)
+        return taps.collect((pixels.shape[-2], pixels.shape[-1])), outputs
 
     def parts(self) -> dict[str, Callable[[], object]]:
         return {
@@ -99,7 +109,8 @@ class _Step:
     def distillation(self) -> None:
         with self.trainer.compute_loss_context_manager():
             connected = self.distiller.connect(self.student_maps, self.outputs)
-            values = [value for _, value in self.distiller.values(connected, self.logits, self.outputs)]
+            read = self.logits, self.outputs, self.inputs.get("labels"), self.read
+            values = [value for _, value in self.distiller.values(connected, *read)]
         torch.stack(values).sum().backward()
 
     def similarity(self) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
@@ -20,14 +18,17 @@ from cankd_hf.features.taps import Level, Taps
 from cankd_hf.losses.base import DistillationLoss
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
     Pair,
     Placed,
     TeacherShape,
     as_teachers,
+    asked_of_student,
     check_classes,
     check_label,
     compared_logits,
+    extras_of,
     freeze,
     make_loss,
     pairs_of,
@@ -36,38 +37,6 @@ from cankd_hf.training.placing import (
 # A `Placed` without its module, which is looked up each time because wrappers (FSDP) may replace it.
 Place = tuple[LossTerm, str, Pair | None, float]
 Connected = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class DistillerOutput(ModelOutput):
-    """Output of a `Distiller`; what else the student's own output has (`pred_boxes`) is read through it.
-
-    Attributes:
-        loss: the weighted sum of all parts [], with gradient; None if there are no parts.
-        logits: of the student, with gradient; None for a backbone.
-        parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
-        similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), if measured.
-        branch_share: norm of each Can block's output relative to the student map [] by name, if measured.
-        outputs: the student's own output; None, and `logits` without gradient, where only the loss is asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    parts: dict[str, Tensor] | None = None
-    similarity: dict[str, Tensor] | None = None
-    branch_share: dict[str, Tensor] | None = None
-    outputs: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        own = vars(self).get("outputs")
-        if own is None or name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, and neither has the student's output")
-        return getattr(own, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str) and key not in self.keys() and self.outputs is not None:
-            return self.outputs[key]
-        return super().__getitem__(key)  # type: ignore[no-untyped-call]
 
 
 class Distiller(nn.Module):
@@ -310,6 +279,7 @@ class Distiller(nn.Module):
             inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
+        inputs |= asked_of_student(teachers)
         outputs = self.student(pixel_values=pixel_values, **inputs)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
@@ -324,7 +294,7 @@ class Distiller(nn.Module):
         if teachers:
             connected = self.connect(maps, teachers)
             order = {term.label: index for index, term in enumerate(self.objective.terms)}
-            for item, value in self.values(connected, logits, teachers):
+            for item, value in self.values(connected, logits, teachers, labels, outputs):
                 parts[item.name] = value.detach().float()
                 index = order[item.term.label]
                 weighted = item.weight * value if factors is None else item.weight * factors[index] * value
@@ -351,17 +321,25 @@ class Distiller(nn.Module):
         }
 
     def values(
-        self, connected: Connected, logits: Tensor | None, teachers: Mapping[str, TeacherOutput]
+        self,
+        connected: Connected,
+        logits: Tensor | None,
+        teachers: Mapping[str, TeacherOutput],
+        labels: Any = None,
+        outputs: Any = None,
     ) -> Iterator[tuple[Placed, Tensor]]:
-        """The unweighted value [] of each loss whose teacher is given, with gradient."""
+        """The unweighted value [] of each loss whose teacher is given, with gradient.
+
+        Losses may also read the labels of the batch and the student's whole output.
+        """
         for item in self.placed:
             if item.pair is not None:
                 found = connected.get(item.pair.name)
             else:
-                found = compared_logits(item, logits, teachers.get(item.teacher))
+                found = compared_logits(item, logits, teachers.get(item.teacher), outputs)
             if found is None:
                 continue
-            value = item.loss(*found)
+            value = item.loss(*found, **extras_of(item, labels, outputs, teachers.get(item.teacher)))
             if value.ndim:
                 name, shape = item.term.loss_name, list(value.shape)
                 raise InputError(f"{item.place}: {name}: expected one number, got shape {shape}; reduce it to a mean")

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
-from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
@@ -32,7 +30,9 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.optimizing import OptimizerMixin
+from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
+from cankd_hf.training.placing import reads
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
@@ -40,10 +40,10 @@ from cankd_hf.training.setup import (
     check_objective,
     check_stock,
     input_stats,
-    logits_shape,
     named_teachers,
     sorted_out,
     teacher_shapes,
+    with_read,
 )
 from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
@@ -180,7 +180,7 @@ class CanKDTrainer(
             raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
         self._objective = objective
         distiller.teachers = {
-            name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
+            name: with_read(shape, self.teachers[name], objective, distiller.image_size)
             for name, shape in distiller.teachers.items()
         }
         with seeded(self.args.seed):
@@ -195,7 +195,8 @@ class CanKDTrainer(
             teacher.to(self.args.device)
             if self.args.channels_last:
                 teacher.to(memory_format=torch.channels_last)
-            teacher.reads_logits = any(item.teacher == name and item.pair is None for item in self.distiller.placed)
+            read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
+            teacher.reads_logits, teacher.reads_dense = "logits" in read, "dense" in read
 
     # Steps
 
