@@ -57,6 +57,8 @@ class _Step:
             self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
         if not self.trainer.teachers:
             raise InputError("teacher: expected a recipe with a teacher, got none; nothing is distilled")
+        self.trainer.args.conditioning_batches = 1
+        self.trainer.measure_conditioning()
         self.trainer.create_optimizer_and_scheduler(num_training_steps=1000)
         state = self.trainer.state
         state.max_steps, state.global_step, state.logging_steps = 1000, 500, 1000  # after any warm-up of a weight

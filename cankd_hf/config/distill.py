@@ -14,6 +14,8 @@ from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
 Grid = Literal["finer", "coarser", "student", "teacher"]
+# How a teacher's map is conditioned before a loss compares it: see `losses/targets.py`.
+Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "clip"]
 GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
@@ -39,6 +41,11 @@ class LossTerm(Section):
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.
+        conditioning: what is done to the teacher's maps first: `none`; `layer`, each cell with mean 0 and variance 1
+            over its channels; `l2`, each cell with length 1; `channel`, each channel standardised; `global`, one
+            mean and deviation for all values; `phi_s`, rotated to channels of variance 1 (PHI-S); `clip`, outlier
+            cells cut to the length where these begin. Statistics are measured on the first
+            `training.conditioning_batches` batches, then frozen.
         options: keyword arguments of the loss.
         name: name of the term in logs; by default that of the loss.
     """
@@ -50,6 +57,7 @@ class LossTerm(Section):
     pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
     warmup: Length = 0.0
     decay: Length = 0.0
+    conditioning: Conditioning = "none"
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     teacher: str | None = None
@@ -69,7 +77,7 @@ class LossTerm(Section):
     @property
     def structure(self) -> tuple[Any, ...]:
         """The fields that determine the modules of the term, that is all but weight and schedule."""
-        return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher
+        return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher, self.conditioning
 
     @property
     def counts(self) -> bool:

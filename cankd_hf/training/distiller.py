@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,12 @@ from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.connectors import Connector
 from cankd_hf.features.grids import logits_of
-from cankd_hf.features.similarity import channel_correlation, linear_cka
 from cankd_hf.features.taps import Level, Taps
-from cankd_hf.losses.base import DistillationLoss
 from cankd_hf.teachers.teacher import TeacherOutput
+from cankd_hf.training.connecting import Connected, ConnectingModule, Place
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
-    Pair,
     Placed,
     TeacherShape,
     as_teachers,
@@ -28,18 +26,15 @@ from cankd_hf.training.placing import (
     check_classes,
     check_label,
     compared_logits,
+    conditionings,
     extras_of,
     freeze,
     make_loss,
     pairs_of,
 )
 
-# A `Placed` without its module, which is looked up each time because wrappers (FSDP) may replace it.
-Place = tuple[LossTerm, str, Pair | None, float]
-Connected = dict[str, tuple[Tensor, Tensor]]
 
-
-class Distiller(nn.Module):
+class Distiller(ConnectingModule):
     """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
@@ -79,6 +74,7 @@ class Distiller(nn.Module):
         self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
+        self.conditioning = nn.ModuleDict()
         self._places: list[Place] = []
         self.taps: Taps | None = None
         self.levels: list[Level] = []
@@ -106,6 +102,7 @@ class Distiller(nn.Module):
         self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
+        self.conditioning = conditionings(self.placed, self.teachers, self.conditioning, self.device)
         self.train(self.training)
         if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("frozen: expected something left to train, got all of the student; leave one part out")
@@ -143,12 +140,6 @@ class Distiller(nn.Module):
             places += [(term, name, *rest) for rest in zip(pairs, term.weights(len(pairs)), strict=True)]
         return places, connectors, losses
 
-    @property
-    def placed(self) -> list[Placed]:
-        """All losses of all terms, in the order of `losses`."""
-        modules = [loss for losses in self.losses.values() for loss in cast(nn.ModuleList, losses)]
-        return [Placed(*place, loss) for place, loss in zip(self._places, modules, strict=True)]
-
     def teachers_of(self, factors: Sequence[float]) -> list[str]:
         """The teachers that the terms with a factor above 0 learn from."""
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
@@ -160,10 +151,9 @@ class Distiller(nn.Module):
         return self._settings[0]
 
     @property
-    def pairs(self) -> dict[str, Pair]:
-        """The pairs of levels that are compared, by name, in the order of `connectors`."""
-        found = {item.pair.name: item.pair for item in self.placed if item.pair is not None}
-        return {name: found[name] for name in self.connectors}
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # Frozen and the same everywhere: DDP would send them around in each step.
+        return [f"conditioning.{name}" for name, _ in self.conditioning.named_buffers()]
 
     def _teacher_of(self, term: LossTerm) -> str:
         if term.teacher is None and len(self.teachers) == 1:
@@ -312,14 +302,6 @@ class Distiller(nn.Module):
         parts = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters() if p.requires_grad]
         return torch.stack([part.sum() for part in parts]).sum() * 0.0
 
-    def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
-        """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name."""
-        return {
-            name: self.connectors[name](maps[pair.student], output.maps[pair.teacher])
-            for name, pair in self.pairs.items()
-            if (output := self._output(teachers, pair)) is not None
-        }
-
     def values(
         self,
         connected: Connected,
@@ -334,7 +316,7 @@ class Distiller(nn.Module):
         """
         for item in self.placed:
             if item.pair is not None:
-                found = connected.get(item.pair.name)
+                found = self.compared(connected, item)
             else:
                 found = compared_logits(item, logits, teachers.get(item.teacher), outputs)
             if found is None:
@@ -344,25 +326,3 @@ class Distiller(nn.Module):
                 name, shape = item.term.loss_name, list(value.shape)
                 raise InputError(f"{item.place}: {name}: expected one number, got shape {shape}; reduce it to a mean")
             yield item, value
-
-    def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
-        return teachers.get(pair.of or next(iter(self.teachers)))
-
-    @torch.no_grad()
-    def measure(
-        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Raw similarity [B] and branch shares [] by name.
-
-        Correlation compares maps after the connector and before the Can block, CKA maps before the connector.
-        """
-        similarity = {f"correlation/{name}": channel_correlation(*found) for name, found in connected.items()}
-        for name, pair in self.pairs.items():
-            if name in connected and (output := self._output(teachers, pair)) is not None:
-                similarity[f"cka/{name}"] = linear_cka(maps[pair.student], output.maps[pair.teacher])
-        shares = {
-            item.name: cast(DistillationLoss, item.loss).branch_share(*connected[item.pair.name])
-            for item in self.placed
-            if item.pair is not None and item.has_branch and item.pair.name in connected
-        }
-        return similarity, cast(dict[str, Tensor], shares)

@@ -88,6 +88,7 @@ def _terms(distiller: Distiller) -> list[dict[str, Any]]:
             pairs.append(pair)
         kept = {"name": term.label, "loss": term.loss_name, "warmup": term.warmup, "decay": term.decay}
         named = {"teacher": term.teacher} if len(distiller.teachers) > 1 else {}
+        named |= {"conditioning": term.conditioning} if term.conditioning != "none" else {}
         terms.append({**kept, **named, "options": term.options, "pairs": pairs})
     return terms
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,7 @@ from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
 from cankd_hf.losses import LOSSES
 from cankd_hf.losses.base import DistillationLoss
+from cankd_hf.losses.targets import CONDITIONINGS
 from cankd_hf.teachers.teacher import TeacherOutput
 
 DENSE = "a dense detector's predictions"
@@ -56,6 +58,17 @@ class Pair(tuple[Any, ...]):
         return f"{self.of}{'_' if self.of else ''}s{self.student}t{self.teacher}"
 
 
+class TeacherLevel(NamedTuple):
+    """A map of a teacher."""
+
+    teacher: str  # its name
+    number: int  # of the map in its outputs
+
+    def name(self, kind: str) -> str:
+        """Name of the module that conditions it: `teacher_t0_phi_s`."""
+        return f"{self.teacher}_t{self.number}_{kind}"
+
+
 class Placed(NamedTuple):
     """One loss of a term: its module, what it compares, and its weight."""
 
@@ -69,6 +82,13 @@ class Placed(NamedTuple):
     def name(self) -> str:
         """Name in logs: `cankd/s0t2`; for logits the name of the term."""
         return self.term.label if self.pair is None else f"{self.term.label}/{self.pair.name}"
+
+    @property
+    def conditioned(self) -> str:
+        """Name of the module that conditions the teacher's map; empty without one."""
+        if self.pair is None or self.term.conditioning == "none":
+            return ""
+        return TeacherLevel(self.teacher, self.pair.teacher).name(self.term.conditioning)
 
     @property
     def place(self) -> str:
@@ -116,6 +136,9 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
     if (what := reads(term)) != "maps":
         if term.pairs != "auto":
             raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads {what}; leave pairs out")
+        if term.conditioning != "none":
+            place = f"distill.terms.{term.label}.conditioning"
+            raise InputError(f"{place}: is of maps, and {term.loss_name} reads {what}; leave it out")
         return [None]
     return [Pair(*pair, name) for pair in pair_levels(levels, teacher.levels, term.pairs)]
 
@@ -208,6 +231,18 @@ def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
     except TypeError as error:
         raise InputError(f"{place}.options: {term.loss_name}: {error}") from error
     return cls(*arguments, **term.options)
+
+
+def conditionings(
+    placed: Iterable[Placed], teachers: Mapping[str, TeacherShape], known: nn.ModuleDict, device: torch.device
+) -> nn.ModuleDict:
+    """The modules that condition the teachers' maps, by `Placed.conditioned`; those that are known are kept."""
+    made: dict[str, nn.Module] = {}
+    for item in placed:
+        if (name := item.conditioned) and item.pair is not None and name not in made:
+            channels = teachers[item.teacher].levels[item.pair.teacher].channels
+            made[name] = dict(known.items()).get(name) or CONDITIONINGS[item.term.conditioning](channels).to(device)
+    return nn.ModuleDict(made)
 
 
 def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
+from cankd_hf.training.conditioning import ConditioningMixin
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
@@ -57,6 +58,7 @@ MEASURE_EVERY = 50
 
 class CanKDTrainer(
     SeedMixin,
+    ConditioningMixin,
     FiniteMixin,
     FirstBatchMixin,
     EvaluationMixin,
