@@ -1,5 +1,6 @@
 """Where a map is large (AT)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,5 +29,7 @@ class AttentionTransferLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
-        ours, theirs = (F.normalize(x.square().mean(1).flatten(1), dim=1) for x in (student, teacher))
+        # the sum over channels in the place of their mean: the norm divides it out
+        squares = (torch.linalg.vector_norm(x, dim=1).square().flatten(1) for x in (student, teacher))
+        ours, theirs = (F.normalize(x, dim=1) for x in squares)
         return F.mse_loss(ours, theirs)

@@ -39,6 +39,6 @@ class CosineLoss(FeatureLoss):
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
         s, t = student.flatten(2), teacher.flatten(2)
-        dot, lengths = (s * t).sum(1), s.square().sum(1) * t.square().sum(1)
-        value = self.cosine * (1 - dot * lengths.clamp_min(EPS**2).rsqrt()).mean()
+        lengths = torch.linalg.vector_norm(s, dim=1) * torch.linalg.vector_norm(t, dim=1)
+        value = self.cosine * (1 - torch.linalg.vecdot(s, t, dim=1) / lengths.clamp_min(EPS)).mean()
         return torch.add(value, F.smooth_l1_loss(s, t), alpha=self.smooth_l1) if self.smooth_l1 else value

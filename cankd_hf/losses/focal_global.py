@@ -75,12 +75,14 @@ class FocalGlobalLoss(FeatureLoss):
         (cells_s, channels_s), (cells_t, channels_t) = self._attention(s), self._attention(t)
         difference = s - t
         squares = difference.square()
-        focal = ((channels_t[:, None] @ squares)[:, 0] * cells_t * weights).sum()
+        # sums over the channels, weighted and not, in one pass
+        attended, plain = (torch.stack([channels_t, torch.ones_like(channels_t)], 1) @ squares).unbind(1)
+        focal = (attended * cells_t * weights).sum()
         attention = (cells_s - cells_t).abs().sum() + (channels_s - channels_t).abs().sum()
         # R(s) - R(t) adds one number to each channel of the difference: its square from two sums over the cells
         added = run_in_type(self.context_s, s) - run_in_type(self.context_t, t)
         moved = (2 * difference.sum(-1) + s.shape[2] * added) * added
-        relation = squares.sum() + moved.sum()
+        relation = plain.sum() + moved.sum()
         return (focal + self.gamma * attention + self.relation * relation) / len(s)
 
     def _attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,18 +135,17 @@ def foreground_mask(boxes: Sequence[Tensor], height: int, width: int, dtype: tor
     rows and columns).
     """
     padded = pad_sequence(list(boxes), batch_first=True, padding_value=-1.0)  # [B, n, 4]: -1 lies outside
-    centre, half = padded[..., :2], padded[..., 2:] / 2
-    size = padded.new_tensor([width, height])
-    first, last = ((centre - half) * size).floor(), ((centre + half) * size).ceil()
-    share = 1 / (last - first + 1).prod(-1).to(dtype)
+    x, y, w, h = padded[..., None].unbind(2)  # [B, n, 1] each
+    left, right = ((x - w / 2) * width).floor(), ((x + w / 2) * width).ceil()
+    top, bottom = ((y - h / 2) * height).floor(), ((y + h / 2) * height).ceil()
+    share = 1 / ((right - left + 1) * (bottom - top + 1)).to(dtype)
     columns, rows = (torch.arange(n, device=padded.device) for n in (width, height))
+    across, down = (columns >= left) & (columns <= right), (rows >= top) & (rows <= bottom)  # [B, n, width or height]
     mask = share.new_zeros(len(padded), height, width)
     for start in range(0, padded.shape[1], AT_ONCE):
-        a, b, c = (x[:, start : start + AT_ONCE, ..., None] for x in (first, last, share))
-        across = (columns >= a[:, :, 0]) & (columns <= b[:, :, 0])
-        down = (rows >= a[:, :, 1]) & (rows <= b[:, :, 1])
-        inside = down[..., :, None] & across[..., None, :]  # [B, n, height, width]
-        mask = torch.maximum(mask, torch.where(inside, c[..., None], 0).amax(1))
+        some = slice(start, start + AT_ONCE)
+        inside = down[:, some, :, None] & across[:, some, None, :]  # [B, n, height, width]
+        mask = torch.maximum(mask, torch.where(inside, share[:, some, :, None], 0).amax(1))
     return mask.flatten(1)
 
 

@@ -1,6 +1,7 @@
 """The coarse parts of two maps compared strictly, the fine parts loosely."""
 
 from math import pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class FrequencyLoss(FeatureLoss):
         student and teacher [B, C, H, W] -> [].
 
     Notes:
-        L is linear and separable, two products with small real matrices, without complex maps.
+        L is a projection, done by products with small real matrices, without complex maps.
     """
 
     paper = "2511.19887"
@@ -46,23 +47,45 @@ class FrequencyLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
-        rows, columns = (low_pass(size, self.cutoff, student) for size in student.shape[2:])
-        low_s, low_t = (rows @ x @ columns for x in (student, teacher))
-        value = F.mse_loss(low_s, low_t)
+        height, width = student.shape[2:]
+        rows, columns = (low_basis(size, self.cutoff, student) for size in (height, width))
+        ours, theirs = (rows.mT @ x @ columns for x in (student, teacher))  # coefficients of the low frequencies
+        value = (ours - theirs).square().sum() / student.numel()  # as of the maps: the bases are orthonormal
         if not self.high:
             return value
-        return value + self.high * F.mse_loss(_signed_log(student - low_s), _signed_log(teacher - low_t))
+        high_s, high_t = student - rows @ ours @ columns.mT, teacher - rows @ theirs @ columns.mT
+        return value + self.high * F.mse_loss(signed_log(high_s), signed_log(high_t))
 
 
-def low_pass(size: int, cutoff: float, like: Tensor) -> Tensor:
-    """The projection on the frequencies up to `cutoff * size / 2` of a periodic signal, symmetric [size, size]."""
-    frequencies = torch.arange(1, size // 2 + 1, device=like.device, dtype=like.dtype)
-    # every frequency stands for its negative too, but for 0 and the highest of an even size
-    counted = (2 - (2 * frequencies == size).to(like.dtype)) * (2 * frequencies <= cutoff * size)
-    places = torch.arange(size, device=like.device, dtype=like.dtype)
-    between = (places[:, None] - places)[..., None] * frequencies * (2 * pi / size)
-    return (1 + between.cos() @ counted) / size
+def low_basis(size: int, cutoff: float, like: Tensor) -> Tensor:
+    """An orthonormal basis [size, k] of the periodic signals of frequencies up to `cutoff * size / 2`."""
+    highest = min(size // 2, int(cutoff * size / 2 + 1e-9))
+    frequencies = torch.arange(1, highest + 1, device=like.device, dtype=like.dtype)
+    places = torch.arange(size, device=like.device, dtype=like.dtype)[:, None]
+    angles = places * frequencies * (2 * pi / size)
+    alone = 2 * highest == size  # the highest frequency of an even size has no sine
+    cosines, sines = angles.cos() * (2 / size) ** 0.5, angles.sin() * (2 / size) ** 0.5
+    if alone:
+        cosines, sines = torch.cat([cosines[:, :-1], cosines[:, -1:] / 2**0.5], 1), sines[:, :-1]
+    return torch.cat([torch.full_like(places, size**-0.5), cosines, sines], 1)
 
 
-def _signed_log(x: Tensor) -> Tensor:
-    return x.sign() * x.abs().log1p()
+def signed_log(x: Tensor) -> Tensor:
+    """`sign(x) ln(1 + |x|)`."""
+    result: Tensor = _SignedLog.apply(x)
+    return result
+
+
+class _SignedLog(torch.autograd.Function):
+    """In few passes; `log1p` is several times slower than `log` on CPUs, and its accuracy near 0 is not needed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().add_(1).log_().copysign_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = grad / (x.abs() + 1)
+        return slope

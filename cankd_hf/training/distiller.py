@@ -250,6 +250,7 @@ class Distiller(ConnectingModule):
         measure: bool = False,
         meta: Any = None,
         keep: bool = True,
+        term_labels: Any = None,
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -262,6 +263,7 @@ class Distiller(ConnectingModule):
             measure: also measure raw similarity and branch share (no gradient).
             meta: metadata of the samples, see `Batch`; not passed to the student.
             keep: return the student's output with its gradient; without it only the loss holds on to the graph.
+            term_labels: labels for the losses that read them, where the student gets none.
             inputs: further inputs of the student.
         """
         counted = None
@@ -284,7 +286,9 @@ class Distiller(ConnectingModule):
         if teachers:
             connected = self.connect(maps, teachers)
             order = {term.label: index for index, term in enumerate(self.objective.terms)}
-            for item, value in self.values(connected, logits, teachers, labels, outputs):
+            for item, value in self.values(
+                connected, logits, teachers, term_labels if labels is None else labels, outputs
+            ):
                 parts[item.name] = value.detach().float()
                 index = order[item.term.label]
                 weighted = item.weight * value if factors is None else item.weight * factors[index] * value

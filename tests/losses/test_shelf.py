@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cankd_hf.errors import InputError
 from cankd_hf.losses import LOSSES, DistillationLoss, MaskedGenerativeLoss
 from cankd_hf.losses.focal_global import foreground_mask
-from cankd_hf.losses.frequency import low_pass
+from cankd_hf.losses.frequency import low_basis
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 CASES = json.loads((GOLDENS / "peers.json").read_text())
@@ -53,6 +53,14 @@ def test_equals_published_values(case: dict[str, Any], published: dict[str, Tens
     value.backward()
     assert abs(value.item() - golden["loss"].item()) <= 1e-10
     assert (student.grad - golden["grad.student"]).abs().max() <= 1e-8 * golden["grad.student"].abs().max()
+
+
+def test_pearson_on_whole_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, in few operations."""
+    student, teacher = double(3, 4, 5, 6)
+    blockwise = LOSSES["pearson"](4)(student, teacher)
+    monkeypatch.setattr("cankd_hf.losses.pearson.on_whole_maps", lambda device: True)
+    assert_equal(LOSSES["pearson"](4)(student, teacher), blockwise, student)
 
 
 def naive_cosine(s: Tensor, t: Tensor) -> Tensor:
@@ -113,7 +121,9 @@ def test_low_pass_is_that_of_fourier(size: int) -> None:
     for cutoff in (0.1, 0.5, 1.0):
         kept = (torch.fft.fftfreq(size, dtype=torch.float64).abs() <= cutoff / 2).double()
         want = torch.fft.ifft(torch.fft.fft(torch.eye(size, dtype=torch.float64)) * kept).real
-        torch.testing.assert_close(low_pass(size, cutoff, like), want)
+        basis = low_basis(size, cutoff, like)
+        torch.testing.assert_close(basis @ basis.mT, want)
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
 
 
 def naive_generated(loss: Any, s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
