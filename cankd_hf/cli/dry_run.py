@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cankd_hf.commands import console as plain_console
+from cankd_hf.config.distill import Share
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
@@ -101,7 +102,9 @@ def pairs_table(distiller: Distiller) -> Table:
             shown = "none, channels agree" if connector.startswith("Identity") else "1x1 convolution"
         last = [item.term.conditioning] if conditioned else []
         middle = [item.teacher] if several else []
-        table.add_row(item.term.label, ours, *middle, theirs, f"{item.weight:g}", shown, *last)
+        asked = item.term.weight
+        weight = f"share {asked.share:g}" if isinstance(asked, Share) else f"{item.weight:g}"
+        table.add_row(item.term.label, ours, *middle, theirs, weight, shown, *last)
     return table
 
 

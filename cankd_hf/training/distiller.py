@@ -32,6 +32,7 @@ from cankd_hf.training.placing import (
     make_loss,
     pairs_of,
 )
+from cankd_hf.training.shares import Shares, Values
 
 
 class Distiller(ConnectingModule):
@@ -74,7 +75,7 @@ class Distiller(ConnectingModule):
         self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
-        self.conditioning = nn.ModuleDict()
+        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
         self._places: list[Place] = []
         self.taps: Taps | None = None
         self.levels: list[Level] = []
@@ -102,6 +103,7 @@ class Distiller(ConnectingModule):
         self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
+        self.shares = Shares(objective.terms, self.shares).to(self.device)
         self.conditioning = conditionings(self.placed, self.teachers, self.conditioning, self.device)
         self.train(self.training)
         if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
@@ -251,6 +253,7 @@ class Distiller(ConnectingModule):
         meta: Any = None,
         keep: bool = True,
         term_labels: Any = None,
+        weigh: bool = False,
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -264,6 +267,7 @@ class Distiller(ConnectingModule):
             meta: metadata of the samples, see `Batch`; not passed to the student.
             keep: return the student's output with its gradient; without it only the loss holds on to the graph.
             term_labels: labels for the losses that read them, where the student gets none.
+            weigh: set the weights of the terms with a share anew.
             inputs: further inputs of the student.
         """
         counted = None
@@ -285,14 +289,10 @@ class Distiller(ConnectingModule):
         maps = [] if self.taps is None else self.taps.collect(size)
         if teachers:
             connected = self.connect(maps, teachers)
-            order = {term.label: index for index, term in enumerate(self.objective.terms)}
-            for item, value in self.values(
-                connected, logits, teachers, term_labels if labels is None else labels, outputs
-            ):
-                parts[item.name] = value.detach().float()
-                index = order[item.term.label]
-                weighted = item.weight * value if factors is None else item.weight * factors[index] * value
-                total = weighted if total is None else total + weighted
+            read = term_labels if labels is None else labels
+            values = list(self.values(connected, logits, teachers, read, outputs))
+            parts |= {item.name: value.detach().float() for item, value in values}
+            total = self._sum(total, values, factors, maps if weigh else ())
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
         if total is None and not keep and self.training and torch.is_grad_enabled():
@@ -300,6 +300,21 @@ class Distiller(ConnectingModule):
         if logits is not None and not keep:
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
+
+    def _sum(
+        self, total: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]
+    ) -> Tensor | None:
+        """`total` plus all weighted losses; with `maps` the weights by share are measured in between."""
+        order = {term.label: index for index, term in enumerate(self.objective.terms)}
+        plain, shared = self.shares.split(values)
+        for group in (plain, shared):
+            if group is shared and maps:
+                self.shares.measure(total, shared, maps)
+            for item, value in group:
+                weight = self.shares.weight(item) * item.weight
+                weight = weight if factors is None else weight * factors[order[item.term.label]]
+                total = weight * value if total is None else total + weight * value
+        return total
 
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""

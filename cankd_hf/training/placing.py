@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cankd_hf.config.advice import nearest
-from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
 from cankd_hf.features.dense import dense_of, dense_shape
@@ -136,6 +136,9 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
     if (what := reads(term)) != "maps":
         if term.pairs != "auto":
             raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads {what}; leave pairs out")
+        if isinstance(term.weight, Share):
+            place = f"distill.terms.{term.label}.weight.share"
+            raise InputError(f"{place}: is measured on maps, and {term.loss_name} reads {what}; give a number")
         if term.conditioning != "none":
             place = f"distill.terms.{term.label}.conditioning"
             raise InputError(f"{place}: is of maps, and {term.loss_name} reads {what}; leave it out")

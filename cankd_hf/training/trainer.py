@@ -151,6 +151,7 @@ class CanKDTrainer(
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
+        self._check_shares()
         self.set_dispatch()
         self._place_teachers()
         self._add_callbacks(train_dataset)
@@ -187,9 +188,14 @@ class CanKDTrainer(
         }
         with seeded(self.args.seed):
             distiller.set_objective(objective)
+        self._check_shares()
         self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
         self.optimizer = self.lr_scheduler = None
+
+    def _check_shares(self) -> None:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.distiller.shares.check(sharded, self.compute_loss_func is not None)
 
     def _place_teachers(self) -> None:
         """Moves the teachers to the device; those whose logits are read compute their head too."""
@@ -240,7 +246,8 @@ class CanKDTrainer(
         """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
         if training:
             factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-            return self._ask_teachers(batch, factors, self._measures_now())
+            given = self._ask_teachers(batch, factors, self._measures_now())
+            return {**given, "weigh": self.distiller.shares.due(self.state.global_step)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -286,6 +293,7 @@ class CanKDTrainer(
                 self._warn_of_own_loss()
             logs.update(means)
             logs.update(self._clock.drain(self.accelerator))
+            logs.update(self.distiller.shares.logged())
             self.guard.correct(logs)
         super().log(logs, start_time)
 

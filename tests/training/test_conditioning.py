@@ -107,6 +107,7 @@ def test_what_cannot_be_conditioned_is_refused(tmp_path: Path) -> None:
 
 
 def conditioned_trainer(folder: Path, batch: int) -> CanKDTrainer:
-    """With statistics that are measured on all 16 images, by two processes with half the batch or by one."""
-    given = [term("phi_s"), term("global"), term("clip", loss="cosine")]
+    """With statistics that are measured on all 16 images, and a weight by share, by two processes with half the batch
+    or by one."""
+    given = [term("phi_s"), term("global"), term("clip", loss="cosine"), term("l2", weight={"share": 0.2})]
     return trainer(folder, terms=given, conditioning_batches=2, per_device_train_batch_size=batch)
