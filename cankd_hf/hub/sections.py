@@ -185,7 +185,7 @@ def _duration(seconds: float) -> str:
 def terms_table(facts: Facts) -> list[list[str]]:
     """Each distillation loss at each pair of levels, with its weight; for CanKD also the paper's mu.
 
-    A loss whose teacher maps are conditioned says so, and so does one whose weight is set by its share of the gradient.
+    A loss whose teacher maps are conditioned says so, and so does one whose weight is a share of the gradient.
     """
     terms = facts.run.get("terms") or []
     if not terms:
@@ -233,4 +233,4 @@ def citation(facts: Facts) -> str:
     """BibTeX of CanKD and of the other losses that were used."""
     used = [term["loss"] for term in facts.run.get("terms") or []]
     names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES)])
-    return "\n".join(LOSSES[name].citation for name in names)
+    return "\n".join(dict.fromkeys(LOSSES[name].citation for name in names))

@@ -18,10 +18,12 @@ from cankd_hf.losses.masked_generative import MaskedGenerativeLoss
 from cankd_hf.losses.mse import MSELoss
 from cankd_hf.losses.patch_similarity import PatchSimilarityLoss
 from cankd_hf.losses.pearson import PearsonLoss
+from cankd_hf.losses.static_linear import StaticLinearLoss
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     "cankd": CanKDLoss,
     "instance_mse": InstanceMSELoss,
+    "static_linear": StaticLinearLoss,
     "mse": MSELoss,
     "cosine": CosineLoss,
     "pearson": PearsonLoss,
@@ -58,5 +60,6 @@ __all__ = [
     "MaskedGenerativeLoss",
     "PatchSimilarityLoss",
     "PearsonLoss",
+    "StaticLinearLoss",
     "attention_map",
 ]

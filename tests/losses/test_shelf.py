@@ -344,4 +344,4 @@ def test_options_that_make_no_sense(name: str, options: dict[str, Any], said: st
 def test_every_loss_names_its_paper() -> None:
     for name, loss in LOSSES.items():
         assert loss.paper and loss.citation.startswith("@"), name
-    assert len({loss.citation for loss in LOSSES.values()}) >= len(LOSSES) - 1  # instance_mse is a PKD
+    assert len({loss.citation for loss in LOSSES.values()}) >= len(LOSSES) - 2  # two are controls of other ones

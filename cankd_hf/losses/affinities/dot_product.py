@@ -37,7 +37,7 @@ class DotProduct(Affinity):
 
 def _value_times_key(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
     """`value key^T / M`, [B, D, D]."""
-    if pool:
+    if pool or p.source is not None:
         key, value = keys_and_values(p, teacher, pool)
         return value @ key.mT / key.shape[2]
     # without the pool both are linear in the teacher map, so that its mean and covariance are all it takes

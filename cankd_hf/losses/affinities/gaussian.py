@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read
-from cankd_hf.losses.kernels.projection import max_pool, project
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read, values
+from cankd_hf.losses.kernels.projection import max_pool
 
 
 class Gaussian(Affinity):
@@ -18,7 +18,7 @@ class Gaussian(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         dtype = p.g.weight.dtype
         key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
-        value = project(teacher, *p.g, pool)
+        value = values(p, teacher, pool)
         return output_block(p, softmax_read(student.mT.to(dtype), key.mT, value.mT))
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
