@@ -15,9 +15,14 @@ def dense_of(output: Any) -> Mapping[str, Tensor] | None:
     return output.get("dense") if isinstance(output, Mapping) else None
 
 
+def selects_detections(model: nn.Module) -> bool:
+    """Whether a model's `logits` are of detections that it selects, in eval mode only, instead of all predictions."""
+    return "output_dense" in inspect.signature(model.forward).parameters
+
+
 def dense_shape(model: nn.Module, image_size: tuple[int, int], **kwargs: Any) -> torch.Size | None:
     """The shape [1, A, K] of a model's dense class logits for one image; None for a model without them."""
-    if "output_dense" not in inspect.signature(model.forward).parameters:
+    if not selects_detections(model):
         return None
     found = dense_of(quiet_forward(model, image_size, output_dense=True, **kwargs))
     return None if found is None else found["class_logits"].shape

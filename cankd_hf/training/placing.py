@@ -16,7 +16,7 @@ from cankd_hf.config.advice import nearest
 from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
-from cankd_hf.features.dense import dense_of, dense_shape
+from cankd_hf.features.dense import dense_of, dense_shape, selects_detections
 from cankd_hf.features.grids import class_count, logits_of, resize_map
 from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
@@ -153,6 +153,9 @@ def check_classes(
     dense = reads(term) == "dense"
     place = f"distill.terms.{term.label}.loss: {term.loss_name} reads {DENSE if dense else 'logits'}"
     title = "teacher" if name == "teacher" else f"teacher {name}"
+    if not dense and selects_detections(student):
+        kind = type(student).__name__
+        raise InputError(f"{place}, and {kind} gives those of detections alone; use dense_logits or a loss on maps")
     if dense:
         shapes = {"student": dense_shape(student, image_size), title: teacher.dense}
     else:

@@ -100,6 +100,12 @@ def test_losses_on_logits_refuse_other_classes_and_models_without_logits(name: s
         trainer(tmp_path, images, model=backbone(), task_weight=0.0, terms=[LossTerm(loss=name)])
 
 
+def test_logits_of_detections_are_refused_before_training(tmp_path: Path) -> None:
+    models = {"model": detector("fcos"), "teacher": load_teacher(detector("fcos", seed=5))}
+    with pytest.raises(InputError, match="kl reads logits, and FPNForObjectDetection gives those of detections alone"):
+        trainer(tmp_path, Boxed(4), task=DetectionTask(NAMES), terms=[LossTerm(loss="kl")], **models)
+
+
 @pytest.mark.parametrize(
     ("student_kind", "teacher_kind", "classes", "said"),
     [
