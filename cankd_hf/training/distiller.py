@@ -252,7 +252,7 @@ class Distiller(ConnectingModule):
         measure: bool = False,
         meta: Any = None,
         keep: bool = True,
-        term_labels: Any = None,
+        targets: Any = None,
         weigh: bool = False,
         **inputs: Any,
     ) -> DistillerOutput:
@@ -266,7 +266,8 @@ class Distiller(ConnectingModule):
             measure: also measure raw similarity and branch share (no gradient).
             meta: metadata of the samples, see `Batch`; not passed to the student.
             keep: return the student's output with its gradient; without it only the loss holds on to the graph.
-            term_labels: labels for the losses that read them, where the student gets none.
+            targets: labels for the losses that read them, where the student gets none. (The Trainer takes every
+                argument with `label` in its name for one that batches must have.)
             weigh: set the weights of the terms with a share anew.
             inputs: further inputs of the student.
         """
@@ -289,7 +290,7 @@ class Distiller(ConnectingModule):
         maps = [] if self.taps is None else self.taps.collect(size)
         if teachers:
             connected = self.connect(maps, teachers)
-            read = term_labels if labels is None else labels
+            read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}
             total = self._sum(total, values, factors, maps if weigh else ())

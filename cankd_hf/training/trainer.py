@@ -231,7 +231,7 @@ class CanKDTrainer(
         given = self._teaching(batch, model.training)
         inputs, labels = batch.inputs, None
         if self.compute_loss_func is not None:
-            labels = given["term_labels"] = inputs.pop("labels", None)
+            labels = given["targets"] = inputs.pop("labels", None)
         outputs = model(**inputs, **given, keep=return_outputs or self.compute_loss_func is not None)
         if self.compute_loss_func is not None and self.distiller.objective.task_weight > 0:
             self._add_own_loss(outputs, labels, num_items_in_batch, model.training)

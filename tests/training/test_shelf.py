@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.ops import box_convert
 from transformers import ConvNextBackbone, ConvNextConfig, set_seed
 
-from cankd_hf import CanKDTrainer, LossTerm
+from cankd_hf import CanKDConfig, CanKDTrainer, LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.losses import LOSSES
 from cankd_hf.tasks import DetectionTask
@@ -151,3 +151,24 @@ def test_dense_predictions_are_those_that_detections_are_made_of(kind: str) -> N
     row = dense["boxes"][0, scores[0].argmax()].clamp(0, 1)
     found = box_convert(whole.pred_boxes[0, 0], "cxcywh", "xyxy")
     torch.testing.assert_close(found, row, rtol=1e-3, atol=1e-3)
+
+
+def test_labels_reach_a_loss_beside_a_loss_function_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def compute(self: Any, ours: torch.Tensor, theirs: torch.Tensor, labels: Any = None) -> torch.Tensor:
+        seen.append(labels)
+        return (ours - theirs).square().mean()
+
+    def own(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        return outputs.logits.square().mean()
+
+    monkeypatch.setattr(LOSSES["dkd"], "compute", compute)
+    args = CanKDConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True)
+    given = {"terms": [LossTerm(loss="dkd")], "train_dataset": Images(4), "compute_loss_func": own}
+    made = CanKDTrainer(student(), segmenter(), args, **given)
+    made.train()
+    assert [labels.shape for labels in seen] == [(4, 64, 64)]
+    assert made.label_names == ["labels"]
