@@ -88,6 +88,16 @@ def signature_table(function: Any, doc: Any, leave_out: set[str]) -> str:
     return "\n".join(lines)
 
 
+def loss_table() -> str:
+    """Every loss in one line: what it reads, what it is, and its paper."""
+    lines = ["| loss | compares | what | paper |", "|---|---|---|---|"]
+    for name, loss in LOSSES.items():
+        (what,) = (line for line in (inspect.getdoc(loss) or "").splitlines()[:1])
+        paper = f"[{loss.paper}](https://arxiv.org/abs/{loss.paper})"
+        lines.append(f"| `{name}` | {loss.reads} | {what.replace('|', chr(92) + '|')} | {paper} |")
+    return "\n".join(lines)
+
+
 def own_training_table() -> str:
     """What `CanKDConfig` adds to or changes in TrainingArguments."""
     lines = ["| key | default | meaning |", "|---|---|---|"]
@@ -115,6 +125,7 @@ def tables() -> dict[str, str]:
     }
     for name, loss in LOSSES.items():
         made[f"loss {name}"] = signature_table(loss.__init__, loss, {"channels", "num_labels"})
+    made["losses"] = loss_table()
     return made
 
 

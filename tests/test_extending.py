@@ -40,7 +40,7 @@ from torch import Tensor
 from cankd_hf.losses.base import LogitsLoss
 
 
-class KLLoss(LogitsLoss):
+class SoftLoss(LogitsLoss):
     """Mean over positions of KL(teacher, student).
 
     Args:
@@ -84,12 +84,12 @@ class PositiveProduct(Affinity):
 '''
 GAUSSIAN = "from cankd_hf.losses.affinities.gaussian import Gaussian\n"
 # file -> content; file -> (line to add after, line)
-NEW = {"losses/l1.py": LOSS_ON_MAPS, "losses/kl.py": LOSS_ON_LOGITS, "losses/affinities/positive.py": AFFINITY}
+NEW = {"losses/l1.py": LOSS_ON_MAPS, "losses/soft.py": LOSS_ON_LOGITS, "losses/affinities/positive.py": AFFINITY}
 LINES = {
     "losses/__init__.py": [
-        ("from cankd_hf.losses.cankd import CanKDLoss\n", "from cankd_hf.losses.kl import KLLoss\n"),
+        ("from cankd_hf.losses.cankd import CanKDLoss\n", "from cankd_hf.losses.soft import SoftLoss\n"),
         ("from cankd_hf.losses.cankd import CanKDLoss\n", "from cankd_hf.losses.l1 import L1Loss\n"),
-        ('"cankd": CanKDLoss,', ' "l1": L1Loss, "kl": KLLoss,'),
+        ('"cankd": CanKDLoss,', ' "l1": L1Loss, "soft": SoftLoss,'),
     ],
     "losses/affinities/__init__.py": [
         (GAUSSIAN, "from cankd_hf.losses.affinities.positive import PositiveProduct\n"),
@@ -117,7 +117,7 @@ RECIPE = {
     "distill": {
         "terms": [
             {"loss": "l1", "weight": 1.0},
-            {"loss": "kl", "weight": 1.0, "options": {"temperature": 2.0}},
+            {"loss": "soft", "weight": 1.0, "options": {"temperature": 2.0}},
             {"loss": "cankd", "options": {"affinity": "positive"}},
         ]
     },
@@ -166,13 +166,15 @@ def test_a_loss_on_maps_a_loss_on_logits_and_an_affinity_are_one_file_and_one_li
     done = train(scratch, RECIPE)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((scratch / "run" / "trainer_state.json").read_text())["log_history"]
-    assert {"loss_l1", "loss_kl", "loss_cankd"} <= history[0].keys()
+    assert {"loss_l1", "loss_soft", "loss_cankd"} <= history[0].keys()
     facts = json.loads((scratch / "run" / "distillation.json").read_text())
-    assert [term["loss"] for term in facts["terms"]] == ["l1", "kl", "cankd"]
+    assert [term["loss"] for term in facts["terms"]] == ["l1", "soft", "cankd"]
 
 
 def test_what_was_added_is_checked_like_the_rest(scratch: Path) -> None:
-    wrong = {**RECIPE, "distill": {"terms": [{"loss": "kl", "options": {"temprature": 2.0}}, {"loss": "l2"}]}}
+    wrong = {**RECIPE, "distill": {"terms": [{"loss": "soft", "options": {"temprature": 2.0}}, {"loss": "l2"}]}}
     done = train(scratch, wrong)
     assert done.returncode == 2
-    assert "did you mean 'temperature'" in done.stderr and "expected one of cankd, l1, kl, instance_mse" in done.stderr
+    assert (
+        "did you mean 'temperature'" in done.stderr and "expected one of cankd, l1, soft, instance_mse" in done.stderr
+    )

@@ -11,6 +11,7 @@ import yaml
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
 from cankd_hf.errors import InputError
+from cankd_hf.losses import LOSSES
 from cankd_hf.runs.recipe import load_recipe, parse_recipe
 
 from .recipe_tables import COMPARISONS, PAGE, comparison_tables, rendered, tables
@@ -130,7 +131,7 @@ distill:
             "5e-4",
             "training.max_steps (x.yaml:11): expected a whole number, got 10.5; round it",
             "training.lr_scheduler_typ (x.yaml:12): unknown key; did you mean 'lr_scheduler_type'?",
-            "distill.terms.0.loss (x.yaml:15): expected one of cankd, instance_mse, got 'cankdd'; "
+            f"distill.terms.0.loss (x.yaml:15): expected one of {', '.join(LOSSES)}, got 'cankdd'; "
             "did you mean 'cankd'?",
             "distill.terms.1.options.afinity (x.yaml:16): unknown key; did you mean 'affinity'?",
         ]

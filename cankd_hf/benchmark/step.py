@@ -22,11 +22,13 @@ from cankd_hf.benchmark.measure import Clock, interleaved, table
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
+from cankd_hf.features.dense import dense_of
 from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Taps
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
+from cankd_hf.training.placing import asked_of_student
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +43,12 @@ def _medians(
     return {name: statistics.median(values) for name, values in zip(parts, times, strict=True)}
 
 
+def _detached(outputs: Any) -> dict[str, Any]:
+    """The dense predictions of an output, if there are any, as the start of a graph."""
+    dense = dense_of(outputs)
+    return {} if dense is None else {"dense": {key: x.detach().requires_grad_() for key, x in dense.items()}}
+
+
 class _Step:
     """One distillation step of a recipe, whole and in parts."""
 
@@ -53,6 +61,8 @@ class _Step:
             self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
         if not self.trainer.teachers:
             raise InputError("teacher: expected a recipe with a teacher, got none; nothing is distilled")
+        self.trainer.args.conditioning_batches = 1
+        self.trainer.measure_conditioning()
         self.trainer.create_optimizer_and_scheduler(num_training_steps=1000)
         state = self.trainer.state
         state.max_steps, state.global_step, state.logging_steps = 1000, 500, 1000  # after any warm-up of a weight
@@ -62,9 +72,11 @@ class _Step:
         self.batches = self._forever()
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         self.outputs = self.trainer.source(Batch(self.inputs))
+        self.asked = asked_of_student(self.outputs)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             self.labelled = self.model(**self.inputs).loss is not None
-            maps, logits = self._student_forward()
+            maps, outputs = self._student_forward()
+        self.read, logits = _detached(outputs), logits_of(outputs)
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
         self.logits = None if logits is None else logits.detach().requires_grad_()
 
@@ -73,12 +85,12 @@ class _Step:
         while True:
             yield from loader
 
-    def _student_forward(self) -> tuple[list[Tensor], Tensor | None]:
-        """The student's maps and logits."""
+    def _student_forward(self) -> tuple[list[Tensor], Any]:
+        """The student's maps and output."""
         taps, pixels = self.distiller.taps, self.inputs["pixel_values"]
         assert taps is not None
-        outputs = self.distiller.student(pixel_values=pixels)
-        return taps.collect((pixels.shape[-2], pixels.shape[-1])), logits_of(outputs)
+        outputs = self.distiller.student(pixel_values=pixels, **self.asked)
+        return taps.collect((pixels.shape[-2], pixels.shape[-1])), outputs
 
     def parts(self) -> dict[str, Callable[[], object]]:
         return {
@@ -104,7 +116,8 @@ class _Step:
     def distillation(self) -> None:
         with self.trainer.compute_loss_context_manager():
             connected = self.distiller.connect(self.student_maps, self.outputs)
-            values = [value for _, value in self.distiller.values(connected, self.logits, self.outputs)]
+            read = self.logits, self.outputs, self.inputs.get("labels"), self.read
+            values = [value for _, value in self.distiller.values(connected, *read)]
         torch.stack(values).sum().backward()
         self.clip()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cankd_hf.commands import console as plain_console
+from cankd_hf.config.distill import Share
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
@@ -24,6 +25,7 @@ from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS
 from cankd_hf.training.distiller import Distiller
+from cankd_hf.training.placing import reads
 from cankd_hf.training.trainer import CanKDTrainer
 
 
@@ -88,18 +90,23 @@ def levels_table(title: str, levels: Sequence[Level]) -> Table:
 
 
 def pairs_table(distiller: Distiller) -> Table:
-    """The pairs of student and teacher levels, with term, weight and connector."""
+    """The pairs of student and teacher levels, with term, weight, connector, and conditioning if there is any."""
     table = Table(title="pairs", title_justify="left")
-    several = len(distiller.teachers) > 1
-    for name in ("term", "student level", *(["teacher"] if several else []), "teacher level", "weight", "connector"):
+    several = ["teacher"] if len(distiller.teachers) > 1 else []
+    conditioned = ["conditioning"] if distiller.conditioning else []
+    for name in ("term", "student level", *several, "teacher level", "weight", "connector", *conditioned):
         table.add_column(name)
     for item in distiller.placed:
-        ours, theirs, shown = "logits", "logits", "none"
+        ours, theirs, shown = reads(item.term), reads(item.term), "none"
         if item.pair is not None:
             ours, theirs = str(item.pair.student), str(item.pair.teacher)
             connector = str(distiller.connectors[item.pair.name].projection).partition(",")[0]
             shown = "none, channels agree" if connector.startswith("Identity") else "1x1 convolution"
-        table.add_row(item.term.label, ours, *([item.teacher] if several else []), theirs, f"{item.weight:g}", shown)
+        last = [item.term.conditioning] if conditioned else []
+        middle = [item.teacher] if several else []
+        asked = item.term.weight
+        weight = f"share {asked.share:g}" if isinstance(asked, Share) else f"{item.weight:g}"
+        table.add_row(item.term.label, ours, *middle, theirs, weight, shown, *last)
     return table
 
 
@@ -124,6 +131,8 @@ def _sizes_table(trainer: CanKDTrainer) -> Table:
 def measure_step(trainer: CanKDTrainer) -> StepCost:
     """Runs forward and backward of one batch and counts FLOPs, matrix products of attention and losses included, and
     the bytes autograd keeps between the two."""
+    trainer.args.conditioning_batches = 1  # a run measures more, before its first step
+    trainer.measure_conditioning()
     inputs: Any = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(inputs)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these prepare a model only with its optimizer

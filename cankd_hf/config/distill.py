@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from cankd_hf.config import declared
 from cankd_hf.config.advice import Say, not_one_of
@@ -14,6 +14,8 @@ from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
 Grid = Literal["finer", "coarser", "student", "teacher"]
+# How a teacher's map is conditioned before a loss compares it: see `losses/targets.py`.
+Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "clip"]
 GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
@@ -27,6 +29,19 @@ _NAMED = {"affinity": ("cankd_hf.losses.affinities", "AFFINITIES")}
 
 
 @dataclass
+class Share(Section):
+    """A weight that is set, and set again, so that the loss has this share of the gradient at its taps.
+
+    Args:
+        share: above 0 and below 1; the rest is for the losses with a number as weight.
+    """
+
+    place: ClassVar[str] = "distill.terms.0.weight"
+
+    share: Annotated[float, Gt(0), Lt(1), Say(fix="0.1 is a tenth of the gradient")]
+
+
+@dataclass
 class LossTerm(Section):
     """One weighted loss of the objective: the loss, its pairs of levels, its weight and schedule.
 
@@ -34,11 +49,17 @@ class LossTerm(Section):
         loss: a name in `LOSSES`; in Python also a class or a module, such as `LossTerm(loss=MyLoss)`: see `Distiller`.
         teacher: name of its teacher; not needed if there is only one.
         weight: multiplier of the unweighted loss, at least 0; a list has one weight for each pair. The paper's mu = 5
-            is weight 10, because the loss includes the factor 0.5, as the authors' code does.
+            is weight 10, because the loss includes the factor 0.5, as the authors' code does. `{share: 0.1}` sets
+            it so that the term has a tenth of the gradient at the student's taps.
         pairs: "auto" (by stride) or a list of [student level, teacher level]; negative levels count from the end.
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.
+        conditioning: what is done to the teacher's maps first: `none`; `layer`, each cell with mean 0 and variance 1
+            over its channels; `l2`, each cell with length 1; `channel`, each channel standardised; `global`, one
+            mean and deviation for all values; `phi_s`, rotated to channels of variance 1 (PHI-S); `clip`, outlier
+            cells cut to the length where these begin. Statistics are measured on the first
+            `training.conditioning_batches` batches, then frozen.
         options: keyword arguments of the loss.
         name: name of the term in logs; by default that of the loss.
     """
@@ -46,13 +67,21 @@ class LossTerm(Section):
     place: ClassVar[str] = "distill.terms.0"
 
     loss: str | Callable[..., Any] = "cankd"
-    weight: Weight | Annotated[list[Weight], Len(1), Say(fix="one number for all pairs, or one for each")] = 10.0
+    weight: Weight | Annotated[list[Weight], Len(1), Say(fix="one number for all pairs, or one for each")] | Share = (
+        10.0
+    )
     pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
     warmup: Length = 0.0
     decay: Length = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     teacher: str | None = None
+    conditioning: Conditioning = "none"
+
+    def __post_init__(self) -> None:
+        weight: Any = self.weight
+        if isinstance(weight, dict) and weight.keys() == {"share"}:  # as in a recipe
+            self.weight = Share(**weight)
 
     @property
     def label(self) -> str:
@@ -69,11 +98,13 @@ class LossTerm(Section):
     @property
     def structure(self) -> tuple[Any, ...]:
         """The fields that determine the modules of the term, that is all but weight and schedule."""
-        return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher
+        return self.label, self.loss, repr(self.options), repr(self.pairs), self.teacher, self.conditioning
 
     @property
     def counts(self) -> bool:
         """Whether any of its weights is above 0."""
+        if isinstance(self.weight, Share):
+            return True
         return any(self.weight) if isinstance(self.weight, list) else self.weight > 0
 
     def factor(self, step: int, max_steps: int) -> float:
@@ -90,7 +121,10 @@ class LossTerm(Section):
         return max(0.0, min(1.0, up, down))
 
     def weights(self, num_pairs: int) -> list[float]:
-        """The weight of each of `num_pairs` pairs; InputError if `weight` is a list of another length."""
+        """The weight of each of `num_pairs` pairs; InputError if `weight` is a list of another length. 1 for a share,
+        which is a weight of the sum over the pairs."""
+        if isinstance(self.weight, Share):
+            return [1.0] * num_pairs
         if not isinstance(self.weight, list):
             return [float(self.weight)] * num_pairs
         if len(self.weight) != num_pairs:

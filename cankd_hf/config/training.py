@@ -40,7 +40,8 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "a whole number of at least 1",
         lambda value: value >= 1,
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps "
-        "torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb save_total_limit max_nonfinite_steps",
+        "torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb save_total_limit max_nonfinite_steps "
+        "conditioning_batches",
     ),
     (
         "a number of at least 0 and below 1",

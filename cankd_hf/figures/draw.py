@@ -189,7 +189,7 @@ def attention_maps(seen: Seen, pixel: tuple[int, int] | None = None) -> Figure |
     Returns:
         The figure, or None without a CanKD term.
     """
-    blocks = {(term, pair): loss for term, pair, loss in seen.losses if isinstance(loss, CanKDLoss)}
+    blocks = {(term, pair): loss for term, pair, loss in seen.losses if isinstance(loss, CanKDLoss) and loss.attends}
     if not blocks:
         return None
     height, width = seen.size

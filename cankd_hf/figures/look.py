@@ -117,9 +117,13 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
         return
     ours = seen.students[name]
     found: dict[Pair, tuple[Tensor, Tensor]] = {}
+    kinds = distiller.conditioned
     for label, pair in distiller.pairs.items():
         connector = copy.deepcopy(distiller.connectors[label]).cpu().float().eval()
-        student, teacher = connector(ours[pair.student][None], seen.teacher_map(pair)[None])
+        target, kind = seen.teacher_map(pair)[None], kinds[label][0]
+        if kind and distiller.is_measured(kind):
+            target = copy.deepcopy(distiller.conditioning[kind]).cpu()(target)
+        student, teacher = connector(ours[pair.student][None], target)
         found[pair] = student[0], teacher[0]
     seen.connected[name] = found
     seen.losses = [

@@ -183,7 +183,10 @@ def _duration(seconds: float) -> str:
 
 
 def terms_table(facts: Facts) -> list[list[str]]:
-    """Each distillation loss at each pair of levels, with its weight; for CanKD also the paper's mu."""
+    """Each distillation loss at each pair of levels, with its weight; for CanKD also the paper's mu.
+
+    A loss whose teacher maps are conditioned says so, and so does one whose weight is a share of the gradient.
+    """
     terms = facts.run.get("terms") or []
     if not terms:
         return []
@@ -192,11 +195,14 @@ def terms_table(facts: Facts) -> list[list[str]]:
     for term in terms:
         for pair in term["pairs"]:
             # The authors' loss has the factor 0.5 outside mu, ours inside the loss.
-            mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" else ""
+            by_share = "share" in term
+            mu = f"{pair['weight'] / 2:g}" if term["loss"] == "cankd" and not by_share else ""
+            weight = f"{term['share']:.0%} of the gradient" if by_share else f"{pair['weight']:g}"
+            name = f"{term['name']} ({term['conditioning']})" if "conditioning" in term else term["name"]
             read = [pair.get(f"{side}_stride") for side in ("student", "teacher")]
             strides = ["logits" if stride is None else f"{stride:.3g}" for stride in read]
             teacher = [term.get("teacher") or ""] if several else []
-            rows.append([term["name"], *teacher, *strides, f"{pair['weight']:g}", mu])
+            rows.append([name, *teacher, *strides, weight, mu])
     return rows
 
 
@@ -227,4 +233,4 @@ def citation(facts: Facts) -> str:
     """BibTeX of CanKD and of the other losses that were used."""
     used = [term["loss"] for term in facts.run.get("terms") or []]
     names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES)])
-    return "\n".join(LOSSES[name].citation for name in names)
+    return "\n".join(dict.fromkeys(LOSSES[name].citation for name in names))

@@ -5,8 +5,9 @@ Letters: B batch, C channels, H and W the size of the map, K classes, N queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,38 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
+def run_in_type(module: nn.Module, x: Tensor) -> Tensor:
+    """A part of a loss on a tensor, with its parameters in the tensor's type."""
+    parameters = {name: parameter.to(x.dtype) for name, parameter in module.named_parameters()}
+    result: Tensor = torch.func.functional_call(module, parameters, (x,))
+    return result
+
+
+def above_zero(loss: str, **options: float) -> None:
+    """Raises an `InputError` that names every option of a loss that is not a finite number above 0."""
+    _check(loss, options, "above 0", lambda value: value > 0)
+
+
+def at_least_zero(loss: str, **options: float) -> None:
+    """Raises an `InputError` that names every option of a loss that is not a finite number of at least 0."""
+    _check(loss, options, "of at least 0", lambda value: value >= 0)
+
+
+def at_most_one(loss: str, **options: float) -> None:
+    """Raises an `InputError` that names every option of a loss that is not a fraction above 0, up to 1."""
+    _check(loss, options, "above 0, at most 1", lambda value: 0 < value <= 1)
+
+
+def _check(loss: str, options: dict[str, float], wanted: str, holds: Callable[[float], bool]) -> None:
+    problems = [
+        f"{loss}.{key}: expected a number {wanted}, got {value!r}; leave it out for the default"
+        for key, value in options.items()
+        if not (isinstance(value, int | float) and holds(value) and value < float("inf"))
+    ]
+    if problems:
+        raise InputError(problems)
+
+
 class DistillationLoss(nn.Module):
     """A distance between a student tensor and a teacher tensor of the same shape.
 
@@ -37,7 +70,10 @@ class DistillationLoss(nn.Module):
     the optimizer, DDP and checkpoints include them. Losses are built as `cls(size, **options)`.
 
     Attributes:
-        reads: what the loss compares: feature `maps` (after a connector) or `logits` (unchanged).
+        reads: what the loss compares: feature `maps` (after a connector), `logits` (unchanged), or the `dense`
+            predictions of a detector (its class logits, boxes and centre-ness at every anchor).
+        extras: further arguments of `forward` and `compute`, optional ones, that the batch may have: its `labels`; for
+            a loss that reads `dense`, both models' `predictions`.
         raw_maps: if True, `compute` gets the tensors in their own dtype, for losses that cast block by block to save
             memory; if False, both are cast to `compute_dtype` first.
         paper: arXiv id of the paper, for model cards.
@@ -47,7 +83,8 @@ class DistillationLoss(nn.Module):
         size: channels C or classes K of both tensors.
     """
 
-    reads: ClassVar[Literal["maps", "logits"]]
+    reads: ClassVar[Literal["maps", "logits", "dense"]]
+    extras: ClassVar[tuple[str, ...]] = ()
     raw_maps: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
@@ -65,12 +102,13 @@ class DistillationLoss(nn.Module):
             )
         self.size = size
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, **extras: Any) -> Tensor:
         """The unweighted loss, computed with autocast disabled.
 
         Args:
             student: student tensor, of any floating-point dtype and memory format.
             teacher: teacher tensor of the same shape; no gradient flows into it.
+            extras: what the loss names in `extras`, where there is some.
 
         Returns:
             The loss [], float32 (float64 for float64 tensors).
@@ -84,10 +122,13 @@ class DistillationLoss(nn.Module):
             if not self.raw_maps:
                 dtype = compute_dtype(student)
                 student, teacher = student.to(dtype), teacher.to(dtype)
-            return self.compute(student, teacher)
+            return self.compute(student, teacher, **extras)
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss [] of two checked tensors; autocast is off and the teacher is detached."""
+        """The loss [] of two checked tensors; autocast is off and the teacher is detached.
+
+        A loss with `extras` takes them as further optional arguments.
+        """
         raise NotImplementedError
 
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor | None:
@@ -153,13 +194,21 @@ class LogitsLoss(DistillationLoss):
         student and teacher [B, K, H, W] (segmentation), [B, N, K] (detection, N queries) or [B, K] (an image) -> [].
     """
 
-    reads = "logits"
+    reads: ClassVar[Literal["maps", "logits", "dense"]] = "logits"
     _argument, _unit = "num_labels", "classes"
     _layouts = {4: ("[B, K, H, W]", 1), 3: ("[B, N, K]", 2), 2: ("[B, K]", 1)}
 
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels)
         self.num_labels = num_labels
+
+    def needs_two_classes(self) -> None:
+        """Raises an `InputError` for a single class, whose softmax is 1 whatever its logit."""
+        if self.num_labels == 1:
+            raise InputError(
+                f"{type(self).__name__}.num_labels: expected at least 2, got 1: the softmax of one class is always 1; "
+                "use `loss: kl` with `activation: sigmoid`, or a loss on maps"
+            )
 
     def class_dim(self, logits: Tensor) -> int:
         """The dimension of the classes: the last of [B, N, K], else the second."""

@@ -27,7 +27,7 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projections
-from cankd_hf.losses.base import FeatureLoss, compute_dtype, without_autocast
+from cankd_hf.losses.base import FeatureLoss, above_zero, at_least_zero, compute_dtype, without_autocast
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
@@ -60,6 +60,12 @@ class CanKDLoss(FeatureLoss):
         output_norm: "batch" (BatchNorm2d whose weight and bias start at 0) or "none" (w itself starts at 0).
         normalization: "instance" (IN on z and t before the distance) or "none".
         residual: add the student map to the block's output.
+        values: "teacher", as published, or "student": what is read are then the student's own positions, so that the
+            block cannot copy the teacher's map (ours, not the paper's; GKD, arXiv 2603.02554, reads so too).
+        gate: largest size of the branch, |output| / |s|, above which it is scaled down to it; None for no limit, as
+            published (ours).
+        fade: number of training passes over which the branch falls to 0, linearly, after which only the distance is
+            left; 0 for never, as published (ours).
 
     Shape:
         student and teacher [B, C, H, W] -> [].
@@ -75,6 +81,8 @@ class CanKDLoss(FeatureLoss):
     """
 
     raw_maps = True
+    attends: ClassVar[bool] = True  # whether it reads the teacher, so that its attention can be shown
+    passes: Tensor
     paper = "2511.21503"
     citation = (
         "@inproceedings{sun2026cankd, title={CanKD: Cross-Attention-based Non-local operation for Feature-based "
@@ -91,15 +99,23 @@ class CanKDLoss(FeatureLoss):
         output_norm: str | None = "batch",
         normalization: str | None = "instance",
         residual: bool = True,
+        values: str = "teacher",
+        gate: float | None = None,
+        fade: int = 0,
     ) -> None:
         super().__init__(channels)
         hidden = max(channels // 2, 1) if hidden_channels is None else hidden_channels
-        _check_options(hidden, affinity, output_norm, normalization)
+        _check_options(hidden, affinity, output_norm, normalization, values)
+        above_zero("CanKDLoss", **({} if gate is None else {"gate": gate}))
+        at_least_zero("CanKDLoss", fade=fade)
         self.hidden_channels = hidden
         self.affinity = affinity
         self.subsample = subsample
         self.normalization = normalization or "none"
         self.residual = residual
+        self.values, self.gate, self.fade = values, gate, fade
+        if fade:
+            self.register_buffer("passes", torch.zeros(()))
         # modules for their parameters and default initialisation; `compute` uses their weights directly
         kind = AFFINITIES[affinity]
         self.theta = nn.Conv2d(channels, hidden, 1) if kind.embeds else None
@@ -126,17 +142,22 @@ class CanKDLoss(FeatureLoss):
         Returns:
             z [B, C, H, W] and the loss []. In train mode the running statistics are updated, as by `forward`.
         """
-        p = self.projections(student.dtype)
-        f = self.affinity_matrix(student, teacher)  # (1), (2), (4)
-        v = self._pool(p.g(teacher))  # (3)
-        y = (f @ v.mT).mT  # (5)
-        o = p.w(y.unflatten(2, student.shape[2:]))  # (6)
+        o = self._published_output(student, teacher)  # (1) to (6)
         if self.output_norm is not None:
             o = self.output_norm(o)
+        o = o * self._hold(o.square().sum(), student.square().sum(), self.training)
         z, t = o + student if self.residual else o, teacher  # (7)
         if self.normalization == "none":
             return z, 0.5 * F.mse_loss(z, t)
         return z, 0.5 * F.mse_loss(F.instance_norm(z), F.instance_norm(t))  # (8)
+
+    def _published_output(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The output o [B, C, H, W] before its norm."""
+        p = self.projections(student.dtype)
+        f = self.affinity_matrix(student, teacher)  # (1), (2), (4)
+        v = self._pool(p.g(student if self.values == "student" else teacher))  # (3)
+        y = (f @ v.mT).mT  # (5)
+        return p.w(y.unflatten(2, student.shape[2:]))  # (6)
 
     def affinity_matrix(self, student: Tensor, teacher: Tensor) -> Tensor:
         """f [B, N, M] of any N student positions [B, C, h, w] over a teacher map [B, C, H, W] of the same type."""
@@ -147,18 +168,11 @@ class CanKDLoss(FeatureLoss):
 
     def projections(self, dtype: torch.dtype | None) -> Projections:
         """The block's convolutions as matrices of the given type; None: their parameters as they are."""
-
-        def matrix(conv: nn.Conv2d) -> Projection:
-            assert conv.bias is not None
-            if dtype is None:
-                return Projection(conv.weight, conv.bias)
-            return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
-
         return Projections(
-            theta=None if self.theta is None else matrix(self.theta),
-            phi=None if self.phi is None else matrix(self.phi),
-            g=matrix(self.g),
-            w=matrix(self.w),
+            theta=None if self.theta is None else as_matrix(self.theta, dtype),
+            phi=None if self.phi is None else as_matrix(self.phi, dtype),
+            g=as_matrix(self.g, dtype),
+            w=as_matrix(self.w, dtype),
             extra=None if self.concat is None else self.concat.weight.flatten().to(dtype or self.concat.weight.dtype),
         )
 
@@ -194,9 +208,12 @@ class CanKDLoss(FeatureLoss):
         z = self._whole_output(s, t)  # (1) to (6)
         if self.output_norm is not None:
             z = whole_norm(self.output_norm, z)
+        wide = compute_dtype(student)
+        if self.gate is not None or self.fade:
+            sizes = (torch.linalg.vector_norm(x.detach(), dtype=wide).square() for x in (z, s))
+            z = z * self._hold(*sizes, self.training).to(z.dtype)
         if self.residual:  # (7)
             z = z + s
-        wide = compute_dtype(student)
         if self.normalization == "none":
             return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
         return whole_instance_distance(z, t, wide)  # (8)
@@ -209,6 +226,8 @@ class CanKDLoss(FeatureLoss):
 
     def _whole_output(self, s: Tensor, t: Tensor) -> Tensor:
         """Equations 1 to 6 without the norm, o [B, C, H, W], of `_whole_maps`."""
+        if self.values == "student":
+            return self._mixed(s, t).view_as(s)
         return AFFINITIES[self.affinity].output(self.projections(None), s, t, self.pools(t))
 
     def _moments(self, student: Tensor, teacher: Tensor, update: bool) -> tuple[MixMoments, Tensor, Tensor]:
@@ -219,11 +238,29 @@ class CanKDLoss(FeatureLoss):
         m = mix_moments(flat, teacher.flatten(2), mix, x)
         mean_o = m.mean_o + bias
         scale, shift = self._norm(mean_o, m.var_o, student, update)
-        return m, scale * mean_o + shift, scale
+        mean = scale * mean_o + shift
+        if self.gate is not None or self.fade:
+            output, ours = (scale.square() * m.var_o + mean.square()).sum(), (m.var_s + m.mean_s.square()).sum()
+            held = self._hold(output, ours, update)
+            mean, scale = held * mean, held * scale
+        return m, mean, scale
+
+    @torch.no_grad()
+    def _hold(self, output: Tensor, student: Tensor, update: bool) -> Tensor:
+        """What the branch is multiplied by [], from sums of squares of output and student map; no gradient."""
+        held = output.new_ones(())
+        if self.gate is not None:
+            held = (self.gate * (student / output.clamp_min(torch.finfo(output.dtype).tiny)).sqrt()).clamp_max(1)
+        if self.fade:
+            held = held * (1 - self.passes / self.fade).clamp_min(0).to(held.dtype)
+            self.passes += int(update)
+        return held
 
     def _block(self, student: Tensor, teacher: Tensor) -> Block:
         """Equations 1 to 6 without the norm, of a student map [B, C, N] and a teacher map [B, C, H, W]."""
         p = self.projections(compute_dtype(student))
+        if self.values == "student":
+            p = p._replace(source=student.view(teacher.shape))
         return AFFINITIES[self.affinity].block(p, student, teacher, self.pools(teacher))
 
     def _norm(self, mean_o: Tensor, var_o: Tensor, student: Tensor, update: bool) -> tuple[Tensor, Tensor]:
@@ -242,6 +279,7 @@ class CanKDLoss(FeatureLoss):
             o = self._output(student, teacher.detach())
             scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
             output = (scale[..., None] * o + shift[..., None]).view_as(student)
+            output = output * self._hold(output.square().sum(), student.to(output.dtype).square().sum(), update=False)
             return output + student.to(output.dtype) if self.residual else output
 
     @torch.no_grad()
@@ -266,8 +304,13 @@ class CanKDLoss(FeatureLoss):
         if on_whole_maps(student.device):
             s, t = self._whole_maps(student, teacher)
             return self._whole_output(s, t).flatten(2).to(dtype)
-        mix, bias, x = self._block(student.flatten(2), teacher)
-        return torch.baddbmm(bias[..., None], mix, student.flatten(2).to(dtype) if x is None else x)
+        return self._mixed(student, teacher)
+
+    def _mixed(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The same from the block."""
+        flat = student.flatten(2)
+        mix, bias, x = self._block(flat, teacher)
+        return torch.baddbmm(bias[..., None], mix, flat.to(mix.dtype) if x is None else x)
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], **options: Any) -> CanKDLoss:
@@ -313,13 +356,23 @@ class CanKDLoss(FeatureLoss):
         )
 
 
+def as_matrix(conv: nn.Conv2d, dtype: torch.dtype | None) -> Projection:
+    """A 1x1 convolution as a matrix of the given type; None: its parameters as they are."""
+    assert conv.bias is not None
+    if dtype is None:
+        return Projection(conv.weight, conv.bias)
+    return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
+
+
 @cache
 def _warn_not_pooled(height: int, width: int) -> None:
     size = (height, width)
     logger.warning("CanKD: a map of size %s cannot be pooled 2x2: its keys and values are not sub-sampled", size)
 
 
-def _check_options(hidden: int, affinity: str, output_norm: str | None, normalization: str | None) -> None:
+def _check_options(
+    hidden: int, affinity: str, output_norm: str | None, normalization: str | None, values: str
+) -> None:
     problems = []
     if hidden < 1:
         problems.append(f"CanKDLoss.hidden_channels: expected at least 1, got {hidden}; None takes half the channels")
@@ -327,6 +380,7 @@ def _check_options(hidden: int, affinity: str, output_norm: str | None, normaliz
         ("affinity", affinity, tuple(AFFINITIES)),
         ("output_norm", output_norm, ("batch", "none", None)),
         ("normalization", normalization, ("instance", "none", None)),
+        ("values", values, ("teacher", "student")),
     )
     for key, value, allowed in choices:
         if value not in allowed:

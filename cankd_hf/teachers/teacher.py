@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.features.auto_taps import quiet_forward
+from cankd_hf.features.dense import dense_of, dense_shape
 from cankd_hf.features.grids import logits_of, resize_map
 from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageStats, input_rule
 from cankd_hf.features.taps import Level, Taps
@@ -38,10 +39,12 @@ class TeacherOutput(Sequence[Tensor]):
         maps: `[B, C, H, W]` each, fine to coarse, in the teacher's dtype, without gradient.
         logits: `[B, K, H, W]`, `[B, N, K]` or `[B, K]`; None if no term reads them: the forward pass then stops at
             the last map.
+        dense: a detector's predictions at all anchors, see `FPNObjectDetectionOutput`; None if no term reads them.
     """
 
     maps: list[Tensor]
     logits: Tensor | None = None
+    dense: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -84,7 +87,7 @@ class Teacher(nn.Module):
         attach_empty_prompt(model)
         self.stats = self._own_stats(stats or ImageStats())
         self.rule = input_rule(model)
-        self.reads_logits = False
+        self.reads_logits = self.reads_dense = False
         self.fingerprint = _fingerprint(model)
         self.taps = Taps(model, self.config.taps, stop_early=True)
         self.register_buffer("input_scale", torch.ones(1, 3, 1, 1), persistent=False)
@@ -112,10 +115,12 @@ class Teacher(nn.Module):
                 images = images * self.input_scale + self.input_shift
             images = resize_map(images, self.rule.size(size, self.config.scale))
             images, inputs = images.to(self.dtype), self.taps.forward_kwargs
-            if not self.reads_logits:
+            if not (self.reads_logits or self.reads_dense):
                 return TeacherOutput(self.taps.run(images, **inputs))
+            if self.reads_dense:
+                inputs = {**inputs, "output_dense": True}
             maps, output = self.taps.run_to_end(images, **inputs)
-            return TeacherOutput(maps, logits_of(output))
+            return TeacherOutput(maps, logits_of(output), dense_of(output))
 
     def levels(self, image_size: tuple[int, int]) -> list[Level]:
         """Measures strides and channels of the maps.
@@ -135,6 +140,11 @@ class Teacher(nn.Module):
         seen = self.rule.size(image_size, self.config.scale)
         found = logits_of(quiet_forward(self.model, seen, **self.taps.forward_kwargs))
         return None if found is None else found.shape
+
+    def dense_shape(self, image_size: tuple[int, int]) -> torch.Size | None:
+        """The shape [1, A, K] of the dense class logits for an image of this size; None for other models."""
+        seen = self.rule.size(image_size, self.config.scale)
+        return dense_shape(self.model, seen, **self.taps.forward_kwargs)
 
     def set_input_stats(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the normalisation of the images passed to `forward`.

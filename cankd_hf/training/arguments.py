@@ -61,6 +61,13 @@ class CanKDConfig(TrainingArguments):
             ">= 1. The update of each such step is skipped."
         },
     )
+    conditioning_batches: int = field(
+        default=16,
+        metadata={
+            "help": "Number of training batches of each process, >= 1, on which the statistics of a term's "
+            "conditioning are measured before the first step, by the teachers alone."
+        },
+    )
     log_figures_steps: int = field(
         default=0,
         metadata={

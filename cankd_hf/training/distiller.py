@@ -3,74 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.connectors import Connector
 from cankd_hf.features.grids import logits_of
-from cankd_hf.features.similarity import channel_correlation, linear_cka
 from cankd_hf.features.taps import Level, Taps
-from cankd_hf.losses.base import DistillationLoss
 from cankd_hf.teachers.teacher import TeacherOutput
+from cankd_hf.training.connecting import Connected, ConnectingModule, Place
 from cankd_hf.training.objective import Objective
+from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
-    Pair,
     Placed,
     TeacherShape,
     as_teachers,
+    asked_of_student,
     check_classes,
     check_label,
     compared_logits,
+    conditionings,
+    extras_of,
     freeze,
     make_loss,
     pairs_of,
 )
-
-# A `Placed` without its module, which is looked up each time because wrappers (FSDP) may replace it.
-Place = tuple[LossTerm, str, Pair | None, float]
-Connected = dict[str, tuple[Tensor, Tensor]]
+from cankd_hf.training.shares import Shares, Values
 
 
-@dataclass
-class DistillerOutput(ModelOutput):
-    """Output of a `Distiller`; what else the student's own output has (`pred_boxes`) is read through it.
-
-    Attributes:
-        loss: the weighted sum of all parts [], with gradient; None if there are no parts.
-        logits: of the student, with gradient; None for a backbone.
-        parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
-        similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), if measured.
-        branch_share: norm of each Can block's output relative to the student map [] by name, if measured.
-        outputs: the student's own output; None, and `logits` without gradient, where only the loss is asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    parts: dict[str, Tensor] | None = None
-    similarity: dict[str, Tensor] | None = None
-    branch_share: dict[str, Tensor] | None = None
-    outputs: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        own = vars(self).get("outputs")
-        if own is None or name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, and neither has the student's output")
-        return getattr(own, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str) and key not in self.keys() and self.outputs is not None:
-            return self.outputs[key]
-        return super().__getitem__(key)  # type: ignore[no-untyped-call]
-
-
-class Distiller(nn.Module):
+class Distiller(ConnectingModule):
     """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
@@ -110,6 +75,7 @@ class Distiller(nn.Module):
         self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
+        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
         self._places: list[Place] = []
         self.taps: Taps | None = None
         self.levels: list[Level] = []
@@ -137,6 +103,8 @@ class Distiller(nn.Module):
         self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
+        self.shares = Shares(objective.terms, self.shares).to(self.device)
+        self.conditioning = conditionings(self.placed, self.teachers, self.conditioning, self.device)
         self.train(self.training)
         if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("frozen: expected something left to train, got all of the student; leave one part out")
@@ -174,12 +142,6 @@ class Distiller(nn.Module):
             places += [(term, name, *rest) for rest in zip(pairs, term.weights(len(pairs)), strict=True)]
         return places, connectors, losses
 
-    @property
-    def placed(self) -> list[Placed]:
-        """All losses of all terms, in the order of `losses`."""
-        modules = [loss for losses in self.losses.values() for loss in cast(nn.ModuleList, losses)]
-        return [Placed(*place, loss) for place, loss in zip(self._places, modules, strict=True)]
-
     def teachers_of(self, factors: Sequence[float]) -> list[str]:
         """The teachers that the terms with a factor above 0 learn from."""
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
@@ -191,10 +153,9 @@ class Distiller(nn.Module):
         return self._settings[0]
 
     @property
-    def pairs(self) -> dict[str, Pair]:
-        """The pairs of levels that are compared, by name, in the order of `connectors`."""
-        found = {item.pair.name: item.pair for item in self.placed if item.pair is not None}
-        return {name: found[name] for name in self.connectors}
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # Frozen and the same everywhere: DDP would send them around in each step.
+        return [f"conditioning.{name}" for name, _ in self.conditioning.named_buffers()]
 
     def _teacher_of(self, term: LossTerm) -> str:
         if term.teacher is None and len(self.teachers) == 1:
@@ -291,6 +252,8 @@ class Distiller(nn.Module):
         measure: bool = False,
         meta: Any = None,
         keep: bool = True,
+        targets: Any = None,
+        weigh: bool = False,
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -303,6 +266,9 @@ class Distiller(nn.Module):
             measure: also measure raw similarity and branch share (no gradient).
             meta: metadata of the samples, see `Batch`; not passed to the student.
             keep: return the student's output with its gradient; without it only the loss holds on to the graph.
+            targets: labels for the losses that read them, where the student gets none. (The Trainer takes every
+                argument with `label` in its name for one that batches must have.)
+            weigh: set the weights of the terms with a share anew.
             inputs: further inputs of the student.
         """
         counted = None
@@ -310,6 +276,7 @@ class Distiller(nn.Module):
             inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
+        inputs |= asked_of_student(teachers)
         outputs = self.student(pixel_values=pixel_values, **inputs)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
@@ -323,12 +290,10 @@ class Distiller(nn.Module):
         maps = [] if self.taps is None else self.taps.collect(size)
         if teachers:
             connected = self.connect(maps, teachers)
-            order = {term.label: index for index, term in enumerate(self.objective.terms)}
-            for item, value in self.values(connected, logits, teachers):
-                parts[item.name] = value.detach().float()
-                index = order[item.term.label]
-                weighted = item.weight * value if factors is None else item.weight * factors[index] * value
-                total = weighted if total is None else total + weighted
+            read = targets if labels is None else labels
+            values = list(self.values(connected, logits, teachers, read, outputs))
+            parts |= {item.name: value.detach().float() for item, value in values}
+            total = self._sum(total, values, factors, maps if weigh else ())
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
         if total is None and not keep and self.training and torch.is_grad_enabled():
@@ -337,54 +302,47 @@ class Distiller(nn.Module):
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
 
+    def _sum(
+        self, total: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]
+    ) -> Tensor | None:
+        """`total` plus all weighted losses; with `maps` the weights by share are measured in between."""
+        order = {term.label: index for index, term in enumerate(self.objective.terms)}
+        plain, shared = self.shares.split(values)
+        for group in (plain, shared):
+            if group is shared and maps:
+                self.shares.measure(total, shared, maps)
+            for item, value in group:
+                weight = self.shares.weight(item) * item.weight
+                weight = weight if factors is None else weight * factors[order[item.term.label]]
+                total = weight * value if total is None else total + weight * value
+        return total
+
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""
         parts = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters() if p.requires_grad]
         return torch.stack([part.sum() for part in parts]).sum() * 0.0
 
-    def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
-        """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name."""
-        return {
-            name: self.connectors[name](maps[pair.student], output.maps[pair.teacher])
-            for name, pair in self.pairs.items()
-            if (output := self._output(teachers, pair)) is not None
-        }
-
     def values(
-        self, connected: Connected, logits: Tensor | None, teachers: Mapping[str, TeacherOutput]
+        self,
+        connected: Connected,
+        logits: Tensor | None,
+        teachers: Mapping[str, TeacherOutput],
+        labels: Any = None,
+        outputs: Any = None,
     ) -> Iterator[tuple[Placed, Tensor]]:
-        """The unweighted value [] of each loss whose teacher is given, with gradient."""
+        """The unweighted value [] of each loss whose teacher is given, with gradient.
+
+        Losses may also read the labels of the batch and the student's whole output.
+        """
         for item in self.placed:
             if item.pair is not None:
-                found = connected.get(item.pair.name)
+                found = self.compared(connected, item)
             else:
-                found = compared_logits(item, logits, teachers.get(item.teacher))
+                found = compared_logits(item, logits, teachers.get(item.teacher), outputs)
             if found is None:
                 continue
-            value = item.loss(*found)
+            value = item.loss(*found, **extras_of(item, labels, outputs, teachers.get(item.teacher)))
             if value.ndim:
                 name, shape = item.term.loss_name, list(value.shape)
                 raise InputError(f"{item.place}: {name}: expected one number, got shape {shape}; reduce it to a mean")
             yield item, value
-
-    def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
-        return teachers.get(pair.of or next(iter(self.teachers)))
-
-    @torch.no_grad()
-    def measure(
-        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Raw similarity [B] and branch shares [] by name.
-
-        Correlation compares maps after the connector and before the Can block, CKA maps before the connector.
-        """
-        similarity = {f"correlation/{name}": channel_correlation(*found) for name, found in connected.items()}
-        for name, pair in self.pairs.items():
-            if name in connected and (output := self._output(teachers, pair)) is not None:
-                similarity[f"cka/{name}"] = linear_cka(maps[pair.student], output.maps[pair.teacher])
-        shares = {
-            item.name: cast(DistillationLoss, item.loss).branch_share(*connected[item.pair.name])
-            for item in self.placed
-            if item.pair is not None and item.has_branch and item.pair.name in connected
-        }
-        return similarity, cast(dict[str, Tensor], shares)

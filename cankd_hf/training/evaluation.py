@@ -17,8 +17,8 @@ from cankd_hf.data.common.batch import META, Batch
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task
 from cankd_hf.training.base import TeachingTrainer
-from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.finite import StepGuard
+from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.streaming import is_ragged
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import TrainerState
 
+from cankd_hf.config.distill import Share
 from cankd_hf.hub.facts import hardware, hub_id
 from cankd_hf.names import TORCHVISION
 from cankd_hf.tasks import Task
@@ -87,7 +88,9 @@ def _terms(distiller: Distiller) -> list[dict[str, Any]]:
                 }
             pairs.append(pair)
         kept = {"name": term.label, "loss": term.loss_name, "warmup": term.warmup, "decay": term.decay}
-        named = {"teacher": term.teacher} if len(distiller.teachers) > 1 else {}
+        named: dict[str, Any] = {"teacher": term.teacher} if len(distiller.teachers) > 1 else {}
+        named |= {"share": term.weight.share} if isinstance(term.weight, Share) else {}
+        named |= {"conditioning": term.conditioning} if term.conditioning != "none" else {}
         terms.append({**kept, **named, "options": term.options, "pairs": pairs})
     return terms
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 
 
@@ -41,6 +41,11 @@ class Objective:
             raise InputError(f"distill.terms: two terms are called {label!r}; give one of them another `name`")
         for term in self.terms:
             term.check()
+        shares = sum(term.weight.share for term in self.terms if isinstance(term.weight, Share))
+        if shares >= 1:
+            raise InputError(f"distill.terms: the shares add up to {shares:g}; leave some gradient to the others")
+        if shares and not self.task_weight and all(isinstance(t.weight, Share) or not t.counts for t in self.terms):
+            raise InputError("distill.terms: a share of nothing else is all; give one term a number as weight")
 
     def factors(self, step: int, max_steps: int) -> list[float]:
         """Schedule factor of each term at a step, in [0, 1]; 0 for a term of weight 0.

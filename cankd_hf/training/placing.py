@@ -8,19 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cankd_hf.config.advice import nearest
-from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 from cankd_hf.features.auto_taps import quiet_forward
+from cankd_hf.features.dense import dense_of, dense_shape, selects_detections
 from cankd_hf.features.grids import class_count, logits_of, resize_map
 from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
 from cankd_hf.losses import LOSSES
 from cankd_hf.losses.base import DistillationLoss
+from cankd_hf.losses.targets import CONDITIONINGS
 from cankd_hf.teachers.teacher import TeacherOutput
+
+DENSE = "a dense detector's predictions"
 
 
 class Pair(tuple[Any, ...]):
@@ -53,6 +58,17 @@ class Pair(tuple[Any, ...]):
         return f"{self.of}{'_' if self.of else ''}s{self.student}t{self.teacher}"
 
 
+class TeacherLevel(NamedTuple):
+    """A map of a teacher."""
+
+    teacher: str  # its name
+    number: int  # of the map in its outputs
+
+    def name(self, kind: str) -> str:
+        """Name of the module that conditions it: `teacher_t0_phi_s`."""
+        return f"{self.teacher}_t{self.number}_{kind}"
+
+
 class Placed(NamedTuple):
     """One loss of a term: its module, what it compares, and its weight."""
 
@@ -66,6 +82,13 @@ class Placed(NamedTuple):
     def name(self) -> str:
         """Name in logs: `cankd/s0t2`; for logits the name of the term."""
         return self.term.label if self.pair is None else f"{self.term.label}/{self.pair.name}"
+
+    @property
+    def conditioned(self) -> str:
+        """Name of the module that conditions the teacher's map; empty without one."""
+        if self.pair is None or self.term.conditioning == "none":
+            return ""
+        return TeacherLevel(self.teacher, self.pair.teacher).name(self.term.conditioning)
 
     @property
     def place(self) -> str:
@@ -85,6 +108,7 @@ class TeacherShape:
 
     levels: list[Level] = field(default_factory=list)  # its maps
     logits: Sequence[int] | None = None  # shape for one image; None without logits
+    dense: Sequence[int] | None = None  # shape [1, A, K] of a dense detector's class logits; None of other models
 
 
 def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[str, TeacherShape]:
@@ -100,18 +124,24 @@ def check_label(term: LossTerm) -> None:
         raise InputError(f"term {term.label!r}: nn.ModuleDict has an attribute of this name; rename the term")
 
 
-def reads_logits(term: LossTerm) -> bool:
-    """Whether a term compares logits; all others compare maps."""
+def reads(term: LossTerm) -> str:
+    """What a term compares: `maps`, `logits` or `dense` predictions."""
     loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
     cls = loss if isinstance(loss, type) else type(loss)
-    return issubclass(cls, DistillationLoss) and cls.reads == "logits"
+    return cls.reads if issubclass(cls, DistillationLoss) else "maps"
 
 
 def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, name: str) -> list[Pair | None]:
-    """The pairs of levels that a term compares; `[None]` if it compares logits."""
-    if reads_logits(term):
+    """The pairs of levels that a term compares; `[None]` if it compares no maps."""
+    if (what := reads(term)) != "maps":
         if term.pairs != "auto":
-            raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads logits; leave pairs out")
+            raise InputError(f"distill.terms.{term.label}.pairs: {term.loss_name} reads {what}; leave pairs out")
+        if isinstance(term.weight, Share):
+            place = f"distill.terms.{term.label}.weight.share"
+            raise InputError(f"{place}: is measured on maps, and {term.loss_name} reads {what}; give a number")
+        if term.conditioning != "none":
+            place = f"distill.terms.{term.label}.conditioning"
+            raise InputError(f"{place}: is of maps, and {term.loss_name} reads {what}; leave it out")
         return [None]
     return [Pair(*pair, name) for pair in pair_levels(levels, teacher.levels, term.pairs)]
 
@@ -119,11 +149,18 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
 def check_classes(
     term: LossTerm, student: PreTrainedModel, name: str, teacher: TeacherShape, image_size: tuple[int, int]
 ) -> int:
-    """The number of classes of student and teacher; `InputError` if they differ or one of them has no logits."""
-    place = f"distill.terms.{term.label}.loss: {term.loss_name} reads logits"
-    found = logits_of(quiet_forward(student, image_size))
+    """The number of classes of student and teacher; `InputError` if they differ, or one has nothing to compare."""
+    dense = reads(term) == "dense"
+    place = f"distill.terms.{term.label}.loss: {term.loss_name} reads {DENSE if dense else 'logits'}"
     title = "teacher" if name == "teacher" else f"teacher {name}"
-    shapes = {"student": None if found is None else found.shape, title: teacher.logits}
+    if not dense and selects_detections(student):
+        kind = type(student).__name__
+        raise InputError(f"{place}, and {kind} gives those of detections alone; use dense_logits or a loss on maps")
+    if dense:
+        shapes = {"student": dense_shape(student, image_size), title: teacher.dense}
+    else:
+        found = logits_of(quiet_forward(student, image_size))
+        shapes = {"student": None if found is None else found.shape, title: teacher.logits}
     without = [name for name, shape in shapes.items() if shape is None]
     if without:
         raise InputError(f"{place}, but there are none from {' and '.join(without)}; use a loss on maps")
@@ -131,13 +168,21 @@ def check_classes(
     if len(set(counts.values())) > 1:
         numbers = " and ".join(f"{count} of the {name}" for name, count in counts.items())
         raise InputError(f"{place}: expected equal numbers of classes, got {numbers}; train both on the same classes")
+    anchors = {name: shape[1] for name, shape in shapes.items() if shape is not None}
+    if dense and len(set(anchors.values())) > 1:
+        numbers = " and ".join(f"{count} of the {name}" for name, count in anchors.items())
+        raise InputError(
+            f"{place}: expected equal numbers of anchors, got {numbers}; give both one head and one scale"
+        )
     return counts["student"]
 
 
 def compared_logits(
-    item: Placed, student: Tensor | None, output: TeacherOutput | None
+    item: Placed, student: Tensor | None, output: TeacherOutput | None, outputs: Any = None
 ) -> tuple[Tensor, Tensor] | None:
     """The student's logits and the teacher's, resized to the same grid; None if the teacher was not asked.
+
+    Those of a loss that reads dense predictions are the class logits of all anchors, in the student's `outputs`.
 
     Raises:
         InputError: if one gives no logits in training, or they are of other queries (some detectors add queries in
@@ -146,6 +191,9 @@ def compared_logits(
     if output is None:
         return None
     teacher = output.logits
+    if reads(item.term) == "dense":
+        dense = dense_of(outputs)
+        student, teacher = (None if found is None else found["class_logits"] for found in (dense, output.dense))
     if student is None or teacher is None:
         who = "student" if student is None else "teacher"
         raise InputError(f"{item.place}: reads logits, and the {who} gives none in training; take a loss on maps")
@@ -158,6 +206,19 @@ def compared_logits(
             f"and the teacher {list(teacher.shape)}; take a loss on maps, or one that matches queries in `check`"
         )
     return student, teacher
+
+
+def asked_of_student(teachers: Mapping[str, TeacherOutput] | None) -> dict[str, Any]:
+    """Further inputs of the student: for its dense predictions, where a teacher's are to be compared."""
+    dense = any(output.dense is not None for output in (teachers or {}).values())
+    return {"output_dense": True} if dense else {}
+
+
+def extras_of(item: Placed, labels: Any, outputs: Any, output: TeacherOutput | None) -> dict[str, Any]:
+    """The further arguments that a loss takes, see `DistillationLoss.extras`."""
+    wanted = item.loss.extras if isinstance(item.loss, DistillationLoss) else ()
+    given = {"labels": labels, "predictions": (dense_of(outputs), None if output is None else output.dense)}
+    return {name: given[name] for name in wanted}
 
 
 def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
@@ -176,6 +237,18 @@ def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
     except TypeError as error:
         raise InputError(f"{place}.options: {term.loss_name}: {error}") from error
     return cls(*arguments, **term.options)
+
+
+def conditionings(
+    placed: Iterable[Placed], teachers: Mapping[str, TeacherShape], known: nn.ModuleDict, device: torch.device
+) -> nn.ModuleDict:
+    """The modules that condition the teachers' maps, by `Placed.conditioned`; those that are known are kept."""
+    made: dict[str, nn.Module] = {}
+    for item in placed:
+        if (name := item.conditioned) and item.pair is not None and name not in made:
+            channels = teachers[item.teacher].levels[item.pair.teacher].channels
+            made[name] = dict(known.items()).get(name) or CONDITIONINGS[item.term.conditioning](channels).to(device)
+    return nn.ModuleDict(made)
 
 
 def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:

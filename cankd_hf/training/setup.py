@@ -19,7 +19,7 @@ from cankd_hf.training.batchnorm import allow_single_values
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.layout import channels_last
 from cankd_hf.training.objective import Objective
-from cankd_hf.training.placing import TeacherShape, reads_logits
+from cankd_hf.training.placing import TeacherShape, reads
 
 # Arguments of `transformers.Trainer` after `model` and `args`, in their order there.
 STOCK = [name for name in inspect.signature(Trainer.__init__).parameters if name not in ("self", "model", "args")]
@@ -131,14 +131,20 @@ def teacher_shapes(
     shapes = {}
     for name, teacher in teachers.items():
         teacher.set_input_stats(mean, std)
-        logits = logits_shape(teacher, objective, image_size)
-        shapes[name] = TeacherShape(teacher.levels(image_size), logits)
+        shapes[name] = with_read(TeacherShape(teacher.levels(image_size)), teacher, objective, image_size)
     return shapes
 
 
-def logits_shape(teacher: Teacher, objective: Objective, image_size: tuple[int, int]) -> Sequence[int] | None:
-    """The shape of a teacher's logits for one image, if any term reads logits."""
-    return teacher.logits_shape(image_size) if any(reads_logits(term) for term in objective.terms) else None
+def with_read(
+    shape: TeacherShape, teacher: Teacher, objective: Objective, image_size: tuple[int, int]
+) -> TeacherShape:
+    """The shape with those of the teacher's logits and dense predictions for one image, where any term reads them."""
+    read = {reads(term) for term in objective.terms}
+    return TeacherShape(
+        shape.levels,
+        teacher.logits_shape(image_size) if "logits" in read else None,
+        teacher.dense_shape(image_size) if "dense" in read else None,
+    )
 
 
 def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:

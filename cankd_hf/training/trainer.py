@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
+from cankd_hf.training.conditioning import ConditioningMixin
 from cankd_hf.training.contention import BusyCoresCallback
-from cankd_hf.training.distiller import DistillerOutput
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
 from cankd_hf.training.first_batch import FirstBatchMixin, FirstLook
@@ -33,7 +32,9 @@ from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.optimizing import OptimizerMixin
+from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
+from cankd_hf.training.placing import reads
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
@@ -41,10 +42,10 @@ from cankd_hf.training.setup import (
     check_objective,
     check_stock,
     input_stats,
-    logits_shape,
     named_teachers,
     sorted_out,
     teacher_shapes,
+    with_read,
 )
 from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
@@ -58,6 +59,7 @@ MEASURE_EVERY = 50
 
 class CanKDTrainer(
     SeedMixin,
+    ConditioningMixin,
     FiniteMixin,
     FirstBatchMixin,
     EvaluationMixin,
@@ -150,6 +152,7 @@ class CanKDTrainer(
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
+        self._check_shares()
         self.set_dispatch()
         self._place_teachers()
         self._add_callbacks(train_dataset)
@@ -183,14 +186,19 @@ class CanKDTrainer(
             raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
         self._objective = objective
         distiller.teachers = {
-            name: replace(shape, logits=logits_shape(self.teachers[name], objective, distiller.image_size))
+            name: with_read(shape, self.teachers[name], objective, distiller.image_size)
             for name, shape in distiller.teachers.items()
         }
         with seeded(self.args.seed):
             distiller.set_objective(objective)
+        self._check_shares()
         self.model = self.model_wrapped = as_asked(distiller, self.args)
         self._place_teachers()
         self.optimizer = self.lr_scheduler = None
+
+    def _check_shares(self) -> None:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.distiller.shares.check(sharded, self.compute_loss_func is not None)
 
     def _place_teachers(self) -> None:
         """Moves the teachers to the device; those whose logits are read compute their head too."""
@@ -198,7 +206,8 @@ class CanKDTrainer(
             teacher.to(self.args.device)
             if self.args.channels_last:
                 teacher.to(memory_format=torch.channels_last)
-            teacher.reads_logits = any(item.teacher == name and item.pair is None for item in self.distiller.placed)
+            read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
+            teacher.reads_logits, teacher.reads_dense = "logits" in read, "dense" in read
 
     # Steps
 
@@ -232,7 +241,7 @@ class CanKDTrainer(
         given = self._teaching(batch, model.training)
         inputs, labels = batch.inputs, None
         if self.compute_loss_func is not None:
-            labels = inputs.pop("labels", None)
+            labels = given["targets"] = inputs.pop("labels", None)
         outputs = model(**inputs, **given, keep=return_outputs or self.compute_loss_func is not None)
         if self.compute_loss_func is not None and self.distiller.objective.task_weight > 0:
             self._add_own_loss(outputs, labels, num_items_in_batch, model.training)
@@ -247,7 +256,8 @@ class CanKDTrainer(
         """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
         if training:
             factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-            return self._ask_teachers(batch, factors, self._measures_now())
+            given = self._ask_teachers(batch, factors, self._measures_now())
+            return {**given, "weigh": self.distiller.shares.due(self.state.global_step)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -293,6 +303,7 @@ class CanKDTrainer(
                 self._warn_of_own_loss()
             logs.update(means)
             logs.update(self._clock.drain(self.accelerator))
+            logs.update(self.distiller.shares.logged())
             self.guard.correct(logs)
         super().log(logs, start_time)
 

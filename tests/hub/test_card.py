@@ -46,6 +46,13 @@ RUN: dict[str, Any] = {
             "loss": "instance_mse",
             "pairs": [{"student_stride": 16.0, "teacher_stride": 14.0, "weight": 1.0}],
         },
+        {
+            "name": "rotated",
+            "loss": "mse",
+            "share": 0.1,
+            "conditioning": "phi_s",
+            "pairs": [{"student_stride": 16.0, "teacher_stride": 14.0, "weight": 1.0}],
+        },
     ],
     "step": 300,
     "planned_steps": 300,
@@ -104,12 +111,14 @@ def test_a_card_holds_every_recorded_fact(tmp_path: Path) -> None:
         "| cankd | 16 | 14 | 10 | 5 |",
         "| cankd | 32 | 14 | 5 | 2.5 |",
         "| control | 16 | 14 | 1 |  |",
+        "| rotated (phi_s) | 16 | 14 | 10% of the gradient |  |",
         "300 steps, batch 16, learning rate 0.003, bf16, seed 7",
         "2 x NVIDIA H200; 90 min of training",
         "the weights of [timm/resnet18.a1_in1k]",
         "road, car",
         LOSSES["cankd"].citation,
         LOSSES["instance_mse"].citation,
+        LOSSES["mse"].citation,
     ):
         assert words in card, words
 
@@ -149,7 +158,7 @@ def test_a_detector_says_what_it_finds_what_it_drops_and_that_it_did_not_gain(tm
 def test_several_teachers_are_all_named(tmp_path: Path) -> None:
     local = {"model": "second", "class": "FPNForSemanticSegmentation", "taps": ["neck.0"]}
     dino = RUN["teacher"]
-    cankd, control = RUN["terms"]
+    cankd, control, _ = RUN["terms"]
     logits = {"name": "kl", "loss": "kl", "teacher": "local", "pairs": [{"weight": 2.0}]}
     terms = [{**cankd, "teacher": "dino"}, {**control, "teacher": "local"}, logits]
     recipe = {**RECIPE, "teachers": {"dino": {"model": dino["model"]}, "local": {"fit": {"max_steps": 2}}}}

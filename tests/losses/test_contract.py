@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
-from cankd_hf.losses import LOSSES, DistillationLoss
+from cankd_hf.losses import LOSSES, DistillationLoss, MaskedGenerativeLoss
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -46,14 +46,18 @@ def test_autocast_does_not_reach_it(loss: DistillationLoss) -> None:
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
 def test_maps_of_two_types(loss: DistillationLoss, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     student, teacher = maps(2, 8, 6, 10)
+    torch.manual_seed(1)  # some losses draw a mask
     value = loss(student.to(dtypes[0]).requires_grad_(), teacher.to(dtypes[1]))
     value.backward()
     assert value.dtype == torch.float32
+    torch.manual_seed(1)
     torch.testing.assert_close(value, loss(student, teacher), rtol=1e-2, atol=1e-2)
 
 
 def test_order_of_the_batch_does_not_matter(loss: DistillationLoss) -> None:
     student, teacher = maps(3, 8, 5, 7)
+    if isinstance(loss, MaskedGenerativeLoss):
+        loss.eval()  # in training each image has a mask of its own
     torch.testing.assert_close(loss(student, teacher), loss(student.flip(0), teacher.flip(0)))
 
 
@@ -71,7 +75,8 @@ def test_parameters_move_in_three_steps(loss: DistillationLoss) -> None:
     optimizer = torch.optim.SGD([student.requires_grad_(), *loss.parameters()], lr=1.0)
     for _ in range(3):
         optimizer.zero_grad()
-        loss(student, teacher).backward()
+        value = loss(student, teacher)
+        (value / value.detach()).backward()  # published factors make some losses tiny
         optimizer.step()
     # biases before the output norm and of it are normalised away
     still = {"w.bias", "output_norm.bias"}

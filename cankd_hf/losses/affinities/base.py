@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.kernels.blocks import alone
-from cankd_hf.losses.kernels.projection import project
+from cankd_hf.losses.kernels.projection import max_pool, project
 
 
 class Projection(NamedTuple):
@@ -39,6 +39,7 @@ class Projections(NamedTuple):
     g: Projection
     w: Projection
     extra: Tensor | None  # the affinity's own parameters, flattened
+    source: Tensor | None = None  # student map [B, C, H, W] that values are made of; None: they are the teacher's
 
 
 class Block(NamedTuple):
@@ -103,17 +104,30 @@ class Affinity:
 
 
 def keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, D, M] in one pass over the teacher map [B, C, H, W]."""
+    """Keys and values [B, D, M], of the teacher map [B, C, H, W] in one pass."""
+    if p.source is not None:
+        assert p.phi is not None
+        return project(teacher, *p.phi, pool), values(p, teacher, pool)
     key, value = joined_keys_and_values(p, teacher, pool).chunk(2, dim=1)
     return key, value
 
 
 def joined_keys_and_values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
     """The same as one tensor [B, 2D, M], keys first."""
+    if p.source is not None:
+        return torch.cat(keys_and_values(p, teacher, pool), dim=1)
     assert p.phi is not None
     with alone():
         weight, bias = torch.cat([p.phi.weight, p.g.weight]), torch.cat([p.phi.bias, p.g.bias])
     return project(teacher, weight, bias, pool)
+
+
+def values(p: Projections, teacher: Tensor, pool: bool) -> Tensor:
+    """Values [B, D, M] of the teacher map [B, C, H, W], or of the student's with its gradient."""
+    if p.source is None:
+        return project(teacher, *p.g, pool)
+    value = p.g(p.source.to(p.g.weight.dtype))
+    return max_pool(value) if pool else value.flatten(2)
 
 
 def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values, keys_and_values
 from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
 from cankd_hf.losses.kernels.projection import covariance
 from cankd_hf.losses.kernels.whole import whole_dot_product, whole_projections
@@ -52,6 +52,9 @@ def _few_keys(n: int, m: int, c: int, d: int) -> bool:
 
 def _value_times_key(p: Projections, teacher: Tensor) -> Tensor:
     """`value key^T / M` without sub-sampling, [B, D, D]."""
+    if p.source is not None:
+        key, value = keys_and_values(p, teacher, pool=False)
+        return value @ key.mT / key.shape[2]
     # both are linear in the teacher map, so that its mean and covariance are all it takes
     assert p.phi is not None
     mean, cov = covariance(teacher, p.g.weight.dtype)

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read
-from cankd_hf.losses.kernels.projection import max_pool, project
+from cankd_hf.losses.affinities.base import Affinity, Block, Projections, output_block, softmax_read, values
+from cankd_hf.losses.kernels.projection import max_pool
 from cankd_hf.losses.kernels.softmax import softmax_read_blocks
 from cankd_hf.losses.kernels.whole import convolve, whole_projections
 
@@ -21,7 +21,7 @@ class Gaussian(Affinity):
     def block(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Block:
         dtype = p.g.weight.dtype
         key = (max_pool(teacher) if pool else teacher.flatten(2)).to(dtype)
-        value = project(teacher, *p.g, pool)
+        value = values(p, teacher, pool)
         # torch's blockwise kernels want values as wide as queries: half of the product would be padding
         return output_block(p, softmax_read_blocks(student, key, value).mT)
 

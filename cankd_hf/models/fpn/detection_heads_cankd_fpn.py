@@ -75,6 +75,7 @@ class DenseDetector(nn.Module):
 
     head: nn.Module
     anchor_generator: Callable[[ImageList, list[Tensor]], list[Tensor]]
+    box_coder: Any
     # (targets, outputs, anchors of each image, number of anchors of each level) -> the head's losses
     compute_loss: Callable[[list[Boxes], Boxes, list[Tensor], list[int]], Losses]
     postprocess_detections: Callable[..., list[Boxes]]
@@ -84,9 +85,13 @@ class DenseDetector(nn.Module):
         """Whether `forward` reads the images' sizes, and not only their number."""
         return not self.training
 
-    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
+    def forward(
+        self, maps: Maps, images: ImageList, targets: list[Boxes] | None, dense: Boxes | None = None
+    ) -> tuple[Losses, list[Boxes]]:
         """Losses where there are targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
-        and each image's size without padding."""
+        and each image's size without padding. With a dictionary `dense` the predictions at all anchors go there, in
+        the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, and `quality` [B, A],
+        the logit of the centre-ness, from a head that predicts it."""
         predicted = self.head(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             outputs = {name: value.float() for name, value in predicted.items()}
@@ -94,11 +99,25 @@ class DenseDetector(nn.Module):
             cells = [x.shape[-2] * x.shape[-1] for x in maps]
             counts = [n * (len(anchors[0]) // sum(cells)) for n in cells]
             losses = {} if targets is None else self.compute_loss(targets, outputs, anchors, counts)
-            if self.training:
+            if dense is not None:
+                dense |= self.predictions(outputs, anchors)
+            if self.training or dense is not None:
                 return losses, []
             by_level = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
             split = [list(a.split(counts)) for a in anchors]
             return losses, self.postprocess_detections(by_level, split, images.image_sizes)
+
+    def predictions(self, outputs: Boxes, anchors: list[Tensor]) -> Boxes:
+        """What the head says at every anchor; those of all images are the same, because they are of one size."""
+        made = {"class_logits": outputs["cls_logits"], "boxes": self.decode(outputs["bbox_regression"], anchors[0])}
+        if "bbox_ctrness" in outputs:
+            made["quality"] = outputs["bbox_ctrness"][..., 0]
+        return made
+
+    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
+        """The boxes [B, A, 4] of a regression [B, A, ...] from the anchors of one image."""
+        boxes: Tensor = self.box_coder.decode_single(regression, anchors)
+        return boxes
 
 
 def _selection(config: FPNConfig) -> dict[str, Any]:
@@ -133,6 +152,11 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
     def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         return RetinaNet.compute_loss(self, targets, outputs, anchors)
 
+    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
+        # torchvision's coder takes the boxes of one image
+        flat = self.box_coder.decode_single(regression.flatten(0, 1), anchors.repeat(len(regression), 1))
+        return flat.view_as(regression)
+
 
 class FittedFCOSHead(FCOSHead):
     """torchvision's head, whose norms have fewer than 32 groups where the maps are narrow."""
@@ -158,6 +182,10 @@ class FCOSDetector(DenseDetector, FCOS):
             **_selection(config),
         )
         del self.backbone, self.transform
+
+    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
+        boxes: Tensor = self.box_coder.decode(regression, anchors)
+        return boxes
 
 
 class RepPointsDetector(DenseDetector):
@@ -211,8 +239,10 @@ class FasterRCNNDetector(FasterRCNN):
         )
         del self.backbone, self.transform
 
-    def forward(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[Losses, list[Boxes]]:
-        """As `DenseDetector.forward`."""
+    def forward(
+        self, maps: Maps, images: ImageList, targets: list[Boxes] | None, dense: Boxes | None = None
+    ) -> tuple[Losses, list[Boxes]]:
+        """As `DenseDetector.forward`; `dense` stays empty, because it has no prediction for every anchor."""
         if targets is not None:  # 0 is the background here
             targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
         device = maps[0].device

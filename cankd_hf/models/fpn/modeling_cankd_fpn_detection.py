@@ -47,6 +47,9 @@ class FPNObjectDetectionOutput(ModelOutput):
         pred_boxes: `[B, N, 4]` float32 in eval mode: their boxes, as in labels; 0 after the last one.
         hidden_states: the neck's maps, fine to coarse, if requested.
         attentions: the backbone's attention maps, if requested and it has any.
+        dense: if requested, of the head of a dense detector: `class_logits` `[B, A, K]` of all A anchors, their
+            `boxes` `[B, A, 4]` (corners in 0..1) and, if the head predicts it, `quality` `[B, A]`, the logit of the
+            centre-ness.
     """
 
     loss: Tensor | None = None
@@ -55,6 +58,7 @@ class FPNObjectDetectionOutput(ModelOutput):
     pred_boxes: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    dense: dict[str, Tensor] | None = None
 
 
 class FPNForObjectDetection(FPNPreTrainedModel):
@@ -124,6 +128,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         labels: Sequence[dict[str, Tensor]] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_dense: bool = False,
         **kwargs: Any,
     ) -> FPNObjectDetectionOutput | tuple[Any, ...]:
         """Losses in train and eval mode, detections only in eval mode (their selection takes time).
@@ -136,6 +141,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
                 width, height) in 0..1 of W and H; n may be 0.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
             output_attentions: whether to return the attention maps of a backbone that has them (with eager attention).
+            output_dense: whether to return the predictions at all anchors, in the place of detections.
             kwargs: `return_dict`; others are ignored, for callers that pass the same arguments to every model.
 
         Returns:
@@ -151,7 +157,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         maps, extras = self.maps_and_extras(pixel_values, output_hidden_states, output_attentions)
         output = FPNObjectDetectionOutput()
-        if labels is not None or not self.training:
+        if labels is not None or not self.training or output_dense:
             extent, covered = self.map_frame(size)
             targets = None if labels is None else self.targets(labels, len(pixel_values), extent)
             sizes: list[tuple[float, float]] = [extent] * len(pixel_values)
@@ -159,12 +165,16 @@ class FPNForObjectDetection(FPNPreTrainedModel):
                 sizes = [(h * extent[0] / size[0], w * extent[1] / size[1]) for h, w in mask_sizes(pixel_mask)]
             # The heads read only the size of the first argument.
             images = ImageList(pixel_values.new_empty(0, 3, *covered), sizes)
-            losses, found = self.head(maps, images, targets)
+            dense: Boxes | None = {} if output_dense else None
+            losses, found = self.head(maps, images, targets, dense)
             if targets is not None:
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
                 if labels and not output.loss.is_cpu:
                     output.loss = output.loss.masked_fill(self.faulty(labels), torch.nan)
-            if not self.training:
+            if dense:
+                scale = torch.tensor([extent[1], extent[0]] * 2).to(dense["boxes"].device, non_blocking=True)
+                output.dense = {**dense, "boxes": dense["boxes"] / scale}
+            elif not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
         for name, value in extras.items():  # the last of a tuple
             output[name] = value

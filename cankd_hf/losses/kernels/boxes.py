@@ -1,0 +1,19 @@
+"""Overlap of boxes, pair by pair."""
+
+import torch
+from torch import Tensor
+
+EPS = 1e-12  # least area, in 0..1 of an image: far below that of a pixel
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised intersection over union, -1..1 (Rezatofighi et al. 2019), of boxes `[..., 4]` as corners."""
+    first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (last - first).clamp_min(0).prod(-1)
+    union = _area(a) + _area(b) - shared
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return shared / union.clamp_min(EPS) - (hull - union) / hull.clamp_min(EPS)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
