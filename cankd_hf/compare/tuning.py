@@ -8,6 +8,7 @@ import numpy as np
 from cankd_hf.compare.arms import Arm, spanning
 from cankd_hf.compare.settings import ComparisonConfig, TuningConfig
 from cankd_hf.config.data import DataConfig
+from cankd_hf.config.distill import Share
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.folders import SPLIT_NAMES
 from cankd_hf.errors import InputError
@@ -22,17 +23,17 @@ class Trial:
 
     def of(self, recipe: Recipe) -> Recipe:
         """The recipe with these settings."""
-        terms = [
-            replace(
-                term,
-                weight=[weight * self.weight for weight in term.weight]
-                if isinstance(term.weight, list)
-                else term.weight * self.weight,
-            )
-            for term in recipe.distill.terms
-        ]
+        terms = [replace(term, weight=_times(term.weight, self.weight)) for term in recipe.distill.terms]
         training = {**recipe.training, "learning_rate": self.learning_rate}
         return replace(recipe, training=training, distill=replace(recipe.distill, terms=terms))
+
+
+def _times(weight: float | list[float] | Share, factor: float) -> float | list[float] | Share:
+    """The weight times a factor; of a share the odds, so that it stays below 1."""
+    if isinstance(weight, Share):
+        odds = factor * weight.share / (1 - weight.share)
+        return Share(odds / (1 + odds))
+    return [value * factor for value in weight] if isinstance(weight, list) else weight * factor
 
 
 def trials_of(tuning: TuningConfig, arm: Arm) -> list[Trial]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projections
+from cankd_hf.losses.affinities import AFFINITIES, Block, Projections
+from cankd_hf.losses.affinities.base import as_matrix
 from cankd_hf.losses.base import FeatureLoss, above_zero, at_least_zero, compute_dtype, without_autocast
+from cankd_hf.losses.cankd_options import check_options, warn_not_pooled
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
@@ -105,7 +106,7 @@ class CanKDLoss(FeatureLoss):
     ) -> None:
         super().__init__(channels)
         hidden = max(channels // 2, 1) if hidden_channels is None else hidden_channels
-        _check_options(hidden, affinity, output_norm, normalization, values)
+        check_options(hidden, affinity, output_norm, normalization, values)
         above_zero("CanKDLoss", **({} if gate is None else {"gate": gate}))
         at_least_zero("CanKDLoss", fade=fade)
         self.hidden_channels = hidden
@@ -180,7 +181,7 @@ class CanKDLoss(FeatureLoss):
         """Whether keys and values of a map [B, C, H, W] are pooled; warns once for a map too small to pool."""
         height, width = teacher.shape[2:]
         if self.subsample and min(height, width) < 2 and not torch.compiler.is_compiling():
-            _warn_not_pooled(height, width)
+            warn_not_pooled(height, width)
         return self.subsample and min(height, width) > 1
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -210,8 +211,8 @@ class CanKDLoss(FeatureLoss):
             z = whole_norm(self.output_norm, z)
         wide = compute_dtype(student)
         if self.gate is not None or self.fade:
-            sizes = (torch.linalg.vector_norm(x.detach(), dtype=wide).square() for x in (z, s))
-            z = z * self._hold(*sizes, self.training).to(z.dtype)
+            output, ours = (torch.linalg.vector_norm(x.detach(), dtype=wide).square() for x in (z, s))
+            z = z * self._hold(output, ours, self.training).to(z.dtype)
         if self.residual:  # (7)
             z = z + s
         if self.normalization == "none":
@@ -242,7 +243,7 @@ class CanKDLoss(FeatureLoss):
         if self.gate is not None or self.fade:
             output, ours = (scale.square() * m.var_o + mean.square()).sum(), (m.var_s + m.mean_s.square()).sum()
             held = self._hold(output, ours, update)
-            mean, scale = held * mean, held * scale
+            return m, held * mean, held * scale
         return m, mean, scale
 
     @torch.no_grad()
@@ -276,11 +277,15 @@ class CanKDLoss(FeatureLoss):
         """
         self.check(student, teacher)
         with without_autocast(student.device):
-            o = self._output(student, teacher.detach())
-            scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
-            output = (scale[..., None] * o + shift[..., None]).view_as(student)
-            output = output * self._hold(output.square().sum(), student.to(output.dtype).square().sum(), update=False)
+            output = self._branch(student, teacher.detach())
             return output + student.to(output.dtype) if self.residual else output
+
+    def _branch(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The block's output after its norm [B, C, H, W], in memory; running statistics are left as they are."""
+        o = self._output(student, teacher)
+        scale, shift = self._norm(o.mean(-1), o.var(-1, correction=0), student, update=False)
+        output = (scale[..., None] * o + shift[..., None]).view_as(student)
+        return output * self._hold(output.square().sum(), student.to(output.dtype).square().sum(), update=False)
 
     @torch.no_grad()
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -288,14 +293,12 @@ class CanKDLoss(FeatureLoss):
         self.check(student, teacher)
         with without_autocast(student.device):
             if on_whole_maps(student.device):
-                o, maps = self._output(student, teacher), student.to(compute_dtype(student))
-                var_o, mean_o = torch.var_mean(o, -1, correction=0)
-                scale, shift = self._norm(mean_o, var_o, student, update=False)
-                mean, of_student = scale * mean_o + shift, maps.square().mean((2, 3)).sum()
+                branch = self._branch(student, teacher)
+                output, of_student = branch.square().mean(), student.to(branch.dtype).square().mean()
             else:
                 m, mean, scale = self._moments(student, teacher, update=False)
-                var_o, of_student = m.var_o, (m.var_s + m.mean_s.square()).sum()
-            output = (scale.square() * var_o + mean.square()).sum()
+                output = (scale.square() * m.var_o + mean.square()).sum()
+                of_student = (m.var_s + m.mean_s.square()).sum()
             return (output / of_student.clamp_min(1e-24)).sqrt()
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -354,40 +357,6 @@ class CanKDLoss(FeatureLoss):
             f"channels={self.channels}, hidden_channels={self.hidden_channels}, affinity={self.affinity}, "
             f"subsample={self.subsample}, normalization={self.normalization}, residual={self.residual}"
         )
-
-
-def as_matrix(conv: nn.Conv2d, dtype: torch.dtype | None) -> Projection:
-    """A 1x1 convolution as a matrix of the given type; None: its parameters as they are."""
-    assert conv.bias is not None
-    if dtype is None:
-        return Projection(conv.weight, conv.bias)
-    return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
-
-
-@cache
-def _warn_not_pooled(height: int, width: int) -> None:
-    size = (height, width)
-    logger.warning("CanKD: a map of size %s cannot be pooled 2x2: its keys and values are not sub-sampled", size)
-
-
-def _check_options(
-    hidden: int, affinity: str, output_norm: str | None, normalization: str | None, values: str
-) -> None:
-    problems = []
-    if hidden < 1:
-        problems.append(f"CanKDLoss.hidden_channels: expected at least 1, got {hidden}; None takes half the channels")
-    choices = (
-        ("affinity", affinity, tuple(AFFINITIES)),
-        ("output_norm", output_norm, ("batch", "none", None)),
-        ("normalization", normalization, ("instance", "none", None)),
-        ("values", values, ("teacher", "student")),
-    )
-    for key, value, allowed in choices:
-        if value not in allowed:
-            names = ", ".join(str(name) for name in allowed if name)
-            problems.append(f"CanKDLoss.{key}: expected one of {names}, got {value!r}; choose one of them")
-    if problems:
-        raise InputError(problems)
 
 
 # The authors' parameter names and ours (their ".0" is there when a pooling or norm layer follows the convolution).

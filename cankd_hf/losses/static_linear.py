@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.affinities import Block
+from cankd_hf.losses.affinities.base import as_matrix
 from cankd_hf.losses.base import compute_dtype
-from cankd_hf.losses.cankd import CanKDLoss, as_matrix
+from cankd_hf.losses.cankd import CanKDLoss
 
 
 class StaticLinearLoss(CanKDLoss):
@@ -62,6 +63,9 @@ class StaticLinearLoss(CanKDLoss):
         w = as_matrix(self.w, dtype)
         mix = w.weight @ self._theta(dtype)
         return Block(mix.expand(len(student), -1, -1), w.bias.expand(len(student), -1), None)
+
+    def _whole_output(self, s: Tensor, t: Tensor) -> Tensor:
+        return self._mixed(s, t).view_as(s)
 
     def _theta(self, dtype: torch.dtype) -> Tensor:
         assert self.theta is not None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
@@ -83,7 +84,7 @@ class ExportForm:
 
     compares_values: ClassVar[bool] = True
     """Whether the tolerance may be raised to the student's own rounding error in float32."""
-    equal_name: ClassVar[str] = "CKA"
+    equal_name: ClassVar[str] = "similarity"
     """What `Agreement.equal` over `Agreement.parts` is called."""
 
     def __init__(
@@ -103,8 +104,11 @@ class ExportForm:
         return dict(zip(self.outputs, outputs, strict=True))
 
     def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
-        """How far the outputs of one batch are from the student's: of maps, with their linear CKA."""
-        alike = [float(linear_cka(a, b).sum()) for a, b in zip(wanted, got, strict=True)]
+        """How far the outputs of one batch are from the student's: with the CKA of maps and the cosine of others."""
+        alike = [
+            float((linear_cka(a, b) if a.dim() == 4 else cosine_similarity(a.flatten(1), b.flatten(1))).sum())
+            for a, b in zip(wanted, got, strict=True)
+        ]
         pairs = zip(wanted, got, alike, strict=True)
         return sum((Agreement.of(a, b, cka, len(a)) for a, b, cka in pairs), Agreement())
 

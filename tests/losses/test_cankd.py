@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses import CanKDLoss, affinities, cankd
+from cankd_hf.losses import CanKDLoss, affinities, cankd_options
 from cankd_hf.losses.kernels import blocks
 
 AFFINITIES = list(affinities.AFFINITIES)
@@ -103,7 +103,7 @@ def test_one_pixel_maps_give_zero_in_instance_norm() -> None:
 
 
 def test_says_once_that_it_does_not_pool(caplog: pytest.LogCaptureFixture) -> None:
-    cankd._warn_not_pooled.cache_clear()
+    cankd_options.warn_not_pooled.cache_clear()
     loss = build()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

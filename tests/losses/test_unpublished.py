@@ -22,8 +22,7 @@ def trained(loss: CanKDLoss) -> CanKDLoss:
 def check(loss: CanKDLoss, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, gradients and z of `forward`, in blocks or on whole maps, against `published`."""
     if whole:
-        for module in ("cankd", "affinities.dot_product", "kernels.projection"):
-            monkeypatch.setattr(f"cankd_hf.losses.{module}.on_whole_maps", lambda device: True)
+        monkeypatch.setattr("cankd_hf.losses.kernels.blocks.BLOCKWISE", frozenset())
     student, teacher = torch.randn(2, 2, 6, 5, 8, dtype=torch.float64)
     inputs = [student.requires_grad_(), *loss.parameters()]
     z, want = loss.published(student, teacher)

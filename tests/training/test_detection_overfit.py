@@ -13,7 +13,8 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.detection.collate import original_objects, original_sizes
 from cankd_hf.metrics.detection import detection_scores, detection_statistics
-from cankd_hf.tasks.detection import DetectionTask, detections
+from cankd_hf.tasks.detection import DetectionTask
+from cankd_hf.tasks.detection_outputs import detections
 
 STEPS = {"retinanet": 300, "fcos": 300, "faster_rcnn": 200, "reppoints": 400}
 BACKBONE = {

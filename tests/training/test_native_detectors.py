@@ -26,7 +26,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.models.prompts import PROMPTED, phrase_probabilities, read_prompt, text_input
 from cankd_hf.tasks import DetectionTask, TaskData, task_for
-from cankd_hf.tasks.detection import SOFTMAX, detections
+from cankd_hf.tasks.detection_outputs import SOFTMAX, detections
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig

@@ -31,6 +31,14 @@ class Projection(NamedTuple):
         return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
 
 
+def as_matrix(conv: nn.Conv2d, dtype: torch.dtype | None) -> Projection:
+    """A 1x1 convolution as a matrix of the given type; None: its parameters as they are."""
+    assert conv.bias is not None
+    if dtype is None:
+        return Projection(conv.weight, conv.bias)
+    return Projection(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
+
+
 class Projections(NamedTuple):
     """The parameters of a Can block that an affinity works with."""
 
