@@ -40,6 +40,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
     inherited = sorted({part for arm in report.arms for part in arm.inherited})
     if inherited:
         console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
+    for arm in report.arms:
+        if arm.working.get("verdict"):
+            line = f"Is it working? {arm.working['line']}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
     for finding in report.findings:
         console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     gap = report.gap_closed()

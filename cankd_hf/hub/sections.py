@@ -108,6 +108,9 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
         several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
         time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
         lines.append(("Machine", f"{several}{escape.text(run['hardware'])}{time}"))
+    working = (facts.results.get("arms") or [{}])[-1].get("working") or run.get("working") or {}
+    if working.get("verdict"):
+        lines.append(("Is it working?", escape.text(working["line"])))
     if "energy" in run:
         watt_hours = run["energy"]["joules"] / 3600
         lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {escape.text(run['energy']['measured'])}"))

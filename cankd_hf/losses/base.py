@@ -139,6 +139,13 @@ class DistillationLoss(nn.Module):
         """
         return None
 
+    def without_branch(self, student: Tensor, teacher: Tensor) -> Tensor | None:
+        """The loss [] with its learned branch switched off: the distance of the maps as they are, without gradient.
+
+        None without such a branch. A loss that falls while this does not is learnt by the branch, not by the student.
+        """
+        return None
+
     def check(self, student: Tensor, teacher: Tensor) -> None:
         """Raises a ValueError that names both shapes if the loss cannot compare the two tensors."""
         name, shapes = type(self).__name__, f"student {list(student.shape)} and teacher {list(teacher.shape)}"

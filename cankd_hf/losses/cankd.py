@@ -37,6 +37,7 @@ from cankd_hf.losses.affinities import AFFINITIES, Block, Projections
 from cankd_hf.losses.affinities.base import as_matrix
 from cankd_hf.losses.base import FeatureLoss, above_zero, at_least_zero, compute_dtype, without_autocast
 from cankd_hf.losses.cankd_options import check_options, warn_not_pooled
+from cankd_hf.losses.instance_mse import InstanceMSELoss
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
 from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
@@ -300,6 +301,15 @@ class CanKDLoss(FeatureLoss):
                 output = (scale.square() * m.var_o + mean.square()).sum()
                 of_student = (m.var_s + m.mean_s.square()).sum()
             return (output / of_student.clamp_min(1e-24)).sqrt()
+
+    @torch.no_grad()
+    def without_branch(self, student: Tensor, teacher: Tensor) -> Tensor | None:
+        """Equation 8 for z = s [], as at the start of a run; None without the residual, which leaves nothing then."""
+        if not self.residual:
+            return None
+        if self.normalization == "none":
+            return 0.5 * F.mse_loss(*(x.to(compute_dtype(student)) for x in (student, teacher)))
+        return InstanceMSELoss(self.channels).forward(student, teacher)
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Equations 1 to 6 without the norm in memory, o [B, C, N]."""

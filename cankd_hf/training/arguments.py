@@ -54,6 +54,14 @@ class CanKDConfig(TrainingArguments):
     measure_similarity: bool = field(
         default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
     )
+    check_images: int = field(
+        default=16,
+        metadata={
+            "help": "Number of images of the evaluation set, at most, on which a run with a teacher measures whether it "
+            "works, from its start to its end; fewer, where they would be more than 1% of the images trained on; 0: "
+            "never."
+        },
+    )
     max_nonfinite_steps: int = field(
         default=3,
         metadata={

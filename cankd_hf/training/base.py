@@ -25,6 +25,7 @@ class TeachingTrainer(Trainer):
     task: Task
     teachers: Mapping[str, Teacher]
     source: TeacherSource
+    probe_dataset: Any = None  # labelled images of a run without labels, for its probe
     _factors_now: tuple[list[float], Tensor | None]
 
     @property

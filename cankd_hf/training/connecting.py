@@ -96,6 +96,15 @@ class ConnectingModule(nn.Module):
     def _output(self, teachers: Mapping[str, TeacherOutput], pair: Pair) -> TeacherOutput | None:
         return teachers.get(pair.of or next(iter(self.teachers)))
 
+    def without_branches(self, connected: Connected) -> dict[str, Tensor]:
+        """The losses [] that have a learned branch, with it switched off, by name."""
+        found = {
+            item.name: cast(DistillationLoss, item.loss).without_branch(*maps)
+            for item in self.placed
+            if item.pair is not None and item.has_branch and (maps := self.compared(connected, item)) is not None
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
     @torch.no_grad()
     def measure(
         self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected

@@ -296,6 +296,8 @@ class Distiller(ConnectingModule):
             total = self._sum(total, values, factors, maps if weigh else ())
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
+                if not self.training:
+                    result["plain"] = self.without_branches(connected)
         if total is None and not keep and self.training and torch.is_grad_enabled():
             total = self.nothing()
         if logits is not None and not keep:

@@ -17,6 +17,7 @@ from cankd_hf.names import RECIPE_FILE, STATE_FILE
 from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.working import WorkingCallback
 from cankd_hf.training.callbacks import GracefulStopCallback
 from cankd_hf.training.checkpoint import (
     check_classes,
@@ -40,6 +41,7 @@ class CheckpointMixin(TeachingTrainer):
     inherited: Sequence[str]
     energy: EnergyMeter
     health: TeacherHealth
+    working: WorkingCallback
     graceful: GracefulStopCallback
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
@@ -225,7 +227,7 @@ class CheckpointMixin(TeachingTrainer):
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
         return run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
-        ) | {"teacher_findings": self.health.findings}
+        ) | {"teacher_findings": self.health.findings, "working": self.working.facts()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_teachers(Path(resume_from_checkpoint), self.teachers)

@@ -50,6 +50,7 @@ from cankd_hf.training.setup import (
 from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
 from cankd_hf.training.trials import TrialsMixin
+from cankd_hf.training.working import WorkingCallback
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,9 @@ class CanKDTrainer(
         self.add_callback(self.graceful)
         self.add_callback(BusyCoresCallback())
         self._watch()
+        self.working = WorkingCallback(self)
+        if self.teachers:
+            self.add_callback(self.working)
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
 

@@ -99,6 +99,8 @@ def visualize(
     curves = None if figure is None else _save("curves", "", figure, output / "curves.png")
     scores = {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
     signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better)
+    if line := opened.facts.run.get("working", {}).get("line"):
+        say(f"is it working? {line}")
     for sign in signs:
         say(f"warning sign: {sign}")
     report = output / "report.html"

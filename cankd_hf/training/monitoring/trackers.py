@@ -16,6 +16,7 @@ GROUPS = {
     "validation_": "validation/",
     "loss_": "loss/",
     "raw_": "similarity/",
+    "held_": "held_out/",
     "branch_share/": "branch_share/",
 }
 
