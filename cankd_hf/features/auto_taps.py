@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
 from cankd_hf.features.grids import to_maps
-from cankd_hf.features.inputs import eval_mode
 
 # model_type -> taps, in any order. Necks rather than heads: a student's head can use what another head reads.
 AUTO_TAPS: dict[str, tuple[str, ...]] = {
@@ -133,14 +132,19 @@ def quiet_forward(
 
     `runner` is called instead of the model, with the same arguments, in the model's own dtype and on its device.
     """
+    training = [module for module in model.modules() if module.training]
     parameter = next(model.parameters(), torch.zeros(()))
     # A ramp: from zeros a fresh model without biases would make zeros everywhere, and hide differences.
     ramp = torch.linspace(-1, 1, 3 * image_size[0] * image_size[1]).view(1, 3, *image_size)
     pixels = ramp.to(parameter.device, parameter.dtype)
     devices = [parameter.device] if parameter.device.type == "cuda" else []
-    fixed = torch.random.fork_rng(devices)
-    with eval_mode(model), fixed, torch.autocast(parameter.device.type, enabled=False):
-        return (runner or model)(pixels, **kwargs)
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.autocast(parameter.device.type, enabled=False):
+            return (runner or model)(pixels, **kwargs)
+    finally:
+        for module in training:  # one by one: a part frozen in eval mode stays so
+            module.training = True
 
 
 def token_patch_size(model: nn.Module) -> int | None:

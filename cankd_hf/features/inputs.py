@@ -1,8 +1,6 @@
 """The image size and normalisation that a pretrained model expects."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor, sqrt
 from pathlib import Path
@@ -161,15 +159,3 @@ def _from_processor(values: dict[str, Any], file: str) -> ImageStats | None:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value[-2], value[-1]) if isinstance(value, (list, tuple)) else (value, value)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module is in the mode it had, parts frozen in eval mode too."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import ExitStack, contextmanager
 from statistics import fmean
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.seeds import seeded
-from cankd_hf.features.inputs import eval_mode
 from cankd_hf.tasks.pictures import sample_evenly
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
 from cankd_hf.training.monitoring.working import CKA, CORRELATION, LOSS, PLAIN, PROBE, Verdict, judge
+from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.output import DistillerOutput
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class WorkingCallback(TrainerCallback):
             "training.check_images is 0": trainer.args.check_images == 0,
             f"a run of {state.max_steps} steps is too short": state.max_steps < LEAST_STEPS,
             "there is no evaluation set": dataset is None,
+            "the evaluation set has one image": isinstance(dataset, Sized) and len(dataset) < 2,
             "the evaluation set is a stream, whose first images would be read again each time": (
                 isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
             ),
@@ -114,8 +116,10 @@ class WorkingCallback(TrainerCallback):
 
     def _collated(self, samples: list[Any]) -> list[tuple[Batch, list[Any]]]:
         """Batches of an evaluation, still on the CPU, with their samples."""
-        size, collate = self.trainer.args.eval_batch_size, self.trainer.data_collator
-        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        count, collate = len(samples), self.trainer.data_collator
+        size = max(self.trainer.args.eval_batch_size, 2)
+        starts = list(range(0, count - 1, size))  # none of a single image, which has no statistics
+        parts = [samples[start:end] for start, end in zip(starts, [*starts[1:], count], strict=True)]
         return [(cast(Batch, collate(part)), part) for part in parts]
 
     def _look(self, state: TrainerState) -> None:
@@ -136,7 +140,7 @@ class WorkingCallback(TrainerCallback):
         found: list[dict[str, float]] = []
         with ExitStack() as stack:
             stack.enter_context(seeded(trainer.args.seed))
-            stack.enter_context(eval_mode(trainer.distiller))
+            stack.enter_context(_watched(trainer.distiller))
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing is compiled for a few images
             stack.enter_context(trainer.compute_loss_context_manager())
             for collated in self._batches:
@@ -216,6 +220,28 @@ class WorkingCallback(TrainerCallback):
         known, asked = (tuple(torch.cat(part) for part in zip(*side, strict=True)) for side in sides)
         ignored = getattr(self.trainer.task, "ignore_index", NO_LABEL)
         return knn_accuracy(cast(Any, known), cast(Any, asked), (ignored, 255))
+
+
+@contextmanager
+def _watched(distiller: Distiller) -> Iterator[None]:
+    """Eval mode, but BatchNorms that train take the statistics of their batch, and keep none of it.
+
+    Running statistics approach those of the images even where no weight of the student moves, and its maps with them.
+    """
+    modes = [(module, module.training) for module in distiller.modules()]
+    distiller.train()
+    norms = [part for part in distiller.student.modules() if isinstance(part, _BatchNorm) and part.training]
+    kept = [norm.track_running_stats for norm in norms]
+    distiller.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, tracks in zip(norms, kept, strict=True):
+            norm.track_running_stats = tracks
+        for module, training in modes:
+            module.training = training
 
 
 def _first(dataset: Any) -> Any:

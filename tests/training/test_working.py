@@ -22,7 +22,7 @@ from .test_teacher_health import silenced
 from .tiny_trainers import Images, largest_difference, student, teacher, trainer, weights
 
 HELD = Images(8)
-QUICK = {"max_steps": 40, "learning_rate": 0.3, "eval_dataset": HELD, "per_device_train_batch_size": 4}
+QUICK = {"max_steps": 40, "logging_steps": 40, "learning_rate": 0.3, "eval_dataset": HELD, "per_device_train_batch_size": 4}
 
 
 def trained(seed: int = 1) -> Any:
@@ -50,7 +50,7 @@ if __name__ == "__main__":
         "learning": dict(terms=term, task_weight=0.0, optim="adamw_torch", learning_rate=3e-3),
         "mse": dict(terms=[LossTerm(loss="instance_mse")], task_weight=0.0, optim="adamw_torch", learning_rate=3e-3),
         "plateau": dict(terms=term, learning_rate=0.0),
-        "shortcut": dict(objective=Objective(0.0, [LossTerm(loss="cankd", weight=10.0)], frozen=["backbone","head"]), terms=None, optim="adamw_torch", learning_rate=1e-2),
+        "shortcut": dict(objective=Objective(0.0, [LossTerm(loss="cankd", weight=10.0)], frozen=["backbone","neck","head"]), terms=None, optim="adamw_torch", learning_rate=1e-2),
         "random": dict(teacher=teacher()),
         "dead": dict(teacher=silenced("images")),
     }.items():

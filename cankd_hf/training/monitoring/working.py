@@ -13,8 +13,8 @@ LEAST = 3  # measurements below which nothing is said: a start, an end, and one 
 # Relative fall from which a loss counts as learnt. Trained alone on a frozen student, connectors and blocks take half
 # of it; the first steps of any run, in which only they adapt, take about a tenth.
 FELL = 0.15
-# Share of its distance to 1 that a raw similarity must close to count as risen. The images are the same each time, so
-# of a student that cannot move it is exactly 0; BatchNorm statistics alone move it by about 0.01.
+# Share of its distance to 1 that a raw similarity must close to count as risen. For a student that cannot move it is 0:
+# the images are the same each time, and the running statistics of BatchNorms are left out.
 MOVED = 0.03
 # The same over the second half of the steps so far, below which all has come to rest; of losses and scores it is the
 # relative change. Four times less than what counts as learnt, as half of the time has a falling learning rate.
@@ -63,7 +63,7 @@ def judge(
     series = {name: found for name, found in series.items() if found}
     ends = {name: [found[0][1], found[-1][1]] for name, found in series.items()}
     if findings:
-        return Verdict(BROKEN, f"{BROKEN}: {findings[0]}", ends)
+        return Verdict(BROKEN, f"{BROKEN}: {'; '.join(findings)}", ends)
     if len(series.get(LOSS, ())) < LEAST:
         return Verdict(None, f"not judged: {reason or 'too little was measured so far'}", ends)
     sign = 1 if greater_is_better else -1
