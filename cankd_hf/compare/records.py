@@ -84,6 +84,7 @@ class Record:
         machine: where it ran.
         recipe: key of the recipe alone.
         settings: the resolved recipe, by dotted path.
+        working: the verdict on its distillation; empty without one.
     """
 
     key: str
@@ -100,6 +101,7 @@ class Record:
     recipe: str = ""
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    working: str = ""
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:
@@ -195,7 +197,7 @@ class Records:
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
             return None
-        saved = read_json(file)
+        saved = {"working": "", **read_json(file)}  # records of before have none
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:
@@ -235,6 +237,7 @@ class Records:
             recipe=self.recipe_key(recipe),
             machine=machine(),
             settings=_counting(recipe),
+            working=arm.get("working", {}).get("verdict") or "",
         )
 
     def load(self, name: str) -> dict[str, Any]:

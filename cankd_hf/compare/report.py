@@ -2,6 +2,7 @@
 
 import base64
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,9 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
     if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
         told.append("What it cost to train the teachers is not known here, and not charged.")
+    for name, verdicts in _working(planner).items():
+        counts = ", ".join(f"{kind} in {count}" for kind, count in verdicts.items())
+        told.append(f"Is it working? {name}: {counts} of {sum(verdicts.values())} runs.")
     chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
     if chosen:
         told.append(
@@ -107,6 +111,18 @@ def _teaching(planner: Planner) -> dict[str, float]:
         if arm.teachers and not arm.follows and (seconds := planner.taught(arm)):
             found.setdefault("".join(run.key for run in arm.teachers), ([], seconds))[0].append(name)
     return {", ".join(names): seconds for names, seconds in found.values()}
+
+
+def _working(planner: Planner) -> dict[str, Counter[str]]:
+    """How often each verdict was given on the distillation of each arm."""
+    found: dict[str, Counter[str]] = {}
+    runs = {
+        (name, one.record.key): one.record for (name, *_), one in planner.outcomes.items() if one.record is not None
+    }
+    for (name, _), record in runs.items():
+        if record.working:
+            found.setdefault(name, Counter())[record.working] += 1
+    return found
 
 
 def off_budget(table: Table) -> list[str]:

@@ -308,7 +308,7 @@ class CanKDLoss(FeatureLoss):
         if not self.residual:
             return None
         if self.normalization == "none":
-            return 0.5 * F.mse_loss(*(x.to(compute_dtype(student)) for x in (student, teacher)))
+            return 0.5 * F.mse_loss(student.to(compute_dtype(student)), teacher.to(compute_dtype(student)))
         return InstanceMSELoss(self.channels).forward(student, teacher)
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ def make_trainer(
             eval_dataset=data.eval,
             processing_class=task.for_model(model).image_processor(recipe.data),
         )
+    trainer.probe_dataset = data.probe
     if args.log_figures_steps > 0 and teachers:
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
 

@@ -57,9 +57,8 @@ class CanKDConfig(TrainingArguments):
     check_images: int = field(
         default=16,
         metadata={
-            "help": "Number of images of the evaluation set, at most, on which a run with a teacher measures whether it "
-            "works, from its start to its end; fewer, where they would be more than 1% of the images trained on; 0: "
-            "never."
+            "help": "Number of images of the evaluation set, at most, on which a run with a teacher measures whether "
+            "it works; fewer, where all measurements would be more than 1% of the images trained on; 0: never."
         },
     )
     max_nonfinite_steps: int = field(

@@ -17,7 +17,6 @@ from cankd_hf.names import RECIPE_FILE, STATE_FILE
 from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
 from cankd_hf.training.base import TeachingTrainer
-from cankd_hf.training.working import WorkingCallback
 from cankd_hf.training.callbacks import GracefulStopCallback
 from cankd_hf.training.checkpoint import (
     check_classes,
@@ -30,6 +29,7 @@ from cankd_hf.training.checkpoint import (
 from cankd_hf.training.facts import run_facts
 from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.monitoring.energy import EnergyMeter
+from cankd_hf.training.working import WorkingCallback
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.tasks.pictures import sample_evenly
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
 from cankd_hf.training.monitoring.working import CKA, CORRELATION, LOSS, PLAIN, PROBE, Verdict, judge
-from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.output import DistillerOutput
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class WorkingCallback(TrainerCallback):
             return
         trained = state.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
         budget, most = int(SHARE * trained), cast(Any, args).check_images
-        times = min(max(budget // (most + self._probes(most)), MEASUREMENTS[0]), MEASUREMENTS[1])
+        probed = LEAST_PROBED if self._labelled() is not None else 0
+        times = min(max(budget // (most + probed), MEASUREMENTS[0]), MEASUREMENTS[1])
         self._due = {round(index * state.max_steps / (times - 1)) for index in range(times)}
         images = min(max(budget // times, 2), most)
         with seeded(args.seed):
@@ -181,10 +182,6 @@ class WorkingCallback(TrainerCallback):
         return {**values, **{name: fmean(found) for name, found in similar.items() if found}, "images": images}
 
     # The probe
-
-    def _probes(self, most: int) -> int:
-        """Images of a probe for which measurements are made rarer: as many as are measured otherwise."""
-        return most if self._labelled() is not None else 0
 
     def _labelled(self) -> Any:
         """A set with labels, of a run without a task loss; None without."""

@@ -99,13 +99,17 @@ def visualize(
     curves = None if figure is None else _save("curves", "", figure, output / "curves.png")
     scores = {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
     signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better)
-    if line := opened.facts.run.get("working", {}).get("line"):
-        say(f"is it working? {line}")
-    for sign in signs:
-        say(f"warning sign: {sign}")
+    for said in [*_working(opened), *(f"warning sign: {sign}" for sign in signs)]:
+        say(said)
     report = output / "report.html"
     report.write_text(_html(checkpoint, opened, drawn, curves, signs), encoding="utf-8")
     return report
+
+
+def _working(opened: OpenedCheckpoint) -> list[str]:
+    """The verdict that the run itself has come to, as one line; none of runs without a teacher."""
+    line = (opened.facts.run.get("working") or {}).get("line")
+    return [f"Is it working? {line}"] if line else []
 
 
 def _check_pixel(pixel: Pixel | None, pictures: Sequence[Picture]) -> None:
@@ -152,6 +156,7 @@ def _html(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         purpose=escape.plain(sections.purpose(facts)),
+        working=_working(opened),
         signs=signs,
         logged=any(opened.histories.values()),
         notes=opened.notes,

@@ -36,6 +36,7 @@ class TaskData:
     # plain data for reports and cards: source, splits, skipped, warnings, class names
     facts: dict[str, Any] = field(default_factory=dict)
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None  # samples -> one batch
+    probe: Any = None  # held-out images with labels, of a run that reads none
 
 
 def without_meaning(config: DataConfig, *names: str, where: str) -> list[str]:

@@ -1,13 +1,16 @@
 """Loads images without labels, for label-free distillation."""
 
+import logging
 from collections.abc import Sequence
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.dataset import StreamSource
+from cankd_hf.data.common.dataset import ImageDataset, StreamSource
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0) -> TaskData:
@@ -34,4 +37,20 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
     data = wrap(config, catalog, sources, False, seed, TrainTransform(config), EvalTransform(config))
     data.collate = segmentation_collate
+    if isinstance(data.eval, ImageDataset):
+        data.probe = _with_masks(config, data.eval, "train" if lacking else "eval")
     return data
+
+
+def _with_masks(config: DataConfig, held: ImageDataset, role: str) -> ImageDataset | None:
+    """The held-out images of a role's split with their masks, for a probe; None where they have none."""
+    try:
+        catalog = open_set(config, need_masks=True)
+        source, _ = by_role(config, catalog, [role])[role]
+    except InputError as error:
+        logger.info("no probe of the student's features, as there are no masks: %s", error)
+        return None
+    if isinstance(source, StreamSource) or len(source) != len(held.source):
+        logger.info("no probe of the student's features, as not all images have a mask")
+        return None
+    return ImageDataset(source, EvalTransform(config), held.indices, on_error="skip")

@@ -1,4 +1,4 @@
-"""Is it working? One verdict on a distillation, from what was measured on held-out images: pure functions of the log."""
+"""Is it working? One verdict on a distillation, from what its log has of held-out images; pure functions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,8 @@ LEAST = 3  # measurements below which nothing is said: a start, an end, and one 
 # Relative fall from which a loss counts as learnt. Trained alone on a frozen student, connectors and blocks take half
 # of it; the first steps of any run, in which only they adapt, take about a tenth.
 FELL = 0.15
-# Share of its distance to 1 that a raw similarity must close to count as risen. For a student that cannot move it is 0:
-# the images are the same each time, and the running statistics of BatchNorms are left out.
+# Share of its distance to 1 that a raw similarity must close to count as risen. For a student that cannot move it is
+# 0: the images are the same each time, and the running statistics of BatchNorms are left out.
 MOVED = 0.03
 # The same over the second half of the steps so far, below which all has come to rest; of losses and scores it is the
 # relative change. Four times less than what counts as learnt, as half of the time has a falling learning rate.
