@@ -75,6 +75,7 @@ class Task(ABC):
     # whether `collate` takes images as bytes too, which their batch normalises on the device, see `Batch`
     stacks_bytes: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
+    ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes
 
     # Models

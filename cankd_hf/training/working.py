@@ -215,8 +215,7 @@ class WorkingCallback(TrainerCallback):
                 if len(feature_map[place]):
                     side.append(cells(feature_map[place], labels.to(pixels.device)[place]))
         known, asked = (tuple(torch.cat(part) for part in zip(*side, strict=True)) for side in sides)
-        ignored = getattr(self.trainer.task, "ignore_index", NO_LABEL)
-        return knn_accuracy(cast(Any, known), cast(Any, asked), (ignored, 255))
+        return knn_accuracy(cast(Any, known), cast(Any, asked), (self.trainer.task.ignore_index, NO_LABEL))
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_four_runs_get_their_four_verdicts(
     if kind == LEARNING:
         assert moved > 0.01 and "raw CKA" in verdict.line and "held-out distillation loss" in verdict.line
     if kind == BROKEN:
-        assert "is the same for every image" in verdict.line
+        assert any("is the same for every image" in finding for finding in made.health.findings)
     made.save_model(str(tmp_path / "saved"))
     saved = json.loads((tmp_path / "saved" / "distillation.json").read_text())["working"]
     assert saved == verdict.facts() and saved["verdict"] == kind
@@ -219,7 +219,7 @@ def test_verdicts_of_made_up_histories() -> None:
     assert judge(history(loss=falling)).kind == LEARNING, "logits: there are no maps"
     assert judge(history(loss=[10.0] * 4, cka=still)).kind == PLATEAU
     assert judge(history(loss=falling[:2], cka=rising[:2])).kind is None, "too early"
-    assert judge(history(loss=falling, cka=rising), ["teacher: dead"]).line == "broken teacher: teacher: dead"
+    assert judge(history(loss=falling, cka=rising), ["teacher: dead"]).kind == BROKEN
     worse = history(loss=falling, cka=rising)
     worse[0]["eval_miou"], worse[-1]["eval_miou"] = 0.5, 0.4
     assert "its score is not above that of its start" in judge(worse, metric="miou").line

@@ -42,7 +42,7 @@ def knn_accuracy(known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor], ign
 
 
 def _kept(features: Tensor, labels: Tensor, ignore: Sequence[int]) -> tuple[Tensor, Tensor]:
-    kept = ~torch.isin(labels, torch.tensor([*ignore, -1, -100], device=labels.device))
+    kept = ~torch.isin(labels, torch.tensor([*ignore], device=labels.device))
     features, labels = features[kept], labels[kept]
     every = -(-len(labels) // MOST) or 1
     return features[::every], labels[::every]

@@ -62,14 +62,14 @@ def judge(
     series = {name: _series(history, name) for name in (LOSS, PLAIN, CKA, CORRELATION, PROBE, score)}
     series = {name: found for name, found in series.items() if found}
     ends = {name: [found[0][1], found[-1][1]] for name, found in series.items()}
-    if findings:
-        return Verdict(BROKEN, f"{BROKEN}: {'; '.join(findings)}", ends)
+    said = "".join(f"; {_told(name, *pair)}" for name, pair in ends.items())
+    if findings:  # they are told wherever this is
+        return Verdict(BROKEN, f"{BROKEN}: what is learnt from it is of no use, see the warning about it{said}", ends)
     if len(series.get(LOSS, ())) < LEAST:
         return Verdict(None, f"not judged: {reason or 'too little was measured so far'}", ends)
     sign = 1 if greater_is_better else -1
-    said = "; ".join(_told(name, *pair) for name, pair in ends.items())
     kind, why = _kind(series, {score: sign})
-    return Verdict(kind, f"{kind}: {why}; {said}", ends)
+    return Verdict(kind, f"{kind}: {why}{said}", ends)
 
 
 def _kind(series: Mapping[str, list[tuple[float, float]]], signs: Mapping[str, int]) -> tuple[str, str]:
