@@ -118,8 +118,8 @@ class WorkingCallback(TrainerCallback):
     def _collated(self, samples: list[Any]) -> list[tuple[Batch, list[Any]]]:
         """Batches of an evaluation, still on the CPU, with their samples."""
         count, collate = len(samples), self.trainer.data_collator
-        size = max(self.trainer.args.eval_batch_size, 2)
-        starts = list(range(0, count - 1, size))  # none of a single image, which has no statistics
+        size = self.trainer.args.eval_batch_size
+        starts = list(range(0, count - (size > 1), size))  # no last one of a single image, which has no statistics
         parts = [samples[start:end] for start, end in zip(starts, [*starts[1:], count], strict=True)]
         return [(cast(Batch, collate(part)), part) for part in parts]
 

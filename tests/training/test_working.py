@@ -171,6 +171,14 @@ def test_measuring_changes_nothing(tmp_path: Path) -> None:
     assert "check_images is 0" in made[0].working.verdict().line
 
 
+def test_a_resumed_run_comes_to_the_same_verdict(tmp_path: Path) -> None:
+    whole = ran(tmp_path / "a", save_strategy="steps", save_steps=10)
+    resumed = trainer(tmp_path / "b", teacher=trained(), eval_dataset=Images(8), **{**SETTINGS, "learning_rate": 5e-3})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-10"))
+    assert [entry["step"] for entry in held(resumed)] == [0, 10, 20]
+    assert resumed.working.verdict() == whole.working.verdict()
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return (Images(4)[index] for index in range(4))
