@@ -13,6 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 from cankd_hf import CanKDTrainer, LossTerm, Objective, train
 from cankd_hf.losses.cankd import CanKDLoss
 from cankd_hf.losses.instance_mse import InstanceMSELoss
+from cankd_hf.runs.build import build_trainer
+from cankd_hf.runs.recipe import load_recipe
+from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
@@ -232,3 +235,21 @@ def test_verdicts_of_made_up_histories() -> None:
     worse[0]["eval_miou"], worse[-1]["eval_miou"] = 0.5, 0.4
     assert "its score is not above that of its start" in judge(worse, metric="miou").line
     assert "not above" not in judge(worse, metric="miou", greater_is_better=False).line
+
+
+def test_a_recipe_without_labels_is_probed_on_the_masks_of_its_held_out_images(tmp_path: Path) -> None:
+    data = {"path": "shapes", "generated": {"train": 80, "validation": 24, "size": 64}, "crop_size": [64, 64]}
+    backbone = {**RESNET, "out_features": ["stage2", "stage3"]}
+    file = recipe(
+        tmp_path,
+        **{"task": "features", "data": data, "student": {"backbone": backbone}, "teacher": {"config": backbone}},
+        distill={"task_weight": 0, "terms": [{"loss": "instance_mse"}]},
+        training={**TRAINING, "check_images": 4},
+        baseline=False,
+    )
+    read = load_recipe(file)
+    task, found = TASKS["features"].from_data(read.data, labelled=False)
+    made = build_trainer(read, task, found, tmp_path)
+    made.working.on_train_begin(made.args, _state(made, 2000), made.control)
+    assert 0 < made.working._measured()["held_probe"] < 1
+    assert torch.equal(found.eval[3]["pixel_values"], found.probe[3]["pixel_values"]) and "labels" in found.probe[3]
