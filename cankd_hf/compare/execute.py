@@ -16,7 +16,7 @@ from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, machine
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json
@@ -78,7 +78,6 @@ class Processes:
         Raises:
             InputError: if that fails.
         """
-        self.records.runs.mkdir(parents=True, exist_ok=True)
         teachers = {teacher.key: teacher for arm in arms.values() for teacher in arm.teachers}
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -96,11 +95,15 @@ class Processes:
                 },
                 "output": str(folder / "costs.json"),
             }
-            file, log = folder / "spec.json", self.records.runs / "calibration.log"
+            file, log = folder / "spec.json", folder / "calibration.log"
+            if not self.records.fixed:
+                self.records.runs.mkdir(parents=True, exist_ok=True)
+                log = self.records.runs / log.name
             write_json(file, spec)
             code = self._start("calibrate", file, log, 0)
             if code != 0:
-                raise InputError(f"calibration: {last_word(log)} (exit code {code}; {log})")
+                kept = "" if self.records.fixed else f"; {log}"
+                raise InputError(f"calibration: {last_word(log)} (exit code {code}{kept})")
             return dict(json.loads((folder / "costs.json").read_text(encoding="utf-8")))
 
     def _start(self, kind: str, file: Path, log: Path, place: int) -> int:
@@ -212,11 +215,14 @@ def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str
     arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
     teachers = {run.name: run for arm in arms.values() for run in arm.teachers}
     keys = {name: planner.records.recipe_key(arm.recipe) for name, arm in arms.items()}
-    known, code = planner.calibration, code_hash()
-    if known.get("keys") != keys or (known.get("code") != code and not planner.records.any_code):
+    known, code, here = planner.calibration, code_hash(), machine()
+    measured_there = known.get("keys") == keys and known.get("machine") == here and not known.get("failed")
+    if not measured_there or (known.get("code") != code and not planner.records.any_code):
         say(f"measuring the cost of a step of {len(arms)} arms, in turn")
         measured = measure({**arms, **{_of(run): Arm(_of(run), run.recipe) for run in teachers.values()}})
-        planner.calibration = {**measured, "keys": keys, "code": code}
+        planner.calibration = {**measured, "keys": keys, "code": code, "machine": here}
+        for name, wrong in planner.uncalibrated.items():
+            say(f"{name}: failed: {wrong}")
         planner.records.save(CALIBRATION_FILE, planner.calibration)
     return planner.calibration
 
