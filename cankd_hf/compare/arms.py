@@ -287,7 +287,7 @@ def _random_student(given: StudentConfig) -> StudentConfig:
     """The same model with random weights of the seed in every part."""
     from cankd_hf.models.backbones import backbone_config
 
-    hub = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
+    hub: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
     config, backbone = given.config, given.backbone
     if given.model is not None:
         config = _settings_of(given.model, given.revision, given.trust_remote_code)

@@ -85,7 +85,8 @@ def calibrate(
             _save_untrained(load_recipe(teachers[folder]), Path(made))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         opened: dict[str, tuple[Task, TaskData]] = {}
-        runs, failed = {}, {}
+        runs: dict[str, tuple[CanKDTrainer, StepClock]] = {}
+        failed: dict[str, str] = {}
         for name, file in arms.items():
             with _naming(name, failed):
                 trainer = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
@@ -119,7 +120,8 @@ def _naming(name: str, failed: dict[str, str]) -> Iterator[None]:
         yield
     except Exception as error:
         logger.exception("%s", name)
-        failed[name] = " ".join(str(error).split()) or type(error).__name__
+        problems = error.problems if isinstance(error, InputError) else [str(error) or type(error).__name__]
+        failed[name] = " ".join("; ".join(map(str, problems)).split())
 
 
 def _open(recipe: Recipe) -> tuple[Task, TaskData]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, machine
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, code_now, machine
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json
@@ -56,16 +56,22 @@ class Processes:
 
         Raises:
             RunFailed: if it ended with an error.
+            InputError: if the code changed meanwhile, so that nobody knows what ran.
         """
         runs = self.records.runs
         runs.mkdir(parents=True, exist_ok=True)
         folder, file, log = runs / run.key, runs / f"{run.key}.yaml", runs / f"{run.key}.log"
         file.write_text(recipe_to_yaml(replace(run.recipe, output_dir=str(folder))), encoding="utf-8")
         code = self._start("train", file, log, place)
+        if (now := code_now()) != code_hash() and not self.records.any_code:
+            raise InputError(
+                f"the code changed while {run.name} ran, which is not counted; the same command starts again with the "
+                "code as it is now"
+            )
         if code != 0:
             raise RunFailed(f"{last_word(log)} (exit code {code}; {log})")
         try:
-            record = self.records.record_of(folder, run.key, run.name, run.recipe)
+            record = replace(self.records.record_of(folder, run.key, run.name, run.recipe), code=now)
         except (InputError, LookupError) as error:
             raise RunFailed(f"its results cannot be read: {error} ({folder})") from error
         for checkpoint in folder.glob("checkpoint-*"):
@@ -205,9 +211,9 @@ def _ended(planner: Planner, run: Run, future: Future[Record], say: Say) -> None
         planner.failed[run.key] = str(error)
         say(f"{run.name}: failed: {error}")
         return
-    planner.records.add(record)
+    record = planner.records.add(record)
     score = "no score" if record.score is None else f"{record.metric} {record.score:.4f}"
-    say(f"{run.name}: {score}, {record.spent:.0f} {record.unit.replace('_', ' ')}")
+    say(f"{run.name}: {score}, {record.spent:.{0 if record.spent >= 100 else 1}f} {record.unit.replace('_', ' ')}")
 
 
 def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str, Any]], say: Say) -> dict[str, Any]:

@@ -219,7 +219,7 @@ class Planner:
         if arm.follows:
             return arm.follows in self.tuned or arm.follows in self._untuned
         trials = trials_of(self.config.tuning, arm)
-        found: list[tuple[float | None, Record | None]] = []
+        found: list[tuple[float | None, Record | None, str]] = []
         waiting = False
         for number, trial in enumerate(trials):
             if ("trial", arm.name, trial) not in self._keys:
@@ -228,13 +228,14 @@ class Planner:
             key, recipe = self._keys["trial", arm.name, trial]
             record, failed = self._want(f"{arm.name}, trial {number + 1} of {len(trials)}", key, recipe, arm.teachers)
             waiting |= record is None and not failed
-            found.append((record.score if record is not None else None, record))
+            found.append((record.score if record is not None else None, record, failed))
         if waiting:
             return False
-        direction = next((record.greater_is_better for _, record in found if record is not None), True)
-        chosen = best(trials, [score for score, _ in found], direction)
+        direction = next((record.greater_is_better for _, record, _ in found if record is not None), True)
+        chosen = best(trials, [score for score, *_ in found], direction)
         if chosen is None:
-            self._untuned[arm.name] = f"none of its {len(trials)} trials has a score"
+            why = next((f": {reason}" for _, _, reason in found if reason), "")
+            self._untuned[arm.name] = f"none of its {len(trials)} trials has a score{why}"
         else:
             self.tuned[arm.name] = chosen
         return True

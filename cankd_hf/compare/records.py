@@ -30,8 +30,13 @@ CALIBRATION_FILE = "calibration.json"  # costs of a step
 
 @cache
 def code_hash() -> str:
-    """A digest of the code that decides what a run does; comments and docstrings do not count."""
-    package = Path(__file__).parents[1]
+    """A digest of the code that decides what a run does, as it was at the start; comments and docstrings do not
+    count."""
+    return code_now()
+
+
+def code_now(package: Path = Path(__file__).parents[1]) -> str:
+    """The same of the code as it is now."""
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
@@ -219,11 +224,12 @@ class Records:
         except KeyError as error:
             raise InputError(f"{file}: expected the record of a run, found none of {error}; remove the file") from None
 
-    def add(self, record: Record) -> None:
-        """Writes a record."""
+    def add(self, record: Record) -> Record:
+        """Writes a record, and returns it with the clock that counts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{record.key}.json", asdict(record))
         self._found[record.key] = replace(record, by_clock=self.by_clock)
+        return self._found[record.key]
 
     def record_of(self, folder: Path, key: str, name: str, recipe: Recipe) -> Record:
         """The record of a run that has ended in this folder."""

@@ -229,7 +229,7 @@ def as_overrides(changes: Sequence[str] | Mapping[str, Any] | None) -> list[str]
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and item and item.keys() != {"share"}:  # a weight by share is one value
             yield from _leaves(item, inner)
         else:
             yield inner, item

@@ -18,7 +18,6 @@ from cankd_hf import compare
 from cankd_hf.compare import execute
 from cankd_hf.compare.arms import NO_BLOCK, REFERENCE, TWIN, UNTRAINED
 from cankd_hf.compare.execute import Processes, calibrated
-from cankd_hf.compare.records import CALIBRATION_FILE
 from cankd_hf.compare.verdict import BETTER, Row, Table, compare_rows
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS
