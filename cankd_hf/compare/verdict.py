@@ -229,10 +229,10 @@ def _claim(questions: Sequence[tuple[Row, str, str, Row]], threshold: float, tru
 
 
 def _why_none(row: Row, other: Row, trusted: bool | None) -> str:
-    if row.screened:
-        return "dropped by the screening"
     if row.failed:
         return f"no claim: {row.failed[0]}"
+    if row.screened:
+        return "dropped by the screening"
     if row.off:
         return "no claim: off its budget"
     if other.failed or other.off:
@@ -263,7 +263,8 @@ def _sentences(table: Table, planner: Planner) -> Iterable[str]:
         elif row.claim == WORSE:
             yield f"{row.arm} is WORSE than {against}: {told}, {row.gain.pairs} seeds."
         elif row.claim == NONE:
-            yield f"{row.arm} shows NO difference from {against}: {told}, {row.gain.pairs} seeds."
+            short = "" if row.gain.holds(0.0) else " Its interval leaves 0 out, but that is not enough for a claim."
+            yield f"{row.arm} shows NO difference from {against}: {told}, {row.gain.pairs} seeds.{short}"
         else:
             yield f"{row.arm} against {against}: {told}; {row.claim}."
         if row.block is not None and row.block_claim in (BETTER, WORSE, NONE):

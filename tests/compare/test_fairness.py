@@ -192,3 +192,29 @@ def test_without_labels_there_is_no_student_alone_and_no_untrained_teacher(tmp_p
     controls = {arm.name: arm.control for arm in made.arms.values()}
     assert controls == {"cankd": REFERENCE, "cosine": "", "instance_mse": NO_BLOCK, "cankd (twin)": TWIN}
     assert UNTRAINED not in controls.values() and len(made.budgets) == 1
+
+
+def test_a_plan_that_changes_in_between_keeps_what_was_run(tmp_path: Path) -> None:
+    def started(arms: dict[str, Any], seeds: Any) -> set[str]:
+        world = World(drift={"cankd": 1.2})
+        made = planner(tmp_path, arms=arms, seeds=seeds, budgets=COST)
+        made.sweep()
+        calibrated(made, world.calibrate, lambda line: None)
+        compared(made, world)
+        assert not made.unfinished
+        return {run.name.partition(", try")[0] for run in world.started}
+
+    two = {name: ARMS[name] for name in ("alone", "cankd")}
+    assert len(started(two, 2)) == 6  # alone at the cost of alone is alone at 1000 steps
+    assert started(ARMS, 2) == {
+        f"instance_mse, {label}, seed {n}" for label in ("1000 steps", "cost of alone") for n in (1, 2)
+    }
+    assert all("seed 7" in name for name in started(two, [2, 1, 7])) and not started(ARMS, 2)
+    edited = {**two, "cankd": {"distill.terms.0.weight": 1.0}}
+    assert {name.partition(",")[0] for name in started(edited, 2)} == {"cankd"}
+    (tmp_path / "out" / "records" / "schedule.json").unlink()  # then steps are planned anew, by the same rule
+    assert not {name for name in started(edited, 2) if "1000 steps" in name}
+    for half in (tmp_path / "out" / "records").glob("?" * 16 + ".json"):
+        half.write_text(half.read_text()[:100])
+    with pytest.raises(InputError, match="expected JSON, got .*; remove the file"):
+        started(edited, 2)
