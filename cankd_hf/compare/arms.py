@@ -19,6 +19,7 @@ from cankd_hf.runs.recipe import load_recipe
 
 REFERENCE, NO_BLOCK, UNTRAINED, TWIN = "reference", "no block", "untrained teacher", "twin"
 ALONE, INSTANCE_MSE = "alone", "instance_mse"
+_WITH_BLOCK = ("cankd", "static_linear")
 # Settings of every run of a comparison; what is sent, shown and kept is not its business.
 _EVERY_RUN = {"report_to": "none", "push_to_hub": False, "disable_tqdm": True, "log_figures_steps": 0}
 
@@ -114,7 +115,7 @@ def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:
     arms = {name: _with_teachers(config, records, name, recipe) for name, recipe in recipes.items()}
     _check(config, arms)
     if config.judged is not None:
-        _mark_controls(config, arms)
+        _mark_controls(config, arms, _plain(base, recipes))
         for made in together(
             *(partial(_untrained, config, records, arms[name], recipes[name]) for name in untrained_of(config, arms))
         ):
@@ -148,36 +149,42 @@ def _standard_controls(base: Recipe, recipes: Mapping[str, Recipe]) -> dict[str,
     # without labels a student alone learns nothing
     if base.distill.task_weight and all(recipe.resolved().distill.terms for recipe in recipes.values()):
         found[_free(ALONE, recipes)] = alone
-    if not any(_is_plain(recipe) for recipe in recipes.values()):
-        source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
-        if source is not None:
-            terms = [
-                _without_block(term) for term in source.distill.terms if term.loss_name in ("cankd", INSTANCE_MSE)
-            ]
-            if not terms:
-                first = source.resolved().distill.terms[0]
-                terms = [LossTerm(INSTANCE_MSE, weight=first.weight, teacher=first.teacher)]
-            name = _free(INSTANCE_MSE, {**recipes, **found})
-            found[name] = replace(source, distill=replace(source.distill, terms=terms))
+    plain = _plain(base, recipes)
+    if plain is not None and not any(_losses(recipe) == _losses(plain) for recipe in recipes.values()):
+        found[_free(INSTANCE_MSE, {**recipes, **found})] = plain
     return found
 
 
-def _is_plain(recipe: Recipe) -> bool:
-    """Whether it learns by the loss without a block, and nothing else of a teacher."""
-    return {term.loss_name for term in recipe.resolved().distill.terms} == {INSTANCE_MSE}
+def _plain(base: Recipe, recipes: Mapping[str, Recipe]) -> Recipe | None:
+    """The base recipe, or the first arm that has terms, with the loss without a block in the place of those with one;
+    None if nothing distils."""
+    source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
+    if source is None:
+        return None
+    terms = source.resolved().distill.terms
+    if not any(term.loss_name in (*_WITH_BLOCK, INSTANCE_MSE) for term in terms):
+        terms = [LossTerm(INSTANCE_MSE, weight=terms[0].weight, teacher=terms[0].teacher)]
+    elif not any(term.loss_name == INSTANCE_MSE for term in terms):
+        terms = [
+            replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name in _WITH_BLOCK else term for term in terms
+        ]
+    terms = [term for term in terms if term.loss_name not in _WITH_BLOCK]
+    return replace(source, distill=replace(source.distill, terms=terms))
 
 
-def _without_block(term: LossTerm) -> LossTerm:
-    return replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name == "cankd" else term
+def _losses(recipe: Recipe) -> list[str]:
+    return sorted(term.loss_name for term in recipe.resolved().distill.terms)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
     return name if name not in taken else _free(f"{name} (control)", taken)
 
 
-def _mark_controls(config: ComparisonConfig, arms: dict[str, Arm]) -> None:
+def _mark_controls(config: ComparisonConfig, arms: dict[str, Arm], plain_recipe: Recipe | None) -> None:
     arms[reference_of(config, arms)].control = REFERENCE
-    plain = next((arm for arm in arms.values() if _is_plain(arm.recipe)), None)
+    if plain_recipe is None:
+        return
+    plain = next((arm for arm in arms.values() if _losses(arm.recipe) == _losses(plain_recipe)), None)
     if plain is not None and not plain.control:
         plain.control = NO_BLOCK
 
@@ -187,7 +194,7 @@ def untrained_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> list[str]
     assert config.judged is not None
     if config.judged.untrained is not None:
         return config.judged.untrained
-    if config.judged.untrained is None and any(not arm.recipe.distill.task_weight for arm in arms.values()):
+    if any(not arm.recipe.distill.task_weight for arm in arms.values()):
         return []  # without labels the score is the likeness to the teacher, which another teacher would change
     own = [name for name, arm in arms.items() if arm.distils and not arm.follows and arm.control != REFERENCE]
     return [name for name in own if arms[name].control != NO_BLOCK] or own

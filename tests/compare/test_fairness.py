@@ -170,6 +170,9 @@ def test_the_controls_fit_the_arms(tmp_path: Path) -> None:
     by_control = {arm.control: arm for arm in made.arms.values() if arm.control}
     assert [term.loss_name for term in by_control[NO_BLOCK].recipe.distill.terms] == ["instance_mse"]
     assert by_control[TWIN].follows == by_control[REFERENCE].name == "alone (twin)"
+    both = planner(tmp_path, arms={"cankd": None}, verdict=True, changes={"distill": {"terms": [{"loss": "kl"}, {}]}})
+    (control,) = (arm for arm in both.arms.values() if arm.control == NO_BLOCK)
+    assert [term.loss_name for term in control.recipe.distill.terms] == ["kl", "instance_mse"]
     plain = planner(
         tmp_path,
         arms={"instance_mse": ARMS["instance_mse"], "cankd": None, "alone": ["teacher=null"]},
