@@ -187,7 +187,7 @@ class Records:
         names = path.split(".")
         of_model = names[0] in ("teacher", "teachers", "student")
         of_model &= names[-1] in ("model", "backbone", "pretrained", "weights")
-        if not isinstance(value, str) or not (path == "data.path" or of_model):
+        if not isinstance(value, str) or not (path in ("data.path", "data.labels") or of_model):
             return value
         place = Path(value)
         if place.parent == self.runs:
@@ -285,10 +285,11 @@ def _counting(recipe: Recipe) -> dict[str, Any]:
 def _digest(place: Path, data: bool) -> str:
     if data:
         return f"files {_hashed(data_files(str(place)))}"
-    files = [place] if place.is_file() else sorted(place.iterdir())
+    if place.is_file():
+        return f"file {digest(place)}"
     told = [
         digest(file)
-        for file in files
+        for file in sorted(place.iterdir())
         if file.is_file() and (file.name in _SETTINGS or file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
     ]
     return f"weights {_hashed(told)}"

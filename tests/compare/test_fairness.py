@@ -18,6 +18,7 @@ from cankd_hf import compare
 from cankd_hf.compare import execute
 from cankd_hf.compare.arms import NO_BLOCK, REFERENCE, TWIN, UNTRAINED
 from cankd_hf.compare.execute import Processes, calibrated
+from cankd_hf.compare.records import Records
 from cankd_hf.compare.verdict import BETTER, Row, Table, compare_rows
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS
@@ -221,3 +222,19 @@ def test_a_plan_that_changes_in_between_keeps_what_was_run(tmp_path: Path) -> No
         half.write_text(half.read_text()[:100])
     with pytest.raises(InputError, match="expected JSON, got .*; remove the file"):
         started(edited, 2)
+
+
+def test_files_count_by_what_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made, keys = planner(tmp_path), []
+    labels, model = Path("labels.json"), Path("plain")  # a folder beside, without a slash in its name
+    model.mkdir()
+    for text in ("a", "b"):
+        for file in (labels, model / "preprocessor_config.json", model / "config.json"):
+            file.write_text(text)
+            recipe = made.arms["cankd"].recipe
+            recipe = replace(recipe, data=replace(recipe.data, labels=str(labels)))
+            assert recipe.teacher is not None
+            recipe = replace(recipe, teacher=replace(recipe.teacher, config=None, model=str(model)))
+            keys.append(Records(tmp_path / "records", tmp_path / "runs").recipe_key(recipe))
+    assert len(set(keys)) == 6
