@@ -252,7 +252,9 @@ def interval_text(interval: Interval | None) -> str:
 def _sentences(table: Table, planner: Planner) -> Iterable[str]:
     against = f"{table.reference} at {table.budget}"
     if table.twin is not None:
-        verdict = {True: "passed", False: "FAILED, so nothing is claimed", None: "not complete"}[table.trusted]
+        wrong = "they do not differ at all" if table.twin.holds(0.0) else "they differ"
+        words = {True: "passed", False: f"FAILED ({wrong}), so nothing is claimed", None: "not complete"}
+        verdict = words[table.trusted]
         yield f"Self-check, two equal arms: {interval_text(table.twin)}: {verdict}."
     for row in table.rows:
         if row.gain is None or row.control == UNTRAINED:
