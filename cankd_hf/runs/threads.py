@@ -1,7 +1,5 @@
 """The number of CPU threads of a command: chosen once, told in a line, and kept by a run that goes on."""
 
-import logging
-import os
 from pathlib import Path
 
 import torch
@@ -10,8 +8,6 @@ from cankd_hf.host import Host
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import THREADS_FILE
 from cankd_hf.runs.folder import holds_work
-
-logger = logging.getLogger(__name__)
 
 
 def settle_threads(host: Host, out: Path | None = None, workers: int = 0) -> str:
@@ -29,8 +25,6 @@ def settle_threads(host: Host, out: Path | None = None, workers: int = 0) -> str
     threads, line = choose_threads(host, torch.get_num_threads(), began, workers)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    if os.environ.get("RANK", "0") == "0":
-        logger.warning("%s", line)
     return line
 
 
