@@ -38,7 +38,7 @@ from cankd_hf.losses.affinities import AFFINITIES, Block, Projection, Projection
 from cankd_hf.losses.base import FeatureLoss, compute_dtype, without_autocast
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import MixMoments, instance_distance, mix_moments, plain_distance
-from cankd_hf.losses.kernels.output_norm import batch_affine, whole_norm
+from cankd_hf.losses.kernels.output_norm import batch_affine
 from cankd_hf.losses.kernels.whole import whole_dtype, whole_instance_distance
 
 logger = logging.getLogger(__name__)
@@ -190,21 +190,20 @@ class CanKDLoss(FeatureLoss):
     def _compute_whole(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The same with z in memory, in few operations on whole maps."""
         s, t = self._whole_maps(student, teacher)
-        # one name for o and z: a map that nothing needs any more is freed
-        z = self._whole_output(s, t)  # (1) to (6)
-        if self.output_norm is not None:
-            z = whole_norm(self.output_norm, z)
-        if self.residual:  # (7)
-            z = z + s
+        kind = AFFINITIES[self.affinity]
+        z = kind.transformed(
+            self.projections(None), s, t, self.pools(t), self.output_norm, self.residual
+        )  # (1) to (7)
         wide = compute_dtype(student)
         if self.normalization == "none":
             return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
         return whole_instance_distance(z, t, wide)  # (8)
 
     def _whole_maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps with at most one copy each, for their type and for the order in memory."""
+        """Both maps with one copy each, for their type and for the order in memory, if any."""
         dtype = whole_dtype(student) if AFFINITIES[self.affinity].narrow else compute_dtype(student)
-        s, t = (x.to(dtype, memory_format=torch.contiguous_format) for x in (student, teacher))
+        # `to` leaves slices as they are
+        s, t = (x.to(dtype, memory_format=torch.contiguous_format).contiguous() for x in (student, teacher))
         return s, t
 
     def _whole_output(self, s: Tensor, t: Tensor) -> Tensor:

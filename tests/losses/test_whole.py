@@ -30,7 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 SHAPES = [(2, 25, 42), (1, 200, 336), (16, 100, 168), (4, 1, 7), (1, 3, 5)]
 MOST = 60
 # Operations for contiguous maps in float32 and in bfloat16.
-LAUNCHES = {"dot_product": (39, 43), "embedded_gaussian": (33, 38), "gaussian": (33, 38), "concatenation": (59, 62)}
+LAUNCHES = {"dot_product": (35, 36), "embedded_gaussian": (32, 37), "gaussian": (32, 37), "concatenation": (58, 61)}
 # They launch nothing.
 VIEWS = {"view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}
 VIEWS |= {"squeeze_", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
@@ -99,8 +99,8 @@ def test_few_launches_whatever_the_options(affinity: str, whole: None) -> None:
                 for last in (False, True):
                     loss = CanKDLoss(16, affinity=affinity, **options).to(device).train(mode)
                     found = count(loss, *maps(2, 16, 6, 7, device=device, dtype=dtype, last=last)).found.total()
-                    # the concatenation of maps that need a conversion: three more, for both maps and the gradient
-                    assert found <= MOST + 3 * (affinity == "concatenation"), (options, mode, dtype, last)
+                    # the concatenation of maps that need a conversion: two more
+                    assert found <= MOST + 2 * (affinity == "concatenation"), (options, mode, dtype, last)
                     if not options and mode and not last:
                         assert found == (wide if dtype == torch.float32 else half)
 
@@ -115,12 +115,12 @@ def test_launches_do_not_depend_on_the_shape(affinity: str, dtype: torch.dtype) 
     ]
     assert set(counts[:3]) == {LAUNCHES[affinity][dtype == torch.bfloat16]}
     # fewer positions than channels: gradients of weights over all images at once
-    assert max(counts) <= MOST + 3 * (affinity == "concatenation")
+    assert max(counts) <= MOST + 2 * (affinity == "concatenation")
 
 
 def test_launches_of_the_plain_distance() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert count(InstanceMSELoss(64).to("meta"), *maps(2, 64, 9, 8, device="meta", dtype=dtype)).found.total() == 9
+        assert count(InstanceMSELoss(64).to("meta"), *maps(2, 64, 9, 8, device="meta", dtype=dtype)).found.total() == 8
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_equals_the_equations(options: dict[str, Any], device: str, whole: None)
     (value, grad, grads, buffers), (value_, grad_, grads_, buffers_) = results
     torch.testing.assert_close(value, value_, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grad, grad_, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(grads, grads_, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grads, grads_, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(buffers, buffers_)
 
 

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.kernels.blocks import alone
+from cankd_hf.losses.kernels.output_norm import whole_norm
 from cankd_hf.losses.kernels.projection import project
+
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class Projection(NamedTuple):
@@ -92,6 +95,16 @@ class Affinity:
         The parameters are those of the layers, unchanged; both maps [B, C, H, W] are contiguous and of one type.
         """
         raise NotImplementedError
+
+    def transformed(
+        self, p: Projections, student: Tensor, teacher: Tensor, pool: bool, norm: Norm | None, residual: bool
+    ) -> Tensor:
+        """The block with its norm and residual, z [B, C, H, W], of the maps that `output` takes."""
+        # one name for o and z: a map that nothing needs any more is freed
+        z = self.output(p, student, teacher, pool)
+        if norm is not None:
+            z = whole_norm(norm, z)
+        return z + student if residual else z
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """FLOPs of `block` and of the products after it that grow with N, for one image, forward and backward."""
