@@ -57,7 +57,7 @@ class _InstanceDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rows, difference, mean, inverse = ctx.saved_tensors
-        weight = grad.to(mean.dtype).expand(len(rows)) / rows.numel()
+        weight = grad.to(mean.dtype).expand(rows.shape[0]) / rows.numel()
         statistics = (None, None, mean.view(-1), inverse.view(-1), True, EPS)
         grad_rows, _, _ = torch.ops.aten.native_batch_norm_backward(
             difference[None], rows[None], weight, *statistics, [True, False, False]
@@ -171,7 +171,7 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def weight_gradient(grad: Tensor, x: Tensor, to: Tensor) -> None:
     """Writes `grad x^T` of grad [B, E, N] and x [B, K, N] into `to`: [B, E, K], or their sum [1, E, K]."""
-    if len(to) == len(grad):
+    if to.shape[0] == grad.shape[0]:
         to.baddbmm_(grad, x.mT, beta=0)
     else:
         rows, columns = (y.transpose(0, 1).flatten(1) for y in (grad, x))
@@ -180,7 +180,7 @@ def weight_gradient(grad: Tensor, x: Tensor, to: Tensor) -> None:
 
 def bias_gradient(grad: Tensor, to: Tensor) -> None:
     """Writes the sums of grad [B, E, N] over positions into `to`: [B, E], or over images too [1, E]."""
-    to, over = (to, [2]) if len(to) == len(grad) else (to[0], [0, 2])
+    to, over = (to, [2]) if to.shape[0] == grad.shape[0] else (to[0], [0, 2])
     if torch.compiler.is_compiling():  # it takes no `out` that is a piece of a tensor
         to.copy_(grad.sum(over))
     else:

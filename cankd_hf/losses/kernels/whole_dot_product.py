@@ -25,7 +25,7 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 
 
 def whole_dot_product(
-    student: Tensor, teacher: Tensor, layers: Layers, pool: bool, norm: nn.BatchNorm2d | None, residual: bool
+    student: Tensor, teacher: Tensor, layers: Layers, pool: bool, norm: nn.Module | None, residual: bool
 ) -> Tensor:
     """`z = norm(w(V K^T theta(s) / M)) + s` [B, C, H, W], with K and V pooled projections of t; differentiable once.
 
@@ -34,9 +34,10 @@ def whole_dot_product(
         teacher: t, the same shape and type; gets no gradient.
         layers: weight and bias of phi, g, theta and w.
         pool: whether to max-pool keys and values by 2x2 (floor).
-        norm: the output norm, whose running statistics are updated in train mode; None for none.
+        norm: the output norm, one that `fits_one_node`; its running statistics are updated in train mode.
         residual: whether to add s.
     """
+    assert norm is None or isinstance(norm, nn.BatchNorm2d)
     affine = (None, None) if norm is None else (norm.weight, norm.bias)
     (phi, phi_bias), (g, g_bias), (theta, theta_bias), (w, w_bias) = layers
     parameters = (phi, g, phi_bias, g_bias, theta, w, theta_bias, w_bias)
@@ -64,13 +65,14 @@ class _Sizes(NamedTuple):
     def kernel(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weight [R, 2D, C] and bias [R, 2D] of keys and values."""
         c, e = self.c, 2 * self.d
-        return x[:, : e * c].unflatten(1, (e, c)), x[:, e * c : e * c + e]
+        return x[:, : e * c].view(-1, e, c), x[:, e * c : e * c + e]
 
     def others(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """theta's weight [R, D, C], w's weight [R, C, D], their biases [R, D] and [R, C]."""
         c, d = self.c, self.d
-        _, theta, w, theta_bias, w_bias = x.split([x.shape[1] - 2 * c * d - d - c, d * c, c * d, d, c], 1)
-        return theta.unflatten(1, (d, c)), w.unflatten(1, (c, d)), theta_bias, w_bias
+        sizes = [x.shape[1] - 2 * c * d - d - c, d * c, c * d, d, c]
+        _, theta, w, theta_bias, w_bias = x.split_with_sizes(sizes, 1)
+        return theta.view(-1, d, c), w.view(-1, c, d), theta_bias, w_bias
 
 
 class _DotProduct(torch.autograd.Function):
@@ -92,10 +94,10 @@ class _DotProduct(torch.autograd.Function):
         shift: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
-        s, sizes = student.flatten(2), _Sizes(student.shape[1], len(parameters[4]))
+        s, sizes = student.flatten(2), _Sizes(student.shape[1], parameters[4].shape[0])
         packed = torch.cat([parameter.view(-1) for parameter in parameters]).to(s.dtype)[None]
         kernel, bias = sizes.kernel(packed)
-        theta, w, theta_bias, w_bias = sizes.others(packed.expand(len(s), -1))
+        theta, w, theta_bias, w_bias = sizes.others(packed.expand(s.shape[0], -1))
         keys_values, winner = project(teacher, kernel[0], bias[0]), None
         if pool:
             keys_values, winner = F.max_pool2d(keys_values, 2, return_indices=True)
@@ -122,16 +124,17 @@ class _DotProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         student, teacher, packed, keys_values, winner, query, inner, mix, weight, *statistics = ctx.saved_tensors
         s, (key, value), scale = student.flatten(2), keys_values.chunk(2, dim=1), 1 / keys_values.shape[2]
-        theta, w, _, w_bias = ctx.sizes.others(packed.expand(len(s), -1))
+        theta, w, _, w_bias = ctx.sizes.others(packed.expand(s.shape[0], -1))
         read = torch.bmm(value, inner) if ctx.few else query
-        of_output, of_affine = grad, (None, None)
+        of_output = grad
+        of_affine: list[Tensor | None] = [None, None]
         if ctx.norm is not None:
             o = _output(mix, read, None if ctx.batch else w_bias, student)
             of_output, *of_affine = _norm_gradients(ctx, grad, o, weight, statistics)
             del o
         of_output = of_output.reshape(s.shape)
         # a gradient for each image where it weighs less than the maps, and one operation adds them up
-        of_parameters = packed.new_empty(len(s) if s.shape[2] >= s.shape[1] else 1, packed.shape[1])
+        of_parameters = packed.new_empty(s.shape[0] if s.shape[2] >= s.shape[1] else 1, packed.shape[1])
         of_theta, of_w, of_theta_bias, of_w_bias = ctx.sizes.others(of_parameters)
         of_w_bias.zero_() if ctx.batch else bias_gradient(of_output, of_w_bias)
         of_keys_values = torch.empty_like(keys_values)
@@ -178,8 +181,8 @@ def _parameter_gradients(
         own = [one.flatten() for one in convolution_gradients(grad, teacher)]
         others = of_parameters[:, sum(map(len, own)) :].sum(0)
         flat = torch.cat([*own, others]).to(ctx.dtype)
-    pieces = flat.split([size.numel() for size in ctx.parameters])
-    return [piece.view(size) for piece, size in zip(pieces, ctx.parameters, strict=True)]
+    pieces = flat.split_with_sizes([shape.numel() for shape in ctx.parameters])
+    return [piece.view(shape) for piece, shape in zip(pieces, ctx.parameters, strict=True)]
 
 
 def _normalise(
@@ -214,4 +217,4 @@ def _output(mix: Tensor, read: Tensor, bias: Tensor | None, like: Tensor) -> Ten
 
 def _scaled(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     # in place: otherwise a GPU copies the tensor that is multiplied by 0
-    return a.new_empty(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b, beta=0, alpha=alpha)
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2]).baddbmm_(a, b, beta=0, alpha=alpha)
