@@ -147,12 +147,31 @@ def test_memory(affinity: str | None, dtype: torch.dtype, most: float) -> None:
 def test_equals_the_equations(options: dict[str, Any], device: str, whole: None) -> None:
     if options["affinity"] == "gaussian" and not options.get("subsample", True):
         pytest.skip("the published form does not have it")
+    equals_the_equations(CanKDLoss(6, **options).to(device), (3, 6, 7, 9))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(
+    "options", [{}, {"subsample": False}, {"residual": False}, {"normalization": "none"}], ids=str
+)
+def test_the_dot_product_equals_the_equations_on_small_maps(
+    options: dict[str, Any], momentum: float | None, train: bool, whole: None
+) -> None:
+    """Fewer positions than channels, with few keys and without; B gradients of the layers and one."""
+    for shape in ((2, 40, 3, 5), (3, 40, 4, 6), (2, 8, 3, 4)):
+        loss = CanKDLoss(shape[1], **options).train(train)
+        loss.output_norm.momentum = momentum
+        equals_the_equations(loss, shape)
+
+
+def equals_the_equations(loss: CanKDLoss, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    loss = CanKDLoss(6, **options).double().to(device)
+    loss = loss.double()
     for parameter in loss.parameters():
         nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in loss.state_dict().items()}
-    made = [torch.randn(3, 6, 7, 9, dtype=torch.float64).to(device) + 2 for _ in range(2)]
+    made = [torch.randn(shape, dtype=torch.float64).to(loss.w.weight) + 2 for _ in range(2)]
     results = []
     for form in (loss, lambda s, t: loss.published(s, t)[1]):
         loss.load_state_dict(before)
@@ -161,12 +180,25 @@ def test_equals_the_equations(options: dict[str, Any], device: str, whole: None)
         value = form(student, made[1])
         value.backward()
         grads = {name: parameter.grad for name, parameter in loss.named_parameters()}
-        results.append((value.detach(), student.grad, grads, dict(loss.named_buffers())))
+        buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
+        results.append((value.detach(), student.grad, grads, buffers))
     (value, grad, grads, buffers), (value_, grad_, grads_, buffers_) = results
     torch.testing.assert_close(value, value_, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grad, grad_, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(grads, grads_, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(buffers, buffers_)
+
+
+@pytest.mark.parametrize("name", AFFINITIES)
+def test_a_graph_that_is_kept_gives_its_gradients_again(name: str, whole: None) -> None:
+    torch.manual_seed(0)
+    loss, (student, teacher) = CanKDLoss(8, affinity=name), maps(2, 8, 6, 10, device="cpu")
+    nn.init.normal_(loss.output_norm.weight)
+    inputs = [student, *loss.parameters()]
+    value = loss(student, teacher)
+    first = torch.autograd.grad(value, inputs, retain_graph=True)
+    loss(student, teacher)  # moves the running statistics
+    torch.testing.assert_close(torch.autograd.grad(value, inputs), first, rtol=0, atol=0)
 
 
 LAYOUTS = {

@@ -127,10 +127,11 @@ class _DotProduct(torch.autograd.Function):
         theta, w, _, w_bias = ctx.sizes.others(packed.expand(s.shape[0], -1))
         read = torch.bmm(value, inner) if ctx.few else query
         of_output = grad
-        of_affine: list[Tensor | None] = [None, None]
+        of_affine: Sequence[Tensor | None] = (None, None)
         if ctx.norm is not None:
             o = _output(mix, read, None if ctx.batch else w_bias, student)
-            of_output, *of_affine = _norm_gradients(ctx, grad, o, weight, statistics)
+            of_output, *found = _norm_gradients(ctx, grad, o, weight, statistics)
+            of_affine = found
             del o
         of_output = of_output.reshape(s.shape)
         # a gradient for each image where it weighs less than the maps, and one operation adds them up
