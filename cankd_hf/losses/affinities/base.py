@@ -138,8 +138,8 @@ def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     width = -(-max(query.shape[2], hidden) // 8) * 8
     short = [(x, width - x.shape[2]) for x in (query, key, value)]
     query, key, value = ((F.pad(x, (0, more)) if more else x)[:, None].contiguous() for x, more in short)
-    read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return read[:, 0, :, :hidden]
+    read = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+    return read if hidden == width else read[..., :hidden]  # each index is a copy of the gradient
 
 
 def output_block(p: Projections, read: Tensor) -> Block:
