@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DE
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
@@ -76,7 +77,6 @@ class DetectionTask(PipelineTask):
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True
-    stacks_bytes = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -161,6 +161,7 @@ class DetectionTask(PipelineTask):
     def eval_transform(cls, config: DataConfig) -> Transform:
         return DetectionEvalTransform(config)
 
+    @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
 
