@@ -178,8 +178,7 @@ class _Session:
                 raise Stopped(folder) from error
             raise KeyboardInterrupt from error
         except (Unusable, WrongLabels) as error:
-            if args.process_index == 0:
-                expect_change(Path(self.recipe.output_dir), error.problems)
+            expect_change(Path(self.recipe.output_dir), error.problems)
             raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores

@@ -38,7 +38,7 @@ class LoadingMixin(TeachingTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         collator = self.data_collator
-        if self.task.stacks_bytes and isinstance(collator, BatchCollator) and collator.dtype is not None:
+        if isinstance(collator, BatchCollator) and collator.takes_bytes:
             dataset = unnormalized(dataset)
         drops = self.args.dataloader_drop_last
         # In evaluation every image counts.

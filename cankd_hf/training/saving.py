@@ -86,6 +86,8 @@ class CheckpointMixin(TeachingTrainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
         if step and self.args.world_size == 1 and not folder.is_dir():
             self._save_checkpoint(self.distiller, trial)
+        if not step:
+            return "no step was taken yet; mend the file and start again"
         where = f"{folder} holds all of it" if folder.is_dir() else "the newest checkpoint, if there is one, is left"
         return f"training stopped after step {step}: {where}; mend the file and resume"
 
