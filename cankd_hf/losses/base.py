@@ -5,11 +5,14 @@ Letters: B batch, C channels, H and W the size of the map, K classes, N queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
+from functools import wraps
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cankd_hf._moved import left
 from cankd_hf.errors import InputError
@@ -28,6 +31,21 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     # torch.compile of some versions cannot trace the question, and is not asked it for the meta device
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
     return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the backward pass of an autograd function: without autocast, as the forward pass, and not twice.
+
+    `backward()` runs under the autocast of its caller; a product in bfloat16 there would not fit one in float32.
+    """
+
+    @wraps(backward)
+    def exact(ctx: Any, *grads: Tensor) -> Any:
+        with without_autocast(grads[0].device):
+            return backward(ctx, *grads)
+
+    decorated: Callable[..., Any] = once_differentiable(exact)
+    return decorated
 
 
 class DistillationLoss(nn.Module):
