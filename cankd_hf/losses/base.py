@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cankd_hf._moved import left
 from cankd_hf.errors import InputError
@@ -61,6 +63,21 @@ def _check(loss: str, options: dict[str, float], wanted: str, holds: Callable[[f
     ]
     if problems:
         raise InputError(problems)
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the backward pass of an autograd function: without autocast, as the forward pass, and not twice.
+
+    `backward()` runs under the autocast of its caller; a product in bfloat16 there would not fit one in float32.
+    """
+
+    @wraps(backward)
+    def exact(ctx: Any, *grads: Tensor) -> Any:
+        with without_autocast(grads[0].device):
+            return backward(ctx, *grads)
+
+    decorated: Callable[..., Any] = once_differentiable(exact)
+    return decorated
 
 
 class DistillationLoss(nn.Module):

@@ -53,6 +53,13 @@ class LoadingMixin(TeachingTrainer):
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.close_loaders()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         # Samplers by length read columns of the user's data set.

@@ -73,6 +73,8 @@ class CheckpointMixin(TeachingTrainer):
             except (Unusable, WrongLabels) as error:
                 skip = ["data.on_error=skip leaves such files out"] if isinstance(error, Unusable) else []
                 raise type(error)([*error.problems, self._keep_work(trial), *skip]) from error
+            finally:
+                self.close_loaders()
         self.graceful.leave()
         return result
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.base import compute_dtype, differentiable_once
 from cankd_hf.losses.kernels.moments import EPS
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -54,7 +53,7 @@ class _InstanceDistance(torch.autograd.Function):
         return torch.addr(norm[None], norm, norm, beta=0, alpha=0.5 / z.numel()).view(())
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rows, difference, mean, inverse = ctx.saved_tensors
         weight = grad.to(mean.dtype).expand(rows.shape[0]) / rows.numel()
@@ -115,7 +114,7 @@ class _Projections(torch.autograd.Function):
         return x.flatten(2), *weights[projected:], *pieces[half + projected :]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Any, ...]:
         teacher, kernel, shift = ctx.saved_tensors
         if ctx.pool:
@@ -212,7 +211,7 @@ class _ReluRead(torch.autograd.Function):
         return torch.addcmul(weighted, a[:, None], plain)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, value, sums, reads = ctx.saved_tensors
         grad_a = torch.linalg.vecdot(grad, _at(sums[:, : value.shape[1]], reads), dim=1)

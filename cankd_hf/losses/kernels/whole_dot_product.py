@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.base import compute_dtype, differentiable_once
 from cankd_hf.losses.kernels.whole import (
     HALF_TYPES,
     bias_gradient,
@@ -120,7 +119,7 @@ class _DotProduct(torch.autograd.Function):
         return z.add_(student) if residual else z
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         student, teacher, packed, keys_values, winner, query, inner, mix, weight, *statistics = ctx.saved_tensors
         s, (key, value), scale = student.flatten(2), keys_values.chunk(2, dim=1), 1 / keys_values.shape[2]
