@@ -56,17 +56,21 @@ class Host:
 
 def read_host(environ: Mapping[str, str] = os.environ, seconds: float = 0.2) -> Host:
     """Reads the environment, and measures for `seconds` what other programs use where it matters."""
-    asked, waits = (
-        next((f"{name}={environ[name]}" for name in names if environ.get(name)), None) for names in (COUNTS, WAITS)
-    )
+    counts = [name for name in COUNTS if _number(environ.get(name, "").partition(",")[0])]  # a list is of nested ones
+    asked = next((f"{name}={environ[name]}" for name in counts), None)
+    waits = next((f"{name}={environ[name]}" for name in WAITS if environ.get(name)), None)
     if asked is not None:
         setter = next((name for name, mark in _LAUNCHERS.items() if mark in environ), None)
         asked += f", which {setter} sets where nobody else does" if setter and asked == "OMP_NUM_THREADS=1" else ""
-    local = environ.get("LOCAL_WORLD_SIZE", "1")
-    processes = int(local) if local.isdigit() else 1
+    processes = _number(environ.get("LOCAL_WORLD_SIZE", "")) or 1
     cores = usable_cores()
     alone = asked is None and processes == 1 and cores > 1
     return Host(cores, Load().others(cores, seconds) if alone else 0.0, processes, asked, waits)
+
+
+def _number(text: str) -> int:
+    """The whole number in a text; 0 for any other text, which OpenMP leaves aside."""
+    return int(text) if text.strip().isdecimal() else 0
 
 
 def wait_passively(host: Host) -> bool:

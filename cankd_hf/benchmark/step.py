@@ -154,6 +154,7 @@ def run_step(recipe: Recipe, repeats: int, console: Console, clock: Clock = time
     """Prints the seconds of each part of a step, the overhead of distillation and the peak memory."""
     step = _Step(recipe)
     seconds = _medians(step.parts(), repeats, clock)
+    step.trainer.close_loaders()
     whole = seconds["whole step"]
     shape = " x ".join(str(size) for size in step.inputs["pixel_values"].shape)
     rows = [(name, f"{value:.4f}", f"{value / whole:.1%}") for name, value in seconds.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.training.arguments import CanKDConfig
         from cankd_hf.training.trainer import CanKDTrainer
 
-    settle_threads(host)
+    threads = settle_threads(host)
     disable_progress_bar()  # of loading weights
     splits = {"test": ("test",), "validation": ("eval",), None: ("eval", "test")}[options.split]
     task, data = _task(options.checkpoint, saved).from_data(config, splits=splits)
@@ -86,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
     args = CanKDConfig(
         "evaluation", per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
     )
+    if args.process_index == 0:
+        print(threads, file=sys.stderr)
     scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         print(threads)
         return dry_run(recipe, options.restart)
     try:
-        report = run(recipe, restart=options.restart, resume=options.resume)
+        report = run(recipe, restart=options.restart, resume=options.resume, notes=[threads])
     except Stopped as stopped:
         leave_together()
         print(f"Stopped; a checkpoint is in {stopped.folder}. The same command continues from it.", file=sys.stderr)

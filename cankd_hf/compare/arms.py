@@ -19,6 +19,7 @@ from cankd_hf.runs.recipe import load_recipe
 
 REFERENCE, NO_BLOCK, UNTRAINED, TWIN = "reference", "no block", "untrained teacher", "twin"
 ALONE, INSTANCE_MSE = "alone", "instance_mse"
+_WITH_BLOCK = ("cankd", "static_linear")
 # Settings of every run of a comparison; what is sent, shown and kept is not its business.
 _EVERY_RUN = {"report_to": "none", "push_to_hub": False, "disable_tqdm": True, "log_figures_steps": 0}
 
@@ -72,6 +73,8 @@ def spanning(recipe: Recipe, steps: int) -> Recipe:
         return max(1, round(count * factor)) if isinstance(count, int | float) and count >= 1 else count
 
     training = {**recipe.training, "max_steps": steps}
+    if isinstance(part := training.get("eval_steps"), float) and part <= 1:
+        training["eval_steps"] = max(1, int(steps * part + 1e-9))  # rounded down: the last is near the end
     if "warmup_steps" in training:
         training["warmup_steps"] = scaled(training["warmup_steps"])
     kwargs = training.get("lr_scheduler_kwargs")
@@ -107,16 +110,19 @@ def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:
         base = for_comparison(load_recipe(config.base, common), config.curve)
         for name, made in _standard_controls(base, recipes).items():
             recipes[name] = made
+    if config.teacher is not None and not any(recipe.named_teachers() for recipe in recipes.values()):
+        raise InputError("teacher: no arm learns from a teacher; add one to the base recipe, or leave this out")
     arms = {name: _with_teachers(config, records, name, recipe) for name, recipe in recipes.items()}
-    _check(arms)
+    _check(config, arms)
     if config.judged is not None:
-        _mark_controls(config, arms)
+        _mark_controls(config, arms, _plain(base, recipes))
         for made in together(
             *(partial(_untrained, config, records, arms[name], recipes[name]) for name in untrained_of(config, arms))
         ):
             arms[made.name] = made
         twin = arms[config.judged.twin or reference_of(config, arms)]
-        arms[f"{twin.name} (twin)"] = replace(twin, name=f"{twin.name} (twin)", control=TWIN, follows=twin.name)
+        name = _free(f"{twin.name} (twin)", arms)
+        arms[name] = replace(twin, name=name, control=TWIN, follows=twin.name)
     return arms
 
 
@@ -124,7 +130,7 @@ def for_comparison(recipe: Recipe, curve: int) -> Recipe:
     """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve."""
     training = {**recipe.training, **_EVERY_RUN}
     if curve and recipe.data.eval_split is not None and not training.get("load_best_model_at_end"):
-        training |= {"eval_strategy": "steps", "eval_steps": 1.0 / curve if curve > 1 else 0.5}
+        training |= {"eval_strategy": "steps", "eval_steps": 1.0 / curve}
     return replace(recipe, baseline=False, hub=None, training=training)
 
 
@@ -140,34 +146,47 @@ def _standard_controls(base: Recipe, recipes: Mapping[str, Recipe]) -> dict[str,
     """No distillation, and the loss without a block, where no arm is that already."""
     alone = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
     found = {}
-    if not any(not recipe.resolved().distill.terms for recipe in recipes.values()):
+    # without labels a student alone learns nothing
+    if base.distill.task_weight and all(recipe.resolved().distill.terms for recipe in recipes.values()):
         found[_free(ALONE, recipes)] = alone
-    plain = [term for recipe in recipes.values() for term in recipe.resolved().distill.terms]
-    if not any(term.loss_name == INSTANCE_MSE for term in plain):
-        source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
-        if source is not None:
-            terms = [_without_block(term) for term in source.distill.terms]
-            if not any(term.loss_name == INSTANCE_MSE for term in terms):
-                terms[0] = LossTerm(INSTANCE_MSE, weight=terms[0].weight, teacher=terms[0].teacher)
-            name = _free(INSTANCE_MSE, {**recipes, **found})
-            found[name] = replace(source, distill=replace(source.distill, terms=terms))
+    plain = _plain(base, recipes)
+    if plain is not None and not any(_losses(recipe) == _losses(plain) for recipe in recipes.values()):
+        found[_free(INSTANCE_MSE, {**recipes, **found})] = plain
     return found
 
 
-def _without_block(term: LossTerm) -> LossTerm:
-    return replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name == "cankd" else term
+def _plain(base: Recipe, recipes: Mapping[str, Recipe]) -> Recipe | None:
+    """The base recipe, or the first arm that has terms, with the loss without a block in the place of those with one;
+    None if nothing distils."""
+    source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
+    if source is None:
+        return None
+    terms = source.resolved().distill.terms
+    if not any(term.loss_name in (*_WITH_BLOCK, INSTANCE_MSE) for term in terms):
+        terms = [LossTerm(INSTANCE_MSE, weight=terms[0].weight, teacher=terms[0].teacher)]
+    elif not any(term.loss_name == INSTANCE_MSE for term in terms):
+        terms = [
+            replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name in _WITH_BLOCK else term for term in terms
+        ]
+    terms = [term for term in terms if term.loss_name not in _WITH_BLOCK]
+    return replace(source, distill=replace(source.distill, terms=terms))
+
+
+def _losses(recipe: Recipe) -> list[str]:
+    return sorted(term.loss_name for term in recipe.resolved().distill.terms)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
     return name if name not in taken else _free(f"{name} (control)", taken)
 
 
-def _mark_controls(config: ComparisonConfig, arms: dict[str, Arm]) -> None:
+def _mark_controls(config: ComparisonConfig, arms: dict[str, Arm], plain_recipe: Recipe | None) -> None:
     arms[reference_of(config, arms)].control = REFERENCE
-    for arm in arms.values():
-        names = {term.loss_name for term in arm.recipe.resolved().distill.terms}
-        if names == {INSTANCE_MSE} and not any(other.control == NO_BLOCK for other in arms.values()):
-            arm.control = NO_BLOCK
+    if plain_recipe is None:
+        return
+    plain = next((arm for arm in arms.values() if _losses(arm.recipe) == _losses(plain_recipe)), None)
+    if plain is not None and not plain.control:
+        plain.control = NO_BLOCK
 
 
 def untrained_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> list[str]:
@@ -175,19 +194,27 @@ def untrained_of(config: ComparisonConfig, arms: Mapping[str, Arm]) -> list[str]
     assert config.judged is not None
     if config.judged.untrained is not None:
         return config.judged.untrained
+    if any(not arm.recipe.distill.task_weight for arm in arms.values()):
+        return []  # without labels the score is the likeness to the teacher, which another teacher would change
     own = [name for name, arm in arms.items() if arm.distils and not arm.follows and arm.control != REFERENCE]
     return [name for name in own if arms[name].control != NO_BLOCK] or own
 
 
-def _check(arms: Mapping[str, Arm]) -> None:
+def _check(config: ComparisonConfig, arms: Mapping[str, Arm]) -> None:
     """Raises InputError for arms whose scores cannot be compared, and for what they name and is not there."""
     tasks = {arm.recipe.task for arm in arms.values()}
     if len(tasks) > 1:
         raise InputError(f"arms: expected one task, got {', '.join(sorted(tasks))}; compare each in its own file")
     for name, arm in arms.items():
         data = arm.recipe.data
-        if data.test_split is None and data.eval_split is None:
+        if data.test_split is None and data.eval_split is None and arm.recipe.distill.task_weight:
             raise InputError(f"arms.{name}: data.test_split: nothing to score; name a test split under `recipe:`")
+        evaluated = str(arm.recipe.training.get("eval_strategy", "no")) != "no"
+        if config.screen is not None and data.test_split is not None and not (data.eval_split and evaluated):
+            raise InputError(
+                f"screen: arms.{name} has no validation scores, by which arms are screened: the test split is not "
+                "looked at; name data.eval_split under `recipe:`, and leave `curve` above 0"
+            )
         missing = [
             f"arms.{name}: {key}: {message}"
             for key, message in missing_places(arm.recipe)
@@ -203,6 +230,7 @@ def _folder(records: Records, key: str) -> str:
 
 def _teacher_run(records: Records, name: str, recipe: Recipe, untrained: bool = False) -> TeacherRun:
     if untrained:  # one step that moves nothing: the same seed, data and files, but no training
+        recipe = replace(recipe, student=_random_student(recipe.student))
         schedule = ("lr_scheduler_type", "lr_scheduler_kwargs", "lr_drops", "warmup_steps")
         training = {key: value for key, value in recipe.training.items() if key not in schedule}
         training |= {"lr_scheduler_type": "constant", "max_steps": 1, "learning_rate": 0.0}
@@ -251,21 +279,49 @@ def _random(given: TeacherConfig) -> TeacherConfig:
         return given  # it never had others
     name = str(given.model)
     from cankd_hf.features.inputs import image_stats, is_timm_name
-    from cankd_hf.models import register
-    from cankd_hf.models.backbones import load_config
 
     if given.from_torchvision or is_timm_name(name):
         raise InputError(
             f"verdict.untrained: {name} cannot be built with random weights; name arms with other teachers there"
         )
-    register()
-    found = load_config(name, {"revision": given.revision, "trust_remote_code": given.trust_remote_code})
+    settings = _settings_of(name, given.revision, given.trust_remote_code)
     stats = image_stats(name, given.revision)
-    settings = copy.deepcopy(found.to_diff_dict()) | {"model_type": found.model_type}
-    for key in ("transformers_version", "torch_dtype", "dtype", "auto_map", "_name_or_path"):
-        settings.pop(key, None)
     mean, std = given.image_mean or list(stats.mean), given.image_std or list(stats.std)
     return replace(given, model=None, config=settings, revision=None, image_mean=mean, image_std=std)
+
+
+def _random_student(given: StudentConfig) -> StudentConfig:
+    """The same model with random weights of the seed in every part."""
+    from cankd_hf.models.backbones import backbone_config
+
+    hub: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
+    config, backbone = given.config, given.backbone
+    if given.model is not None:
+        config = _settings_of(given.model, given.revision, given.trust_remote_code)
+        for key in ("id2label", "label2id", "semantic_loss_ignore_index"):  # the data decide them
+            config.pop(key, None)
+    if isinstance(backbone, str) or (isinstance(backbone, dict) and "pretrained" in backbone):
+        backbone = _plain_settings(backbone_config(backbone, **hub))
+    inner = (config or {}).get("backbone_config")
+    if isinstance(inner, dict) and "pretrained" in inner:
+        config = {**(config or {}), "backbone_config": _plain_settings(backbone_config(inner, **hub))}
+    return replace(given, model=None, config=config, backbone=backbone, revision=None)
+
+
+def _settings_of(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """The fields of a model's configuration."""
+    from cankd_hf.models import register
+    from cankd_hf.models.backbones import load_config
+
+    register()
+    return _plain_settings(load_config(name, {"revision": revision, "trust_remote_code": trust_remote_code}))
+
+
+def _plain_settings(found: Any) -> dict[str, Any]:
+    settings = copy.deepcopy(found.to_diff_dict()) | {"model_type": found.model_type}
+    for key in ("transformers_version", "torch_dtype", "dtype", "auto_map", "_name_or_path", "architectures"):
+        settings.pop(key, None)
+    return settings
 
 
 def _untrained(config: ComparisonConfig, records: Records, arm: Arm, recipe: Recipe) -> Arm:

@@ -1,10 +1,11 @@
 """What a step of each arm costs on this machine: all arms in turn, so that other load meets all of them alike."""
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.errors import InputError
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, WALL, cpu_seconds
 from cankd_hf.training.trainer import CanKDTrainer
+
+logger = logging.getLogger(__name__)
 
 ROUNDS, STEPS = 3, 4
 _SCORED = 8  # images of the trial evaluation
@@ -63,8 +67,12 @@ def calibrate(
 
     Returns:
         `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
-        `evaluation`: seconds by the clock to score all images once; `start`: seconds from the start of the
-        process until the first trainer is there.
+        `failed`: name -> why an arm cannot be trained, so that the others go on without it; `evaluation`: seconds by
+        the clock to score all images once; `start`: seconds from the start of the process until the first trainer is
+        there.
+
+    Raises:
+        InputError: with what is wrong with each arm, if no arm can be trained.
     """
     started = 0.0
     with ExitStack() as stack:
@@ -77,23 +85,43 @@ def calibrate(
             _save_untrained(load_recipe(teachers[folder]), Path(made))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         opened: dict[str, tuple[Task, TaskData]] = {}
-        runs = {}
+        runs: dict[str, tuple[CanKDTrainer, StepClock]] = {}
+        failed: dict[str, str] = {}
         for name, file in arms.items():
-            runs[name] = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened), StepClock()
-            runs[name][0].add_callback(runs[name][1])
+            with _naming(name, failed):
+                trainer = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
+                trainer.add_callback(clock := StepClock())
+                runs[name] = trainer, clock
             started = started or time.time() - psutil.Process().create_time()
         for _ in range(rounds + 1):
-            for trainer, _clock in runs.values():
-                trainer.train()
-        evaluation = _evaluation(next(iter(runs.values()))[0], next(iter(opened.values()))[1])
+            for name, (trainer, _clock) in runs.items():
+                if name not in failed:
+                    with _naming(name, failed):
+                        trainer.train()
+        left = {name: run for name, run in runs.items() if name not in failed}
+        if not left:
+            raise InputError([f"{name}: {wrong}" for name, wrong in failed.items()])
+        evaluation = _evaluation(next(iter(left.values()))[0], next(iter(opened.values()))[1])
     return {
         "arms": {
             name: {unit: statistics.median(turn[unit] for turn in clock.costs[1:]) for unit in clock.costs[0]}
-            for name, (_, clock) in runs.items()
+            for name, (_, clock) in left.items()
         },
+        "failed": failed,
         "evaluation": evaluation,
         "start": started,
     }
+
+
+@contextmanager
+def _naming(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Keeps what goes wrong with an arm under its name, whatever it is; its own run will meet it too."""
+    try:
+        yield
+    except Exception as error:
+        logger.exception("%s", name)
+        problems = error.problems if isinstance(error, InputError) else [str(error) or type(error).__name__]
+        failed[name] = " ".join("; ".join(map(str, problems)).split())
 
 
 def _open(recipe: Recipe) -> tuple[Task, TaskData]:

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,12 @@ def parser() -> argparse.ArgumentParser:
     made = command_parser("compare", description, EXAMPLES)
     made.add_argument("file", help="YAML file; every key is explained in docs/compare.md")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the file")
-    made.add_argument("--plan", action="store_true", help="print the plan with its estimated time, and run nothing")
-    made.add_argument("--report", action="store_true", help="write the tables of what was run so far, and run nothing")
+    made.add_argument(
+        "--plan", action="store_true", help="print the plan with its estimated time; train and write nothing"
+    )
+    made.add_argument(
+        "--report", action="store_true", help="write the tables of what was run so far, also while it runs"
+    )
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side: devices or shares of cores")
     made.add_argument("--any-code", action="store_true", help="also take records of the same recipe by other code")
     return made
@@ -59,15 +64,21 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.training.lock import FolderLock
 
     out = Path(config.output_dir)
-    check_folder(out)
     folder = Path(config.records) if config.records else out / "records"
-    records = Records(folder, out / "runs", options.any_code, config.clock == "wall")
+    reading = options.plan or options.report
+    records = Records(folder, out / "runs", options.any_code, config.clock == "wall", fixed=reading)
     shown = console(160)
 
     def say(line: str) -> None:
         shown.print(line, soft_wrap=True, highlight=False)
 
-    with FolderLock(out):
+    with ExitStack() as held:
+        if not options.plan:
+            check_folder(out)
+        if not reading:  # records of one folder may belong to several comparisons
+            check_folder(folder, "records")
+            for place in (out, folder):
+                held.enter_context(FolderLock(place))
         planner = Planner(config, build_arms(config, records), records)
         processes = Processes(records, options.jobs)
         planner.sweep()
@@ -77,9 +88,11 @@ def _run(options: argparse.Namespace) -> int:
             except BaseException:
                 processes.end()
                 raise
+        if options.plan or (planner.unfinished and not options.report):
             _print_plan(planner, options.jobs, say)
-            if options.plan:
-                return 0
+        if options.plan:
+            return 0
+        if planner.unfinished and not options.report:
             complete(planner, processes.run, options.jobs, say, processes.end)
         planner.sweep()
         findings = judge(planner)
@@ -87,13 +100,16 @@ def _run(options: argparse.Namespace) -> int:
         write(title, findings, planner, out)
     _print_tables(shown, findings, planner)
     say(f"Page, Markdown and JSON: {out / 'comparison.html'}")
-    return FAILED if planner.failed else 0
+    return FAILED if planner.failed or any(one.failed for one in planner.outcomes.values()) else 0
 
 
 def _print_plan(planner: "Planner", jobs: int, say: Any) -> None:
     from cankd_hf.compare.estimate import estimate
 
     plan = estimate(planner)
+    if not plan.lines:
+        say("Nothing is left to run.")
+        return
     say(f"Plan of {len(planner.arms)} arms, {len(planner.config.all_seeds)} seeds, {len(planner.budgets)} budgets:")
     for line in plan.lines:
         say(f"  {line}")

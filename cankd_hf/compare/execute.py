@@ -16,7 +16,7 @@ from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, code_now, machine
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json
@@ -56,16 +56,22 @@ class Processes:
 
         Raises:
             RunFailed: if it ended with an error.
+            InputError: if the code changed meanwhile, so that nobody knows what ran.
         """
         runs = self.records.runs
         runs.mkdir(parents=True, exist_ok=True)
         folder, file, log = runs / run.key, runs / f"{run.key}.yaml", runs / f"{run.key}.log"
         file.write_text(recipe_to_yaml(replace(run.recipe, output_dir=str(folder))), encoding="utf-8")
         code = self._start("train", file, log, place)
+        if (now := code_now()) != code_hash() and not self.records.any_code:
+            raise InputError(
+                f"the code changed while {run.name} ran, which is not counted; the same command starts again with the "
+                "code as it is now"
+            )
         if code != 0:
             raise RunFailed(f"{last_word(log)} (exit code {code}; {log})")
         try:
-            record = self.records.record_of(folder, run.key, run.name, run.recipe)
+            record = replace(self.records.record_of(folder, run.key, run.name, run.recipe), code=now)
         except (InputError, LookupError) as error:
             raise RunFailed(f"its results cannot be read: {error} ({folder})") from error
         for checkpoint in folder.glob("checkpoint-*"):
@@ -78,7 +84,6 @@ class Processes:
         Raises:
             InputError: if that fails.
         """
-        self.records.runs.mkdir(parents=True, exist_ok=True)
         teachers = {teacher.key: teacher for arm in arms.values() for teacher in arm.teachers}
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -96,11 +101,15 @@ class Processes:
                 },
                 "output": str(folder / "costs.json"),
             }
-            file, log = folder / "spec.json", self.records.runs / "calibration.log"
+            file, log = folder / "spec.json", folder / "calibration.log"
+            if not self.records.fixed:
+                self.records.runs.mkdir(parents=True, exist_ok=True)
+                log = self.records.runs / log.name
             write_json(file, spec)
             code = self._start("calibrate", file, log, 0)
             if code != 0:
-                raise InputError(f"calibration: {last_word(log)} (exit code {code}; {log})")
+                kept = "" if self.records.fixed else f"; {log}"
+                raise InputError(f"calibration: {last_word(log)} (exit code {code}{kept})")
             return dict(json.loads((folder / "costs.json").read_text(encoding="utf-8")))
 
     def _start(self, kind: str, file: Path, log: Path, place: int) -> int:
@@ -202,9 +211,9 @@ def _ended(planner: Planner, run: Run, future: Future[Record], say: Say) -> None
         planner.failed[run.key] = str(error)
         say(f"{run.name}: failed: {error}")
         return
-    planner.records.add(record)
+    record = planner.records.add(record)
     score = "no score" if record.score is None else f"{record.metric} {record.score:.4f}"
-    say(f"{run.name}: {score}, {record.spent:.0f} {record.unit.replace('_', ' ')}")
+    say(f"{run.name}: {score}, {record.spent:.{0 if record.spent >= 100 else 1}f} {record.unit.replace('_', ' ')}")
 
 
 def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str, Any]], say: Say) -> dict[str, Any]:
@@ -212,11 +221,14 @@ def calibrated(planner: Planner, measure: Callable[[Mapping[str, Arm]], dict[str
     arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
     teachers = {run.name: run for arm in arms.values() for run in arm.teachers}
     keys = {name: planner.records.recipe_key(arm.recipe) for name, arm in arms.items()}
-    known, code = planner.calibration, code_hash()
-    if known.get("keys") != keys or (known.get("code") != code and not planner.records.any_code):
+    known, code, here = planner.calibration, code_hash(), machine()
+    measured_there = known.get("keys") == keys and known.get("machine") == here and not known.get("failed")
+    if not measured_there or (known.get("code") != code and not planner.records.any_code):
         say(f"measuring the cost of a step of {len(arms)} arms, in turn")
         measured = measure({**arms, **{_of(run): Arm(_of(run), run.recipe) for run in teachers.values()}})
-        planner.calibration = {**measured, "keys": keys, "code": code}
+        planner.calibration = {**measured, "keys": keys, "code": code, "machine": here}
+        for name, wrong in planner.uncalibrated.items():
+            say(f"{name}: failed: {wrong}")
         planner.records.save(CALIBRATION_FILE, planner.calibration)
     return planner.calibration
 

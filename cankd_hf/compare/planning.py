@@ -89,6 +89,11 @@ class Planner:
         """The costs of a step of each arm, see `calibrate`; empty before they were measured."""
         return self.records.load(CALIBRATION_FILE)
 
+    @property
+    def uncalibrated(self) -> dict[str, str]:
+        """Arms whose cost could not be measured, and why."""
+        return dict(self.calibration.get("failed", {}))
+
     @cached_property
     def _schedule(self) -> dict[str, Any]:
         """Place -> `steps` of each try, and the `code` that they were planned for."""
@@ -97,14 +102,15 @@ class Planner:
     @property
     def budgets(self) -> list[BudgetConfig]:
         """The budgets; a verdict needs no distillation at equal cost, so that one is added where none is of cost."""
-        given = list(self.config.budgets)
-        distilling = [arm for arm in self.arms.values() if arm.distils and not arm.follows]
-        if self.config.judged is None or any(one.cost is not None for one in given) or not distilling:
+        given, own = list(self.config.budgets), [arm for arm in self.arms.values() if not arm.follows]
+        distilling = [arm for arm in own if arm.distils]
+        alone = next((arm.name for arm in own if not arm.distils), None)
+        if self.config.judged is None or any(one.cost is not None for one in given) or not distilling or alone is None:
             return given
         main = next((arm for arm in distilling if arm.control != NO_BLOCK), distilling[0])
         if main.recipe.training.get("max_steps", -1) < 1:
             raise InputError("verdict: no distillation at equal cost needs training.max_steps; set it under `recipe:`")
-        return [*given, BudgetConfig(cost=main.name, arms=[main.name])]
+        return [*given, BudgetConfig(cost=main.name, arms=[main.name, alone])]
 
     # Runs
 
@@ -143,7 +149,7 @@ class Planner:
 
     @property
     def finalists(self) -> set[str] | None:
-        """The arms that get all seeds; None while the screening is not over."""
+        """The arms that get all seeds, the best by their validation scores; None while the screening is not over."""
         screen = self.config.screen
         names = [arm.name for arm in self.arms.values() if not arm.follows]
         if screen is None:
@@ -160,9 +166,10 @@ class Planner:
                         return None
                     if one.record is None or other.record is None:
                         continue
-                    if one.record.score is not None and other.record.score is not None:
+                    found, against = one.record.validation, other.record.validation
+                    if found is not None and against is not None:
                         sign = 1 if one.record.greater_is_better else -1
-                        gains[name].append(sign * (one.record.score - other.record.score))
+                        gains[name].append(sign * (found - against))
         rivals = [name for name in names if name not in self.kept and gains[name]]
         rivals.sort(key=lambda name: -statistics.fmean(gains[name]))
         return self.kept | set(rivals[: screen.keep])
@@ -212,7 +219,7 @@ class Planner:
         if arm.follows:
             return arm.follows in self.tuned or arm.follows in self._untuned
         trials = trials_of(self.config.tuning, arm)
-        found: list[tuple[float | None, Record | None]] = []
+        found: list[tuple[float | None, Record | None, str]] = []
         waiting = False
         for number, trial in enumerate(trials):
             if ("trial", arm.name, trial) not in self._keys:
@@ -221,13 +228,14 @@ class Planner:
             key, recipe = self._keys["trial", arm.name, trial]
             record, failed = self._want(f"{arm.name}, trial {number + 1} of {len(trials)}", key, recipe, arm.teachers)
             waiting |= record is None and not failed
-            found.append((record.score if record is not None else None, record))
+            found.append((record.score if record is not None else None, record, failed))
         if waiting:
             return False
-        direction = next((record.greater_is_better for _, record in found if record is not None), True)
-        chosen = best(trials, [score for score, _ in found], direction)
+        direction = next((record.greater_is_better for _, record, _ in found if record is not None), True)
+        chosen = best(trials, [score for score, *_ in found], direction)
         if chosen is None:
-            self._untuned[arm.name] = f"none of its {len(trials)} trials has a score"
+            why = next((f": {reason}" for _, _, reason in found if reason), "")
+            self._untuned[arm.name] = f"none of its {len(trials)} trials has a score{why}"
         else:
             self.tuned[arm.name] = chosen
         return True
@@ -289,7 +297,8 @@ class Planner:
             if not one.off(self.config.tolerance):
                 break
         if not made:
-            return Outcome(budget=may)
+            wrong = self.uncalibrated.get(arm) or self.uncalibrated.get(budget.cost or "")
+            return Outcome(budget=may, failed=f"what a step costs could not be measured: {wrong}" if wrong else "")
         nearest = min(made, key=lambda one: abs(one.charged - may))
         return replace(nearest, tried=len(made))
 
@@ -309,10 +318,9 @@ class Planner:
             step, setup = last.step, last.setup
         else:
             assert given.record is not None
-            ratio = self._ratio(arm, budget, given)
-            if ratio is None:
+            if (expected := self._expected(arm, budget, given)) is None:
                 return None
-            step, setup = ratio * given.record.step, given.record.setup
+            step, setup = expected
         steps = max(1, 1 + round((may - setup) / step)) if step > 0 else 1
         if steps in planned:
             return None  # it would be the same run
@@ -320,22 +328,29 @@ class Planner:
         self.records.save(SCHEDULE_FILE, self._schedule)
         return steps
 
-    def _ratio(self, arm: str, budget: BudgetConfig, given: Outcome) -> float | None:
-        """Cost of a step of an arm in steps of the arm whose cost is the budget: of earlier seeds, else calibrated."""
+    def _expected(self, arm: str, budget: BudgetConfig, given: Outcome) -> tuple[float, float] | None:
+        """Cost of a step of an arm, and of what it spends once, from those of the arm whose cost is the budget.
+
+        The ratios are those of earlier seeds, else a step's is calibrated and the rest is taken as equal.
+        """
+        assert given.record is not None
         ratios = []
         for seed in self.config.all_seeds:
             one, other = (self.outcomes.get((name, budget.label, seed)) for name in (arm, budget.cost or ""))
             if one is None or other is None or one.record is None or other.record is None or other is given:
                 continue
             if other.record.step > 0:
-                ratios.append(one.record.step / other.record.step)
+                setup = one.record.setup - other.record.setup
+                ratios.append((one.record.step / other.record.step, setup))
         if ratios:
-            return statistics.median(ratios)
+            step, more = (statistics.median(values) for values in zip(*ratios, strict=True))
+            return step * given.record.step, max(0.0, given.record.setup + more)
         costs = self.calibration.get("arms", {})
         if arm not in costs or budget.cost not in costs:
             return None
         unit = unit_of(costs[arm], self.records.by_clock)
-        return float(costs[arm][unit]) / float(costs[budget.cost][unit])
+        ratio = float(costs[arm][unit]) / float(costs[budget.cost][unit])
+        return ratio * given.record.step, given.record.setup
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""

@@ -57,7 +57,7 @@ def curve_plot(findings: Findings) -> Figure | None:
             style = _STYLES[index % len(_STYLES)]
             axis.plot(costs, scores, style, marker=".", color=colours[index], label=row.arm)
         axis.set_xlim(left=0)
-        axis.set_xlabel(f"{findings.unit.replace('_', ' ')} spent in training", fontsize=FONT)
+        axis.set_xlabel(f"{findings.unit.replace('_', ' ').replace('cpu', 'CPU')} spent in training", fontsize=FONT)
         axis.set_ylabel(f"validation {findings.metric}", fontsize=FONT)
         axis.set_title(table.budget, fontsize=FONT + 1, loc="left")
         axis.legend(fontsize=FONT - 2, loc="center left", bbox_to_anchor=(1.0, 0.5))

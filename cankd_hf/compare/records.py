@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields, replace
@@ -22,14 +23,20 @@ from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP, WALL
 
 # Rooms that look at a run from outside: nothing in them changes a score or a cost.
 _OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
+_SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
 SCHEDULE_FILE = "schedule.json"  # steps that runs were given
 CALIBRATION_FILE = "calibration.json"  # costs of a step
 
 
 @cache
 def code_hash() -> str:
-    """A digest of the code that decides what a run does; comments and docstrings do not count."""
-    package = Path(__file__).parents[1]
+    """A digest of the code that decides what a run does, as it was at the start; comments and docstrings do not
+    count."""
+    return code_now()
+
+
+def code_now(package: Path = Path(__file__).parents[1]) -> str:
+    """The same of the code as it is now."""
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
@@ -110,7 +117,19 @@ class Record:
     @property
     def score(self) -> float | None:
         """The score that counts; None where it could not be computed."""
-        return self.scores.get(self.metric)
+        found = self.scores.get(self.metric)
+        return found if found is not None and math.isfinite(found) else None
+
+    @property
+    def validation(self) -> float | None:
+        """The score by which a screening may choose: of the last evaluation of the run, so that the test split is not
+        looked at; the best one where the run kept the best checkpoint."""
+        if self.split != "test":
+            return self.score
+        scores = [point["score"] for point in self.curve if math.isfinite(point["score"])]
+        if self.settings.get("training.load_best_model_at_end"):
+            scores.sort(reverse=not self.greater_is_better)
+        return scores[-1] if scores else None
 
     @property
     def unit(self) -> str:
@@ -141,10 +160,13 @@ class Records:
         runs: folder of the runs themselves.
         any_code: also take records of the same recipe that other code made.
         by_clock: costs are those by the clock, not those of the CPU.
+        fixed: whether they are only read.
     """
 
-    def __init__(self, folder: Path, runs: Path, any_code: bool = False, by_clock: bool = False) -> None:
-        self.folder, self.runs, self.any_code, self.by_clock = folder, runs, any_code, by_clock
+    def __init__(
+        self, folder: Path, runs: Path, any_code: bool = False, by_clock: bool = False, fixed: bool = False
+    ) -> None:
+        self.folder, self.runs, self.any_code, self.by_clock, self.fixed = folder, runs, any_code, by_clock, fixed
         self._found: dict[str, Record] = {}
         self._digests: dict[str, str] = {}
         self._plain: dict[str, str] = {}  # key -> that of its recipe
@@ -166,7 +188,8 @@ class Records:
     def _content(self, path: str, value: Any) -> Any:
         names = path.split(".")
         of_model = names[0] in ("teacher", "teachers", "student")
-        if not isinstance(value, str) or not (path == "data.path" or (of_model and "/" in value)):
+        of_model &= names[-1] in ("model", "backbone", "pretrained", "weights")
+        if not isinstance(value, str) or not (path in ("data.path", "data.labels") or of_model):
             return value
         place = Path(value)
         if place.parent == self.runs:
@@ -203,11 +226,12 @@ class Records:
         except KeyError as error:
             raise InputError(f"{file}: expected the record of a run, found none of {error}; remove the file") from None
 
-    def add(self, record: Record) -> None:
-        """Writes a record."""
+    def add(self, record: Record) -> Record:
+        """Writes a record, and returns it with the clock that counts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{record.key}.json", asdict(record))
         self._found[record.key] = replace(record, by_clock=self.by_clock)
+        return self._found[record.key]
 
     def record_of(self, folder: Path, key: str, name: str, recipe: Recipe) -> Record:
         """The record of a run that has ended in this folder."""
@@ -246,7 +270,9 @@ class Records:
         return dict(read_json(file)) if file.is_file() else {}
 
     def save(self, name: str, content: dict[str, Any]) -> None:
-        """Writes the schedule or the calibration."""
+        """Writes the schedule or the calibration, unless they are only read."""
+        if self.fixed:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / name, content)
 
@@ -262,10 +288,11 @@ def _counting(recipe: Recipe) -> dict[str, Any]:
 def _digest(place: Path, data: bool) -> str:
     if data:
         return f"files {_hashed(data_files(str(place)))}"
-    files = [place] if place.is_file() else sorted(place.iterdir())
+    if place.is_file():
+        return f"file {digest(place)}"
     told = [
         digest(file)
-        for file in files
-        if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin", ".pth"))
+        for file in sorted(place.iterdir())
+        if file.is_file() and (file.name in _SETTINGS or file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
     ]
     return f"weights {_hashed(told)}"

@@ -72,6 +72,11 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
             "against the reference, and against the control without a block), so that a table without any true "
             "difference makes a false claim in at most 1 of 20 cases."
         )
+    if config.screen is not None:
+        told.append(
+            f"Arms were screened on {config.screen.seeds} of the seeds by their validation scores; the test split was "
+            "not looked at for that."
+        )
     for arm, trial in planner.tuned.items():
         tuned = f"learning rate {trial.learning_rate:g}, weights times {trial.weight:g}"
         told.append(f"Tuned, {arm}: {tuned}, the best of {config.tuning.trials if config.tuning else 0} trials.")

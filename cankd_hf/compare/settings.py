@@ -184,6 +184,11 @@ class ComparisonConfig(Section):
         for name in self.arms:
             if not name.strip() or len(name) > 60 or name != name.strip() or not name.isprintable():
                 yield "arms", f"expected names of at most 60 letters, got {name!r}; rename it"
+        if self.tuning is not None:
+            for key in ("learning_rate", "weight"):
+                values = getattr(self.tuning, key)
+                if len(set(values)) < len(values):
+                    yield f"tuning.{key}", f"expected each value once, got {values}; two equal trials are one"
         if isinstance(self.seeds, list) and len(set(self.seeds)) < len(self.seeds):
             yield "seeds", f"expected each seed once, got {self.seeds}; two equal runs are one"
         named = [(f"budgets.{index}.cost", budget.cost) for index, budget in enumerate(self.budgets)]
@@ -224,7 +229,7 @@ def as_overrides(changes: Sequence[str] | Mapping[str, Any] | None) -> list[str]
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and item and item.keys() != {"share"}:  # a weight by share is one value
             yield from _leaves(item, inner)
         else:
             yield inner, item

@@ -178,13 +178,13 @@ def compare_rows(table: Table, better: bool, planner: Planner) -> None:
         return
     _check_itself(table, by_name, better, planner)
     rivals = [row for row in table.rows if row.gain is not None and row.control != UNTRAINED]
-    questions = [(row, "gain", "claim") for row in rivals]
+    questions = [(row, "gain", "claim", reference) for row in rivals]
     plain = next((row for row in table.rows if row.control == NO_BLOCK), None)
     if plain is not None:
         compared = [row for row in rivals if row is not plain]
         for row in compared:
             row.block = difference(row, plain, better)
-        questions += [(row, "block", "block_claim") for row in compared]
+        questions += [(row, "block", "block_claim", plain) for row in compared]
     _claim(questions, judged.threshold, table.trusted, len(planner.config.all_seeds))
     for row in table.rows:
         if row.control == UNTRAINED and (trained := by_name.get(planner.arms[row.arm].follows)) is not None:
@@ -199,40 +199,44 @@ def _check_itself(table: Table, by_name: dict[str, Row], better: bool, planner: 
     if twin is None or original is None:
         return
     table.twin = difference(twin, original, better)
-    if table.twin.pairs >= 2:
+    if table.twin.pairs == len(planner.config.all_seeds):
         differ = any(twin.scores[seed] != original.scores.get(seed) for seed in twin.scores)
         table.trusted = table.twin.holds(0.0) and differ
 
 
-def _claim(questions: Sequence[tuple[Row, str, str]], threshold: float, trusted: bool | None, seeds: int) -> None:
+def _claim(questions: Sequence[tuple[Row, str, str, Row]], threshold: float, trusted: bool | None, seeds: int) -> None:
     """Writes what may be said of differences: Holm over all questions of the table, those of arms dropped by a
     screening too.
 
     Args:
-        questions: row, name of the difference, name of what may be said of it.
+        questions: row, name of the difference, name of what may be said of it, the row that it is compared with.
         threshold: smallest difference worth a claim.
         trusted: whether the check of two equal arms passed.
         seeds: number of pairs that a whole arm has.
     """
     whole = [
         (row, of, to)
-        for row, of, to in questions
-        if trusted and not (row.screened or row.failed or row.off) and getattr(row, of).pairs == seeds
+        for row, of, to, other in questions
+        if trusted
+        and not (row.screened or any(one.failed or one.off for one in (row, other)))
+        and getattr(row, of).pairs == seeds
     ]
     said = claims([getattr(row, of) for row, of, _ in whole], len(questions), threshold)
-    for row, _, to in questions:
-        setattr(row, to, _why_none(row, trusted))
+    for row, _, to, other in questions:
+        setattr(row, to, _why_none(row, other, trusted))
     for (row, _, to), words in zip(whole, said, strict=True):
         setattr(row, to, words)
 
 
-def _why_none(row: Row, trusted: bool | None) -> str:
-    if row.screened:
-        return "dropped by the screening"
+def _why_none(row: Row, other: Row, trusted: bool | None) -> str:
     if row.failed:
         return f"no claim: {row.failed[0]}"
+    if row.screened:
+        return "dropped by the screening"
     if row.off:
         return "no claim: off its budget"
+    if other.failed or other.off:
+        return f"no claim: {other.arm} {'failed' if other.failed else 'is off its budget'}"
     return "no claim: two equal arms differ" if trusted is False else "no claim: not complete"
 
 
@@ -248,7 +252,9 @@ def interval_text(interval: Interval | None) -> str:
 def _sentences(table: Table, planner: Planner) -> Iterable[str]:
     against = f"{table.reference} at {table.budget}"
     if table.twin is not None:
-        verdict = {True: "passed", False: "FAILED, so nothing is claimed", None: "not complete"}[table.trusted]
+        wrong = "they do not differ at all" if table.twin.holds(0.0) else "they differ"
+        words = {True: "passed", False: f"FAILED ({wrong}), so nothing is claimed", None: "not complete"}
+        verdict = words[table.trusted]
         yield f"Self-check, two equal arms: {interval_text(table.twin)}: {verdict}."
     for row in table.rows:
         if row.gain is None or row.control == UNTRAINED:
@@ -259,7 +265,8 @@ def _sentences(table: Table, planner: Planner) -> Iterable[str]:
         elif row.claim == WORSE:
             yield f"{row.arm} is WORSE than {against}: {told}, {row.gain.pairs} seeds."
         elif row.claim == NONE:
-            yield f"{row.arm} shows NO difference from {against}: {told}, {row.gain.pairs} seeds."
+            short = "" if row.gain.holds(0.0) else " Its interval leaves 0 out, but that is not enough for a claim."
+            yield f"{row.arm} shows NO difference from {against}: {told}, {row.gain.pairs} seeds.{short}"
         else:
             yield f"{row.arm} against {against}: {told}; {row.claim}."
         if row.block is not None and row.block_claim in (BETTER, WORSE, NONE):
@@ -271,6 +278,6 @@ def _whose(row: Row) -> str:
     if row.knowledge is None:
         return "No untrained teacher was run, so the gain is not shown to be the teacher's knowledge."
     told = interval_text(row.knowledge)
-    if row.knowledge.low > 0:
+    if row.knowledge.low > 0 and row.gain is not None and row.knowledge.pairs == row.gain.pairs:
         return f"It is the teacher's knowledge: trained minus untrained teacher is {told}."
     return f"It is NOT shown to be the teacher's knowledge: trained minus untrained teacher is {told}."

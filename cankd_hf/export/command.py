@@ -65,10 +65,20 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _folder(target: Path) -> Iterator[None]:
-    """Makes a folder, and removes it and the parents it made if it is still empty at the end."""
+    """Makes a folder, and removes it and the parents it made if it is still empty at the end.
+
+    Raises:
+        InputError: if it cannot be made or written to.
+    """
     made = [place for place in (target, *target.parents) if not place.exists()]
-    target.mkdir(parents=True, exist_ok=True)
     try:
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target):
+                pass
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(f"--output: {target} cannot be written to ({reason}); name another folder") from error
         yield
     finally:
         for place in made:

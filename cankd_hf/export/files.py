@@ -161,6 +161,8 @@ def write_onnx(traced: Traced, form: ExportForm, file: Path, facts: dict[str, st
             made.save(file)
         onnx.checker.check_model(str(file))
     except Exception as error:  # ConversionError, and whatever the checker raises
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of the model
         lines = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
         raise InputError(
             f"ONNX: the exporter of torch {torch.__version__} cannot convert this model ({one_line(lines[0])}); "

@@ -49,7 +49,14 @@ class Images:
 
     def batches(self, count: int | None = None) -> Iterator[dict[str, Any]]:
         """Batches of one image, without padding for its neighbours; `count` of them spread over the set, or all."""
-        for sample in self._samples(count):
+        samples = self._samples(count)
+        while True:
+            try:
+                sample = next(samples, None)
+            except InputError as error:
+                raise InputError([f"images of {self.name}: {problem}" for problem in error.problems]) from error
+            if sample is None:
+                return
             yield self.task.collate([sample])
 
     def _samples(self, count: int | None) -> Iterator[dict[str, Any]]:
@@ -106,11 +113,14 @@ def calibration_images(source: Source, config: DataConfig, folder: str | None) -
         task, data = kind.from_data(replace(config, check="none"), labelled=kind.takes_labels, splits=("train",))
         name, place = config.train_split, f"data.train_split: {config.train_split} of {config.path}"
     else:
-        kept = {key: getattr(config, key) for key in ("image_size", "image_mean", "image_std", "max_pixels")}
+        kept = {
+            key: getattr(config, key) for key in ("image_size", "image_mean", "image_std", "max_pixels", "on_error")
+        }
         try:
             data = load_images(DataConfig(path=folder, check="none", **kept), ("train",))
         except InputError as error:
-            raise InputError([f"--calibrate {folder}: {problem}" for problem in error.problems]) from error
+            told = [problem.removeprefix("data.train_split: ") for problem in error.problems]
+            raise InputError([f"--calibrate {folder}: {problem}" for problem in told]) from error
         task, name, place = kind.from_model(source.model), Path(folder).name, f"--calibrate {folder}"
     made = Images(task.for_model(source.model), data.train, name, config)
     made.dataset.transform = task.eval_transform(config)

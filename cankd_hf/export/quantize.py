@@ -77,11 +77,16 @@ def write_int8(exact: Path, images: Iterable[Tensor], file: Path, facts: dict[st
             )
         made = onnx.load(file, load_external_data=False)
         del made.metadata_props[:], made.graph.value_info[:]  # shapes that sessions infer again
+        used = [opset for opset in made.opset_import if opset.domain in {node.domain for node in made.graph.node}]
+        del made.opset_import[:]  # all that ONNX Runtime knows: other runtimes refuse sets they do not
+        made.opset_import.extend(used)
         onnx.helper.set_model_props(made, facts)
         file.write_bytes(made.SerializeToString())
     except InputError:
         raise
     except Exception as error:  # whatever ONNX Runtime raises
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of the model
         raise InputError(f"int8: ONNX Runtime cannot quantize this model ({one_line(error)}); use float16") from error
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise InputError("int8: this model has no convolution or matrix product to quantize; use float16")

@@ -1,6 +1,5 @@
 """Projects a student's feature map to the teacher's channels and brings both to one grid."""
 
-import torch
 from torch import Tensor, nn
 
 from cankd_hf.config.distill import GRIDS
@@ -41,9 +40,6 @@ class Connector(nn.Module):
         student_is_finer = ours[0] * ours[1] >= theirs[0] * theirs[1]
         to_student = self.grid == "student" or (self.grid != "teacher" and student_is_finer == (self.grid == "finer"))
         size = ours if to_student else theirs
-        if size != ours and student_map.device.type == "cpu":
-            # torch resizes maps with channels last tens of times faster there
-            student_map = student_map.contiguous(memory_format=torch.channels_last)
         if size[0] * size[1] < ours[0] * ours[1]:
             student_map = self.projection(resize_map(student_map, size))
         else:

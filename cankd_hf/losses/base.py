@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cankd_hf._moved import left
 from cankd_hf.errors import InputError
@@ -26,9 +28,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Context in which operations keep the types of their inputs; the meta device has no autocast to disable."""
     kind = device.type
-    # torch.compile of some versions cannot trace the question, and is not asked it for the meta device
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    # torch.compile of some versions cannot trace the questions; the context costs the host as much as an operation
+    on = torch.compiler.is_compiling() or (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def run_in_type(module: nn.Module, x: Tensor) -> Tensor:
@@ -61,6 +63,21 @@ def _check(loss: str, options: dict[str, float], wanted: str, holds: Callable[[f
     ]
     if problems:
         raise InputError(problems)
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the backward pass of an autograd function: without autocast, as the forward pass, and not twice.
+
+    `backward()` runs under the autocast of its caller; a product in bfloat16 there would not fit one in float32.
+    """
+
+    @wraps(backward)
+    def exact(ctx: Any, *grads: Tensor) -> Any:
+        with without_autocast(grads[0].device):
+            return backward(ctx, *grads)
+
+    decorated: Callable[..., Any] = once_differentiable(exact)
+    return decorated
 
 
 class DistillationLoss(nn.Module):
@@ -148,6 +165,9 @@ class DistillationLoss(nn.Module):
 
     def check(self, student: Tensor, teacher: Tensor) -> None:
         """Raises a ValueError that names both shapes if the loss cannot compare the two tensors."""
+        layout = self._layouts.get(student.dim())
+        if student.shape == teacher.shape and layout and student.shape[layout[1]] == self.size and student.numel():
+            return
         name, shapes = type(self).__name__, f"student {list(student.shape)} and teacher {list(teacher.shape)}"
         if student.shape != teacher.shape or student.dim() not in self._layouts:
             layouts = " or ".join(text for text, _ in self._layouts.values())
@@ -158,8 +178,7 @@ class DistillationLoss(nn.Module):
                 f"{name}: expected {self.size} {self._unit}, got {shapes}; "
                 f"build the loss with the {self._unit} of its {self.reads}"
             )
-        if student.numel() == 0:
-            raise ValueError(f"{name}: expected {self.reads} with at least one value, got {shapes}")
+        raise ValueError(f"{name}: expected {self.reads} with at least one value, got {shapes}")
 
     def extra_repr(self) -> str:
         """The arguments shown by `print(loss)`."""

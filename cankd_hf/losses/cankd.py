@@ -206,24 +206,25 @@ class CanKDLoss(FeatureLoss):
     def _compute_whole(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The same with z in memory, in few operations on whole maps."""
         s, t = self._whole_maps(student, teacher)
-        # one name for o and z: a map that nothing needs any more is freed
-        z = self._whole_output(s, t)  # (1) to (6)
-        if self.output_norm is not None:
-            z = whole_norm(self.output_norm, z)
         wide = compute_dtype(student)
-        if self.gate is not None or self.fade:
+        if self.attends and self.values == "teacher" and self.gate is None and not self.fade:
+            p, kind = self.projections(None), AFFINITIES[self.affinity]
+            z = kind.transformed(p, s, t, self.pools(t), self.output_norm, self.residual)  # (1) to (7)
+        else:  # what is ours and not published
+            z = self._whole_output(s, t)
+            z = z if self.output_norm is None else whole_norm(self.output_norm, z)
             output, ours = (torch.linalg.vector_norm(x.detach(), dtype=wide).square() for x in (z, s))
             z = z * self._hold(output, ours, self.training).to(z.dtype)
-        if self.residual:  # (7)
-            z = z + s
+            z = z + s if self.residual else z
         if self.normalization == "none":
             return 0.5 * F.mse_loss(z.to(wide), t.to(wide))
         return whole_instance_distance(z, t, wide)  # (8)
 
     def _whole_maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps with at most one copy each, for their type and for the order in memory."""
+        """Both maps with one copy each, for their type and for the order in memory, if any."""
         dtype = whole_dtype(student) if AFFINITIES[self.affinity].narrow else compute_dtype(student)
-        s, t = (x.to(dtype, memory_format=torch.contiguous_format) for x in (student, teacher))
+        # `to` leaves slices as they are
+        s, t = (x.to(dtype, memory_format=torch.contiguous_format).contiguous() for x in (student, teacher))
         return s, t
 
     def _whole_output(self, s: Tensor, t: Tensor) -> Tensor:

@@ -54,4 +54,5 @@ class MaskedGenerativeLoss(FeatureLoss):
         """Random numbers of each cell, [B, 1, H, W]; in eval mode always the same, [1, 1, H, W]."""
         if self.training:
             return torch.rand(len(x), 1, *x.shape[2:], device=x.device)
-        return torch.rand(1, 1, *x.shape[2:], generator=torch.Generator().manual_seed(0)).to(x.device)
+        drawn = torch.rand(1, 1, *x.shape[2:], generator=torch.Generator().manual_seed(0))
+        return drawn.to(x.device, non_blocking=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers.utils import is_torch_tf32_available
 
 from cankd_hf.config.recipe import Recipe
@@ -31,7 +32,9 @@ class Device:
 
 def device_of(settings: Mapping[str, Any]) -> Device:
     """The device that the Trainer takes with these settings of `training`."""
-    found = None if settings.get("use_cpu") else torch.accelerator.current_accelerator()
+    # With the last, `accelerate launch --cpu` says the same.
+    on_cpu = settings.get("use_cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
+    found = None if on_cpu else torch.accelerator.current_accelerator()
     there = found is not None and torch.accelerator.is_available()
     sharded = any(settings.get(key) or os.environ.get(name) == "true" for key, name in _SHARDED.items())
     kind = found.type if found is not None and there else "cpu"

@@ -33,15 +33,21 @@ def claim(out: Path, recipe: Recipe, args: CanKDConfig) -> None:
 
 def _claim_threads(out: Path) -> None:
     """Records the number of threads that a run begins with; warns where it goes on with another one."""
-    now, file = torch.get_num_threads(), out / THREADS_FILE
-    then = read_json(file).get("threads", now) if holds_work(out) else now
+    now = torch.get_num_threads()
+    then = threads_of(out) or now
     if then != now:
         logger.warning(
             "threads: %s now, the run in %s began with %s: its numbers differ in their last bits from those of an "
             "uninterrupted one; OMP_NUM_THREADS=%s or torch.set_num_threads(%s) keeps them",
             *(now, out, then, then, then),
         )
-    write_json(file, {"threads": then})
+    write_json(out / THREADS_FILE, {"threads": then})
+
+
+def threads_of(out: Path) -> int | None:
+    """The number of threads that the run in a folder began with; None where there is no work or no such number."""
+    found = read_json(out / THREADS_FILE).get("threads") if holds_work(out) else None
+    return found if type(found) is int and found > 0 else None
 
 
 def check_recipe_of(out: Path, recipe: Recipe) -> None:
@@ -104,13 +110,17 @@ def set_aside(out: Path) -> None:
 
 
 def expect_change(out: Path, problems: Sequence[str]) -> None:
-    """Notes that the files of the data set in which these problems are will be mended before the run goes on."""
+    """Notes that the files of the data set in which these problems are will be mended before the run goes on.
+
+    Of several processes, the one that has read the file notes it.
+    """
     record = read_json(out / DATA_FILE)
     files = record.get("files") or {}
     for name in files:
         if any(problem.startswith((f"{name}:", f"{name} ")) for problem in problems):
             files[name] = None
-    write_json(out / DATA_FILE, record)
+    if files:
+        write_json(out / DATA_FILE, record)
 
 
 def data_files(path: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Runs a checked recipe: trains its arms (teachers, student alone, distilled student) and writes the results."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -52,13 +52,14 @@ class Stopped(Exception):
         super().__init__(str(folder))
 
 
-def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Report:
+def run(recipe: Recipe, restart: bool = False, resume: str | None = None, notes: Sequence[str] = ()) -> Report:
     """Trains and evaluates all arms of a recipe and writes the results; arms finished by an earlier call are kept.
 
     Args:
         recipe: a checked recipe.
         restart: start over even where checkpoints of the same recipe exist.
         resume: checkpoint folder to resume the last arm from, instead of the newest one.
+        notes: lines for the log, once all is checked and the first arm begins.
 
     Raises:
         InputError: for bad input.
@@ -75,19 +76,19 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None) -> Rep
             with FolderLock(out):  # never moves a run that is going on
                 pass
             set_aside(out)
-        logger.warning("%s", told(device_of(recipe.training), recipe))
+        notes = [*notes, told(device_of(recipe.training), recipe)]
     with FolderLock(out) if main else nullcontext(), writing(out, DISK_FULL):
-        return _run(recipe, args, resume)
+        return _run(recipe, args, resume, notes if main else ())
 
 
-def _run(recipe: Recipe, args: CanKDConfig, resume: str | None) -> Report:
+def _run(recipe: Recipe, args: CanKDConfig, resume: str | None, notes: Sequence[str]) -> Report:
     out = Path(recipe.output_dir)
     claim(out, recipe, args)
     open_target(out, args)
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
     claim_data(out, recipe, data, args)
     session = _Session(recipe, task, data, resume)
-    arms = session.prepare_teachers()
+    arms = session.prepare_teachers(notes)
     if session.teachers and recipe.baseline:
         arms.append(session.train(ALONE, out / "alone", {}))
     name = DISTILLED if session.teachers else STUDENT
@@ -111,8 +112,11 @@ class _Session:
         self.teachers: dict[str, Teacher] = {}
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
-    def prepare_teachers(self) -> list[Arm]:
-        """Trains the teachers that have `fit`, and loads all of them; returns the arms of those with scores."""
+    def prepare_teachers(self, notes: Sequence[str]) -> list[Arm]:
+        """Trains the teachers that have `fit`, and loads all of them; returns the arms of those with scores.
+
+        The notes are logged when the last error is told.
+        """
         arms = []
         configs = self.recipe.named_teachers()
         for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
@@ -122,6 +126,8 @@ class _Session:
             *(partial(build_teacher, self.recipe, name, configs[name]) for name in ready),
             partial(build_student, self.recipe, self.task),
         )
+        for note in notes:
+            logger.warning("%s", note)
         self.teachers.update(zip(ready, loaded, strict=True))
         for name, config in configs.items():
             several = len(configs) > 1
@@ -172,8 +178,7 @@ class _Session:
                 raise Stopped(folder) from error
             raise KeyboardInterrupt from error
         except (Unusable, WrongLabels) as error:
-            if args.process_index == 0:
-                expect_change(Path(self.recipe.output_dir), error.problems)
+            expect_change(Path(self.recipe.output_dir), error.problems)
             raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores

@@ -1,17 +1,11 @@
 """The number of CPU threads of a command: chosen once, told in a line, and kept by a run that goes on."""
 
-import logging
-import os
 from pathlib import Path
 
 import torch
 
 from cankd_hf.host import Host
-from cankd_hf.hub.files import read_json
-from cankd_hf.names import THREADS_FILE
-from cankd_hf.runs.folder import holds_work
-
-logger = logging.getLogger(__name__)
+from cankd_hf.runs.folder import threads_of
 
 
 def settle_threads(host: Host, out: Path | None = None, workers: int = 0) -> str:
@@ -22,15 +16,10 @@ def settle_threads(host: Host, out: Path | None = None, workers: int = 0) -> str
         out: the folder of a run, which goes on with the number that it began with.
         workers: loading processes.
     """
-    began = None
-    if out is not None and holds_work(out):
-        found = read_json(out / THREADS_FILE).get("threads")
-        began = found if isinstance(found, int) and found > 0 else None
+    began = None if out is None else threads_of(out)
     threads, line = choose_threads(host, torch.get_num_threads(), began, workers)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    if os.environ.get("RANK", "0") == "0":
-        logger.warning("%s", line)
     return line
 
 

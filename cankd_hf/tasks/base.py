@@ -72,8 +72,6 @@ class Task(ABC):
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
-    # whether `collate` takes images as bytes too, which their batch normalises on the device, see `Batch`
-    stacks_bytes: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DE
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
@@ -44,7 +45,7 @@ from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
 from cankd_hf.tasks.detection_outputs import SOFTMAX, best_pairs, detections_of, draw_detections
-from cankd_hf.tasks.detection_outputs import detections as detections
+from cankd_hf.tasks.detection_outputs import detections as detections  # named here by those who score by hand
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,6 @@ class DetectionTask(PipelineTask):
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True
-    stacks_bytes = True
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -162,6 +162,7 @@ class DetectionTask(PipelineTask):
     def eval_transform(cls, config: DataConfig) -> Transform:
         return DetectionEvalTransform(config)
 
+    @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
 

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.features.load import load_images
@@ -42,7 +43,6 @@ class FeaturesTask(Task):
     further_scores = ("cka/", "correlation/")
     pipeline_tag = "image-feature-extraction"
     needs_teacher_in_evaluation = True
-    stacks_bytes = True
 
     @classmethod
     def recognises(cls, architecture: str) -> bool:
@@ -75,6 +75,7 @@ class FeaturesTask(Task):
     def eval_transform(cls, config: DataConfig) -> Transform:
         return EvalTransform(config)
 
+    @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate([{"pixel_values": sample["pixel_values"]} for sample in samples])
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, P
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
@@ -46,7 +47,6 @@ class SegmentationTask(PipelineTask):
     further_scores = ("iou_",)
     pipeline_tag = "image-segmentation"
     takes_labels = True
-    stacks_bytes = True
     prints = 'found["mask"].size'
 
     def __init__(
@@ -86,6 +86,7 @@ class SegmentationTask(PipelineTask):
     def eval_transform(cls, config: DataConfig) -> Transform:
         return EvalTransform(config)
 
+    @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return segmentation_collate(list(samples), self.ignore_index)
 

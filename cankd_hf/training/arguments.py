@@ -89,7 +89,7 @@ class CanKDConfig(TrainingArguments):
             if self.bf16:
                 self.use_cpu = True
             self.dataloader_pin_memory = False
-        if self.dataloader_pin_memory:
+        if self.dataloader_pin_memory and torch.cuda.is_available():
             self.accelerator_config = _copying_aside(self.accelerator_config)
         check_deepspeed(self.deepspeed)
         super().__post_init__()  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ from functools import reduce
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_detach
@@ -55,11 +54,9 @@ def _predictions(found: Any) -> Any:
     return found[1] if isinstance(found, _Scored) else found
 
 
-class _Alone(Accelerator):  # type: ignore[misc]
-    """Of a single process, whose tensors have one size; accelerate would read it from the device."""
-
-    def pad_across_processes(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return tensor
+def _unpadded(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """For a single process, whose tensors have one size; accelerate would read it from the device."""
+    return tensor
 
 
 class EvaluationMixin(TeachingTrainer):
@@ -77,8 +74,8 @@ class EvaluationMixin(TeachingTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self.args.world_size == 1 and type(self.accelerator) is Accelerator:  # one of the user's own is kept
-            self.accelerator.__class__ = _Alone
+        if self.args.world_size == 1:
+            self.accelerator.pad_across_processes = _unpadded
 
     @property
     def _own_metrics(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -28,7 +29,7 @@ _PLACES = 2**20
 class _Finite(Tensor):
     """A loss that is known to be finite, so that whoever asks does not wait for the device.
 
-    The Trainer does in each step, for `logging_nan_inf_filter`. Other results are plain tensors.
+    The Trainer does in each step, for `logging_nan_inf_filter`. Whatever else is asked of it, a plain tensor answers.
     """
 
     @classmethod
@@ -36,7 +37,8 @@ class _Finite(Tensor):
         if func in (torch.isnan, torch.isinf):
             return torch.zeros((), dtype=torch.bool)
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            args, kwargs = tree_map_only(cls, lambda loss: loss.as_subclass(Tensor), (args, kwargs or {}))
+            return func(*args, **kwargs)
 
 
 class StepGuard(ScoreGuard, TrainerCallback):

@@ -38,7 +38,7 @@ class LoadingMixin(TeachingTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         collator = self.data_collator
-        if self.task.stacks_bytes and isinstance(collator, BatchCollator) and collator.dtype is not None:
+        if isinstance(collator, BatchCollator) and collator.takes_bytes:
             dataset = unnormalized(dataset)
         drops = self.args.dataloader_drop_last
         # In evaluation every image counts.
@@ -52,6 +52,13 @@ class LoadingMixin(TeachingTrainer):
             # one, so the seed must not be drawn from the random numbers of dropout.
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.close_loaders()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -75,6 +75,8 @@ class CheckpointMixin(TeachingTrainer):
             except (Unusable, WrongLabels) as error:
                 skip = ["data.on_error=skip leaves such files out"] if isinstance(error, Unusable) else []
                 raise type(error)([*error.problems, self._keep_work(trial), *skip]) from error
+            finally:
+                self.close_loaders()
         self.graceful.leave()
         return result
 
@@ -88,6 +90,8 @@ class CheckpointMixin(TeachingTrainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
         if step and self.args.world_size == 1 and not folder.is_dir():
             self._save_checkpoint(self.distiller, trial)
+        if not step:
+            return "no step was taken yet; mend the file and start again"
         where = f"{folder} holds all of it" if folder.is_dir() else "the newest checkpoint, if there is one, is left"
         return f"training stopped after step {step}: {where}; mend the file and resume"
 

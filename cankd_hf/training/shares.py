@@ -100,7 +100,8 @@ class Shares(nn.Module):
             asked = share / free * (theirs / ours).sqrt()
             smooth = torch.where(weight > 0, weight.pow(1 - FOLLOW) * asked.pow(FOLLOW), asked)
             weight.copy_(torch.where((theirs > 0) & (ours > 0) & smooth.isfinite(), smooth, weight))
-        self.measured = True
+        # a term whose teacher was not asked yet, or a batch without labels, is measured in the next step
+        self.measured = self.measured or all(bool(weight) for weight in self.buffers())
 
     def _square(self, loss: Tensor, taps: Mapping[int, Tensor], label: str) -> Tensor:
         """The squared norm [] of a loss's gradient at some maps."""

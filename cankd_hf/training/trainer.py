@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class CanKDTrainer(
         self._place_teachers()
         self._add_callbacks(train_dataset)
         self._warned = False
-        self._flops: dict[int, int] = {}  # by the number of values in a batch
+        self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()
         self._clock = BatchClock(args)
@@ -230,9 +231,10 @@ class CanKDTrainer(
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As in the Trainer, which looks at every module of the student for the same number in every step."""
         size = inputs["pixel_values"].numel() if "pixel_values" in inputs else 0
-        if size not in self._flops:
-            self._flops[size] = super().floating_point_ops(inputs)
-        return self._flops[size]
+        known = self._flops.setdefault(self.distiller, {})  # a trial has a student of its own
+        if size not in known:
+            known[size] = super().floating_point_ops(inputs)
+        return known[size]
 
     def compute_loss(
         self,

@@ -112,10 +112,15 @@ class World:
         return {"arms": {name: dict.fromkeys(CLOCKS, cost) for name, cost in costs.items()}, "start": 1.0}
 
 
-def planner(folder: Path, arms: dict[str, Any] | None = None, **settings: Any) -> Planner:
-    """The planner of a comparison in a folder, as a fresh start of the command makes it."""
+def planner(
+    folder: Path, arms: dict[str, Any] | None = None, changes: dict[str, Any] | None = None, **settings: Any
+) -> Planner:
+    """The planner of a comparison in a folder, as a fresh start of the command makes it.
+
+    `changes` are those of its base recipe.
+    """
     text = {
-        "base": base(folder),
+        "base": base(folder, **(changes or {})),
         "output_dir": str(folder / "out"),
         "arms": ARMS if arms is None else arms,
         "seeds": 3,

@@ -14,7 +14,7 @@ import pytest
 from cankd_hf.compare import execute
 from cankd_hf.compare.execute import Processes, RunFailed, last_word
 from cankd_hf.compare.planning import Run
-from cankd_hf.compare.records import Records
+from cankd_hf.compare.records import Records, code_now
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import load_recipe
 from tests.processes import ROOT, environment
@@ -51,6 +51,27 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert last_word(log) == "one"
     log.write_text("")
     assert last_word(log) == "it said nothing"
+
+
+def test_a_run_of_code_that_changed_meanwhile_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(tmp_path / "records", tmp_path / "runs")
+    run = Run("abc", "a run", load_recipe(base(tmp_path)))
+    monkeypatch.setattr(Processes, "_start", lambda *_: 0)
+    monkeypatch.setattr(execute, "code_now", lambda: "other")
+    with pytest.raises(InputError, match="the code changed while a run ran"):
+        Processes(records).run(run, 0)
+    records.any_code = True
+    with pytest.raises(RunFailed, match="its results cannot be read"):
+        Processes(records).run(run, 0)
+
+
+def test_the_hash_of_the_code_does_not_see_comments(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    seen = []
+    for text in ("x = 1\n", '"""About x."""\nx = 1  # one\n', "x = 2\n"):
+        file.write_text(text)
+        seen.append(code_now(tmp_path))
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_a_child_ends_with_the_process_that_started_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.batch import NORMALIZE, Batch, BatchCollator
+from cankd_hf.data.common.batch import NORMALIZE, Batch, BatchCollator, takes_bytes
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.data.detection.load import load_detection
@@ -22,7 +22,7 @@ from cankd_hf.data.features.load import load_images
 from cankd_hf.data.generated import ShapesSource
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import TrainTransform
-from cankd_hf.tasks import DetectionTask
+from cankd_hf.tasks import DetectionTask, SegmentationTask
 from tests.training.detection_folders import write_boxes
 from tests.training.detector_trainers import NAMES, STUDENTS
 from tests.training.tiny_trainers import student, trainer
@@ -87,7 +87,9 @@ def test_loaders_of_a_trainer_give_normalised_batches(workers: int, tmp_path: Pa
     )
     seen: list[torch.dtype] = []
     collate = made.data_collator.collate
-    made.data_collator.collate = lambda samples: seen.append(samples[0]["pixel_values"].dtype) or collate(samples)
+    made.data_collator.collate = takes_bytes(
+        lambda samples: seen.append(samples[0]["pixel_values"].dtype) or collate(samples)
+    )
     (batch,) = made.get_train_dataloader()
     again = BatchCollator(collate, torch.float32)([made.train_dataset[int(i)] for i in batch["meta"]["sample"]])
     assert_same(dict(batch), dict(again))
@@ -134,8 +136,33 @@ def test_what_is_not_ours_gets_floats(tmp_path: Path) -> None:
         return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}
 
     ours = ImageDataset(source, TrainTransform(config))
+    own = ImageDataset(source, TrainTransform(config))
+    own.transform.normalize = lambda image: image.float()  # which no loading process could send
+    assert unnormalized(own)[0]["pixel_values"].dtype == torch.float32
+    drawing = SeededDataset(ours, seed=1)
+    drawing.dataset = ImageDataset(source, Noisy(config))  # after the trainer was made
+    first = drawing[2]["pixel_values"]
+    np.random.rand()
+    assert torch.equal(drawing[2]["pixel_values"], first)
     next(iter(trainer(tmp_path, data=ours, model=student(num_labels=6), data_collator=collate).get_train_dataloader()))
     assert set(seen) == {torch.float32}
+
+
+def test_a_task_with_a_collate_of_its_own_gets_floats(tmp_path: Path) -> None:
+    class Mixing(SegmentationTask):
+        def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+            mixed = [
+                {**item, "pixel_values": (item["pixel_values"] + samples[0]["pixel_values"]) / 2} for item in samples
+            ]
+            return super().collate(mixed)
+
+    data = load_segmentation(DataConfig(path="shapes", generated={"train": 8, "validation": 1, "size": 64}))
+    task = Mixing({number: str(number) for number in range(6)})
+    made = trainer(tmp_path, data=data.train, model=student(num_labels=6), task=task)
+    (batch,) = made.get_train_dataloader()
+    items = [made.train_dataset[int(i)] for i in batch["meta"]["sample"]]
+    assert torch.equal(batch["pixel_values"], made.task.collate(items)["pixel_values"])
+    assert set(made.student(**batch.inputs)) >= {"loss", "logits"}
 
 
 def test_seeding_ours_leaves_other_random_numbers_alone() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
+from cankd_hf.data.detection.collate import EACH, detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.objects import Objects
 from cankd_hf.data.detection.transforms import (
     DetectionEvalTransform,
@@ -145,3 +145,8 @@ def test_crowds_leave_the_labels_of_the_loss() -> None:
     (single,) = without_crowds([item["labels"]])
     assert single["class_labels"].tolist() == [1] and single["boxes"].shape == (1, 4) and len(single["size"]) == 2
     assert len(item["labels"]["boxes"]) == 2
+    (collated,) = detection_collate([item])["labels"]
+    assert collated["class_labels"].tolist() == [1, 0] and len(without_crowds([collated])[0]["boxes"]) == 1
+    # A collator that adds an object after ours, as to paste it from another image, keeps it.
+    added = {key: torch.cat([value, value[:1]]) if key in EACH else value for key, value in collated.items()}
+    assert without_crowds([added])[0]["class_labels"].tolist() == [1, 1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,9 @@ def test_files_keep_inputs_outputs_and_dynamic_sizes(
         facts = session.get_modelmeta().custom_metadata_map
         assert facts["dtype"] == dtype and len(json.loads(facts["classes"])) == 6
         assert str(Path(__file__).parents[2]).encode() not in (folder / name).read_bytes()
-    graph = onnx.load(folder / "model_int8.onnx").graph
+    whole = onnx.load(folder / "model_int8.onnx")
+    assert [opset.domain for opset in whole.opset_import] == [""]  # other runtimes refuse sets they do not know
+    graph = whole.graph
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert weights and set(weights.values()) == {onnx.TensorProto.INT8}
 
@@ -184,14 +188,16 @@ def test_folders_to_calibrate_on(tmp_path: Path) -> None:
     images = calibration_images(source, config, str(tmp_path))
     assert {batch["pixel_values"].shape for batch in images.batches()} == {(1, 3, 32, 48)}
     (tmp_path / "4.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"4\.png"):
+    with pytest.raises(InputError, match=rf"images of {tmp_path.name}: 4\.png"):
         list(calibrating(images, 9, set()))
+    tolerant = calibration_images(source, replace(config, on_error="skip"), str(tmp_path))
+    assert len(list(calibrating(tolerant, 9, set()))) == 9
     for index in range(3):
         (tmp_path / f"{index}.png").unlink()
     with pytest.raises(InputError, match="expected at least 8 images to calibrate int8 on, got 6"):
         calibration_images(source, config, str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"--calibrate .*empty"):
+    with pytest.raises(InputError, match=r"--calibrate .*empty: expected at least 1 image"):
         calibration_images(source, config, str(tmp_path / "empty"))
 
 
@@ -211,6 +217,26 @@ def test_a_refused_export_leaves_nothing(
     assert main([str(three[0]), "--dtype", "int8", "--output", str(three[0] / "onnx" / "model.onnx")]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before and not (tmp_path / "a").exists()
+
+
+def test_folders_and_disks_that_take_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match="--output: .*file/below cannot be written to"),
+        command._folder(tmp_path / "file" / "below"),
+    ):
+        pass
+    saved(made("resnet_fpn"), tmp_path / "s")
+    wanted = [str(tmp_path / "s"), "--no-latency", "--size", "64", "64", "--output", str(tmp_path / "made")]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.onnx.ONNXProgram.save", full)
+    assert main(wanted) == 1 and not (tmp_path / "made").exists()
+    assert "free space on the disk" in capsys.readouterr().err
 
 
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

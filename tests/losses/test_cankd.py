@@ -165,7 +165,10 @@ def test_gradient_checkpointing(name: str) -> None:
     torch.testing.assert_close(grads(got, student, loss), grads(want, student, loss))
 
 
-@pytest.mark.parametrize("name", AFFINITIES)
+# the others compile by default in the form for whole maps (test_whole.py), whose options are the same
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dot_product")) for name in AFFINITIES]
+)
 def test_compiles_to_one_graph(name: str) -> None:
     loss = build(affinity=name)
     student, teacher = maps(2, 6, 6, 8)

@@ -30,7 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 SHAPES = [(2, 25, 42), (1, 200, 336), (16, 100, 168), (4, 1, 7), (1, 3, 5)]
 MOST = 60
 # Operations for contiguous maps in float32 and in bfloat16.
-LAUNCHES = {"dot_product": (39, 43), "embedded_gaussian": (33, 38), "gaussian": (33, 38), "concatenation": (59, 62)}
+LAUNCHES = {"dot_product": (35, 36), "embedded_gaussian": (31, 36), "gaussian": (31, 36), "concatenation": (58, 61)}
 # They launch nothing.
 VIEWS = {"view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}
 VIEWS |= {"squeeze_", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "lift_fresh"}
@@ -99,8 +99,8 @@ def test_few_launches_whatever_the_options(affinity: str, whole: None) -> None:
                 for last in (False, True):
                     loss = CanKDLoss(16, affinity=affinity, **options).to(device).train(mode)
                     found = count(loss, *maps(2, 16, 6, 7, device=device, dtype=dtype, last=last)).found.total()
-                    # the concatenation of maps that need a conversion: three more, for both maps and the gradient
-                    assert found <= MOST + 3 * (affinity == "concatenation"), (options, mode, dtype, last)
+                    # the concatenation of maps that need a conversion: two more
+                    assert found <= MOST + 2 * (affinity == "concatenation"), (options, mode, dtype, last)
                     if not options and mode and not last:
                         assert found == (wide if dtype == torch.float32 else half)
 
@@ -115,12 +115,12 @@ def test_launches_do_not_depend_on_the_shape(affinity: str, dtype: torch.dtype) 
     ]
     assert set(counts[:3]) == {LAUNCHES[affinity][dtype == torch.bfloat16]}
     # fewer positions than channels: gradients of weights over all images at once
-    assert max(counts) <= MOST + 3 * (affinity == "concatenation")
+    assert max(counts) <= MOST + 2 * (affinity == "concatenation")
 
 
 def test_launches_of_the_plain_distance() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert count(InstanceMSELoss(64).to("meta"), *maps(2, 64, 9, 8, device="meta", dtype=dtype)).found.total() == 9
+        assert count(InstanceMSELoss(64).to("meta"), *maps(2, 64, 9, 8, device="meta", dtype=dtype)).found.total() == 8
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,32 @@ def test_memory(affinity: str | None, dtype: torch.dtype, most: float) -> None:
 def test_equals_the_equations(options: dict[str, Any], device: str, whole: None) -> None:
     if options["affinity"] == "gaussian" and not options.get("subsample", True):
         pytest.skip("the published form does not have it")
+    equals_the_equations(CanKDLoss(6, **options).to(device), (3, 6, 7, 9))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "options", [{}, {"subsample": False}, {"residual": False}, {"normalization": "none"}], ids=str
+)
+def test_the_dot_product_equals_the_equations_on_small_maps(
+    options: dict[str, Any], device: str, momentum: float | None, train: bool, whole: None
+) -> None:
+    """Fewer positions than channels, with few keys and without; B gradients of the layers and one."""
+    for shape in ((2, 40, 3, 5), (3, 40, 4, 6), (2, 8, 3, 4)):
+        loss = CanKDLoss(shape[1], **options).to(device).train(train)
+        loss.output_norm.momentum = momentum
+        equals_the_equations(loss, shape)
+
+
+def equals_the_equations(loss: CanKDLoss, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    loss = CanKDLoss(6, **options).double().to(device)
+    loss = loss.double()
     for parameter in loss.parameters():
         nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in loss.state_dict().items()}
-    made = [torch.randn(3, 6, 7, 9, dtype=torch.float64).to(device) + 2 for _ in range(2)]
+    made = [torch.randn(shape, dtype=torch.float64).to(loss.w.weight) + 2 for _ in range(2)]
     results = []
     for form in (loss, lambda s, t: loss.published(s, t)[1]):
         loss.load_state_dict(before)
@@ -161,12 +181,25 @@ def test_equals_the_equations(options: dict[str, Any], device: str, whole: None)
         value = form(student, made[1])
         value.backward()
         grads = {name: parameter.grad for name, parameter in loss.named_parameters()}
-        results.append((value.detach(), student.grad, grads, dict(loss.named_buffers())))
+        buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
+        results.append((value.detach(), student.grad, grads, buffers))
     (value, grad, grads, buffers), (value_, grad_, grads_, buffers_) = results
     torch.testing.assert_close(value, value_, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grad, grad_, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(grads, grads_, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grads, grads_, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(buffers, buffers_)
+
+
+@pytest.mark.parametrize("name", AFFINITIES)
+def test_a_graph_that_is_kept_gives_its_gradients_again(name: str, whole: None) -> None:
+    torch.manual_seed(0)
+    loss, (student, teacher) = CanKDLoss(8, affinity=name), maps(2, 8, 6, 10, device="cpu")
+    nn.init.normal_(loss.output_norm.weight)
+    inputs = [student, *loss.parameters()]
+    value = loss(student, teacher)
+    first = torch.autograd.grad(value, inputs, retain_graph=True)
+    loss(student, teacher)  # moves the running statistics
+    torch.testing.assert_close(torch.autograd.grad(value, inputs), first, rtol=0, atol=0)
 
 
 LAYOUTS = {

@@ -20,6 +20,7 @@ from cankd_hf.names import ARM_FILE, THREADS_FILE
 from cankd_hf.runs import device as device_module
 from cankd_hf.runs.build import training_args
 from cankd_hf.runs.device import Device, choices, told
+from cankd_hf.runs.folder import threads_of
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.runs.threads import choose_threads, settle_threads
 from cankd_hf.teachers.teacher import auto_dtype
@@ -57,7 +58,10 @@ def test_what_the_user_set_wins_and_is_named() -> None:
     assert read_host({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x"}).asked == "OMP_NUM_THREADS=3"
     launched = read_host({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}).asked
     assert launched is not None and "accelerate launch" in launched
-    assert read_host({"OMP_NUM_THREADS": ""}, seconds=0.0).asked is None
+    for ignored in ("", "0", "-1", "two", "1.5"):  # by OpenMP, which takes all cores
+        assert read_host({"OMP_NUM_THREADS": ignored}, seconds=0.0).asked is None
+    assert read_host({"OMP_NUM_THREADS": "2,1", "MKL_NUM_THREADS": "4"}).asked == "OMP_NUM_THREADS=2,1"
+    assert read_host({"LOCAL_WORLD_SIZE": "0"}, seconds=0.0).processes == 1
     assert read_host({"LOCAL_WORLD_SIZE": "4"}).processes == 4
 
 
@@ -84,6 +88,9 @@ def test_a_run_goes_on_with_the_number_it_began_with(tmp_path: Path) -> None:
         assert settle_threads(busy).startswith("threads: 1 (") and torch.get_num_threads() == 1
         (tmp_path / THREADS_FILE).write_text(to_json({"threads": 64}))
         assert settle_threads(busy, tmp_path).startswith("threads: 1 ("), "this machine has no 64 cores"
+        for no_number in (0, -1, True, "2", None):
+            (tmp_path / THREADS_FILE).write_text(to_json({"threads": no_number}))
+            assert threads_of(tmp_path) is None
     finally:
         torch.set_num_threads(before)
 
@@ -225,6 +232,8 @@ def test_the_arguments_of_an_arm_are_those_of_its_device(tmp_path: Path, monkeyp
     monkeypatch.setattr(device_module, "is_torch_tf32_available", lambda: False)
     assert device_module.device_of({}) == CUDA and device_module.device_of({"use_cpu": True}) == CPU
     assert device_module.device_of({"fsdp": True}).sharded
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert device_module.device_of({}) == CPU
 
 
 def test_the_device_line_names_choices_and_what_the_recipe_sets(monkeypatch: pytest.MonkeyPatch) -> None:

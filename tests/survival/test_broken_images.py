@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from cankd_hf import train
 from cankd_hf.data.common.decode import Unusable
+from tests.processes import run_two
 from tests.training.test_commands import RESNET, recipe
 
 from .test_folders import images
@@ -76,6 +77,43 @@ def test_the_run_goes_on_without_the_file(
     assert train.main([file]) == 2
     assert train.main([file, "data.on_error=skip"]) == 0
     assert "skipped: train/images/4.png" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_image_that_only_the_second_process_meets_can_be_mended(tmp_path: Path) -> None:
+    images(tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "images" / "4.png"
+    content = broken.read_bytes()
+    file = run_of(tmp_path / "here", tmp_path / "data", save_strategy="steps", save_steps=1, max_steps=12)
+    broken.write_bytes(b"no image")
+
+    def codes(name: str) -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        run_two(Path(__file__).with_name("two_processes_broken.py"), folder, file, "seed=1")
+        return [(folder / f"code{rank}").read_text() for rank in (0, 1)]
+
+    first, second = codes("broken")
+    assert first != "0" and second == "2"
+    assert [*(tmp_path / "here" / "run").glob("checkpoint-*")], "there is work to go on from"
+    broken.write_bytes(content)
+    assert codes("mended") == ["0", "0"]
+
+
+def test_nothing_is_learnt_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cankd_hf.training.first_batch.LOOKED_AT", 1)
+    images(tmp_path / "data")
+    content = {file: file.read_bytes() for file in (tmp_path / "data" / "train" / "images").iterdir()}
+    for file in sorted(content)[1:]:
+        file.write_bytes(b"no image")
+    recipe_file = run_of(tmp_path / "here", tmp_path / "data", max_steps=1)
+    assert train.main([recipe_file]) == 2
+    assert "error: no step was taken yet; mend the file and start again" in capsys.readouterr().err
+    for file, pixels in content.items():
+        file.write_bytes(pixels)
+    assert train.main([recipe_file]) == 0
 
 
 def test_words_of_a_loading_process_are_its_own() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,16 @@ def test_the_search_for_a_scale_of_fp16_does_not_count(tmp_path: Path) -> None:
         made.guard.see_norm(torch.tensor(float("inf")))
         assert int(made.guard._flags["gradient"]) == flag
     assert made.guard.see_loss(torch.tensor(float("nan"))) == 0 and int(made.guard._flags["loss"]) == 1
+
+
+def test_a_loss_known_to_be_finite_is_a_tensor_like_any(tmp_path: Path) -> None:
+    guard = trainer(tmp_path, teacher=None, terms=[]).guard
+    guard.late = True  # as on CUDA
+    loss = guard.see_loss(torch.tensor(2.0))
+    assert not torch.isnan(loss) and not torch.isinf(loss) and f"{loss:.1f}" == "2.0"
+    assert copy.deepcopy(loss) == pickle.loads(pickle.dumps(loss)) == 2 and type(loss + 1) is torch.Tensor
+    loss *= float("nan")
+    assert torch.isnan(loss)
 
 
 def test_a_mean_of_the_log_is_of_the_finite_steps(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -36,6 +37,7 @@ def test_layers_that_torch_cannot_compute_on_a_cpu_keep_the_usual_layout() -> No
     assert not on_gpu._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_by_bit_in_this_layout_with_workers_that_stay(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "channels_last": True,

@@ -77,6 +77,17 @@ def test_a_new_objective_keeps_the_weight_of_the_same_term(tmp_path: Path) -> No
     assert weights(made)["shares.of_other"] > 0
 
 
+def test_a_term_that_starts_later_is_measured_when_it_does(tmp_path: Path) -> None:
+    made = trainer(tmp_path, Images(8), terms=[term(0.1), term(0.2, name="late")], max_steps=1)
+    shares, tap = made.distiller.shares, torch.ones(1, 8, 2, 2, requires_grad=True)
+    first, late = ((item, tap.square().mean()) for item in made.distiller.placed)
+    maps = [tap] * len(made.distiller.levels)
+    shares.measure(tap.sum(), [first], maps)
+    assert shares.due(1) and shares.logged()["weight/late"] == 0 < shares.logged()["weight/mse"]
+    shares.measure(tap.sum(), [first, late], maps)
+    assert not shares.due(2) and shares.due(10) and shares.logged()["weight/late"] > 0
+
+
 def test_shares_in_a_recipe() -> None:
     text = """
         output_dir: out

@@ -248,6 +248,8 @@ def test_floating_point_operations_are_counted_as_for_the_student(tmp_path: Path
     control, made = stock(tmp_path / "stock"), ours(tmp_path / "ours", teacher=teacher(), **TAUGHT)
     batch = {"pixel_values": images(2).images}
     assert made.floating_point_ops(batch) == control.floating_point_ops(batch) > 0
+    made.model = made.build_distiller(student(fpn_channels=8))  # as a trial has
+    assert made.floating_point_ops(batch) < control.floating_point_ops(batch)
 
 
 def test_metrics_are_written_as_by_the_stock_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

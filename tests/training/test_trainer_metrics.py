@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def test_persistent_workers_evaluate_the_data_set_that_is_given(tmp_path: Path) 
     made = taught(tmp_path, eval_dataset=images(5), **settings)
     first, other = made.evaluate(), made.evaluate(Images(3, size=32, noisy=False))
     assert other["eval_loss"] != first["eval_loss"] and made.evaluate()["eval_loss"] == first["eval_loss"]
+    made.train()
+    assert not active_children(), "at exit torch waits for each of them where memory is pinned"
 
 
 def test_predictions_of_images_without_labels(tmp_path: Path) -> None:

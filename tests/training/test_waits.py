@@ -45,7 +45,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("optimizer" in name)) for name in SETTINGS]
+)
 def test_settings_add_no_waits(name: str, tmp_path: Path) -> None:
     found = counted("segmentation/resnet_fpn", tmp_path, **SETTINGS[name])
     assert not found["training"].found and not found["evaluation"].found
@@ -144,6 +146,7 @@ def test_wrong_labels_on_a_device_make_the_loss_nan(fault: dict[str, Tensor], mo
 
 def test_batches_are_copied_aside_where_they_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def copies(**settings: Any) -> bool:
         return CanKDConfig(str(tmp_path), use_cpu=True, **settings).accelerator_config.non_blocking

@@ -1,7 +1,7 @@
 """Collation: stacking tensors of several sizes, and batches that carry metadata about their samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cankd_hf.errors import InputError
+
+_Collate = TypeVar("_Collate", bound=Callable[..., Any])
 
 META = "meta"
 NORMALIZE = "normalize"  # the key of an item whose image and mask are still bytes: the function that normalises images
@@ -118,6 +120,13 @@ class Later(NamedTuple):
         return {"pixel_values": images} | exact_masks(batch)
 
 
+def takes_bytes(collate: _Collate) -> _Collate:
+    """Marks a collator that takes images as bytes too, which their batch normalises on the device; others, such as
+    the `collate` of a task derived from ours, get floats."""
+    collate.takes_bytes = True  # type: ignore[attr-defined]
+    return collate
+
+
 def exact_masks(item: Mapping[str, Any]) -> dict[str, Any]:
     """The labels of pixels, if there are any, as losses take them."""
     labels = item.get("labels")
@@ -133,6 +142,10 @@ class BatchCollator:
 
     def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype | None = None) -> None:
         self.collate, self.dtype = collate, dtype
+
+    @property
+    def takes_bytes(self) -> bool:
+        return self.dtype is not None and getattr(self.collate, "takes_bytes", False)
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         repeated = [isinstance(sample, Repeated) for sample in samples]

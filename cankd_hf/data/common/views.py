@@ -16,7 +16,7 @@ from cankd_hf.data.common.batch import META
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.streams import StreamDataset
-from cankd_hf.data.common.transforms import ImageTransform, Unnormalized
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -43,7 +43,6 @@ class SeededDataset(Dataset):
         self.dataset = dataset
         self.seed = seed
         self._epoch = _shared_epoch()
-        self._torch_only = _draws_from_torch(dataset)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -60,8 +59,15 @@ class SeededDataset(Dataset):
     def __getitem__(self, index: Any) -> Any:
         view, number = int(self._epoch), _number(index)
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
-        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self._torch_only):
+        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self.torch_only()):
             return _with_meta(self.dataset[index], number, view)
+
+    def torch_only(self) -> bool:
+        """Whether samples take no random numbers but torch's: what this package reads, transformed by its transforms.
+        It is asked for each sample, as the transform may be replaced."""
+        return type(self.dataset) is ImageDataset and all(
+            type(part).__module__.startswith("cankd_hf.") for part in (self.dataset.source, self.dataset.transform)
+        )
 
 
 def _number(index: Any) -> int:
@@ -133,13 +139,6 @@ class SizedSeededStream(SeededStream):
         return len(self.dataset)
 
 
-def _draws_from_torch(dataset: Any) -> bool:
-    """Whether samples take no random numbers but torch's: what this package reads, transformed by its transforms."""
-    return type(dataset) is ImageDataset and all(
-        type(part).__module__.startswith("cankd_hf.") for part in (dataset.source, dataset.transform)
-    )
-
-
 def is_stream(dataset: Any) -> bool:
     """Whether samples can only be read in order; some such data sets have a length, or a `__getitem__` that raises."""
     return isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
@@ -163,9 +162,13 @@ def unnormalized(dataset: Any) -> Any:
     Any other data set, and any other transform, is returned as it is; `dataset` itself is not changed.
     """
     transform = dataset.transform if type(dataset) in (ImageDataset, StreamDataset) else None
-    if isinstance(transform, ImageTransform) and type(transform).__call__ is ImageTransform.__call__:
+    if (
+        isinstance(transform, ImageTransform)
+        and type(transform).__call__ is ImageTransform.__call__
+        and type(transform.normalize) is Normalize  # which leaves a loading process with its bytes
+    ):
         made = copy.copy(dataset)
-        made.transform = Unnormalized(dataset.transform)
+        made.transform = Unnormalized(transform)
         return made
     if type(dataset) in (SeededDataset, SeededStream, SizedSeededStream):
         made = copy.copy(dataset)

@@ -22,7 +22,7 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
         a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
         detectors of `transformers` expect; `size` is still that of the image without padding. Crowds come last, and
-        `singles` [n, 0] says by its shape, which no device needs to be asked for, how many objects are none.
+        `singles` [n, 0, m] says by its shape, which no device needs to be asked for, how many of m objects are none.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
@@ -58,14 +58,19 @@ def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tenso
 def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """Labels of the single objects, for the loss: a model need not predict crowds.
 
-    Those of a collator that is not `detection_collate` are looked through, for which an accelerator is waited for.
+    Those that are not, or no longer, as `detection_collate` made them are looked through, for which an accelerator
+    is waited for.
     """
     return [_cut(label) for label in labels]
 
 
 def _cut(label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    singles = label.get(SINGLES)
-    wanted: Any = label["iscrowd"] == 0 if singles is None else slice(len(singles))
+    singles, crowds = label.get(SINGLES), label["iscrowd"]
+    # Where a collator has added or removed objects since, the number does not hold.
+    if singles is not None and singles.shape[2:] == crowds.shape:
+        wanted: Any = slice(len(singles))
+    else:
+        wanted = crowds == 0
     return {key: value[wanted] if key in EACH else value for key, value in label.items() if key != SINGLES}
 
 
@@ -78,7 +83,7 @@ def _crowds_last(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if count < len(crowd):
         order = crowd.int().argsort(stable=True)
         label = {key: value[order] if key in EACH else value for key, value in label.items()}
-    return {**label, SINGLES: torch.empty(count, 0)}
+    return {**label, SINGLES: torch.empty(count, 0, len(crowd))}
 
 
 def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> dict[str, torch.Tensor]:

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cankd_hf.losses.kernels.blocks import alone
+from cankd_hf.losses.kernels.output_norm import whole_norm
 from cankd_hf.losses.kernels.projection import max_pool, project
+
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class Projection(NamedTuple):
@@ -102,6 +105,16 @@ class Affinity:
         """
         raise NotImplementedError
 
+    def transformed(
+        self, p: Projections, student: Tensor, teacher: Tensor, pool: bool, norm: Norm | None, residual: bool
+    ) -> Tensor:
+        """The block with its norm and residual, z [B, C, H, W], of the maps that `output` takes."""
+        # one name for o and z: a map that nothing needs any more is freed
+        z = self.output(p, student, teacher, pool)
+        if norm is not None:
+            z = whole_norm(norm, z)
+        return z + student if residual else z
+
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """FLOPs of `block` and of the products after it that grow with N, for one image, forward and backward."""
         return 0
@@ -147,8 +160,8 @@ def softmax_read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     width = -(-max(query.shape[2], hidden) // 8) * 8
     short = [(x, width - x.shape[2]) for x in (query, key, value)]
     query, key, value = ((F.pad(x, (0, more)) if more else x)[:, None].contiguous() for x, more in short)
-    read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return read[:, 0, :, :hidden]
+    read = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+    return read if hidden == width else read[..., :hidden]  # each index is a copy of the gradient
 
 
 def output_block(p: Projections, read: Tensor) -> Block:

@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.affinities.base import Affinity, Block, Projections, joined_keys_and_values, keys_and_values
+from cankd_hf.losses.affinities.base import Affinity, Block, Norm, Projections, joined_keys_and_values, keys_and_values
 from cankd_hf.losses.kernels.composition import composed_mix, narrow_mix
 from cankd_hf.losses.kernels.projection import covariance
-from cankd_hf.losses.kernels.whole import whole_dot_product, whole_projections
+from cankd_hf.losses.kernels.whole_dot_product import fits_one_node, whole_dot_product
 
 
 class DotProduct(Affinity):
@@ -34,9 +34,20 @@ class DotProduct(Affinity):
         return Block(read @ p.theta.weight, read @ p.theta.bias + p.w.bias, None)
 
     def output(self, p: Projections, student: Tensor, teacher: Tensor, pool: bool) -> Tensor:
+        return self._whole(p, student, teacher, pool, None, residual=False)
+
+    def transformed(
+        self, p: Projections, student: Tensor, teacher: Tensor, pool: bool, norm: Norm | None, residual: bool
+    ) -> Tensor:
+        if fits_one_node(norm, student):
+            return self._whole(p, student, teacher, pool, norm, residual)
+        return super().transformed(p, student, teacher, pool, norm, residual)
+
+    def _whole(
+        self, p: Projections, student: Tensor, teacher: Tensor, pool: bool, norm: Norm | None, residual: bool
+    ) -> Tensor:
         assert p.theta is not None and p.phi is not None
-        keys_values, (theta, w) = whole_projections(teacher, (p.phi, p.g), (p.theta, p.w), pool)
-        return whole_dot_product(student, keys_values, theta, w)
+        return whole_dot_product(student, teacher, (p.phi, p.g, p.theta, p.w), pool, norm, residual)
 
     def flops(self, n: int, m: int, c: int, d: int) -> int:
         """Keys and values; the mix forward, its own gradient and the student's."""

@@ -7,9 +7,10 @@ use too, that is most of the time. Here threads meet once in a pass, and take th
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -81,35 +82,55 @@ def run(made: Cut, work: Callable[[Piece, Where], None]) -> None:
     """`work(piece, block)` for each block, without gradients; returns when all are done.
 
     Results do not depend on which thread computes which piece, as long as each piece writes into places of its own.
+    After an error no thread begins another piece, and it is raised when all have stopped.
     """
-    if len(made.pieces) == 1 or torch.compiler.is_compiling():
-        for piece in made.pieces:
-            for where in piece.blocks:
-                work(piece, where)
+    threads = 1 if torch.compiler.is_compiling() or _watched() else torch.get_num_threads()
+    if len(made.pieces) == 1 or threads == 1:
+        with alone() if 1 < threads <= MAX_THREADS else nullcontext():
+            for piece in made.pieces:
+                for where in piece.blocks:
+                    work(piece, where)
         return
-    threads, waiting, inference = torch.get_num_threads(), iter(made.pieces), torch.is_inference_mode_enabled()
-    lock = threading.Lock()
+    waiting, inference = deque(made.pieces), torch.is_inference_mode_enabled()
 
     def take() -> None:
         # modes of gradients belong to a thread
         with torch.inference_mode(inference), torch.no_grad():
             while True:
-                with lock:
-                    piece = next(waiting, None)
-                if piece is None:
+                try:
+                    piece = waiting.popleft()
+                except IndexError:
                     return
                 for where in piece.blocks:
                     work(piece, where)
 
-    pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(take) for _ in range(threads - 1)]
+    others = _begin(take, threads - 1)
     try:
         with alone():
             take()
     finally:
-        for other in others:
-            if not other.cancel():  # a thread that has not begun by now has nothing left to do
-                other.result()
+        waiting.clear()
+        # a thread that has not begun by now has nothing left to do
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
+        other.result()
+
+
+def _watched() -> bool:
+    """Whether something sees the operations of the calling thread alone: a dispatch mode, a functorch transform."""
+    watching: bool = torch._C._len_torch_dispatch_stack() > 0
+    return watching or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _begin(take: Callable[[], None], workers: int) -> list[Future[None]]:
+    """`take` on that many other threads; on none where the process may start no more, as when it ends."""
+    others: list[Future[None]] = []
+    with suppress(RuntimeError):
+        pool = _pool(os.getpid(), workers)
+        for _ in range(workers):
+            others.append(pool.submit(take))
+    return others
 
 
 @contextmanager
@@ -122,8 +143,8 @@ def alone() -> Iterator[None]:
         yield
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
+        torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(threads)
@@ -135,9 +156,13 @@ def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="cankd", initializer=torch.set_num_threads, initargs=(1,))
     # all have begun before any is used: the last number set anywhere is that of threads which torch itself starts
     begun = threading.Barrier(workers + 1)
-    for _ in range(workers):
-        pool.submit(begun.wait)
-    begun.wait()
+    try:
+        for _ in range(workers):
+            pool.submit(begun.wait)
+        begun.wait()
+    except BaseException:
+        begun.abort()  # those that wait would keep the process from ending
+        raise
     return pool
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cankd_hf.losses.base import differentiable_once
 from cankd_hf.losses.kernels.blocks import Piece, Where, cut, run
 
 
@@ -54,7 +54,7 @@ class _Composition(torch.autograd.Function):
         return mix, bias
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_mix: Tensor, grad_bias: Tensor) -> tuple[Tensor, ...]:
         keys_values, theta, theta_bias, w, product, read = ctx.saved_tensors
         batch, made = keys_values.shape[0], cut(w.device, keys_values.shape[0], 1, w.shape[0] ** 2)
@@ -112,7 +112,7 @@ class _Narrow(torch.autograd.Function):
         return mix, x
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_mix: Tensor, grad_x: Tensor) -> tuple[Tensor, ...]:
         student, keys_values, theta, theta_bias, w, query_of = ctx.saved_tensors
         batch, made = keys_values.shape[0], cut(w.device, keys_values.shape[0], 1, student[0].numel())

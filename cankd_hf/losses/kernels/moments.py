@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.base import compute_dtype, differentiable_once
 from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, alone, cut, run
 
 EPS = 1e-5  # of InstanceNorm2d and BatchNorm2d, as in the authors' code
@@ -130,7 +129,7 @@ class _PairMoments(torch.autograd.Function):
         return mean_s, mean_t, var_s, var_t, cov_st
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mean_s, mean_t = ctx.saved_tensors
         g_mean, _, g_var, _, g_cov = (grad[..., None] / s.shape[-1] for grad in grads)
@@ -180,7 +179,7 @@ class _MixMoments(torch.autograd.Function):
         return mean_s, mean_t, var_s, var_t, cov_st, mean_o, var_o, cov_so, cov_ot
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mix, x, mean_s, mean_t, mean_x, o = ctx.saved_tensors
         n, made = s.shape[-1], _cut(s, mix[0].numel())

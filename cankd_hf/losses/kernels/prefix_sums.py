@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cankd_hf.losses.base import differentiable_once
 from cankd_hf.losses.kernels.blocks import cut
 
 
@@ -43,7 +43,7 @@ class _ReluRead(torch.autograd.Function):
         return y.div_(value.shape[1])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, falling, order, value, reads = ctx.saved_tensors
         keys = value.shape[1]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cankd_hf.losses.base import differentiable_once
 from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, cut, run
 
 
@@ -68,7 +68,7 @@ class _Projection(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         teacher, weight, winner = ctx.saved_tensors
         made = _cut(teacher, weight, winner is not None, weight.numel())

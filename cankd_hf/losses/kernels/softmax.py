@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cankd_hf.losses.base import differentiable_once
 from cankd_hf.losses.kernels.blocks import BLOCK_CPU, Cut, Piece, Where, cut, run
 
 QUERIES = 512  # in a block, if a map is as large: with fewer the products would wait for the keys
@@ -42,7 +42,7 @@ class _SoftmaxRead(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, key, value, y, kept = ctx.saved_tensors
         made = _cut(query, key, value[0].numel())

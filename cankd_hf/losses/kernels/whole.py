@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from cankd_hf.losses.base import compute_dtype
+from cankd_hf.losses.base import compute_dtype, differentiable_once
 from cankd_hf.losses.kernels.moments import EPS
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -36,35 +35,38 @@ def whole_instance_distance(z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _InstanceDistance(torch.autograd.Function):
-    """A map's instance norm is torch's batch norm of [1, B * C, N]: one operation each way.
+    """A map's instance norm is torch's layer norm of [B * C, N]: one kernel of a GPU, three as a batch norm.
 
-    Its gradient is linear in what comes in, here the difference times a number: the number goes in as the weight.
+    The gradient is that of a batch norm of [1, B * C, N], linear in what comes in: here the difference times a number,
+    which goes in as the weight.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        rows, ctx.shape = z.reshape(1, -1, z.shape[2] * z.shape[3]), z.shape
+        rows, ctx.shape = z.view(-1, z.shape[2] * z.shape[3]), z.shape
         difference, mean, inverse = _instance_norm(rows)
-        difference.sub_(_instance_norm(t.reshape_as(rows))[0])
+        difference.sub_(_instance_norm(t.view(rows.shape))[0])
         ctx.save_for_backward(rows, difference, mean, inverse)
         # a sum in the wide type without a map in it
-        squares: Tensor = torch.linalg.vector_norm(difference, dtype=dtype).square()
-        return squares * (0.5 / z.numel())
+        norm = torch.linalg.vector_norm(difference, dtype=dtype).view(1)
+        # half of the mean square in one launch
+        return torch.addr(norm[None], norm, norm, beta=0, alpha=0.5 / z.numel()).view(())
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rows, difference, mean, inverse = ctx.saved_tensors
-        weight = grad.to(mean.dtype).expand_as(mean) / rows.numel()
+        weight = grad.to(mean.dtype).expand(rows.shape[0]) / rows.numel()
+        statistics = (None, None, mean.view(-1), inverse.view(-1), True, EPS)
         grad_rows, _, _ = torch.ops.aten.native_batch_norm_backward(
-            difference, rows, weight, None, None, mean, inverse, True, EPS, [True, False, False]
+            difference[None], rows[None], weight, *statistics, [True, False, False]
         )
         return grad_rows.view(ctx.shape), None, None
 
 
 def _instance_norm(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised rows [1, B * C, N]; mean and inverse standard deviation [B * C]."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(rows, None, None, None, None, True, 0.0, EPS)
+    """The normalised rows [B * C, N]; mean and inverse standard deviation [B * C, 1]."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(rows, rows.shape[1:], None, None, EPS)
     return found
 
 
@@ -107,23 +109,19 @@ class _Projections(torch.autograd.Function):
         shift = packed[start : start + len(kernel)]
         ctx.save_for_backward(teacher, kernel, shift)
         ctx.pool = pool
-        x = _convolve(teacher, kernel, shift)
+        x = project(teacher, kernel, shift)
         x = F.max_pool2d(x, 2) if pool else x
         return x.flatten(2), *weights[projected:], *pieces[half + projected :]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Any, ...]:
         teacher, kernel, shift = ctx.saved_tensors
         if ctx.pool:
-            x = _convolve(teacher, kernel, shift)
+            x = project(teacher, kernel, shift)
             winner = F.max_pool2d(x, 2, return_indices=True)[1]
-            grad = torch.ops.aten.max_pool2d_with_indices_backward(
-                grad.reshape_as(winner), x, [2, 2], [2, 2], [0, 0], [1, 1], False, winner
-            )
-        of_kernel, of_shift = _convolution_gradients(
-            grad.reshape(*grad.shape[:2], *teacher.shape[2:]), teacher, kernel
-        )
+            grad = unpool(grad, x, winner)
+        of_kernel, of_shift = convolution_gradients(grad.reshape(*grad.shape[:2], *teacher.shape[2:]), teacher)
         half = len(others) // 2
         grads = [of_kernel, *others[:half], of_shift, *others[half:]]
         flat = torch.cat([one.flatten() for one in grads]).to(ctx.parameters[0][1])
@@ -131,7 +129,14 @@ class _Projections(torch.autograd.Function):
         return None, None, None, *(piece.view(shape) for piece, (shape, _) in zip(pieces, ctx.parameters, strict=True))
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def unpool(grad: Tensor, like: Tensor, winner: Tensor) -> Tensor:
+    """The gradient of a map before the 2x2 max-pool, shaped as `like` (not read), from grad [B, E, M]."""
+    settings = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # size, stride, padding, dilation, no ceiling
+    found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(grad.reshape_as(winner), like, *settings, winner)
+    return found
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The 1x1 convolution [B, E, H, W] of a map [B, C, H, W] with weight [E, C] and bias [E].
 
     In float32 torch's convolution is faster than its product (TF32); in half precision it costs the host more.
@@ -142,13 +147,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product.view(len(x), -1, *x.shape[2:])
 
 
-def _convolution_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias."""
+def convolution_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight [E, C] and bias [E] of `project`, summed over images."""
     if x.dtype in HALF_TYPES:
         return _weight_gradient(grad.flatten(2), x.flatten(2)), grad.sum((0, 2, 3))
     settings = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, not transposed, groups
+    weight = x.new_empty(grad.shape[1], x.shape[1], 1, 1)  # its shape alone is read
     _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        grad, x, weight[..., None, None], [len(weight)], *settings, [False, True, True]
+        grad, x, weight, [len(weight)], *settings, [False, True, True]
     )
     return of_weight, of_bias
 
@@ -160,6 +166,24 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         product: Tensor = torch.mm(rows, columns.mT)
         return product
     return torch.bmm(grad, x.mT).sum(0)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, to: Tensor) -> None:
+    """Writes `grad x^T` of grad [B, E, N] and x [B, K, N] into `to`: [B, E, K], or their sum [1, E, K]."""
+    if to.shape[0] == grad.shape[0]:
+        to.baddbmm_(grad, x.mT, beta=0)
+    else:
+        rows, columns = (y.transpose(0, 1).flatten(1) for y in (grad, x))
+        to[0].addmm_(rows, columns.mT, beta=0)
+
+
+def bias_gradient(grad: Tensor, to: Tensor) -> None:
+    """Writes the sums of grad [B, E, N] over positions into `to`: [B, E], or over images too [1, E]."""
+    to, over = (to, [2]) if to.shape[0] == grad.shape[0] else (to[0], [0, 2])
+    if torch.compiler.is_compiling():  # it takes no `out` that is a piece of a tensor
+        to.copy_(grad.sum(over))
+    else:
+        torch.sum(grad, over, out=to)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -187,7 +211,7 @@ class _ReluRead(torch.autograd.Function):
         return torch.addcmul(weighted, a[:, None], plain)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, value, sums, reads = ctx.saved_tensors
         grad_a = torch.linalg.vecdot(grad, _at(sums[:, : value.shape[1]], reads), dim=1)
@@ -209,72 +233,3 @@ def _prefix_sums(a: Tensor, b: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def _at(x: Tensor, index: Tensor) -> Tensor:
     """Columns index [B, L] of x [B, E, M]: [B, E, L]."""
     return x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
-
-
-def whole_dot_product(
-    student: Tensor, keys_values: Tensor, theta: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor]
-) -> Tensor:
-    """`w(V K^T theta(s) / M)` [B, C, H, W], differentiable once; all of one type.
-
-    Args:
-        student: s, [B, C, H, W].
-        keys_values: keys K and values V, one after the other, [B, 2D, M].
-        theta: weight [D, C] and bias [D].
-        w: weight [C, D] and bias [C].
-    """
-    result: Tensor = _DotProduct.apply(student, keys_values, *theta, *w)
-    return result
-
-
-class _DotProduct(torch.autograd.Function):
-    """One node for the whole block: on small maps most of the time goes into the nodes of autograd.
-
-    The product of three takes the cheaper order: `(V K^T) q`, or `V (K^T q)` for few keys. Saves the query and the
-    inner product, not what is read.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, keys_values: Tensor, *layers: Tensor) -> Tensor:
-        theta, theta_bias, w, w_bias = layers
-        s, ctx.shape = student.flatten(2), student.shape
-        batch, channels, m = keys_values.shape
-        key, value = keys_values.chunk(2, dim=1)
-        query = torch.baddbmm(theta_bias[:, None], theta.expand(batch, -1, -1), s)
-        n, hidden = s.shape[2], channels // 2
-        ctx.few = 2 * n * m < hidden * (n + m)
-        inner = _scaled(key.mT, query, 1 / m) if ctx.few else _scaled(value, key.mT, 1 / m)
-        read = torch.bmm(value, inner) if ctx.few else torch.bmm(inner, query)
-        ctx.save_for_backward(s, keys_values, theta, w, query, inner)
-        return torch.baddbmm(w_bias[:, None], w.expand(batch, -1, -1), read).view(ctx.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        s, keys_values, theta, w, query, inner = ctx.saved_tensors
-        batch, _, m = keys_values.shape
-        grad = grad.reshape(batch, -1, query.shape[2])
-        key, value = keys_values.chunk(2, dim=1)
-        read = torch.bmm(value, inner) if ctx.few else torch.bmm(inner, query)
-        grad_w = _weight_gradient(grad, read)
-        del read
-        grad_read = torch.bmm(w.mT.expand(batch, -1, -1), grad)
-        grad_keys_values = torch.empty_like(keys_values)
-        of_key, of_value = grad_keys_values.chunk(2, dim=1)
-        if ctx.few:
-            grad_inner = _scaled(value.mT, grad_read, 1 / m)
-            of_value.baddbmm_(grad_read, inner.mT, beta=0)
-            of_key.baddbmm_(query, grad_inner.mT, beta=0)
-            grad_query = torch.bmm(key, grad_inner)
-        else:
-            grad_inner = _scaled(grad_read, query.mT, 1 / m)
-            of_value.baddbmm_(grad_inner, key, beta=0)
-            of_key.baddbmm_(grad_inner.mT, value, beta=0)
-            grad_query = torch.bmm(inner.mT, grad_read)
-        del grad_read
-        grad_theta = _weight_gradient(grad_query, s), grad_query.sum((0, 2))
-        grad_s = torch.bmm(theta.mT.expand(batch, -1, -1), grad_query)
-        return grad_s.view(ctx.shape), grad_keys_values, *grad_theta, grad_w, grad.sum((0, 2))
-
-
-def _scaled(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=alpha)
