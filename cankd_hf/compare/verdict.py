@@ -270,8 +270,8 @@ def _sentences(table: Table, planner: Planner) -> Iterable[str]:
         else:
             yield f"{row.arm} against {against}: {told}; {row.claim}."
         if row.block is not None and row.block_claim in (BETTER, WORSE, NONE):
-            words = {BETTER: "adds to", WORSE: "is worse than", NONE: "is not shown to differ from"}[row.block_claim]
-            yield f"{row.arm} {words} the control without a block: {interval_text(row.block)}."
+            how = {BETTER: "adds to", WORSE: "is worse than", NONE: "is not shown to differ from"}[row.block_claim]
+            yield f"{row.arm} {how} the control without a block: {interval_text(row.block)}."
 
 
 def _whose(row: Row) -> str:
