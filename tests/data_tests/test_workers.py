@@ -113,6 +113,7 @@ def test_every_data_set_gives_the_same_in_a_spawned_worker(make_folder: Callable
         assert_same(collator(samples), pickle.loads(pickle.dumps(collator))(samples))
 
 
+@pytest.mark.slow
 def test_every_stream_gives_the_same_in_a_spawned_worker(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     streams = [stream for stream, _ in every_set(make_folder, tmp_path / "streams", streaming=True)]
     here = [item for stream in streams for item in stream]

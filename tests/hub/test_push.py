@@ -168,7 +168,9 @@ assert not [name for name in sys.modules if name.startswith("transformers_module
 """
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["without cankd_hf", "with import cankd_hf"])
+@pytest.mark.parametrize(
+    "installed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["without cankd_hf", "with import cankd_hf"]
+)
 def test_students_load_by_id_in_a_fresh_process(
     hub: Hub, pushed: Path, python: Callable[..., str], tmp_path: Path, installed: bool
 ) -> None:

@@ -48,7 +48,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("script", [WITHOUT, WITH], ids=["without cankd_hf", "with import cankd_hf"])
+@pytest.mark.parametrize(
+    "script", [WITHOUT, pytest.param(WITH, marks=pytest.mark.slow)], ids=["without cankd_hf", "with import cankd_hf"]
+)
 def test_every_detector_loads_in_a_fresh_process(script: str, saved: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=saved, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -68,7 +68,7 @@ def test_channels_last_changes_nothing(kind: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["resnet_fpn", "dinov2_pyramid"])
+@pytest.mark.parametrize("kind", ["resnet_fpn", pytest.param("dinov2_pyramid", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph_and_its_gradients(kind: str) -> None:
     model = student(kind, dropout=0.0)
     images, labels = batch()

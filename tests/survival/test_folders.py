@@ -134,7 +134,14 @@ def test_a_run_goes_on_where_it_was_moved(finished: Path, tmp_path: Path) -> Non
     assert made["arms"][0]["steps"] == json.loads((finished / "run" / "results.json").read_text())["arms"][0]["steps"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "student", "files": 1}', "\0"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"name": "student", "files": 1}',
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("[]", "{}", "\0")),
+    ],
+)
 def test_a_damaged_record_of_an_arm_is_made_again(
     content: str, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

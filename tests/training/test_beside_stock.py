@@ -54,7 +54,7 @@ def test_epochs_and_steps_are_counted_as_in_the_stock_trainer(tmp_path: Path) ->
         assert len([entry for entry in made.state.log_history if "loss" in entry]) == expected
 
 
-@pytest.mark.parametrize("resume", [True, "path", False], ids=str)
+@pytest.mark.parametrize("resume", [True, "path", pytest.param(False, marks=pytest.mark.slow)], ids=str)
 def test_a_resumed_run_is_the_whole_one(resume: Any, plain: tuple[Any, Any], tmp_path: Path) -> None:
     for name, build in (("stock", stock), ("ours", ours)):
         build(tmp_path / name, **SAVE, num_train_epochs=1).train()

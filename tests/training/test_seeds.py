@@ -91,7 +91,12 @@ def test_numbers_inside_depend_on_the_seed_and_those_outside_go_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"), [("map", 0), ("stream", 0), ("our stream", 0), ("map", 2), ("our stream", 2)]
+    ("kind", "workers"),
+    [
+        ("map", 0),
+        ("our stream", 2),
+        *(pytest.param(*slow, marks=pytest.mark.slow) for slow in [("stream", 0), ("our stream", 0), ("map", 2)]),
+    ],
 )
 def test_a_seed_gives_the_same_run_and_another_one_another(kind: str, workers: int, tmp_path: Path) -> None:
     def data() -> Any:
@@ -119,7 +124,7 @@ def test_data_seed_draws_other_augmentation_for_the_same_weights() -> None:
     assert torch.equal(pixels(3, 4), pixels(5, 4)) and torch.equal(pixels(3, 4), pixels(4, None))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_stream_goes_on_as_if_it_had_never_stopped(workers: int, tmp_path: Path) -> None:
     """Also after the stream has begun anew: 12 images are 3 batches (with two workers 4, two of them of 2 images)."""
 

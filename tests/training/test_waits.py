@@ -19,7 +19,7 @@ from tests.waits import DEVICE, Waits, move, pretending
 from .step_waits import KINDS, counted, exempt
 from .tiny_trainers import Images, trainer
 
-OFTEN = ("segmentation/resnet_fpn", "features/dinov2", "detection/retinanet_resnet", "detection/conditional_detr")
+OFTEN = ("segmentation/resnet_fpn", "features/dinov2", "detection/retinanet_resnet")
 EACH = [pytest.param(kind, marks=[] if kind in OFTEN else [pytest.mark.slow]) for kind in KINDS]
 
 
