@@ -88,6 +88,20 @@ def test_errors_of_any_thread_arrive() -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"affinity": "gaussian"}], ids=str)
+def test_torchs_threads_rest_in_the_whole_pass(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a parallel region of torch they would spin for milliseconds on the cores of ours."""
+    usual, seen = blocks._pieces, []
+
+    def pieces(*args: Any) -> int:
+        seen.append((torch.get_num_threads(), blocks._threads()))
+        return usual(*args)
+
+    monkeypatch.setattr(blocks, "_pieces", pieces)
+    computed(CanKDLoss(8, **options).double(), threads=2)
+    assert len(seen) >= 6 and set(seen) == {(1, 2)}
+
+
 @pytest.mark.parametrize("length", [1, 7, 64])
 @pytest.mark.parametrize("batch", [1, 3, 9])
 @pytest.mark.parametrize("threads", [1, 2, 3])

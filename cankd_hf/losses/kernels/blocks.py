@@ -10,9 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
-from typing import NamedTuple
+from contextlib import contextmanager, suppress
+from functools import cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,7 @@ MAX_THREADS = 16  # more would wait for the interpreter; then torch's threads sh
 PIECES = 4  # for each thread, so that one on a busy core does less; fewer where they would be small
 
 Where = tuple[slice, slice]
+_outside = threading.local()  # `threads`: torch's number around `alone`, 0 outside of it
 
 
 class Piece(NamedTuple):
@@ -84,9 +85,9 @@ def run(made: Cut, work: Callable[[Piece, Where], None]) -> None:
     Results do not depend on which thread computes which piece, as long as each piece writes into places of its own.
     After an error no thread begins another piece, and it is raised when all have stopped.
     """
-    threads = 1 if torch.compiler.is_compiling() or _watched() else torch.get_num_threads()
+    threads = 1 if torch.compiler.is_compiling() or _watched() else _threads()
     if len(made.pieces) == 1 or threads == 1:
-        with alone() if 1 < threads <= MAX_THREADS else nullcontext():
+        with alone():
             for piece in made.pieces:
                 for where in piece.blocks:
                     work(piece, where)
@@ -135,19 +136,39 @@ def _begin(take: Callable[[], None], workers: int) -> list[Future[None]]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Operations within use the calling thread only: for what is small, beside `run`.
+    """Operations within use the calling thread only, but for `run`, which has as many as there were outside.
 
     After a parallel region torch's threads stay awake for milliseconds, on cores that `run` then has to share.
     """
-    if torch.compiler.is_compiling():
+    threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+    if not 1 < threads <= MAX_THREADS:
         yield
         return
-    threads = torch.get_num_threads()
+    _outside.threads = threads
     try:
         torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(threads)
+        _outside.threads = 0
+
+
+def alone_but_for_run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the passes of an autograd function, which then run within `alone`."""
+
+    @wraps(function)
+    def inside(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        with alone():
+            return function(*args)
+
+    return inside
+
+
+def _threads() -> int:
+    """Threads for `run`: those outside of `alone`."""
+    return getattr(_outside, "threads", 0) or torch.get_num_threads()
 
 
 @cache
@@ -170,7 +191,7 @@ def _pieces(device: torch.device, total: int, kept: int) -> int:
     """How many pieces to make of a map of `total` values."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return 1
-    threads = torch.get_num_threads()
+    threads = _threads()
     if not 1 < threads <= MAX_THREADS:
         return 1
     smallest = max(BLOCK_CPU, 8 * kept)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.losses.base import differentiable_once
-from cankd_hf.losses.kernels.blocks import Piece, Where, cut, run
+from cankd_hf.losses.kernels.blocks import Piece, Where, alone_but_for_run, cut, run
 
 
 def composed_mix(
@@ -34,6 +34,7 @@ class _Composition(torch.autograd.Function):
     """Saves its inputs, P and w P."""
 
     @staticmethod
+    @alone_but_for_run
     def forward(
         ctx: Any, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor, w_bias: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,7 @@ class _Composition(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, grad_mix: Tensor, grad_bias: Tensor) -> tuple[Tensor, ...]:
         keys_values, theta, theta_bias, w, product, read = ctx.saved_tensors
         batch, made = keys_values.shape[0], cut(w.device, keys_values.shape[0], 1, w.shape[0] ** 2)
@@ -93,6 +95,7 @@ class _Narrow(torch.autograd.Function):
     """Saves its inputs and `key^T theta`."""
 
     @staticmethod
+    @alone_but_for_run
     def forward(
         ctx: Any, student: Tensor, keys_values: Tensor, theta: Tensor, theta_bias: Tensor, w: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -113,6 +116,7 @@ class _Narrow(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, grad_mix: Tensor, grad_x: Tensor) -> tuple[Tensor, ...]:
         student, keys_values, theta, theta_bias, w, query_of = ctx.saved_tensors
         batch, made = keys_values.shape[0], cut(w.device, keys_values.shape[0], 1, student[0].numel())

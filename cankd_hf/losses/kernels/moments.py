@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.losses.base import compute_dtype, differentiable_once
-from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, alone, cut, run
+from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, alone_but_for_run, cut, run
 
 EPS = 1e-5  # of InstanceNorm2d and BatchNorm2d, as in the authors' code
 
@@ -113,6 +113,7 @@ class _PairMoments(torch.autograd.Function):
     """Moments of s and t; saves s, t and [B, C] vectors only."""
 
     @staticmethod
+    @alone_but_for_run
     def forward(ctx: Any, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         made = _cut(s)
         mean_s, mean_t = _means(compute_dtype(s), s, t)
@@ -130,6 +131,7 @@ class _PairMoments(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mean_s, mean_t = ctx.saved_tensors
         g_mean, _, g_var, _, g_cov = (grad[..., None] / s.shape[-1] for grad in grads)
@@ -156,6 +158,7 @@ class _MixMoments(torch.autograd.Function):
     """
 
     @staticmethod
+    @alone_but_for_run
     def forward(ctx: Any, s: Tensor, t: Tensor, mix: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
         dtype, made = compute_dtype(s), _cut(s)
         mean_s, mean_t, *of_x = _means(dtype, s, t) if x is None else _means(dtype, s, t, x)
@@ -174,25 +177,23 @@ class _MixMoments(torch.autograd.Function):
         ctx.save_for_backward(s, t, mix, x, mean_s, mean_t, None if x is None else mean_x, o)
         var_s, var_t, cov_st, var_o, cov_so, cov_ot = sums.sum(0).div_(s.shape[-1]).unbind()
         ctx.mark_non_differentiable(mean_t, var_t)
-        with alone():
-            mean_o = (mix @ mean_x[..., None])[..., 0]
+        mean_o = (mix @ mean_x[..., None])[..., 0]
         return mean_s, mean_t, var_s, var_t, cov_st, mean_o, var_o, cov_so, cov_ot
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         s, t, mix, x, mean_s, mean_t, mean_x, o = ctx.saved_tensors
         n, made = s.shape[-1], _cut(s, mix[0].numel())
         g_mean_s, _, g_var_s, _, g_cov_st, g_mean_o, g_var_o, g_cov_so, g_cov_ot = (g[..., None] / n for g in grads)
         g_var_o, g_var_s = 2 * g_var_o, 2 * g_var_s
-        with alone():
-            g_mean_x = mix.mT @ g_mean_o
+        g_mean_x = mix.mT @ g_mean_o
         if x is None:
             g_mean_s = g_mean_s + g_mean_x
         grad_s, grad_x = torch.empty_like(s), None if x is None else torch.empty_like(x)
         grad_mix, transposed = mix.new_zeros(made.slots, *mix.shape), mix.mT
-        with alone():
-            torch.mul(n * g_mean_o, (mean_s if x is None else mean_x)[:, None], out=grad_mix[0])
+        torch.mul(n * g_mean_o, (mean_s if x is None else mean_x)[:, None], out=grad_mix[0])
 
         def add(piece: Piece, where: Where) -> None:
             images, positions = where
@@ -213,8 +214,7 @@ class _MixMoments(torch.autograd.Function):
             grad_s[images, :, positions] = block
 
         run(made, add)
-        with alone():
-            return grad_s, None, grad_mix[0] if made.slots == 1 else grad_mix.sum(0), grad_x
+        return grad_s, None, grad_mix[0] if made.slots == 1 else grad_mix.sum(0), grad_x
 
 
 def _fill(o: Tensor, where: Where, mix: Tensor, xc: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.losses.base import differentiable_once
-from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, cut, run
+from cankd_hf.losses.kernels.blocks import Cut, Piece, Where, alone_but_for_run, cut, run
 
 
 def project(teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
@@ -50,6 +50,7 @@ class _Projection(torch.autograd.Function):
     """Saves the teacher map it was given and, when pooling, which of four cells won: one byte a value."""
 
     @staticmethod
+    @alone_but_for_run
     def forward(ctx: Any, teacher: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
         cells = (teacher.shape[2] // 2) * (teacher.shape[3] // 2) if pool else teacher[0, 0].numel()
         out = weight.new_empty(teacher.shape[0], weight.shape[0], cells)
@@ -69,6 +70,7 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         teacher, weight, winner = ctx.saved_tensors
         made = _cut(teacher, weight, winner is not None, weight.numel())

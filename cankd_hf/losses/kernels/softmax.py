@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.losses.base import differentiable_once
-from cankd_hf.losses.kernels.blocks import BLOCK_CPU, Cut, Piece, Where, cut, run
+from cankd_hf.losses.kernels.blocks import BLOCK_CPU, Cut, Piece, Where, alone_but_for_run, cut, run
 
 QUERIES = 512  # in a block, if a map is as large: with fewer the products would wait for the keys
 
@@ -26,6 +26,7 @@ def softmax_read_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 class _SoftmaxRead(torch.autograd.Function):
     @staticmethod
+    @alone_but_for_run
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, channels, queries = query.shape
         y, keys = value.new_empty(batch, value.shape[1], queries), key.shape[2]
@@ -43,6 +44,7 @@ class _SoftmaxRead(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @alone_but_for_run
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, key, value, y, kept = ctx.saved_tensors
         made = _cut(query, key, value[0].numel())
