@@ -2,6 +2,7 @@
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -82,6 +83,18 @@ def cpu_of(run: Run, into: list[float]) -> Run:
         into.append(time.process_time() - start)
 
     return noted
+
+
+def against_plain(ours: Run, plain: Run, repeats: int, device: torch.device, name: str) -> tuple[float, list[str]]:
+    """The ratio of the plain form's seconds to ours, and a row of a table: name, both times, ratio.
+
+    CPU time of one thread on the CPU, wall-clock on an accelerator.
+    """
+    fast, slow = interleaved(
+        [ours, plain], repeats, device, time.process_time if device.type == "cpu" else time.perf_counter
+    )
+    ratio = statistics.median(two / one for one, two in zip(fast, slow, strict=True))
+    return ratio, [name, f"{min(fast):.2f} s", f"{min(slow):.2f} s", f"{ratio:.1f}x"]
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> Table:

@@ -1,15 +1,13 @@
 """`python -m cankd_hf.benchmark scoring`: segmentation scores from logits, against one `argmax` an image."""
 
-import time
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cankd_hf.benchmark.measure import interleaved, table
+from cankd_hf.benchmark.measure import against_plain, table
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.segmentation import segmentation_areas
 
@@ -41,11 +39,8 @@ def run_scoring(images: int, classes: int, size: Sequence[int], repeats: int, de
         for _ in range(rounds):
             _plain(logits, labels, classes)
 
-    clock = time.perf_counter if place.type == "cuda" else time.process_time
-    fast, slow = interleaved([ours, plain], repeats, place, clock)
-    ratio = median(two / one for one, two in zip(fast, slow, strict=True))
     name = f"{rounds * BATCH} masks, {size[0]}x{size[1]}, {classes} classes"
-    row = [name, f"{min(fast):.2f} s", f"{min(slow):.2f} s", f"{ratio:.1f}x"]
+    ratio, row = against_plain(ours, plain, repeats, place, name)
     title = f"Scoring from logits on {device}; the counts of both are the same"
     console.print(table(title, ("scored", "ours", "plain", "ratio"), [row]))
     return ratio

@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import time
 from collections.abc import Sequence
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from transformers import DeformableDetrImageProcessor
 from transformers.utils import ModelOutput
 
-from cankd_hf.benchmark.measure import interleaved, table
+from cankd_hf.benchmark.measure import against_plain, table
 from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.errors import InputError
 from cankd_hf.metrics.detection import MAX_DETECTIONS, _backend
@@ -49,11 +47,8 @@ def run_boxes(images: int, classes: int, size: Sequence[int], repeats: int, devi
     found, expected = ours(), plain()
     if any(not abs(found[name] - value) < 1e-6 for name, value in expected.items()):
         raise InputError("scoring: expected the plain form's scores, got others; report the sizes")
-    clock = time.perf_counter if place.type == "cuda" else time.process_time
-    fast, slow = interleaved([ours, plain], repeats, place, clock)
-    ratio = median(two / one for one, two in zip(fast, slow, strict=True))
     name = f"{images} images, {QUERIES} boxes each, {classes} classes"
-    row = [name, f"{min(fast):.2f} s", f"{min(slow):.2f} s", f"{ratio:.1f}x"]
+    ratio, row = against_plain(ours, plain, repeats, place, name)
     title = f"COCO scores from a detector's outputs on {device}; those of both are the same"
     console.print(table(title, ("scored", "ours", "plain", "ratio"), [row]))
     return ratio

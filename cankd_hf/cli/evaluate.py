@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,12 +85,13 @@ def _run(options: argparse.Namespace) -> int:
             f"{options.checkpoint}: the student knows {model.config.num_labels} classes, the data have "
             f"{len(task.id2label)}; name the data set it was trained for"
         )
-    args = CanKDConfig(
-        "evaluation", per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
-    )
-    if args.process_index == 0:
-        print(threads, file=sys.stderr)
-    scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
+        args = CanKDConfig(
+            scratch, per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
+        )
+        if args.process_index == 0:
+            print(threads, file=sys.stderr)
+        scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
     table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from cankd_hf.losses.base import FeatureLoss, compute_dtype
+from cankd_hf.losses.instance_mse import InstanceMSELoss
 from cankd_hf.losses.kernels.blocks import on_whole_maps
 from cankd_hf.losses.kernels.moments import pair_moments
 
@@ -26,12 +27,7 @@ class PearsonLoss(FeatureLoss):
     """
 
     raw_maps = True
-    paper = "2207.02039"
-    citation = (
-        "@inproceedings{cao2022pkd, title={PKD: General Distillation Framework for Object Detectors via Pearson "
-        "Correlation Coefficient}, author={Cao, Weihan and Zhang, Yifan and Gao, Jianfei and Cheng, Anda and Cheng, "
-        "Ke and Cheng, Jian}, booktitle={NeurIPS}, year={2022}}"
-    )
+    paper, citation = InstanceMSELoss.paper, InstanceMSELoss.citation  # PKD, both
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""

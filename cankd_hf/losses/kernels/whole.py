@@ -103,7 +103,6 @@ class _Projections(torch.autograd.Function):
         half = len(parameters) // 2
         pieces = packed.split([parameter.numel() for parameter in parameters])
         weights = [piece.view(len(bias), -1) for piece, bias in zip(pieces, pieces[half:], strict=False)]
-        start = sum(piece.numel() for piece in pieces[:half])
         kernel = packed[: sum(weight.numel() for weight in weights[:projected])].view(-1, teacher.shape[1])
         start = sum(piece.numel() for piece in pieces[:half])
         shift = packed[start : start + len(kernel)]
