@@ -29,6 +29,8 @@ _HARMLESS = {
     "data.cache",
     "data.check",
     "data.on_error",  # a broken file that the checks did not look at may be met later
+    "teacher.cache.folder",
+    "teacher.cache.repo",
     "output_dir",  # the saved recipe lies in it: the folder was moved, or is named in another way
     "training.dataloader_num_workers",
     "training.disable_tqdm",
@@ -112,6 +114,8 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
     for path, message in _training_together(recipe):
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
             problems.say(path, message)
+    for path, message in _caches(recipe) if problems.usable("teacher", "teachers") else ():
+        problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
     if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
@@ -136,6 +140,21 @@ def _training_together(recipe: Recipe) -> Iterator[tuple[str, str]]:
             if (key, message) not in told:
                 told.add((key, message))
                 yield f"{place}.{key}", message
+
+
+def _caches(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Stored teachers whose pictures would have to be two kinds at once, or cannot repeat."""
+    caches = {recipe.teacher_path(name): one.cache for name, one in recipe.named_teachers().items() if one.cache}
+    first = next(iter(caches.items()), None)
+    for path, cache in caches.items():
+        if first is not None and (cache.views, cache.seed) != (first[1].views, first[1].seed):
+            yield (
+                f"{path}.cache",
+                f"expected the views and seed of {first[0]}.cache ({first[1].views}, {first[1].seed}), as all "
+                f"teachers see the same pictures, got {cache.views}, {cache.seed}; write the same",
+            )
+        if recipe.data.streaming:
+            yield f"{path}.cache", "a stream does not repeat its pictures; set data.streaming: false, or leave it out"
 
 
 def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -209,7 +228,11 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
 def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:
     """The settings of a recipe, as plain data, that affect training: value by dotted path."""
     flat = _flat(recipe)
-    return {key: value for key, value in flat.items() if key not in _HARMLESS and key.split(".")[0] != "hub"}
+    return {key: value for key, value in flat.items() if not _is_harmless(key) and key.split(".")[0] != "hub"}
+
+
+def _is_harmless(key: str) -> bool:
+    return key in _HARMLESS or re.sub(r"^teachers\.[^.]+", "teacher", key) in _HARMLESS
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -6,12 +6,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 
 from cankd_hf.config.advice import Say
 from cankd_hf.config.data import Mean, Std
 from cankd_hf.config.schema import Section
 from cankd_hf.names import TORCHVISION
+
+
+@dataclass
+class CacheConfig(Section):
+    """Stored answers of a teacher, see docs/cache.md.
+
+    Attributes:
+        views: views (crops, flips, colours) of each image: after so many epochs the pictures repeat, and the teacher
+            is no longer run. What `data.strong` does to the student's pictures does not repeat.
+        codec: `exact`: bit for bit; `fp16`; `int8`: logits in bytes (where only softmax losses read them), the rest as
+            `fp16`; `pca`: maps as bytes of their 256 principal components too.
+        folder: where the answers are; one folder serves many teachers, runs and arms.
+        seed: of the views; null: that of the run. With a number, runs with several seeds share the answers: they see
+            the same pictures, in an order of their own.
+        repo: a data set on the Hub with the content of such a folder, from which the answers of this teacher are
+            downloaded first.
+    """
+
+    place: ClassVar[str] = "teacher.cache"
+
+    views: Annotated[int, Ge(1), Le(100_000)]
+    codec: Literal["exact", "fp16", "int8", "pca"] = "fp16"
+    folder: str = "runs/teacher_cache"
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] | None = None
+    repo: str | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Problems beyond types and ranges."""
+        if not self.folder.strip() or "://" in self.folder:
+            yield "folder", f"expected a local folder, got {self.folder!r}; name a data set of the Hub in repo"
 
 
 @dataclass
@@ -33,6 +63,7 @@ class TeacherConfig(Section):
         image_mean: mean of its input normalisation; by default that of its image processor.
         image_std: standard deviation of its input normalisation; by default that of its image processor.
         fit: settings of `training` with which a run first trains the teacher on the task; only used in recipes.
+        cache: stores its answers, so that it is run once for each picture.
     """
 
     place: ClassVar[str] = "teacher"
@@ -50,6 +81,7 @@ class TeacherConfig(Section):
     image_mean: Mean | None = None
     image_std: Std | None = None
     fit: dict[str, Any] | None = None
+    cache: CacheConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""

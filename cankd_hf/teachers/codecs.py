@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from cankd_hf.teachers.teacher import TeacherOutput
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS = 256  # channels that are kept of a map, at most
 CLIP = 16.0  # logits further below the largest one than so many temperatures are stored as if they were there
@@ -45,14 +48,14 @@ class Codec:
 
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         """How far the decoded field of each picture is from its value, `[B]`."""
-        value, decoded = value.flatten(1).double(), decoded.flatten(1).double()
+        value, decoded = value.flatten(1).float(), decoded.flatten(1).float()
         return (value - decoded).norm(dim=1) / value.norm(dim=1).clamp_min(_TINY)
 
     def add(self, value: Tensor) -> None:
         """Learns from a field, where the codec is fitted."""
 
-    def settle(self) -> None:
-        """Ends the fit."""
+    def settle(self, value: Tensor) -> None:
+        """Ends the fit, before the last field, which measures it."""
 
     def settings(self) -> dict[str, Any]:
         """What makes the same codec again, as plain data."""
@@ -135,11 +138,13 @@ class Components(Codec):
         self.mean = self.basis = torch.empty(0)
 
     def add(self, value: Tensor) -> None:
-        cells = value.float().transpose(0, 1).flatten(1).double()  # [C, positions]
-        found = [cells.sum(1), cells @ cells.T, cells.new_tensor(cells.shape[1])]
+        cells = value.float().transpose(0, 1).flatten(1)  # [C, positions]
+        found = [cells.sum(1).double(), (cells @ cells.T).double(), cells.new_tensor(cells.shape[1])]
         self._sums = [a + b for a, b in zip(self._sums, found, strict=True)] if self._sums else found
 
-    def settle(self) -> None:
+    def settle(self, value: Tensor) -> None:
+        if not self._sums:  # there is one batch only
+            self.add(value)
         total, products, count = self._sums
         mean = total / count
         covariance = products / count - mean[:, None] * mean[None]
@@ -185,6 +190,20 @@ def make_codec(name: str, field: str, value: Tensor, temperature: float | None) 
     if field == "logits" and name in ("int8", "pca") and temperature is not None and value.ndim in (2, 4):
         return Shifted(temperature)
     return Components() if field.startswith("maps.") and name == "pca" and value.ndim == 4 else Half()
+
+
+def wider_than(codec: Codec, worst: float) -> Codec:
+    """The codec, or a wider one where its worst error on the first batches is above its bound; that of components is
+    set by it."""
+    if isinstance(codec, Components):
+        codec.bound = max(2 * worst, HALF_BOUND) if math.isfinite(worst) else 0.0
+        return codec
+    if worst <= codec.bound or isinstance(codec, Exact):
+        return codec
+    wider = Half() if isinstance(codec, Shifted) else Exact()
+    said = codec.kind, codec.error_of, worst, codec.bound, wider.kind
+    logger.warning("teacher cache: %s would have a %s of %.2g, above %.0g; taken: %s", *said)
+    return wider
 
 
 def codec_from(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codec:
@@ -265,7 +284,7 @@ class Rows:
         return json.dumps(layout, sort_keys=True), torch.cat(columns, 1)
 
     @torch.no_grad()
-    def unpack(self, layout: str, rows: Tensor, wanted: Iterator[str] | None = None) -> dict[str, Tensor]:
+    def unpack(self, layout: str, rows: Tensor, wanted: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The fields `[B, ...]` of rows `[B, R]`, in the teacher's dtype, where the rows are."""
         kept, pieces = _read(layout)
         wanted_names = list(kept if wanted is None else wanted)
@@ -297,7 +316,8 @@ def _number(rows: Tensor, piece: Piece) -> Tensor:
     """The numbers of a piece of rows `[B, R]`, where they lie."""
     dtype = getattr(torch, piece.dtype)
     length = math.prod(piece.shape) * dtype.itemsize
-    return rows[:, piece.start : piece.start + length].view(dtype).unflatten(1, piece.shape or (1,))
+    found = rows[:, piece.start : piece.start + length].view(dtype)
+    return found.unflatten(1, piece.shape) if piece.shape else found.squeeze(1)
 
 
 def _as_given(value: Tensor, stride: list[int]) -> Tensor:

@@ -60,7 +60,10 @@ def dead(name: str, taps: Sequence[str], output: TeacherOutput, images: Tensor) 
         constant = [
             words
             for words, axes in (("for every image", (0,)), ("at every position", (2, 3)))
-            if _varies(images, axes) and any(value.shape[axis] > 1 for axis in axes) and not _varies(value, axes)
+            if value.numel()
+            and _varies(images, axes)
+            and any(value.shape[axis] > 1 for axis in axes)
+            and not _varies(value, axes)
         ]
         if constant and bool(torch.isfinite(value).all()):
             found.setdefault(" and ".join(constant), []).append(tap)

@@ -1,6 +1,7 @@
 """What all parts of `CanKDTrainer` share: the student, the teachers and their outputs for a batch."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import CallbackHandler
 
 from cankd_hf.data.common.batch import Batch
+from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task
 from cankd_hf.teachers.mixing import mix_outputs
@@ -74,6 +76,15 @@ class TeachingTrainer(Trainer):
             raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
         outputs = mix_outputs(outputs, batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
         return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
+
+    def first_batches(self, count: int) -> Iterator[Batch]:
+        """The batches that training begins with, on the device; the random state does not change."""
+        with seeded(self.args.seed):
+            loader: Any = self.get_train_dataloader()
+            for inputs in itertools.islice(loader, count):
+                yield Batch(self._prepare_inputs(inputs))
+        if hasattr(loader, "end"):
+            loader.end()  # accelerate takes a loader that was left early for the present one
 
     def close_loaders(self) -> None:
         """Ends persistent loading processes; the next batches start new ones.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from typing import Any
 
@@ -11,7 +10,6 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from cankd_hf.data.common.batch import Batch
-from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
 
@@ -43,15 +41,11 @@ class ConditioningMixin(TeachingTrainer):
         names, count = sorted({level.teacher for level, _ in wanted}), self.args.conditioning_batches
         logger.info("Measuring the statistics of %s on %d batches", ", ".join(names), count)
         sums: dict[int, Tensor] = {}
-        with seeded(self.args.seed):
-            loader: Any = self.get_train_dataloader()
-            for inputs in itertools.islice(loader, count):
-                outputs = self.source(Batch(self._prepare_inputs(inputs)), names)
-                for index, (level, module) in enumerate(wanted):
-                    found = module.sums(outputs[level.teacher].maps[level.number])
-                    sums[index] = found if index not in sums else sums[index] + found
-        if hasattr(loader, "end"):
-            loader.end()  # accelerate takes a loader that was left early for the present one
+        for batch in self.first_batches(count):
+            outputs = self.source(batch, names)
+            for index, (level, module) in enumerate(wanted):
+                found = module.sums(outputs[level.teacher].maps[level.number])
+                sums[index] = found if index not in sums else sums[index] + found
         for index, (_, module) in enumerate(wanted):
             module.settle(self.accelerator.reduce(sums[index], "sum"))
             for buffer in module.buffers():

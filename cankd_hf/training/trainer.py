@@ -19,6 +19,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
+from cankd_hf.training.caching import CacheCallback, CachingMixin, views_of
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.conditioning import ConditioningMixin
 from cankd_hf.training.contention import BusyCoresCallback
@@ -61,6 +62,7 @@ MEASURE_EVERY = 50
 
 class CanKDTrainer(
     SeedMixin,
+    CachingMixin,
     ConditioningMixin,
     FiniteMixin,
     FirstBatchMixin,
@@ -144,7 +146,8 @@ class CanKDTrainer(
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
-        kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
+        seeds = args.seed, args.data_seed, *views_of(self.teachers)
+        kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), *seeds)
         own = kwargs.get("data_collator")
         kwargs["data_collator"] = collator = self._collator(own, model)
         if kwargs.get("compute_metrics") is None:
@@ -181,6 +184,8 @@ class CanKDTrainer(
         self.working = WorkingCallback(self)
         if self.teachers:
             self.add_callback(self.working)
+        if self.caches:
+            self.add_callback(CacheCallback(self))
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
 
@@ -210,13 +215,11 @@ class CanKDTrainer(
         self.distiller.shares.check(sharded, self.compute_loss_func is not None)
 
     def _place_teachers(self) -> None:
-        """Moves the teachers to the device; those whose logits are read compute their head too."""
+        """Moves the teachers to the device, but for stored ones; those whose logits are read compute their head."""
         for name, teacher in self.teachers.items():
-            teacher.to(self.args.device)
-            if self.args.channels_last:
-                teacher.to(memory_format=torch.channels_last)
             read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
             teacher.reads_logits, teacher.reads_dense = "logits" in read, "dense" in read
+        self.use_stores()
 
     # Steps
 

@@ -117,7 +117,7 @@ class WorkingCallback(TrainerCallback):
 
     def _collated(self, samples: list[Any]) -> list[tuple[Batch, list[Any]]]:
         """Batches of an evaluation, still on the CPU, with their samples."""
-        count, collate = len(samples), self.trainer.data_collator
+        count, collate = len(samples), cast(Any, self.trainer).taught_collator
         size = self.trainer.args.eval_batch_size
         starts = list(range(0, count - (size > 1), size))  # no last one of a single image, which has no statistics
         parts = [samples[start:end] for start, end in zip(starts, [*starts[1:], count], strict=True)]

@@ -1,5 +1,7 @@
 """Collation: stacking tensors of several sizes, and batches that carry metadata about their samples."""
 
+import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +22,7 @@ TEACHER_VIEW = "teacher_pixel_values"  # the teacher's picture of a sample, or o
 AREA = "picture_area"  # of an item: (top, left, bottom, right) of the image within its padding
 DRAWN = "drawn"  # of an item: what is done to the student's picture with its batch
 OF_PICTURES = (TEACHER_VIEW, AREA, DRAWN)
+PICTURES = "pictures"  # of a batch: what identifies each picture of the teacher
 
 
 def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> Tensor:
@@ -97,6 +100,8 @@ class Batch(dict[str, Any]):
     `pixel_values` is what the student sees. `teacher_pixel_values` [B, 3, H, W], see `teacher_images`, is what the
     teachers see where it differs: the same geometry, normalised with the student's statistics too.
 
+    `pictures`, where teachers are stored, is a list of B hashes of what the teachers see, see `identities`.
+
     On its way from a loading process pictures and masks may still be bytes, see `unnormalized`: a quarter and an
     eighth of the memory for queues and copies to the device. The loaders of a trainer give it with normalised float32
     `pixel_values` and int64 `labels` on the device, as accelerate calls `to`.
@@ -114,7 +119,7 @@ class Batch(dict[str, Any]):
     @property
     def inputs(self) -> dict[str, Any]:
         """The model's inputs by name."""
-        return {name: value for name, value in self.items() if name not in (META, TEACHER_VIEW)}
+        return {name: value for name, value in self.items() if name not in (META, TEACHER_VIEW, PICTURES)}
 
     @property
     def teacher_images(self) -> Tensor:
@@ -174,6 +179,13 @@ class BatchCollator:
     ) -> None:
         self.collate, self.dtype, self.mix_labels = collate, dtype, mix_labels
         self.stride = 32  # the coarsest that is compared; set by the trainer
+        self.identifies = False
+
+    def identifying(self) -> "BatchCollator":
+        """The same, whose batches have the identities of their pictures, for stored teachers."""
+        made = copy.copy(self)
+        made.identifies = True
+        return made
 
     @property
     def takes_bytes(self) -> bool:
@@ -206,6 +218,8 @@ class BatchCollator:
                 batch.later = Later(
                     normalize[0], [(row, *size) for row, size in enumerate(sizes) if tuple(size) != canvas]
                 )
+        if self.identifies and isinstance(batch.get("pixel_values"), Tensor):
+            batch[PICTURES] = identities(batch.teacher_images, sizes)
         return batch
 
     def _collated(self, samples: list[Any]) -> Mapping[str, Any]:
@@ -252,6 +266,22 @@ class BatchCollator:
                 meta["seen"] = seen
         if valid is not None:
             meta["valid"] = valid
+
+
+def identities(images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[bytes]:
+    """What identifies each picture of a batch: 128-bit hashes of all that a teacher's answer for it depends on.
+
+    Args:
+        images: what the teachers see, [B, 3, H, W], with its padding.
+        sizes: (height, width) of each picture without its padding, where that is known.
+    """
+    found = []
+    for row, image in enumerate(images):
+        facts = str(image.dtype), *image.shape, *(sizes[row] if sizes is not None else ())
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+        digest.update(image.contiguous().view(torch.uint8).numpy())
+        found.append(digest.digest())
+    return found
 
 
 def _on_canvas(images: Sequence[Tensor], canvas: tuple[int, int]) -> Tensor:

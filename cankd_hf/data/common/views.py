@@ -17,6 +17,7 @@ from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded, students_seed
 from cankd_hf.data.common.streams import StreamDataset
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
+from cankd_hf.errors import InputError
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -37,11 +38,18 @@ class SeededDataset(Dataset):
     A run that is resumed, or split over more workers or processes, then sees the same crops and flips: with the usual
     stream of random numbers the workers of a resumed epoch draw other ones, because skipped batches draw none. Covered
     are the generators of torch, numpy and `random`.
+
+    Args:
+        dataset: the samples.
+        seed: of their augmentation.
+        views: after so many epochs the pictures repeat, but for what only the student sees; None: never.
+        view_seed: of these pictures, where it is another one.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, views: int | None = None, view_seed: int | None = None) -> None:
         self.dataset = dataset
-        self.seed = seed
+        self.seed, self.view_seed = seed, seed if view_seed is None else view_seed
+        self.views = views
         self._epoch = _shared_epoch()
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,11 +66,11 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, index: Any) -> Any:
         epoch, number = int(self._epoch), _number(index)
-        view = epoch  # of geometry and weak augmentation
+        view = epoch if self.views is None else epoch % self.views  # of geometry and weak augmentation
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
         with (
             students_seed(derived_seed(self.seed, "student", epoch, number)),
-            seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self.torch_only()),
+            seeded((self.view_seed * 1_000_003 + view) * 1_000_000_007 + number, self.torch_only()),
         ):
             return _with_meta(self.dataset[index], number, view)
 
@@ -151,16 +159,29 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
 
 
-def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
-    """A training set whose augmentation, and the order of a stream of ours, depend on `data_seed`, else on `seed`."""
+def seeded_views(
+    dataset: Any, seed: int, data_seed: int | None, views: int | None = None, view_seed: int | None = None
+) -> Any:
+    """A training set whose augmentation, and the order of a stream of ours, depend on `data_seed`, else on `seed`.
+
+    With `views` its pictures repeat, see `SeededDataset`.
+
+    Raises:
+        InputError: for a stream that is to repeat its pictures.
+    """
     if dataset is None:
         return None
     seed = seed if data_seed is None else data_seed
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed)
     if is_stream(dataset):
+        if views is not None:
+            raise InputError(
+                "teacher.cache: its pictures repeat by their numbers, which those of a stream do not have; load the "
+                "data set without streaming, or leave the cache out"
+            )
         return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
-    return SeededDataset(dataset, seed)
+    return SeededDataset(dataset, seed, views, view_seed)
 
 
 def unnormalized(dataset: Any) -> Any:

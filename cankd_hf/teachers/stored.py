@@ -1,0 +1,254 @@
+"""Stored teachers: a source of outputs that replays stored answers, and computes and stores the others."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cankd_hf.data.common.batch import PICTURES, Batch
+from cankd_hf.teachers.codecs import Rows, fields_of, output_of
+from cankd_hf.teachers.source import LiveTeachers
+from cankd_hf.teachers.store import Cost, Damaged, Ref, Seen, Store
+from cankd_hf.teachers.teacher import TeacherOutput
+
+logger = logging.getLogger(__name__)
+
+CPU, DEVICE, WALL = "cpu_seconds", "device_seconds", "wall_seconds"  # as a `CostMeter` calls them
+# What another kind of device, or other versions of the libraries, may change of an answer beside the codec.
+ELSEWHERE = 0.02
+
+
+@dataclass
+class Found:
+    """How many pictures had a stored answer.
+
+    Attributes:
+        hits: those that had.
+        misses: those that had not, and were computed.
+        refused: of these, those that are further off than the codec's bound, which are never stored.
+        reasons: why the others had none, after their views were seen once.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    refused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    _logged: tuple[int, int] = (0, 0)
+
+    def since(self) -> list[int]:
+        """Hits and misses since this was last called."""
+        before, self._logged = self._logged, (self.hits, self.misses)
+        return [now - then for now, then in zip(self._logged, before, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"hits": self.hits, "misses": self.misses, "refused": self.refused, "reasons": dict(self.reasons)}
+
+
+class StoredTeacher:
+    """The answers of one teacher.
+
+    What is computed goes through the codec too: a run that fills the store and one that reads it get the same values.
+    Pictures that are beyond the codec's bound are answered live each time.
+
+    Args:
+        store: with the answers.
+        live: runs the teacher on images `[B, 3, H, W]`.
+        rows: the store's codecs.
+        wanted: the fields that are read, of those in the store.
+        maps: the number of the teacher's maps.
+        whole: batches are computed whole where any picture is missed, as a compiled teacher wants one size.
+        foreign: the store was written by other libraries or on another kind of device: its first answer is compared.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        live: Callable[[Tensor], TeacherOutput],
+        rows: Rows,
+        wanted: Collection[str],
+        maps: int,
+        whole: bool = False,
+        foreign: bool = False,
+    ) -> None:
+        self.store, self.live, self.rows = store, live, rows
+        self.wanted, self.maps, self.whole = list(wanted), maps, whole
+        self.found = Found()
+        self.refused: set[bytes] = set()
+        self.distrusted = self.old = False  # old: all views were seen before, so that a miss needs a reason
+        self.spends: Callable[[], Cost] | None = None  # of a run that only fills a store: all that it spent so far
+        self._doubted, self._spent = foreign, Cost()
+
+    def __call__(self, images: Tensor, keys: Sequence[bytes], of: Callable[[], list[Seen]]) -> TeacherOutput:
+        """The outputs for pictures.
+
+        Args:
+            images: what the teacher sees, `[B, 3, H, W]`.
+            keys: the identity of each.
+            of: what each is of; only asked where one is missed, as it waits for the device.
+        """
+        hits, layout, rows = self.stored(keys, images.device)
+        if hits and self._doubted:
+            self._doubted = False
+            self._compare(images[hits[:1]], layout, rows[:1])
+            return self(images, keys, of)
+        missed = [row for row in range(len(keys)) if row not in set(hits)]
+        self.found.hits += len(hits)
+        self.found.misses += len(missed)
+        if not missed:
+            return output_of(self.rows.unpack(layout, rows, self.wanted), self.maps)
+        seen = of()
+        if self.old:
+            unknown = [seen[row] for row in missed if keys[row] not in self.refused]
+            self.found.reasons.update(map(self.store.why_not, unknown))
+        asked = list(range(len(keys))) if self.whole else missed
+        values = self._computed(images, asked, keys, seen, set(missed))
+        if hits:
+            replayed = self.rows.unpack(layout, rows, self.wanted)
+            values = {name: _merged(value, asked, replayed[name], hits) for name, value in values.items()}
+        return output_of(values, self.maps)
+
+    def stored(self, keys: Sequence[bytes], device: torch.device) -> tuple[list[int], str, Tensor]:
+        """Which pictures have an answer, the layout of these, and their rows on the device."""
+        none = [], "", torch.empty(0, dtype=torch.uint8)
+        if self.distrusted:
+            return none
+        hits: list[tuple[int, Ref]] = []
+        for row, ref in enumerate(self.store.find(keys)):
+            if ref is not None and (not hits or self.store.layout(ref) == self.store.layout(hits[0][1])):
+                hits.append((row, ref))
+        if not hits:
+            return none
+        try:
+            rows = self.store.read([ref for _, ref in hits], pin=device.type == "cuda")
+        except Damaged as error:
+            logger.warning("%s; it is computed again", error)
+            return self.stored(keys, device)
+        layout = self.store.layout(hits[0][1])
+        return [row for row, _ in hits], layout, rows.to(device, non_blocking=True)
+
+    def _computed(
+        self, images: Tensor, asked: list[int], keys: Sequence[bytes], seen: Sequence[Seen], missed: set[int]
+    ) -> dict[str, Tensor]:
+        """The fields of the pictures `asked`, which are stored where they were missed."""
+        before = clocks(images.device)
+        output = self.live(images if len(asked) == len(images) else images[asked])
+        exact = {name: value for name, value in fields_of(output).items() if name in self.rows.codecs}
+        layout, rows = self.rows.pack(exact)
+        values = self.rows.unpack(layout, rows)
+        good = self.rows.within(self.rows.errors(exact, values))
+        kept = [place for place, fits in enumerate(good.tolist()) if fits and asked[place] in missed]
+        if kept and not self.distrusted:
+            content = rows[kept].cpu()
+            cost = self._cost(before, images.device)
+            numbers = [asked[place] for place in kept]
+            self.store.add(layout, [keys[n] for n in numbers], content, [seen[n] for n in numbers], cost)
+        refused = [keys[n] for n, fits in zip(asked, good.tolist(), strict=True) if not fits and n in missed]
+        self.refused.update(refused)
+        self.found.refused += len(refused)
+        if refused:
+            values = {name: torch.where(_like(good, value), value, exact[name]) for name, value in values.items()}
+        return {name: values[name] for name in self.wanted}
+
+    def _cost(self, before: Cost, device: torch.device) -> Cost:
+        """Seconds of a computation; in a run that only fills a store, all since the last one."""
+        if self.spends is None:
+            now = clocks(device)
+            return {name: now[name] - start for name, start in before.items()}
+        last, self._spent = self._spent, self.spends()
+        return {name: seconds - last.get(name, 0.0) for name, seconds in self._spent.items()}
+
+    def differences(self, images: Tensor, layout: str, rows: Tensor) -> dict[str, Tensor]:
+        """The error of stored answers against live ones, `[B]` by field."""
+        exact = {name: value for name, value in fields_of(self.live(images)).items() if name in self.rows.codecs}
+        return self.rows.errors(exact, self.rows.unpack(layout, rows))
+
+    def allowed(self, field_name: str, elsewhere: bool) -> float:
+        """The largest error of a field; more, where the answer was computed elsewhere."""
+        return self.rows.codecs[field_name].bound + (ELSEWHERE if elsewhere else 0.0)
+
+    def _compare(self, images: Tensor, layout: str, rows: Tensor) -> None:
+        """Looks whether an answer of another machine is one of this teacher, and distrusts all if not."""
+        for name, error in self.differences(images, layout, rows).items():
+            if not bool((error <= self.allowed(name, True)).all()):
+                self.distrusted = True
+                logger.warning(
+                    "teacher cache: %s was written with %s, and its %s differs from this teacher's by %.2g; nothing of "
+                    "it is used",
+                    self.store.folder,
+                    self.store.header["machine"],
+                    name,
+                    float(error.max()),
+                )
+
+
+class StoredTeachers:
+    """A `TeacherSource` with stored answers for some teachers; the others, and pictures of no identity, are live.
+
+    Args:
+        live: all teachers.
+        place: brings a teacher to the device, before it is run for the first time.
+    """
+
+    def __init__(self, live: LiveTeachers, place: Callable[[str], None]) -> None:
+        self.live, self.place = live, place
+        self.stored: dict[str, StoredTeacher] = {}
+        self._placed: set[str] = set()
+
+    def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
+        """See `TeacherSource`."""
+        keys, images = batch.get(PICTURES), batch.teacher_images
+        found: dict[str, TeacherOutput] = {}
+        for name in self.live.teachers if names is None else names:
+            if keys is None or name not in self.stored:
+                found[name] = self.run(name, images)
+            else:
+                found[name] = self.stored[name](images, keys, lambda: seen_of(batch))
+        return found
+
+    def run(self, name: str, images: Tensor) -> TeacherOutput:
+        """The live output of a teacher for what it sees, `[B, 3, H, W]`."""
+        if name not in self._placed:
+            self.place(name)
+            self._placed.add(name)
+        return self.live.teachers[name](images)
+
+    def flush(self) -> None:
+        """Writes what was computed."""
+        for one in self.stored.values():
+            one.store.flush()
+
+
+def seen_of(batch: Batch) -> list[Seen]:
+    """What the pictures of a batch are of."""
+    images, meta = batch.teacher_images, batch.meta
+    numbers = (meta[name].tolist() if name in meta else [-1] * len(images) for name in ("sample", "view"))
+    return [Seen(sample, view, images.shape[-2], images.shape[-1]) for sample, view in zip(*numbers, strict=True)]
+
+
+def _merged(values: Tensor, asked: Sequence[int], replayed: Tensor, hits: Sequence[int]) -> Tensor:
+    """A field of all pictures: what was computed, and what was stored over it."""
+    made = values.new_empty(len(set(asked) | set(hits)), *values.shape[1:])
+    made[list(asked)] = values
+    made[list(hits)] = replayed
+    return made
+
+
+def _like(good: Tensor, value: Tensor) -> Tensor:
+    """bool `[B]` as `[B, 1, ...]`."""
+    return good.view(-1, *([1] * (value.ndim - 1)))
+
+
+def clocks(device: torch.device) -> Cost:
+    """CPU seconds of this process, and seconds of the device, or by the clock without one."""
+    if device.type == "cpu":
+        return {CPU: time.process_time(), WALL: time.perf_counter()}
+    torch.accelerator.synchronize(device)
+    return {CPU: time.process_time(), DEVICE: time.perf_counter()}

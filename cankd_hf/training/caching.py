@@ -1,0 +1,416 @@
+"""Stored teachers in a training: which store is a teacher's, what a new one will cost, and what a run found."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cankd_hf.config.teacher import CacheConfig
+from cankd_hf.data.common.batch import Batch, BatchCollator
+from cankd_hf.errors import InputError
+from cankd_hf.hub.download import download_folder
+from cankd_hf.losses.dist import DistLoss
+from cankd_hf.losses.dkd import DKDLoss
+from cankd_hf.losses.kl import KLLoss
+from cankd_hf.teachers.codecs import Codec, Rows, codec_from, fields_of, make_codec, wider_than
+from cankd_hf.teachers.identity import identity, machine, name_of
+from cankd_hf.teachers.source import LiveTeachers
+from cankd_hf.teachers.store import Store, check_free, create_store, read_header, stores_in
+from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
+from cankd_hf.teachers.teacher import Teacher
+from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.monitoring.cost import CostMeter
+from cankd_hf.training.placing import reads
+
+logger = logging.getLogger(__name__)
+
+FIRST = 8  # batches on which codecs are fitted and measured
+MANY, LEAST = 0.2, 32  # share of pictures without an answer, and their number, that is told when all views were seen
+_FILES, _CHARGED = "teacher_cache_files", "teacher_cache_seconds"  # in the log history
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store will take when all its answers are there.
+
+    Attributes:
+        answers: their number.
+        size: bytes of one.
+        seconds: by the clock for one: reading the picture, the teacher, and the codec.
+        there: answers that are stored already.
+    """
+
+    answers: int
+    size: int
+    seconds: float
+    there: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Answers that are still to be computed, at most."""
+        return max(0, self.answers - self.there)
+
+    def line(self) -> str:
+        """In words."""
+        size, left = self.size * self.answers, self.missing * self.seconds
+        time_left = f"{left:.0f} seconds" if left < 120 else f"{left / 60:.0f} minutes"
+        return (
+            f"{self.answers} answers of {self.size / 1e6:.3f} MB, {size / 1e9:.3f} GB in all; {self.there} are there, "
+            f"the others take about {time_left}"
+        )
+
+
+class Stopwatch:
+    """The seconds for a picture of batches that are read and answered one after the other, without the first one."""
+
+    def __init__(self) -> None:
+        self._start, self._laps = time.perf_counter(), list[tuple[float, int]]()
+
+    def go_on(self) -> None:
+        """Leaves out the time since the last lap, in which codecs are fitted."""
+        self._start = time.perf_counter()
+
+    def lap(self, device: torch.device, images: int) -> None:
+        """Ends the lap of a batch."""
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        now = time.perf_counter()
+        self._laps.append((now - self._start, images))
+        self._start = now
+
+    @property
+    def each(self) -> float:
+        """Seconds for a picture."""
+        laps = self._laps[1:] or self._laps
+        return sum(seconds for seconds, _ in laps) / sum(images for _, images in laps)
+
+
+class CachingMixin(TeachingTrainer):
+    """Methods of `CanKDTrainer` for teachers with a `cache`."""
+
+    paid_files: Mapping[str, int] = {}  # files that this run had written before it was interrupted
+    plans: dict[str, Plan]
+    _unopened: list[str]
+
+    @property
+    def caches(self) -> dict[str, CacheConfig]:
+        """The settings of the stored teachers by name."""
+        return {name: one.config.cache for name, one in self.teachers.items() if one.config.cache is not None}
+
+    def use_stores(self) -> None:
+        """Makes the source of the outputs: live, or stored where a teacher has a cache. Stored teachers are moved to
+        the device when they are run for the first time."""
+        for name in self.teachers.keys() - self.caches.keys():
+            self.place_teacher(name)
+        before = getattr(self, "source", None)
+        if isinstance(before, StoredTeachers):
+            before.flush()
+        if type(before) in (LiveTeachers, StoredTeachers) and self.caches:
+            self.source = StoredTeachers(LiveTeachers(self.teachers), self.place_teacher)
+        self._unopened, self.plans = list(self.caches), {}
+
+    def place_teacher(self, name: str) -> None:
+        """Moves a teacher to the device."""
+        teacher = self.teachers[name].to(self.args.device)
+        if self.args.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+
+    @property
+    def stored(self) -> dict[str, StoredTeacher]:
+        """The teachers whose stores are open."""
+        return self.source.stored if isinstance(self.source, StoredTeachers) else {}
+
+    @property
+    def taught_collator(self) -> Any:
+        """The collator of batches about which teachers are asked."""
+        collator = self.data_collator
+        return collator.identifying() if self.caches and isinstance(collator, BatchCollator) else collator
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        collator = self.data_collator
+        if kwargs.get("is_training", False):
+            self.data_collator = self.taught_collator
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
+        if self._unopened:
+            self.open_stores()
+        return super()._ask_teachers(batch, factors, measure)
+
+    def open_stores(self, answers: int | None = None) -> None:
+        """Opens the store of each teacher with a cache, or makes it: fits its codecs on the first training batches,
+        measures their error, and says what it will take.
+
+        Args:
+            answers: how many there will be; by default as many as the run asks for.
+
+        Raises:
+            InputError: where the disk has too little room, or the folder cannot be written.
+        """
+        source, names, self._unopened = self.source, self._unopened, []
+        if not isinstance(source, StoredTeachers):
+            return
+        if answers is None:
+            answers = self._answers()
+        for name in names:
+            with self.accelerator.main_process_first():
+                store = self._found(name)
+            if store is None:
+                store = self._made(name, answers)
+            plan = Plan(answers, int(store.header["row_bytes"]), float(store.header["seconds"]), len(store))
+            self.plans[name] = plan
+            if self.args.process_index == 0:
+                logger.warning("teacher cache of %s: %s; %s", name, plan.line(), store.folder)
+            check_free(store.folder, plan.missing * plan.size)
+            source.stored[name] = self._ready(name, store)
+
+    def _answers(self) -> int:
+        """The answers that the training asks for."""
+        args, images = self.args, len(self.train_dataset) if self.train_dataset is not None else 0  # type: ignore[arg-type]
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = self.state.max_steps or args.max_steps
+        views = next(iter(self.caches.values())).views
+        return min(images * views, steps * batch) if steps > 0 else images * views
+
+    def _needs(self, name: str) -> set[str]:
+        """What the terms read of a teacher: `maps.0`, `logits`, `dense`."""
+        items = [item for item in self.distiller.placed if item.teacher == name]
+        return {reads(one.term) if one.pair is None else f"maps.{one.pair.teacher}" for one in items}
+
+    def _temperature(self, name: str) -> float | None:
+        """The largest temperature at which logits are read, if none is read but through a softmax over the classes."""
+        losses = [i.loss for i in self.distiller.placed if i.teacher == name and reads(i.term) == "logits"]
+        shifting = all(
+            isinstance(one, DKDLoss | DistLoss) or (isinstance(one, KLLoss) and one.activation == "softmax")
+            for one in losses
+        )
+        return max(float(one.temperature) for one in losses) if losses and shifting else None  # type: ignore[arg-type]
+
+    def _identity(self, name: str) -> dict[str, Any]:
+        teacher, cache = self.teachers[name], self.caches[name]
+        return identity(teacher, self.args.device, cache.codec)
+
+    def _folder(self, name: str) -> Path:
+        """The folder of a new store of a teacher."""
+        known = {"needs": sorted(self._needs(name)), "temperature": self._temperature(name)}
+        return Path(self.caches[name].folder) / name_of({**self._identity(name), **known})
+
+    def _found(self, name: str) -> Store | None:
+        """The store with what the terms read of this teacher, if there is one."""
+        cache, own, needs, new = self.caches[name], self._identity(name), self._needs(name), self._folder(name)
+        folder = Path(cache.folder)
+        if cache.repo is not None:
+            download_folder(cache.repo, folder, f"{new.name}/*", f"{self._path(name)}.repo")
+        for place in [new, *stores_in(folder)]:
+            if (header := read_header(place)) is not None and self._serves(name, header, own, needs):
+                return Store(place, header, self.paid_files)
+        return None
+
+    def _path(self, name: str) -> str:
+        return "teacher.cache" if len(self.teachers) == 1 else f"teachers.{name}.cache"
+
+    def _serves(self, name: str, header: Mapping[str, Any], own: Mapping[str, Any], needs: set[str]) -> bool:
+        """Whether a store is of this teacher, and has what the terms read of it."""
+        kept = {key for field in header["codecs"] for key in (field, field.partition(".")[0])}
+        logits = header["codecs"].get("logits", {})
+        fits = "logits" not in needs or logits.get("temperature", self._temperature(name)) == self._temperature(name)
+        return header["identity"] == own and needs <= kept and ("dense" in needs) == ("dense" in kept) and fits
+
+    def _ready(self, name: str, store: Store) -> StoredTeacher:
+        header, teacher, needs, source = store.header, self.teachers[name], self._needs(name), self.source
+        assert isinstance(source, StoredTeachers)
+        fitted: dict[str, dict[str, Tensor]] = {}
+        for key, value in store.fitted.items():
+            field, _, inner = key.partition(":")
+            fitted.setdefault(field, {})[inner] = value
+        codecs = {field: codec_from(settings, fitted.get(field, {})) for field, settings in header["codecs"].items()}
+        other = needs - {need for need in needs if need.startswith("maps.")}
+        wanted = [field for field in codecs if field in needs or (other and not field.startswith("maps."))]
+        teacher.reads_logits |= "logits" in codecs
+        return StoredTeacher(
+            store,
+            lambda images: source.run(name, images),
+            Rows(codecs),
+            wanted,
+            len(self.distiller.teachers[name].levels),
+            whole=teacher.config.compile,
+            foreign=header["machine"] != machine(self.args.device),
+        )
+
+    def _made(self, name: str, answers: int) -> Store:
+        """A new store: its codecs fitted and measured on the first batches, but for the last one, which measures."""
+        source, needs, before = self.source, self._needs(name), clocks(self.args.device)
+        assert isinstance(source, StoredTeachers)
+        codecs: dict[str, Codec] = {}
+        exact: dict[str, Tensor] = {}
+        watch = Stopwatch()
+        for batch in self.first_batches(FIRST):
+            for key, codec in codecs.items():  # of the batch before: the last one measures
+                codec.add(exact[key])
+            found = fields_of(source.run(name, batch.teacher_images))
+            exact = {key: value for key, value in found.items() if key in needs or not key.startswith("maps.")}
+            codecs = codecs or self._codecs(name, exact)
+            watch.lap(self.args.device, len(batch.teacher_images))
+        if not codecs:
+            raise InputError("train_dataset: expected one to store the teacher's answers for, got none")
+        rows, errors = self._measured(codecs, exact)
+        start = time.perf_counter()
+        layout, packed = rows.pack(exact)
+        rows.within(rows.errors(exact, rows.unpack(layout, packed)))
+        seconds = watch.each + (time.perf_counter() - start) / len(packed)
+        check_free(self._disk(name), answers * packed.shape[1])
+        header = {
+            "identity": self._identity(name),
+            "codecs": {key: {**codec.settings(), **errors[key]} for key, codec in rows.codecs.items()},
+            "row_bytes": packed.shape[1],
+            "seconds": seconds,
+            "machine": machine(self.args.device),
+            "teacher": self.teachers[name].manifest(),
+            "views": self.caches[name].views,
+            "cost": {clock: now - before[clock] for clock, now in clocks(self.args.device).items()},
+        }
+        fitted = {
+            f"{key}:{inner}": one for key, codec in rows.codecs.items() for inner, one in codec.tensors().items()
+        }
+        return create_store(self._folder(name), header, fitted)
+
+    def _disk(self, name: str) -> Path:
+        folder = Path(self.caches[name].folder).absolute()
+        return next(place for place in (folder, *folder.parents) if place.exists())
+
+    def _codecs(self, name: str, exact: Mapping[str, Tensor]) -> dict[str, Codec]:
+        codec, temperature = self.caches[name].codec, self._temperature(name)
+        return {key: make_codec(codec, key, value, temperature) for key, value in exact.items()}
+
+    def _measured(
+        self, codecs: dict[str, Codec], exact: Mapping[str, Tensor]
+    ) -> tuple[Rows, dict[str, dict[str, float]]]:
+        """The codecs, fitted, and their errors; logits that int8 does not hold closely enough become float16."""
+        for key, codec in codecs.items():
+            codec.settle(exact[key])
+        while True:
+            rows = Rows(codecs)
+            errors = rows.errors(exact, rows.unpack(*rows.pack(exact)))
+            wider = {key: wider_than(codec, float(errors[key].max())) for key, codec in codecs.items()}
+            if wider == codecs:
+                break
+            codecs = wider
+        told = {key: {"error": float(one.mean()), "worst": float(one.max())} for key, one in errors.items()}
+        if self.args.process_index == 0:
+            for key, one in told.items():
+                codec = codecs[key]
+                said = key, codec.kind, codec.error_of, one["error"], one["worst"]
+                logger.warning("teacher cache: %s as %s: %s %.2g, at worst %.2g", *said)
+        return rows, told
+
+    # What a run found
+
+    def cache_facts(self) -> dict[str, Any]:
+        """How many pictures had a stored answer, by teacher, as plain data."""
+        return {
+            name: {**one.found.facts(), "folder": str(one.store.folder), "codec": self.caches[name].codec}
+            for name, one in self.stored.items()
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, one in self.stored.items():
+                since = torch.tensor(one.found.since(), dtype=torch.float32).to(self.args.device)
+                hits, misses = self.accelerator.reduce(since, "sum").tolist()
+                key = "teacher_cache_hits" if len(self.stored) == 1 else f"teacher_cache_hits/{name}"
+                logs |= {key: hits / (hits + misses)} if hits + misses else {}
+        super().log(logs, start_time)
+
+
+def views_of(teachers: Mapping[str, Teacher]) -> tuple[int | None, int | None]:
+    """After how many epochs pictures repeat, and the seed of these; (None, None) without stored teachers.
+
+    Raises:
+        InputError: if teachers differ in it.
+    """
+    found = {(one.config.cache.views, one.config.cache.seed) for one in teachers.values() if one.config.cache}
+    if len(found) > 1:
+        raise InputError(
+            f"teachers: expected one number of views and one seed in all caches, got {sorted(found, key=str)}"
+        )
+    return next(iter(found), (None, None))
+
+
+class CacheCallback(TrainerCallback):
+    """Writes answers at the end of each epoch, charges those that others paid, and says why pictures have none.
+
+    Args:
+        trainer: a `CanKDTrainer`; the caller adds the callback to it.
+    """
+
+    def __init__(self, trainer: CachingMixin) -> None:
+        self.trainer = trainer
+        self._before: dict[str, float] = {}  # what was charged before an interruption
+        self._told = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        last = state.log_history[-1] if state.log_history else {}
+        self.trainer.paid_files, self._before = dict(last.get(_FILES, {})), dict(last.get(_CHARGED, {}))
+        for one in self.trainer.stored.values():
+            one.old = False
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for name, one in self.trainer.stored.items():
+            one.old = int(state.epoch or 0) >= self.trainer.caches[name].views
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for one in self.trainer.stored.values():
+            one.store.flush()
+        self._tell()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for one in self.trainer.stored.values():
+            one.store.flush()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        stores = [one.store for one in self.trainer.stored.values()]
+        charged = dict(self._before)
+        for store in stores:
+            for clock, seconds in store.charged().items():
+                most = store.spent().get(clock, seconds)
+                charged[clock] = min(charged.get(clock, 0.0) + seconds, self._before.get(clock, 0.0) + most)
+        files = {**self.trainer.paid_files, **{store.writer: store.written for store in stores if store.written}}
+        if stores:
+            state.log_history[-1] |= {_FILES: files, _CHARGED: charged}
+        meters = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, CostMeter)]
+        for meter in meters if any(charged.values()) else ():
+            meter.prepay("teacher cache", charged)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.on_epoch_end(args, state, control)
+        if state.log_history:
+            self.on_log(args, state, control)
+        for one in self.trainer.stored.values():
+            one.store.note_use({**one.found.facts(), "run": args.output_dir, "when": time.time()})
+
+    def _tell(self) -> None:
+        """Says once, where many pictures had no answer after all views were seen, why."""
+        for name, one in self.trainer.stored.items():
+            unknown = sum(one.found.reasons.values())
+            if self._told or unknown < LEAST or unknown < MANY * (one.found.hits + one.found.misses) / 2:
+                continue
+            self._told = True
+            reasons = "; ".join(f"{count}: {reason}" for reason, count in one.found.reasons.most_common())
+            logger.warning(
+                "teacher cache of %s: %d pictures had no stored answer, and were computed live. %s",
+                name,
+                unknown,
+                reasons,
+            )
