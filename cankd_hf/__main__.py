@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a student by distillation, as described in a recipe",
+    "cache": "store a teacher's answers, so that training does not run it again",
     "compare": "compare arms of one recipe, at equal steps and at equal cost",
     "evaluate": "score a saved student",
     "visualize": "look at a student, its teacher and their training",

@@ -422,6 +422,7 @@ def _save(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None
     aside = path.with_name(f"{ASIDE}{path.name}")
     try:
         save_file(tensors, aside, metadata=facts)
+        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for this user alone
         with aside.open("rb") as stream:
             os.fsync(stream.fileno())
         aside.replace(path)

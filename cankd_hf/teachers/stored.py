@@ -83,8 +83,8 @@ class StoredTeacher:
         self.found = Found()
         self.refused: set[bytes] = set()
         self.distrusted = self.old = False  # old: all views were seen before, so that a miss needs a reason
-        self.spends: Callable[[], Cost] | None = None  # of a run that only fills a store: all that it spent so far
-        self._doubted, self._spent = foreign, Cost()
+        self.spends: Callable[[], Cost] | None = None  # of a run that only fills stores: what it spent since the last
+        self._doubted = foreign
 
     def __call__(self, images: Tensor, keys: Sequence[bytes], of: Callable[[], list[Seen]]) -> TeacherOutput:
         """The outputs for pictures.
@@ -158,12 +158,11 @@ class StoredTeacher:
         return {name: values[name] for name in self.wanted}
 
     def _cost(self, before: Cost, device: torch.device) -> Cost:
-        """Seconds of a computation; in a run that only fills a store, all since the last one."""
-        if self.spends is None:
-            now = clocks(device)
-            return {name: now[name] - start for name, start in before.items()}
-        last, self._spent = self._spent, self.spends()
-        return {name: seconds - last.get(name, 0.0) for name, seconds in self._spent.items()}
+        """Seconds of a computation; in a run that only fills stores, all since the last one."""
+        if self.spends is not None:
+            return self.spends()
+        now = clocks(device)
+        return {name: now[name] - start for name, start in before.items()}
 
     def differences(self, images: Tensor, layout: str, rows: Tensor) -> dict[str, Tensor]:
         """The error of stored answers against live ones, `[B]` by field."""
@@ -179,13 +178,9 @@ class StoredTeacher:
         for name, error in self.differences(images, layout, rows).items():
             if not bool((error <= self.allowed(name, True)).all()):
                 self.distrusted = True
+                said = self.store.folder, self.store.header["machine"], name, float(error.max())
                 logger.warning(
-                    "teacher cache: %s was written with %s, and its %s differs from this teacher's by %.2g; nothing of "
-                    "it is used",
-                    self.store.folder,
-                    self.store.header["machine"],
-                    name,
-                    float(error.max()),
+                    "teacher cache: %s was written by %s, and its %s is %.2g off this teacher's; it is not used", *said
                 )
 
 

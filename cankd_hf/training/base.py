@@ -81,10 +81,14 @@ class TeachingTrainer(Trainer):
         """The batches that training begins with, on the device; the random state does not change."""
         with seeded(self.args.seed):
             loader: Any = self.get_train_dataloader()
-            for inputs in itertools.islice(loader, count):
-                yield Batch(self._prepare_inputs(inputs))
+            yield from itertools.islice(self.batches_of(loader), count)
         if hasattr(loader, "end"):
             loader.end()  # accelerate takes a loader that was left early for the present one
+
+    def batches_of(self, loader: Any) -> Iterator[Batch]:
+        """The batches of a loader, as training gets them."""
+        for inputs in loader:
+            yield Batch(self._prepare_inputs(inputs))
 
     def close_loaders(self) -> None:
         """Ends persistent loading processes; the next batches start new ones.

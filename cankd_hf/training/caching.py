@@ -33,6 +33,7 @@ from cankd_hf.training.placing import reads
 
 logger = logging.getLogger(__name__)
 
+BESIDE = 64  # bytes of a store for each answer, beside its row
 FIRST = 8  # batches on which codecs are fitted and measured
 MANY, LEAST = 0.2, 32  # share of pictures without an answer, and their number, that is told when all views were seen
 _FILES, _CHARGED = "teacher_cache_files", "teacher_cache_seconds"  # in the log history
@@ -98,7 +99,6 @@ class CachingMixin(TeachingTrainer):
     """Methods of `CanKDTrainer` for teachers with a `cache`."""
 
     paid_files: Mapping[str, int] = {}  # files that this run had written before it was interrupted
-    plans: dict[str, Plan]
     _unopened: list[str]
 
     @property
@@ -116,7 +116,7 @@ class CachingMixin(TeachingTrainer):
             before.flush()
         if type(before) in (LiveTeachers, StoredTeachers) and self.caches:
             self.source = StoredTeachers(LiveTeachers(self.teachers), self.place_teacher)
-        self._unopened, self.plans = list(self.caches), {}
+        self._unopened = list(self.caches)
 
     def place_teacher(self, name: str) -> None:
         """Moves a teacher to the device."""
@@ -149,32 +149,55 @@ class CachingMixin(TeachingTrainer):
             self.open_stores()
         return super()._ask_teachers(batch, factors, measure)
 
-    def open_stores(self, answers: int | None = None) -> None:
+    def plan_stores(self, answers: int) -> dict[str, Plan]:
+        """What the stores will take when they have this many answers, by teacher; nothing is written."""
+        plans = {}
+        for name in self._unopened:
+            store = self._found(name)
+            header = self._new(name)[0] if store is None else store.header
+            plans[name] = self._planned(header, answers, 0 if store is None else len(store))
+        return plans
+
+    def _planned(self, header: Mapping[str, Any], answers: int, there: int) -> Plan:
+        return Plan(answers, int(header["row_bytes"]) + BESIDE, float(header["seconds"]), there)
+
+    def open_stores(self, answers: int | None = None, make: bool = True) -> list[str]:
         """Opens the store of each teacher with a cache, or makes it: fits its codecs on the first training batches,
         measures their error, and says what it will take.
 
         Args:
             answers: how many there will be; by default as many as the run asks for.
+            make: make those that are missing.
+
+        Returns:
+            The teachers that have none, without `make`.
 
         Raises:
             InputError: where the disk has too little room, or the folder cannot be written.
         """
         source, names, self._unopened = self.source, self._unopened, []
         if not isinstance(source, StoredTeachers):
-            return
+            return []
+        missing = []
         if answers is None:
             answers = self._answers()
         for name in names:
             with self.accelerator.main_process_first():
                 store = self._found(name)
+            if store is None and not make:
+                missing.append(name)
+                continue
             if store is None:
-                store = self._made(name, answers)
-            plan = Plan(answers, int(store.header["row_bytes"]), float(store.header["seconds"]), len(store))
-            self.plans[name] = plan
+                header, fitted = self._new(name)
+                plan = self._planned(header, answers, 0)
+                check_free(self._disk(name), plan.missing * plan.size)
+                store = create_store(self._folder(name), header, fitted)
+            plan = self._planned(store.header, answers, len(store))
             if self.args.process_index == 0:
                 logger.warning("teacher cache of %s: %s; %s", name, plan.line(), store.folder)
             check_free(store.folder, plan.missing * plan.size)
             source.stored[name] = self._ready(name, store)
+        return missing
 
     def _answers(self) -> int:
         """The answers that the training asks for."""
@@ -249,8 +272,9 @@ class CachingMixin(TeachingTrainer):
             foreign=header["machine"] != machine(self.args.device),
         )
 
-    def _made(self, name: str, answers: int) -> Store:
-        """A new store: its codecs fitted and measured on the first batches, but for the last one, which measures."""
+    def _new(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Header and fitted values of a new store: its codecs are fitted and measured on the first batches, but for
+        the last one, which measures."""
         source, needs, before = self.source, self._needs(name), clocks(self.args.device)
         assert isinstance(source, StoredTeachers)
         codecs: dict[str, Codec] = {}
@@ -270,7 +294,6 @@ class CachingMixin(TeachingTrainer):
         layout, packed = rows.pack(exact)
         rows.within(rows.errors(exact, rows.unpack(layout, packed)))
         seconds = watch.each + (time.perf_counter() - start) / len(packed)
-        check_free(self._disk(name), answers * packed.shape[1])
         header = {
             "identity": self._identity(name),
             "codecs": {key: {**codec.settings(), **errors[key]} for key, codec in rows.codecs.items()},
@@ -284,7 +307,7 @@ class CachingMixin(TeachingTrainer):
         fitted = {
             f"{key}:{inner}": one for key, codec in rows.codecs.items() for inner, one in codec.tensors().items()
         }
-        return create_store(self._folder(name), header, fitted)
+        return header, fitted
 
     def _disk(self, name: str) -> Path:
         folder = Path(self.caches[name].folder).absolute()

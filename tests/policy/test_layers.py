@@ -36,6 +36,7 @@ LEVELS = {
     "cli": 9,
     "compare": 10,  # over everything that trains one run
     "train": 10,
+    "cache": 10,
     "evaluate": 10,
     "push": 10,
     "__main__": 11,
