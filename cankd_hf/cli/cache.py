@@ -141,9 +141,9 @@ def _fill(trainer: Any) -> int:
         one.store.refresh()
         found = one.found
         print(
-            f"{name}: {len(one.store)} answers in {one.store.folder}, {one.store.size / 1e9:.3f} GB; {found.misses} "
-            f"computed and {found.hits} found in {time.perf_counter() - begun:.0f} s; {found.refused} beyond the bound "
-            "of their codec"
+            f"{name}: {len(one.store)} answers in {one.store.folder}, {one.store.size / 1e9:.3f} GB; "
+            f"{found.misses} computed and {found.hits} found in {time.perf_counter() - begun:.0f} s; "
+            f"{found.refused} beyond the bound of their codec"
         )
     return 0
 
@@ -205,7 +205,8 @@ def show(folders: Sequence[Path]) -> int:
     """Lists the stores of some folders."""
     from rich.table import Table
 
-    from cankd_hf.teachers.store import USES, Store, read_header, stores_in
+    from cankd_hf.teachers.store import USES, Store
+    from cankd_hf.teachers.store_files import read_header, stores_in
 
     table = Table(title="stored teachers", title_justify="left")
     for column in ("store", "teacher", "codec", "answers", "GB", "cost", "hits"):

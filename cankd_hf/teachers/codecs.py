@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from cankd_hf.teachers.teacher import TeacherOutput
 
@@ -49,7 +50,7 @@ class Codec:
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         """How far the decoded field of each picture is from its value, `[B]`."""
         value, decoded = value.flatten(1).float(), decoded.flatten(1).float()
-        return (value - decoded).norm(dim=1) / value.norm(dim=1).clamp_min(_TINY)
+        return vector_norm(value - decoded, dim=1) / vector_norm(value, dim=1).clamp_min(_TINY)
 
     def add(self, value: Tensor) -> None:
         """Learns from a field, where the codec is fitted."""
@@ -164,12 +165,12 @@ class Components(Codec):
         if self.basis.device != scale.device:
             self.mean, self.basis = self.mean.to(scale.device), self.basis.to(scale.device)
         cells = self.basis * scale[:, None] @ whole.flatten(2).float()
-        return (cells + self.mean[:, None]).unflatten(2, tuple(whole.shape[2:]))
+        return (cells + self.mean[:, None]).reshape(len(cells), -1, *whole.shape[2:])
 
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         value, decoded = value.float().flatten(2), decoded.float().flatten(2)
-        varies = (value - value.mean(2, keepdim=True)).flatten(1).norm(dim=1)
-        return (value - decoded).flatten(1).norm(dim=1) / varies.clamp_min(_TINY)
+        varies = vector_norm(value - value.mean(2, keepdim=True), dim=(1, 2))
+        return vector_norm(value - decoded, dim=(1, 2)) / varies.clamp_min(_TINY)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "basis": self.basis}

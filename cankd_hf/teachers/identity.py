@@ -27,7 +27,7 @@ def identity(teacher: Teacher, device: torch.device, codec: str) -> dict[str, An
         codec: of the recipe.
     """
     dtype = teacher.dtype if teacher.config.dtype != "auto" else auto_dtype(device.type)
-    config = getattr(teacher.model, "config", None)
+    config: Any = getattr(teacher.model, "config", None)
     settings = _plain(config.to_dict()) if hasattr(config, "to_dict") else {}
     return {
         "schema": SCHEMA,
@@ -60,7 +60,7 @@ def weights_digest(teacher: Teacher, dtype: torch.dtype) -> str:
     for name, value in _values(teacher):
         value = value.detach().to(dtype) if value.is_floating_point() else value.detach()
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -14,11 +14,10 @@ import errno
 import json
 import logging
 import os
-import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,17 +25,16 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.teachers.store_files import ASIDE, HEADER, check_free, clean, publish_once, read_header, save
 
 logger = logging.getLogger(__name__)
 
-HEADER, USES, ASIDE = "header.json", "uses", ".partial-"
+USES = "uses"
 SHARD = 64 << 20  # bytes of rows after which a file is written
-MARGIN = 256 << 20  # bytes of disk that are left free
-OLD = 3600.0  # seconds after which a file that was not finished belongs to nobody
 SETTLED = 2.0  # seconds after which the time stamp of a folder tells of every change
 IDENTITY = 16  # bytes
 
@@ -174,7 +172,7 @@ class Store:
                 shard.rows = file.get_tensor("rows")  # mapped, not read
         row = shard.rows[ref.row]
         if ref.row not in shard.checked:
-            if zlib.crc32(row.numpy()) != shard.sums[ref.row]:
+            if zlib.crc32(row.numpy().data) != shard.sums[ref.row]:
                 self._leave_out(ref)
                 raise Damaged(f"{shard.path}: row {ref.row} is not what was written")
             shard.checked.add(ref.row)
@@ -293,10 +291,10 @@ class Store:
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(pending.keys)), dtype=torch.uint8).view(-1, IDENTITY),
             "rows": torch.stack(pending.rows),
-            "sums": torch.tensor([zlib.crc32(row.numpy()) for row in pending.rows]),
+            "sums": torch.tensor([zlib.crc32(row.numpy().data) for row in pending.rows]),
             "seen": torch.tensor(pending.seen),
         }
-        _save(path, tensors, {"layout": pending.layout, "cost": json.dumps(pending.cost)})
+        save(path, tensors, {"layout": pending.layout, "cost": json.dumps(pending.cost)})
         self.written += 1
         self._known[path.name] = path.stat().st_size
         for key in pending.keys:
@@ -329,37 +327,6 @@ class Store:
         return total
 
 
-def check_free(folder: Path, size: float) -> None:
-    """Raises `InputError` where the disk of a folder has not this many bytes, and `MARGIN` beside them."""
-    free = shutil.disk_usage(folder).free
-    if size + MARGIN > free:
-        raise InputError(
-            f"teacher.cache.folder: {folder} needs {size / 1e9:.2f} GB and {MARGIN / 1e9:.2f} GB to spare, and its "
-            f"disk has {free / 1e9:.2f} GB; free some, name another folder, or take fewer views or a smaller codec"
-        )
-
-
-def read_header(folder: Path) -> dict[str, Any] | None:
-    """The header of the store in a folder; None if there is none.
-
-    Raises:
-        InputError: for one that cannot be read, or whose codec cannot.
-    """
-    try:
-        header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        known = header["identity"], header["codecs"], header["row_bytes"], header["seconds"], header["machine"]
-        if name := header.get("codec_file"):
-            load_file(folder / name)
-        return header if all(known) else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: expected a store of answers, got what cannot be read ({' '.join(str(error).split())}); "
-            "delete it"
-        ) from error
-
-
 def create_store(folder: Path, header: dict[str, Any], fitted: dict[str, Tensor]) -> Store:
     """Makes a store; where another process was first, its one is returned.
 
@@ -372,13 +339,13 @@ def create_store(folder: Path, header: dict[str, Any], fitted: dict[str, Tensor]
         clean(folder)
         if fitted:
             header = {**header, "codec_file": f"codec-{writer}.safetensors"}
-            _save(folder / header["codec_file"], {name: one.contiguous() for name, one in fitted.items()}, {})
+            save(folder / header["codec_file"], {name: one.contiguous() for name, one in fitted.items()}, {})
         aside = folder / f"{ASIDE}{writer}.json"
         with aside.open("w", encoding="utf-8") as stream:
             json.dump(header, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
-        first = _publish_once(aside, folder / HEADER)
+        first = publish_once(aside, folder / HEADER)
         aside.unlink()
         if not first and fitted:
             (folder / header["codec_file"]).unlink()
@@ -388,48 +355,3 @@ def create_store(folder: Path, header: dict[str, Any], fitted: dict[str, Tensor]
         fix = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name a folder that can be written"
         raise InputError(f"teacher.cache.folder: {folder} cannot be written ({error.strerror}); {fix}") from error
     return Store(folder, read_header(folder) or header, made=first)
-
-
-def clean(folder: Path) -> None:
-    """Deletes what processes that were killed left unfinished."""
-    for path in folder.glob(f"{ASIDE}*"):
-        with suppress(FileNotFoundError):  # another process does the same
-            if time.time() - path.stat().st_mtime > OLD:
-                path.unlink()
-
-
-def stores_in(folder: Path) -> Iterable[Path]:
-    """The folders of all stores in a folder."""
-    return sorted(path.parent for path in folder.glob(f"*/{HEADER}"))
-
-
-def _publish_once(aside: Path, final: Path) -> bool:
-    """Gives a file its name, unless there is one; whether it got it."""
-    try:
-        os.link(aside, final)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        if final.exists():
-            return False
-        shutil.copyfile(aside, final.with_suffix(".new"))
-        final.with_suffix(".new").replace(final)
-    return True
-
-
-def _save(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Writes a file aside, flushes it to the disk and renames it into place."""
-    aside = path.with_name(f"{ASIDE}{path.name}")
-    try:
-        save_file(tensors, aside, metadata=facts)
-        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for this user alone
-        with aside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -117,15 +117,14 @@ class StoredTeacher:
 
     def stored(self, keys: Sequence[bytes], device: torch.device) -> tuple[list[int], str, Tensor]:
         """Which pictures have an answer, the layout of these, and their rows on the device."""
-        none = [], "", torch.empty(0, dtype=torch.uint8)
         if self.distrusted:
-            return none
+            return [], "", torch.empty(0, dtype=torch.uint8)
         hits: list[tuple[int, Ref]] = []
         for row, ref in enumerate(self.store.find(keys)):
             if ref is not None and (not hits or self.store.layout(ref) == self.store.layout(hits[0][1])):
                 hits.append((row, ref))
         if not hits:
-            return none
+            return [], "", torch.empty(0, dtype=torch.uint8)
         try:
             rows = self.store.read([ref for _, ref in hits], pin=device.type == "cuda")
         except Damaged as error:
@@ -213,7 +212,8 @@ class StoredTeachers:
         if name not in self._placed:
             self.place(name)
             self._placed.add(name)
-        return self.live.teachers[name](images)
+        output: TeacherOutput = self.live.teachers[name](images)
+        return output
 
     def flush(self) -> None:
         """Writes what was computed."""

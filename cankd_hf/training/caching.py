@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cankd_hf.config.teacher import CacheConfig
 from cankd_hf.data.common.batch import Batch, BatchCollator
@@ -24,75 +22,18 @@ from cankd_hf.losses.kl import KLLoss
 from cankd_hf.teachers.codecs import Codec, Rows, codec_from, fields_of, make_codec, wider_than
 from cankd_hf.teachers.identity import identity, machine, name_of
 from cankd_hf.teachers.source import LiveTeachers
-from cankd_hf.teachers.store import Store, check_free, create_store, read_header, stores_in
+from cankd_hf.teachers.store import Store, create_store
+from cankd_hf.teachers.store_files import check_free, read_header, stores_in
 from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.base import TeachingTrainer
-from cankd_hf.training.monitoring.cost import CostMeter
+from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
 
 logger = logging.getLogger(__name__)
 
 BESIDE = 64  # bytes of a store for each answer, beside its row
 FIRST = 8  # batches on which codecs are fitted and measured
-MANY, LEAST = 0.2, 32  # share of pictures without an answer, and their number, that is told when all views were seen
-_FILES, _CHARGED = "teacher_cache_files", "teacher_cache_seconds"  # in the log history
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a store will take when all its answers are there.
-
-    Attributes:
-        answers: their number.
-        size: bytes of one.
-        seconds: by the clock for one: reading the picture, the teacher, and the codec.
-        there: answers that are stored already.
-    """
-
-    answers: int
-    size: int
-    seconds: float
-    there: int = 0
-
-    @property
-    def missing(self) -> int:
-        """Answers that are still to be computed, at most."""
-        return max(0, self.answers - self.there)
-
-    def line(self) -> str:
-        """In words."""
-        size, left = self.size * self.answers, self.missing * self.seconds
-        time_left = f"{left:.0f} seconds" if left < 120 else f"{left / 60:.0f} minutes"
-        return (
-            f"{self.answers} answers of {self.size / 1e6:.3f} MB, {size / 1e9:.3f} GB in all; {self.there} are there, "
-            f"the others take about {time_left}"
-        )
-
-
-class Stopwatch:
-    """The seconds for a picture of batches that are read and answered one after the other, without the first one."""
-
-    def __init__(self) -> None:
-        self._start, self._laps = time.perf_counter(), list[tuple[float, int]]()
-
-    def go_on(self) -> None:
-        """Leaves out the time since the last lap, in which codecs are fitted."""
-        self._start = time.perf_counter()
-
-    def lap(self, device: torch.device, images: int) -> None:
-        """Ends the lap of a batch."""
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        now = time.perf_counter()
-        self._laps.append((now - self._start, images))
-        self._start = now
-
-    @property
-    def each(self) -> float:
-        """Seconds for a picture."""
-        laps = self._laps[1:] or self._laps
-        return sum(seconds for seconds, _ in laps) / sum(images for _, images in laps)
 
 
 class CachingMixin(TeachingTrainer):
@@ -369,71 +310,3 @@ def views_of(teachers: Mapping[str, Teacher]) -> tuple[int | None, int | None]:
             f"teachers: expected one number of views and one seed in all caches, got {sorted(found, key=str)}"
         )
     return next(iter(found), (None, None))
-
-
-class CacheCallback(TrainerCallback):
-    """Writes answers at the end of each epoch, charges those that others paid, and says why pictures have none.
-
-    Args:
-        trainer: a `CanKDTrainer`; the caller adds the callback to it.
-    """
-
-    def __init__(self, trainer: CachingMixin) -> None:
-        self.trainer = trainer
-        self._before: dict[str, float] = {}  # what was charged before an interruption
-        self._told = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        last = state.log_history[-1] if state.log_history else {}
-        self.trainer.paid_files, self._before = dict(last.get(_FILES, {})), dict(last.get(_CHARGED, {}))
-        for one in self.trainer.stored.values():
-            one.old = False
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for name, one in self.trainer.stored.items():
-            one.old = int(state.epoch or 0) >= self.trainer.caches[name].views
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for one in self.trainer.stored.values():
-            one.store.flush()
-        self._tell()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for one in self.trainer.stored.values():
-            one.store.flush()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stores = [one.store for one in self.trainer.stored.values()]
-        charged = dict(self._before)
-        for store in stores:
-            for clock, seconds in store.charged().items():
-                most = store.spent().get(clock, seconds)
-                charged[clock] = min(charged.get(clock, 0.0) + seconds, self._before.get(clock, 0.0) + most)
-        files = {**self.trainer.paid_files, **{store.writer: store.written for store in stores if store.written}}
-        if stores:
-            state.log_history[-1] |= {_FILES: files, _CHARGED: charged}
-        meters = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, CostMeter)]
-        for meter in meters if any(charged.values()) else ():
-            meter.prepay("teacher cache", charged)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.on_epoch_end(args, state, control)
-        if state.log_history:
-            self.on_log(args, state, control)
-        for one in self.trainer.stored.values():
-            one.store.note_use({**one.found.facts(), "run": args.output_dir, "when": time.time()})
-
-    def _tell(self) -> None:
-        """Says once, where many pictures had no answer after all views were seen, why."""
-        for name, one in self.trainer.stored.items():
-            unknown = sum(one.found.reasons.values())
-            if self._told or unknown < LEAST or unknown < MANY * (one.found.hits + one.found.misses) / 2:
-                continue
-            self._told = True
-            reasons = "; ".join(f"{count}: {reason}" for reason, count in one.found.reasons.most_common())
-            logger.warning(
-                "teacher cache of %s: %d pictures had no stored answer, and were computed live. %s",
-                name,
-                unknown,
-                reasons,
-            )

@@ -19,7 +19,8 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
-from cankd_hf.training.caching import CacheCallback, CachingMixin, views_of
+from cankd_hf.training.cache_callback import CacheCallback
+from cankd_hf.training.caching import CachingMixin, views_of
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.conditioning import ConditioningMixin
 from cankd_hf.training.contention import BusyCoresCallback

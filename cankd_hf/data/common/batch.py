@@ -279,7 +279,7 @@ def identities(images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -
     for row, image in enumerate(images):
         facts = str(image.dtype), *image.shape, *(sizes[row] if sizes is not None else ())
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-        digest.update(image.contiguous().view(torch.uint8).numpy())
+        digest.update(image.contiguous().view(torch.uint8).numpy().data)
         found.append(digest.digest())
     return found
 
