@@ -179,12 +179,10 @@ def _check(trainer: Any) -> int:
         elsewhere = one.store.header["machine"] != machine(trainer.args.device)
         for batch in trainer.first_batches(CHECKED):
             images = batch.teacher_images
-            hits, layout, rows = one.stored(batch[PICTURES], images.device)
-            if not hits:
-                continue
-            compared += len(hits)
-            for key, errors in one.differences(images[hits], layout, rows).items():
-                worst[key] = max(worst.get(key, 0.0), float(errors.max()))
+            for group in one.stored(batch[PICTURES], images.device):
+                compared += len(group.places)
+                for key, errors in one.differences(images[group.places], group.layout, group.rows).items():
+                    worst[key] = max(worst.get(key, 0.0), float(errors.max()))
         if not compared:
             problems.append(f"{name}: none of the first pictures is stored; their images or augmentation differ")
         for key, value in worst.items():

@@ -50,7 +50,8 @@ class Codec:
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         """How far the decoded field of each picture is from its value, `[B]`."""
         value, decoded = value.flatten(1).float(), decoded.flatten(1).float()
-        return vector_norm(value - decoded, dim=1) / vector_norm(value, dim=1).clamp_min(_TINY)
+        off: Tensor = vector_norm(value - decoded, dim=1) / vector_norm(value, dim=1).clamp_min(_TINY)
+        return off
 
     def add(self, value: Tensor) -> None:
         """Learns from a field, where the codec is fitted."""
@@ -170,7 +171,8 @@ class Components(Codec):
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         value, decoded = value.float().flatten(2), decoded.float().flatten(2)
         varies = vector_norm(value - value.mean(2, keepdim=True), dim=(1, 2))
-        return vector_norm(value - decoded, dim=(1, 2)) / varies.clamp_min(_TINY)
+        off: Tensor = vector_norm(value - decoded, dim=(1, 2)) / varies.clamp_min(_TINY)
+        return off
 
     def tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "basis": self.basis}
@@ -274,7 +276,8 @@ class Rows:
         with _plain(found):
             for name, codec in self.codecs.items():
                 value = found[name]
-                kept[name] = [_name(value), list(value.shape[1:]), list(value.stride())]
+                strides = list(value.stride()) if isinstance(codec, Exact) else []
+                kept[name] = [_name(value), list(value.shape[1:]), strides]
                 for part, content in codec.encode(value).items():
                     flat = content.contiguous().reshape(len(content), -1).view(torch.uint8)
                     pieces.append(Piece(name, part, _name(content), tuple(content.shape[1:]), size))

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,20 @@ class Found:
         return {"hits": self.hits, "misses": self.misses, "refused": self.refused, "reasons": dict(self.reasons)}
 
 
+class Group(NamedTuple):
+    """Stored rows of one layout.
+
+    Attributes:
+        places: of their pictures in the batch.
+        layout: of the rows.
+        rows: on the device, uint8 `[n, R]`.
+    """
+
+    places: list[int]
+    layout: str
+    rows: Tensor
+
+
 class StoredTeacher:
     """The answers of one teacher.
 
@@ -94,67 +108,62 @@ class StoredTeacher:
             keys: the identity of each.
             of: what each is of; only asked where one is missed, as it waits for the device.
         """
-        hits, layout, rows = self.stored(keys, images.device)
-        if hits and self._doubted:
+        groups = self.stored(keys, images.device)
+        if groups and self._doubted:
             self._doubted = False
-            self._compare(images[hits[:1]], layout, rows[:1])
+            self._compare(images[groups[0].places[:1]], groups[0].layout, groups[0].rows[:1])
             return self(images, keys, of)
-        missed = [row for row in range(len(keys)) if row not in set(hits)]
+        hits = {place for group in groups for place in group.places}
+        missed = [place for place in range(len(keys)) if place not in hits]
         self.found.hits += len(hits)
         self.found.misses += len(missed)
-        if not missed:
-            return output_of(self.rows.unpack(layout, rows, self.wanted), self.maps)
-        seen = of()
-        if self.old:
-            unknown = [seen[row] for row in missed if keys[row] not in self.refused]
-            self.found.reasons.update(map(self.store.why_not, unknown))
-        asked = list(range(len(keys))) if self.whole else missed
-        values = self._computed(images, asked, keys, seen, set(missed))
-        if hits:
-            replayed = self.rows.unpack(layout, rows, self.wanted)
-            values = {name: _merged(value, asked, replayed[name], hits) for name, value in values.items()}
-        return output_of(values, self.maps)
+        parts = [] if not missed else [self._computed(images, missed, keys, of())]
+        parts += [(group.places, self.rows.unpack(group.layout, group.rows, self.wanted)) for group in groups]
+        return output_of(_joined(parts, len(keys)), self.maps)
 
-    def stored(self, keys: Sequence[bytes], device: torch.device) -> tuple[list[int], str, Tensor]:
-        """Which pictures have an answer, the layout of these, and their rows on the device."""
-        if self.distrusted:
-            return [], "", torch.empty(0, dtype=torch.uint8)
-        hits: list[tuple[int, Ref]] = []
-        for row, ref in enumerate(self.store.find(keys)):
-            if ref is not None and (not hits or self.store.layout(ref) == self.store.layout(hits[0][1])):
-                hits.append((row, ref))
-        if not hits:
-            return [], "", torch.empty(0, dtype=torch.uint8)
+    def stored(self, keys: Sequence[bytes], device: torch.device) -> list[Group]:
+        """The rows of the pictures that have an answer, on the device, by their layout."""
+        layouts: dict[str, list[tuple[int, Ref]]] = {}
+        for place, ref in enumerate([] if self.distrusted else self.store.find(keys)):
+            if ref is not None:
+                layouts.setdefault(self.store.layout(ref), []).append((place, ref))
         try:
-            rows = self.store.read([ref for _, ref in hits], pin=device.type == "cuda")
+            read = {
+                layout: self.store.read([ref for _, ref in hits], pin=device.type == "cuda")
+                for layout, hits in layouts.items()
+            }
         except Damaged as error:
             logger.warning("%s; it is computed again", error)
             return self.stored(keys, device)
-        layout = self.store.layout(hits[0][1])
-        return [row for row, _ in hits], layout, rows.to(device, non_blocking=True)
+        return [
+            Group([place for place, _ in hits], layout, read[layout].to(device, non_blocking=True))
+            for layout, hits in layouts.items()
+        ]
 
     def _computed(
-        self, images: Tensor, asked: list[int], keys: Sequence[bytes], seen: Sequence[Seen], missed: set[int]
-    ) -> dict[str, Tensor]:
-        """The fields of the pictures `asked`, which are stored where they were missed."""
-        before = clocks(images.device)
+        self, images: Tensor, missed: list[int], keys: Sequence[bytes], seen: Sequence[Seen]
+    ) -> tuple[list[int], dict[str, Tensor]]:
+        """The places and fields of pictures that are computed, at least those that were missed; these are stored."""
+        if self.old:
+            unknown = [seen[place] for place in missed if keys[place] not in self.refused]
+            self.found.reasons.update(map(self.store.why_not, unknown))
+        asked, before = list(range(len(keys))) if self.whole else missed, clocks(images.device)
         output = self.live(images if len(asked) == len(images) else images[asked])
         exact = {name: value for name, value in fields_of(output).items() if name in self.rows.codecs}
         layout, rows = self.rows.pack(exact)
         values = self.rows.unpack(layout, rows)
         good = self.rows.within(self.rows.errors(exact, values))
-        kept = [place for place, fits in enumerate(good.tolist()) if fits and asked[place] in missed]
+        fits = dict(zip(asked, good.tolist(), strict=True))
+        kept = [place for place in missed if fits[place]]
         if kept and not self.distrusted:
-            content = rows[kept].cpu()
+            content = rows[[asked.index(place) for place in kept]].cpu()
             cost = self._cost(before, images.device)
-            numbers = [asked[place] for place in kept]
-            self.store.add(layout, [keys[n] for n in numbers], content, [seen[n] for n in numbers], cost)
-        refused = [keys[n] for n, fits in zip(asked, good.tolist(), strict=True) if not fits and n in missed]
-        self.refused.update(refused)
-        self.found.refused += len(refused)
-        if refused:
+            self.store.add(layout, [keys[n] for n in kept], content, [seen[n] for n in kept], cost)
+        if len(kept) < len(missed):
+            self.found.refused += len(missed) - len(kept)
+            self.refused.update(keys[place] for place in missed if not fits[place])
             values = {name: torch.where(_like(good, value), value, exact[name]) for name, value in values.items()}
-        return {name: values[name] for name in self.wanted}
+        return asked, {name: values[name] for name in self.wanted}
 
     def _cost(self, before: Cost, device: torch.device) -> Cost:
         """Seconds of a computation; in a run that only fills stores, all since the last one."""
@@ -228,11 +237,15 @@ def seen_of(batch: Batch) -> list[Seen]:
     return [Seen(sample, view, images.shape[-2], images.shape[-1]) for sample, view in zip(*numbers, strict=True)]
 
 
-def _merged(values: Tensor, asked: Sequence[int], replayed: Tensor, hits: Sequence[int]) -> Tensor:
-    """A field of all pictures: what was computed, and what was stored over it."""
-    made = values.new_empty(len(set(asked) | set(hits)), *values.shape[1:])
-    made[list(asked)] = values
-    made[list(hits)] = replayed
+def _joined(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
+    """The fields of a batch of its parts, with the places of their pictures; later ones win."""
+    places, fields = parts[0]
+    if len(parts) == 1 and list(places) == list(range(count)):
+        return fields
+    made = {name: value.new_empty(count, *value.shape[1:]) for name, value in fields.items()}
+    for places, fields in parts:
+        for name, value in fields.items():
+            made[name][list(places)] = value
     return made
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from cankd_hf.config.teacher import CacheConfig
 from cankd_hf.data.common.batch import Batch, BatchCollator
+from cankd_hf.data.common.views import seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.hub.download import download_folder
 from cankd_hf.losses.dist import DistLoss
@@ -25,7 +26,6 @@ from cankd_hf.teachers.source import LiveTeachers
 from cankd_hf.teachers.store import Store, create_store
 from cankd_hf.teachers.store_files import check_free, read_header, stores_in
 from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
-from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
@@ -46,6 +46,20 @@ class CachingMixin(TeachingTrainer):
     def caches(self) -> dict[str, CacheConfig]:
         """The settings of the stored teachers by name."""
         return {name: one.config.cache for name, one in self.teachers.items() if one.config.cache is not None}
+
+    def seeded_views(self, dataset: Any) -> Any:
+        """A training set whose pictures depend on seeds alone, and repeat for stored teachers.
+
+        Raises:
+            InputError: if these differ in their views.
+        """
+        found = {(cache.views, cache.seed) for cache in self.caches.values()}
+        if len(found) > 1:
+            raise InputError(
+                f"teachers: expected one number of views and one seed in all caches, got "
+                f"{sorted(found, key=str)}; write the same"
+            )
+        return seeded_views(dataset, self.args.seed, self.args.data_seed, *next(iter(found), (None, None)))
 
     def use_stores(self) -> None:
         """Makes the source of the outputs: live, or stored where a teacher has a cache. Stored teachers are moved to
@@ -296,17 +310,3 @@ class CachingMixin(TeachingTrainer):
                 key = "teacher_cache_hits" if len(self.stored) == 1 else f"teacher_cache_hits/{name}"
                 logs |= {key: hits / (hits + misses)} if hits + misses else {}
         super().log(logs, start_time)
-
-
-def views_of(teachers: Mapping[str, Teacher]) -> tuple[int | None, int | None]:
-    """After how many epochs pictures repeat, and the seed of these; (None, None) without stored teachers.
-
-    Raises:
-        InputError: if teachers differ in it.
-    """
-    found = {(one.config.cache.views, one.config.cache.seed) for one in teachers.values() if one.config.cache}
-    if len(found) > 1:
-        raise InputError(
-            f"teachers: expected one number of views and one seed in all caches, got {sorted(found, key=str)}"
-        )
-    return next(iter(found), (None, None))

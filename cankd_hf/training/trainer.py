@@ -14,13 +14,13 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch, BatchCollator
 from cankd_hf.data.common.seeds import derived_seed, seeded
-from cankd_hf.data.common.views import SeededDataset, seeded_views
+from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.cache_callback import CacheCallback
-from cankd_hf.training.caching import CachingMixin, views_of
+from cankd_hf.training.caching import CachingMixin
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.conditioning import ConditioningMixin
 from cankd_hf.training.contention import BusyCoresCallback
@@ -147,8 +147,7 @@ class CanKDTrainer(
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
-        seeds = args.seed, args.data_seed, *views_of(self.teachers)
-        kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), *seeds)
+        kwargs["train_dataset"] = train_dataset = self.seeded_views(kwargs.get("train_dataset"))
         own = kwargs.get("data_collator")
         kwargs["data_collator"] = collator = self._collator(own, model)
         if kwargs.get("compute_metrics") is None:
