@@ -11,6 +11,7 @@ from transformers.trainer_utils import has_length
 
 from cankd_hf.data.common.batch import META, NORMALIZE, OF_PICTURES, Batch, BatchCollator
 from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 def is_shared_out(dataset: Any) -> bool:
     """Whether each batch of a training set has a part of labelled and one of unlabelled images."""
-    mixed = dataset.dataset if isinstance(dataset, SeededDataset) else None
+    mixed = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+    if isinstance(mixed, StreamWithUnlabelled):
+        return True
     return isinstance(mixed, WithUnlabelled) and mixed.ratio is not None
 
 
@@ -75,7 +78,7 @@ class LoadingMixin(TeachingTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if is_shared_out(dataset):
+        if isinstance(dataset, SeededDataset) and is_shared_out(dataset):
             return self._mixed(dataset)
         # Samplers by length read columns of the user's data set.
         return super()._get_train_sampler(dataset.dataset if isinstance(dataset, SeededDataset) else dataset)
@@ -100,6 +103,8 @@ class LoadingMixin(TeachingTrainer):
         if not is_shared_out(dataset) or any(term.counts for term in self.distiller.objective.terms):
             return dataset
         logger.warning("data.unlabelled: not used, as nothing is learned from a teacher")
+        if isinstance(dataset, StreamWithUnlabelled):
+            return dataset.labelled
         alone = copy.copy(dataset)
         alone.dataset = dataset.dataset.labelled
         return alone
