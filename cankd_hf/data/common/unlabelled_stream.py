@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cankd_hf.data.common.seeds import derived_seed
-from cankd_hf.data.common.shares import StreamShare
 from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled, labelled_in
 from cankd_hf.errors import InputError
 
@@ -70,15 +69,36 @@ class SharedOut(IterableDataset[Any]):
                     yield sample
 
     def _endless(self, half: Any, part: int) -> Iterator[tuple[int, Any]]:
-        """The samples of a half for this process, pass after pass, with the number of the pass."""
+        """The samples of a half for this process, pass after pass, with the number of the pass.
+
+        Where a row is left out, the sample before it comes again: all processes have equally many.
+        """
         block = 2 if part % 2 == 0 else 1  # neighbours, which may be mixed, stay in one process
+        makes = self._passes(half, part * self.world)
+        last, owed = None, 0
+        while True:
+            group = list(itertools.islice(makes, block * self.world))
+            for turn, make in group[block * self.rank : block * (self.rank + 1)]:
+                made = make()
+                if made is None and last is None:
+                    owed += 1
+                    if turn:
+                        raise InputError(f"data: no image of the stream can be used, {owed} were skipped")
+                    continue
+                last = last if made is None else made
+                yield from [(turn, last)] * (1 + owed)
+                owed = 0
+
+    @staticmethod
+    def _passes(half: Any, group: int) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """For each sample of a half a function that makes it, pass after pass, with the number of the pass."""
         for turn in itertools.count():
             streamed = isinstance(half, IterableDataset)
-            passing: Any = half.again(turn) if streamed else _Pass(half, turn, part * self.world)  # type: ignore[attr-defined]
+            passing: Any = half.again(turn) if streamed else _Pass(half, turn, group)  # type: ignore[attr-defined]
             empty = True
-            for sample in StreamShare(passing, self.rank, self.world, block):
+            for make in passing.lazily():
                 empty = False
-                yield turn, sample
+                yield turn, make
             if empty:
                 worker = get_worker_info()
                 raise InputError(
@@ -87,14 +107,11 @@ class SharedOut(IterableDataset[Any]):
                 )
 
 
-class _Pass(IterableDataset[Any]):
+class _Pass:
     """One pass over a `SeededDataset` in an order of its own; loading workers take turns at `group` samples."""
 
     def __init__(self, dataset: Any, turn: int, group: int) -> None:
         self.dataset, self.group, self.view = dataset, group, dataset.epoch + turn * TURN
-
-    def __iter__(self) -> Iterator[Any]:
-        return (make() for make in self.lazily())
 
     def lazily(self) -> Iterator[Callable[[], Any]]:
         """For each sample a function that reads it."""
