@@ -9,16 +9,14 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cankd_hf.config.data import DataConfig, StrongConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
 from cankd_hf.data.common.unlabelled import WithUnlabelled
-from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 from cankd_hf.training.connecting import seen_cells
 from cankd_hf.training.objective import Objective
 
-from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
+from .tiny_trainers import Images, largest_difference, of_shapes, student, teacher, terms, trainer, weights
 
 
 class Bare(Dataset):
@@ -41,24 +39,6 @@ def both(labelled: int = 12, unlabelled: int = 7, ratio: float = 1.0) -> WithUnl
 def normed(seed: int = 0) -> Any:
     """A student with BatchNorm, which would remember any image that passes through it."""
     return student(seed, norm="batch", dropout=0.1)
-
-
-def shapes(**strong: Any) -> Any:
-    config = DataConfig(
-        path="shapes",
-        unlabelled="shapes",
-        generated={"train": 8, "validation": 2, "test": 2, "unlabelled": 12, "size": 64},
-        image_size=[64, 64],
-        strong=StrongConfig(**strong),
-    )
-    return load_segmentation(config)
-
-
-def of_shapes(folder: Path, **settings: Any) -> Any:
-    given = {key: settings.pop(key) for key in [*settings] if key in ("cutmix", "erase", "on", "strength", "grey")}
-    data = shapes(**given)
-    settings = {"model": student(num_labels=6), "per_device_train_batch_size": 8, **settings}
-    return trainer(folder, WithUnlabelled(data.train, data.unlabelled), **settings)
 
 
 def test_a_student_alone_trains_exactly_as_without_them(tmp_path: Path) -> None:
