@@ -38,6 +38,8 @@ LEVELS = {
     "train": 10,
     "cache": 10,
     "evaluate": 10,
+    "recipes": 10,
+    "doctor": 10,
     "push": 10,
     "__main__": 11,
     "": 11,  # cankd_hf/__init__.py
