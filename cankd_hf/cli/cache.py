@@ -115,16 +115,16 @@ def _fill(trainer: Any) -> int:
     from cankd_hf.training.monitoring.cost import CostMeter
 
     main, begun = trainer.args.process_index == 0, time.perf_counter()
-    answers, views = _answers(trainer), next(iter(trainer.caches.values())).views
+    answers, epochs = _answers(trainer), trainer.epochs_of_views
     trainer.open_stores(answers)
     stored, spent = trainer.stored, _Spent(CostMeter())
     for one in stored.values():
         one.spends = spent.since
     loader, last, done = trainer.get_train_dataloader(), time.perf_counter(), 0
-    for view in range(views):
-        trainer.train_dataset.set_epoch(view)
+    for epoch in range(epochs):
+        trainer.train_dataset.set_epoch(epoch)
         if hasattr(loader, "set_epoch"):
-            loader.set_epoch(view)
+            loader.set_epoch(epoch)
         for batch in trainer.batches_of(loader):
             trainer.source(batch, list(stored))
             done += len(batch["pixel_values"]) * trainer.args.world_size
@@ -133,7 +133,7 @@ def _fill(trainer: Any) -> int:
                 raise InputError(stopped)
             if main and time.perf_counter() - last > EVERY:
                 last = time.perf_counter()
-                print(f"view {view + 1} of {views}: {done} of {answers} pictures, {last - begun:.0f} s", flush=True)
+                print(f"pass {epoch + 1} of {epochs}: {done} pictures, {last - begun:.0f} s", flush=True)
         trainer.source.flush()
     trainer.close_loaders()
     trainer.accelerator.wait_for_everyone()

@@ -34,8 +34,8 @@ class CacheCallback(TrainerCallback):
             one.old = False
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for name, one in self.trainer.stored.items():
-            one.old = int(state.epoch or 0) >= self.trainer.caches[name].views
+        for one in self.trainer.stored.values():
+            one.old = int(state.epoch or 0) >= self.trainer.epochs_of_views
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for one in self.trainer.stored.values():

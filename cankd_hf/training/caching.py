@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from cankd_hf.config.teacher import CacheConfig
 from cankd_hf.data.common.batch import Batch, BatchCollator
+from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
 from cankd_hf.data.common.views import seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.hub.download import download_folder
@@ -161,6 +163,18 @@ class CachingMixin(TeachingTrainer):
         steps = self.state.max_steps or args.max_steps
         views = next(iter(self.caches.values())).views
         return min(images * views, steps * batch) if steps > 0 else images * views
+
+    @property
+    def epochs_of_views(self) -> int:
+        """After so many epochs all views were seen: as many as there are, or more where one half of a set of labelled
+        and unlabelled images is longer than the other."""
+        views = next((cache.views for cache in self.caches.values()), 0)
+        dataset: Any = self.train_dataset
+        if not isinstance(getattr(dataset, "dataset", None), WithUnlabelled):
+            return views
+        order = MixedSampler(dataset, self.args.per_device_train_batch_size, self.args.world_size)
+        passes = (order.batches * part / size for size, part in zip(order.sizes, order.parts, strict=True))
+        return max(math.ceil(views / passed) for passed in passes)
 
     def _needs(self, name: str) -> set[str]:
         """What the terms read of a teacher: `maps.0`, `logits`, `dense`."""

@@ -193,6 +193,11 @@ def seeded_views(
     """
     if dataset is None:
         return None
+    if views is not None and is_stream(dataset):
+        raise InputError(
+            "teacher.cache: its pictures repeat by their numbers, which those of a stream do not have; load the data "
+            "set without streaming, or leave the cache out"
+        )
     seed = seed if data_seed is None else data_seed
     if isinstance(dataset, StreamWithUnlabelled):
         seeds = seed, derived_seed(seed, "unlabelled") % 2**32
@@ -204,11 +209,6 @@ def seeded_views(
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed)
     if is_stream(dataset):
-        if views is not None:
-            raise InputError(
-                "teacher.cache: its pictures repeat by their numbers, which those of a stream do not have; load the "
-                "data set without streaming, or leave the cache out"
-            )
         return (SizedSeededStream if isinstance(dataset, Sized) else SeededStream)(dataset, seed)
     return SeededDataset(dataset, seed, views, view_seed)
 
