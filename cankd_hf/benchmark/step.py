@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from cankd_hf.benchmark.measure import Clock, interleaved, table
+from cankd_hf.benchmark.storing import with_caches
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
@@ -29,11 +30,14 @@ from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.mixing import mix_outputs
+from cankd_hf.teachers.source import LiveTeachers, TeacherSource
+from cankd_hf.teachers.stored import StoredTeachers
 from cankd_hf.training.placing import asked_of_student
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_DEVICE = "whole step, data on the device"
+STORED_STEP, ALONE_STEP = "the same with a stored teacher", "the same of the student alone"
 SIMILARITY = "raw similarity (log steps only)"
 
 
@@ -58,8 +62,9 @@ class _Step:
             replace(recipe.data, check="none"), labelled=recipe.distill.task_weight > 0, splits=("train",)
         )
         set_seed(recipe.seed)
-        with tempfile.TemporaryDirectory() as scratch:  # the Trainer creates its output folder at once
-            self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
+        self.scratch = tempfile.TemporaryDirectory()  # the Trainer creates its output folder at once
+        recipe = with_caches(recipe, Path(self.scratch.name) / "answers")
+        self.trainer: CanKDTrainer = build_trainer(recipe, task, data, Path(self.scratch.name), **SCORE_ONLY)
         if not self.trainer.teachers:
             raise InputError("teacher: expected a recipe with a teacher, got none; nothing is distilled")
         self.trainer.args.conditioning_batches = 1
@@ -73,6 +78,12 @@ class _Step:
         self.batches = self._forever()
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         batch = Batch(self.inputs)
+        assert isinstance(self.trainer.source, StoredTeachers)
+        self.stored = self.trainer.source
+        self.trainer.open_stores()
+        self.stored(batch)  # stores it
+        self.live_source: TeacherSource = LiveTeachers(self.trainer.teachers)
+        self.trainer.source = self.live_source
         self.outputs = mix_outputs(self.trainer.source(batch), batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
         self.asked = asked_of_student(self.outputs)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
@@ -103,11 +114,14 @@ class _Step:
         return {
             "data": lambda: next(self.batches),
             "teacher forward": lambda: self.trainer.source(Batch(self.inputs)),
+            "stored teacher": lambda: self.stored(Batch(self.inputs)),
             "student forward + backward": self.student,
             "connectors + loss + clip": self.distillation,
             "optimizer": self.optimizer,
             "whole step": self.whole,
             ON_DEVICE: lambda: self.live(self.inputs),
+            STORED_STEP: self.replayed,
+            ALONE_STEP: self.alone,
             SIMILARITY: self.similarity,
         }
 
@@ -148,6 +162,16 @@ class _Step:
     def whole(self) -> None:
         self.live(self.trainer._prepare_inputs(next(self.batches)))
 
+    def replayed(self) -> None:
+        self.trainer.source = self.stored
+        self.live(self.inputs)
+        self.trainer.source = self.live_source
+
+    def alone(self) -> None:
+        self.student()
+        self.clip()
+        self.optimizer()
+
     def live(self, inputs: dict[str, Any]) -> None:
         """One step of training on a batch that is on the device."""
         with self.trainer.compute_loss_context_manager():
@@ -160,7 +184,9 @@ class _Step:
 def run_step(recipe: Recipe, repeats: int, console: Console, clock: Clock = time.perf_counter) -> None:
     """Prints the seconds of each part of a step, the overhead of distillation and the peak memory."""
     step = _Step(recipe)
-    seconds = _medians(step.parts(), repeats, clock)
+    parts = step.parts()
+    times = dict(zip(parts, interleaved(list(parts.values()), repeats, DEVICE, clock), strict=True))
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     step.trainer.close_loaders()
     whole = seconds["whole step"]
     shape = " x ".join(str(size) for size in step.inputs["pixel_values"].shape)
@@ -177,6 +203,15 @@ def run_step(recipe: Recipe, repeats: int, console: Console, clock: Clock = time
     share = seconds[SIMILARITY] / every / whole
     console.print(f"Raw similarity, measured once in {every} steps (training.logging_steps): {share:.2%} of the time")
     console.print(f"Overhead of distillation over student step + teacher forward: {whole / base - 1:+.1%}")
+    against = {
+        name: statistics.median(a / b for a, b in zip(times[name], times[ALONE_STEP], strict=True))
+        for name in (ON_DEVICE, STORED_STEP)
+    }
+    size = sum(int(one.store.header["row_bytes"]) for one in step.stored.stored.values())
+    console.print(
+        f"A step against one of the student alone: {against[STORED_STEP]:.2f}x with a stored teacher "
+        f"({size / 1e6:.2f} MB a picture), {against[ON_DEVICE]:.2f}x with a live one"
+    )
     # On the GPU where there is one, else resident in this process.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else resident

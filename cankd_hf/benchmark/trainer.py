@@ -1,7 +1,7 @@
 """`python -m cankd_hf.benchmark trainer [RECIPE]`: whole trainers side by side.
 
-The stock Trainer, ours without a teacher, and ours with the recipe's teachers and losses, with the same student, data
-and arguments: short runs in turn, so that other load affects all of them alike.
+The stock Trainer, ours without a teacher, and ours with the teachers and losses of the recipe, live and stored, with the
+same student, data and arguments: short runs in turn, so that other load affects all of them alike.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from cankd_hf.benchmark.measure import synchronise, table
+from cankd_hf.benchmark.storing import with_caches
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.batch import BatchCollator
 from cankd_hf.errors import InputError
@@ -25,6 +26,7 @@ from cankd_hf.runs.build import SCORE_ONLY, build_student, build_teacher, make_t
 from cankd_hf.tasks import TASKS
 
 STOCK, ALONE = "stock Trainer", "ours, no teacher"
+STORED = ", stored teacher"
 SKIPPED = 2  # steps at the beginning of each run that are not counted
 
 
@@ -77,6 +79,12 @@ def run_trainer(recipe: Recipe, steps: int, repeats: int, console: Console) -> d
     )
     columns = ("trainer", "wall-clock", "of stock", "CPU (user + system)", "of stock")
     console.print(table(title, columns, rows))
+    for name in [name for name in times if name not in (STOCK, ALONE)]:
+        wall, cpu = (
+            median(one[clock] / other[clock] for one, other in zip(times[name], times[ALONE], strict=True))
+            for clock in (0, 1)
+        )
+        console.print(f"{name}: {wall:.3f}x of ours without a teacher by the clock, {cpu:.3f}x of its CPU time")
     return ratios
 
 
@@ -98,8 +106,11 @@ def _forms(recipe: Recipe, steps: int, folder: Path) -> dict[str, Callable[[], t
         ALONE: make_trainer(recipe, task, data, build_student(recipe, task), {}, args),
     }
     if teachers:
+        stored = with_caches(recipe, folder / "answers")
+        again = {name: build_teacher(recipe, name, config) for name, config in stored.named_teachers().items()}
         losses = " + ".join(dict.fromkeys(term.label for term in recipe.distill.terms))
         made[f"ours, {losses}"] = make_trainer(recipe, task, data, build_student(recipe, task), teachers, args)
+        made[f"ours, {losses}{STORED}"] = make_trainer(recipe, task, data, build_student(recipe, task), again, args)
     return {name: _run_of(trainer, steps) for name, trainer in made.items()}
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from cankd_hf.config.teacher import CacheConfig
 from cankd_hf.data.common.batch import Batch, BatchCollator
-from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
+from cankd_hf.data.common.unlabelled import MixedSampler
 from cankd_hf.data.common.views import seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.hub.download import download_folder
@@ -31,6 +31,7 @@ from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
+from cankd_hf.training.unlabelled import is_shared_out
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class CachingMixin(TeachingTrainer):
         and unlabelled images is longer than the other."""
         views = next((cache.views for cache in self.caches.values()), 0)
         dataset: Any = self.train_dataset
-        if not isinstance(getattr(dataset, "dataset", None), WithUnlabelled):
+        if not is_shared_out(dataset):
             return views
         order = MixedSampler(dataset, self.args.per_device_train_batch_size, self.args.world_size)
         passes = (order.batches * part / size for size, part in zip(order.sizes, order.parts, strict=True))

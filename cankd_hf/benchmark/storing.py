@@ -1,0 +1,21 @@
+"""Recipes whose teachers are stored, for a measurement."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.teacher import CacheConfig, TeacherConfig
+
+
+def with_caches(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the answers of all its teachers stored in a folder, one view of each image, by the codecs that
+    it names, else the default one."""
+
+    def cached(config: TeacherConfig) -> TeacherConfig:
+        codec = CacheConfig(views=1).codec if config.cache is None else config.cache.codec
+        return replace(config, cache=CacheConfig(views=1, codec=codec, folder=str(folder)))
+
+    if recipe.teacher is not None:
+        return replace(recipe, teacher=cached(recipe.teacher))
+    teachers = {name: cached(config) for name, config in (recipe.teachers or {}).items()}
+    return replace(recipe, teachers=teachers or None)
