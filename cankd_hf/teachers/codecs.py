@@ -49,7 +49,7 @@ class Codec:
 
     def error(self, value: Tensor, decoded: Tensor) -> Tensor:
         """How far the decoded field of each picture is from its value, `[B]`."""
-        value, decoded = value.flatten(1).float(), decoded.flatten(1).float()
+        value, decoded = (x.reshape(len(x), -1).float() for x in (value, decoded))
         off: Tensor = vector_norm(value - decoded, dim=1) / vector_norm(value, dim=1).clamp_min(_TINY)
         return off
 
@@ -301,14 +301,23 @@ class Rows:
                 found[name] = _as_given(value, stride) if isinstance(self.codecs[name], Exact) else value.to(dtype)
         return found
 
-    def errors(self, found: Mapping[str, Tensor], decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The error of each picture by field, `[B]`; nan where a value is not finite."""
+    def errors(
+        self, found: Mapping[str, Tensor], decoded: Mapping[str, Tensor], lossy: bool = False
+    ) -> dict[str, Tensor]:
+        """The error of each picture by field, `[B]`; nan where a value is not finite.
+
+        Args:
+            found: the fields.
+            decoded: the same, decoded.
+            lossy: leave out those that are stored bit for bit, where they were just decoded.
+        """
+        kept = {name: one for name, one in self.codecs.items() if not (lossy and isinstance(one, Exact))}
         with _plain(found):
-            return {name: codec.error(found[name], decoded[name]) for name, codec in self.codecs.items()}
+            return {name: codec.error(found[name], decoded[name]) for name, codec in kept.items()}
 
     def within(self, errors: Mapping[str, Tensor]) -> Tensor:
         """Which pictures are within the bound of every codec, bool `[B]`."""
-        return torch.stack([errors[name] <= codec.bound for name, codec in self.codecs.items()]).all(0)
+        return torch.stack([error <= self.codecs[name].bound for name, error in errors.items()]).all(0)
 
 
 def _plain(found: Mapping[str, Tensor]) -> torch.autocast:

@@ -152,7 +152,8 @@ class StoredTeacher:
         exact = {name: value for name, value in fields_of(output).items() if name in self.rows.codecs}
         layout, rows = self.rows.pack(exact)
         values = self.rows.unpack(layout, rows)
-        good = self.rows.within(self.rows.errors(exact, values))
+        errors = self.rows.errors(exact, values, lossy=True)
+        good = self.rows.within(errors) if errors else torch.ones(len(asked), dtype=torch.bool)
         fits = dict(zip(asked, good.tolist(), strict=True))
         kept = [place for place in missed if fits[place]]
         if kept and not self.distrusted:
