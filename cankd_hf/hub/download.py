@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from cankd_hf.errors import InputError
 
@@ -22,11 +22,7 @@ def download_folder(repo: str, folder: Path, pattern: str, place: str) -> None:
     """
     try:
         snapshot_download(repo, repo_type="dataset", allow_patterns=pattern, local_dir=folder)
-    except OfflineModeIsEnabled as error:
-        raise InputError(
-            f"{place}: HF_HUB_OFFLINE is set, so {repo} cannot be read; unset it, or leave repo out"
-        ) from error
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        fix = f"check the name, your access to it, and the network ({constants.ENDPOINT})"
+        fix = f"check the name, your access to it, and the network ({constants.ENDPOINT}), or leave it out"
         raise InputError(f"{place}: the data set {repo} cannot be read ({said}); {fix}") from error

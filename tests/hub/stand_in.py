@@ -29,7 +29,7 @@ RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 @dataclass
 class Repo:
-    """One model repository: for each branch, its commits' files."""
+    """One repository, of a model or a data set: for each branch, its commits' files."""
 
     private: bool
     branches: dict[str, list[dict[str, bytes]]] = field(default_factory=lambda: {"main": [{}]})
@@ -128,12 +128,12 @@ class Handler(BaseHTTPRequestHandler):
             (r"/api/models/([^/]+/[^/]+)/commit/(.+)", self._commit),
             (r"/api/models/([^/]+/[^/]+)/branch/(.+)", self._branch),
             (r"/api/models/([^/]+/[^/]+)/auth-check/write", self._auth_check),
-            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+).*", self._tree),
-            (r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
+            (r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+).*", self._tree),
+            (r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
             (r"/objects/(\w+)", self._put),
             (r"/verify", lambda _: self._send(200, {})),
-            (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
+            (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
         )
         for pattern, route in routes:
             if found := re.fullmatch(pattern, path):
