@@ -43,6 +43,7 @@ class CheckpointMixin(TeachingTrainer):
     health: TeacherHealth
     working: WorkingCallback
     graceful: GracefulStopCallback
+    keep_connectors = False  # beside the student at the end, for a phase that goes on with them
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
 
@@ -216,7 +217,7 @@ class CheckpointMixin(TeachingTrainer):
             (folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
         whole = not folder.name.startswith("checkpoint-")
         write_facts(folder, self._facts(best=whole))
-        if not whole:
+        if not whole or self.keep_connectors:
             save_distillation(folder, rest, self.teachers)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
