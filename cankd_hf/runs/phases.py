@@ -71,9 +71,8 @@ class Part:
 
     def taught_by(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
         """Those of the teachers that a phase learns from; of an arm without phases all."""
-        terms = self.recipe.distill.terms
-        named = {term.teacher for term in terms}
-        if self.phase is None or (terms and len(teachers) == 1):
+        named = {term.teacher for term in self.recipe.distill.terms}
+        if self.phase is None or (named and len(teachers) == 1):
             return dict(teachers)
         return {name: teacher for name, teacher in teachers.items() if name in named}
 

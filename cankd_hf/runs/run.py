@@ -176,8 +176,8 @@ class _Session:
                     self._opened[repr((part.data, part.labelled))] = open_phase(part, self.task, self.data)
 
     def rehearse(self, parts: Sequence[Part]) -> None:
-        """Builds the trainer of each phase, so that what cannot be trained is told before the first one begins."""
-        for part in parts:
+        """Builds the trainer of each later phase, so that what is wrong with it is told before the first begins."""
+        for part in parts[1:]:
             if part.phase is not None and not (part.folder / ARM_FILE).is_file():
                 args = training_args(part.recipe, part.folder, **part.settings, **SCORE_ONLY)
                 with problems_in(part.phase):
