@@ -275,5 +275,7 @@ def test_phases_of_an_arm_follow_budgets_tuning_and_controls(tmp_path: Path) -> 
     tuned = Trial(2e-3, 0.5).of(made.arms["phases"].recipe)
     assert tuned.phases is not None and tuned.phases[1].training["learning_rate"] == pytest.approx(2e-4)
     assert tuned.phases[1].distill["terms"][0].weight == 2.0 and tuned.distill.terms[0].weight == 1.25
+    arms = {"alone": ["teacher=null"], "cankd": None}
+    made = planner(tmp_path / "base", arms=arms, changes={"phases": phases}, verdict=True)
     plain = next(arm for arm in made.arms.values() if arm.control == NO_BLOCK)
     assert {term.loss_name for term in terms_of(plain.recipe)} == {"instance_mse"} and plain.recipe.phases
