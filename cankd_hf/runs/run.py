@@ -11,7 +11,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.config.parts import part_of
+from cankd_hf.config.parts import part_of, terms_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.decode import Unusable, WrongLabels
@@ -125,7 +125,7 @@ class _Session:
         """
         arms = []
         configs = self.recipe.named_teachers()
-        for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
+        for name in configs.keys() - {term.teacher for term in terms_of(self.recipe)} if len(configs) > 1 else ():
             logger.warning("teacher %s: no term of distill.terms learns from it", name)
         ready = [name for name, config in configs.items() if config.fit is None]
         *loaded, _ = together(  # the student is built for its problems only, which are told with those of its teachers

@@ -122,9 +122,8 @@ class PhasesMixin(TeachingTrainer):
         counts = steps_of([phase.share for phase in phases], self.set_initial_training_values(args, loader)[-1])
         out, earlier, result = Path(args.output_dir or ""), list[Ended](), None
         if not resume and any(place.is_dir() for place in out.glob("phase-*")):
-            raise InputError(
-                f"output_dir {out}: holds phases of an earlier training; resume=True goes on with them, or name another"
-            )
+            fix = "resume=True goes on with them, or name another folder"
+            raise InputError(f"output_dir {out}: holds phases of an earlier training; {fix}")
         self.phases_ended, self._in_phases = [], True
         try:
             for number, (phase, objective, steps) in enumerate(zip(phases, objectives, counts, strict=True), 1):

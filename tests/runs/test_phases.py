@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.runs.run import run
+from tests.processes import ROOT, environment
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
@@ -212,6 +215,38 @@ def test_a_later_phase_that_cannot_be_trained_is_told_before_the_first_begins(tm
     with pytest.raises(InputError, match="phase task: frozen: the student has no module 'bakbone'"):
         go(tmp_path / "run", phases=wrong)
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_phases_as_one(tmp_path: Path) -> None:
+    backbone: dict[str, Any] = {"model_type": "convnext", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    alike: dict[str, Any] = {  # nothing depends on how a batch is divided
+        "student": {"backbone": backbone, "fpn": {"fpn_channels": 8, "norm": "group", "dropout": 0.0}},
+        "data": {"scale": [1.0, 1.0]},
+        "training": {"optim": "sgd", "learning_rate": 0.05},
+        "phases": [FEATURES, {**TASK, "share": 0.5}],
+    }
+    text = yaml.safe_load(settings(tmp_path / "one", **alike))
+    text["distill"] = {"terms": [{"loss": "cankd", "options": {"output_norm": "none"}}]}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(text))
+    command = [str(file), f"output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "cankd_hf.train", *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(parse_recipe(file.read_text()))
+    for place in ("phase-1-features", "."):
+        one, two = weights(tmp_path / "one" / place), weights(tmp_path / "two" / place)
+        assert max(float((value - two[name]).abs().max()) for name, value in one.items()) < 1e-5, place
+    first = weights(tmp_path / "two" / "phase-1-features")
+    assert all(torch.equal(value, two[name]) for name, value in first.items() if name.startswith("backbone."))
 
 
 def test_a_phase_is_public() -> None:
