@@ -32,7 +32,8 @@ def finished_arm(folder: Path, name: str) -> Arm | None:
     if not file.is_file():
         return None
     try:
-        saved = {"cache": {}, "cost": {}, "prepaid": {}, "working": {}, **read_json(file)}  # arms of before have none
+        before = {"cache": {}, "cost": {}, "prepaid": {}, "phases": [], "working": {}}  # what arms of before have not
+        saved = {**before, **read_json(file)}
         arm = Arm(**{field.name: saved[field.name] for field in fields(Arm)} | {"folder": str(folder)})
         files = dict(saved.get("files") or saved.get("weights") or {})
     except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:

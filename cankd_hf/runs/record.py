@@ -26,6 +26,7 @@ class Arm:
     cost: dict[str, float] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)  # answers of stored teachers that were found and missed
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)  # what of it was spent before, and on what
+    phases: list[dict[str, Any]] = field(default_factory=list)  # its parts, see `runs.phases`
     working: dict[str, Any] = field(default_factory=dict)  # whether its distillation works, see `Verdict`
 
     def __post_init__(self) -> None:

@@ -43,6 +43,8 @@ class CheckpointMixin(TeachingTrainer):
     health: TeacherHealth
     working: WorkingCallback
     graceful: GracefulStopCallback
+    phases_ended: Sequence[dict[str, Any]] = ()
+    keep_connectors = False  # beside the student at the end, for a phase that goes on with them
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
 
@@ -216,7 +218,7 @@ class CheckpointMixin(TeachingTrainer):
             (folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
         whole = not folder.name.startswith("checkpoint-")
         write_facts(folder, self._facts(best=whole))
-        if not whole:
+        if not whole or self.keep_connectors:
             save_distillation(folder, rest, self.teachers)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -229,9 +231,10 @@ class CheckpointMixin(TeachingTrainer):
 
     def _facts(self, best: bool) -> dict[str, Any]:
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
-        return run_facts(
+        facts = run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
         ) | {"teacher_findings": self.health.findings, "working": self.working.facts()}
+        return facts | ({"phases": self.phases_ended} if self.phases_ended else {})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_teachers(Path(resume_from_checkpoint), self.teachers)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cankd_hf.errors import InputError
 
 CPU, DEVICE, WALL = "cpu_seconds", "device_seconds", "wall_seconds"
+CLOCKS = (CPU, WALL, DEVICE)
 SETUP = "_to_first_step"  # the part of each that is spent once: models, first batch, first step
 PREPAID = "_prepaid"  # the part of each that was spent before: stored teachers, pseudo-labels, earlier phases
 _LOGGED = "train_"  # the entries of the log history
@@ -77,8 +78,8 @@ class CostMeter(TrainerCallback):
         Raises:
             InputError: for seconds of no clock, or that are no finite numbers of at least 0.
         """
-        given = dict(seconds) if isinstance(seconds, Mapping) else dict.fromkeys((CPU, DEVICE, WALL), seconds)
-        given = {clock: given[clock] for clock in (CPU, DEVICE, WALL) if clock in given}
+        given = dict(seconds) if isinstance(seconds, Mapping) else dict.fromkeys(CLOCKS, seconds)
+        given = {clock: given[clock] for clock in CLOCKS if clock in given}
         wrong = [value for value in given.values() if not (isinstance(value, int | float) and 0 <= value < math.inf)]
         if wrong or not given:
             expected = f"expected seconds of at least 0 by {CPU}, {DEVICE} or {WALL}"
