@@ -1,7 +1,7 @@
 """`python -m cankd_hf.benchmark trainer [RECIPE]`: whole trainers side by side.
 
-The stock Trainer, ours without a teacher, and ours with the recipe's teachers, live and stored, and losses, with the same
-student, data and arguments: short runs in turn, so that other load affects all of them alike.
+The stock Trainer, and ours without a teacher and with the recipe's teachers (live and stored), with the same student,
+data and arguments: short runs in turn, so that other load affects all of them alike.
 """
 
 import tempfile
