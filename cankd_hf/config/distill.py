@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -14,6 +14,7 @@ from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
 Grid = Literal["finer", "coarser", "student", "teacher"]
+RECOMMENDED_SHARE = 0.1  # of the gradient at the taps, for all terms on maps together
 # How a teacher's map is conditioned before a loss compares it: see `losses/targets.py`.
 Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "clip"]
 GRIDS: tuple[str, ...] = get_args(Grid)
@@ -134,6 +135,23 @@ class LossTerm(Section):
             )
         return [float(weight) for weight in self.weight]
 
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it compares maps, as far as the signature of its loss tells, and not logits."""
+        if not isinstance(self.loss, str) or self.loss not in declared.names("cankd_hf.losses", "LOSSES"):
+            return True
+        return "channels" in declared.entry_parameters("cankd_hf.losses", "LOSSES", self.loss)
+
+    def recommended(self, share: float) -> LossTerm:
+        """The term with a weight and a schedule that do not hurt; one on logits, or of weight 0, keeps its weight.
+
+        Args:
+            share: of the gradient at its taps.
+        """
+        weight = Share(share) if self.counts and self.reads_maps else self.weight
+        options = {**self.options, "gate": 0.1} if self.loss == "cankd" else self.options
+        return replace(self, weight=weight, warmup=0.05, decay=0.5, options=options)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges: an unknown loss, a name that the logs or torch use otherwise."""
         if "." in self.label or self.label == "task":
@@ -160,6 +178,26 @@ class LossTerm(Section):
 
 
 @dataclass
+class Guard(Section):
+    """When a term that fights the task is turned down.
+
+    Args:
+        angle: the smoothed cosine between the gradients of the task and of a term, at the term's taps, below which
+            they fight.
+        patience: measurements in a row that are needed before a weight is halved, or doubled again.
+        floor: least part of its weight that a term keeps.
+        holdout: part of the training images that is held out, on which the cosine is measured instead; 0 for none.
+    """
+
+    place: ClassVar[str] = "distill.guard"
+
+    angle: Annotated[float, Ge(-1), Le(1), Say(fix="-0.02 is a little against the task")] = -0.02
+    patience: Annotated[int, Ge(1), Le(1000), Say(fix="4 is the default")] = 4
+    floor: Annotated[float, Gt(0), Le(1), Say(fix="0.01 is a hundredth of the weight")] = 0.01
+    holdout: Annotated[float, Ge(0), Le(0.5), Say(fix="0.05 holds out every twentieth training image")] = 0.0
+
+
+@dataclass
 class DistillConfig(Section):
     """The `distill:` section: the objective of the student.
 
@@ -167,6 +205,10 @@ class DistillConfig(Section):
         task_weight: multiplier of the student's own loss, at least 0; 0 trains without labels.
         terms: the distillation losses; by default CanKD with the paper's weight.
         grid: grid on which two maps are compared: the `finer` or `coarser` of the two, `student` or `teacher`.
+        weights: `as_written`, or `recommended`, which is written out when the recipe is read: in place of the weights and
+            schedules of all terms those that do not hurt, and the guard, see below.
+        guard: `true`, or its settings: a run watches whether the terms fight the task, and turns down those that do;
+            null: only with `weights: recommended`.
     """
 
     place: ClassVar[str] = "distill"
@@ -174,3 +216,25 @@ class DistillConfig(Section):
     task_weight: Annotated[float, Ge(0), Say(fix="0 needs no labels")] = 1.0
     terms: list[LossTerm] = field(default_factory=lambda: [LossTerm()])
     grid: Grid = "finer"
+    weights: Literal["as_written", "recommended"] = "as_written"
+    guard: bool | Guard | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights == "recommended" and self.task_weight:
+            mapped = sum(term.counts and term.reads_maps for term in self.terms)
+            self.terms = [term.recommended(RECOMMENDED_SHARE / max(mapped, 1)) for term in self.terms]
+            self.guard = True if self.guard is None else self.guard
+            self.weights = "as_written"
+        if self.guard is True:
+            self.guard = Guard()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Problems beyond types and ranges: what is measured against the task needs one."""
+        for key in ("weights", "guard"):
+            if not self.task_weight and getattr(self, key) not in ("as_written", None, False):
+                yield key, "is about the terms beside the task, and task_weight is 0; leave it out"
+
+    @property
+    def guarding(self) -> Guard | None:
+        """The guard, if it is on."""
+        return self.guard if isinstance(self.guard, Guard) else None

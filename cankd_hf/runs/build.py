@@ -137,7 +137,7 @@ def make_trainer(
             model,
             args=args,
             teachers=teachers,
-            objective=Objective(distill.task_weight, distill.terms) if teachers else None,
+            objective=Objective(distill.task_weight, distill.terms, guard=distill.guarding) if teachers else None,
             student_taps=recipe.student.taps,
             grid=distill.grid,
             task=task,

@@ -15,6 +15,7 @@ from cankd_hf.features.connectors import Connector
 from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.teachers.teacher import TeacherOutput
+from cankd_hf.training.conflict import Conflict
 from cankd_hf.training.connecting import Connected, ConnectingModule, Place
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.output import DistillerOutput
@@ -33,6 +34,7 @@ from cankd_hf.training.placing import (
     pairs_of,
 )
 from cankd_hf.training.shares import Shares, Values
+from cankd_hf.training.tap_gradients import TapGradients
 
 
 class Distiller(ConnectingModule):
@@ -75,7 +77,7 @@ class Distiller(ConnectingModule):
         self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
-        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
+        self.conditioning, self.shares, self.conflict = nn.ModuleDict(), Shares(()), Conflict(())
         self._places: list[Place] = []
         self.taps: Taps | None = None
         self.levels: list[Level] = []
@@ -104,6 +106,7 @@ class Distiller(ConnectingModule):
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
         self.shares = Shares(objective.terms, self.shares).to(self.device)
+        self.conflict = Conflict(objective.terms, objective.guard, self.conflict).to(self.device)
         self.conditioning = conditionings(self.placed, self.teachers, self.conditioning, self.device)
         self.train(self.training)
         if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
@@ -146,6 +149,10 @@ class Distiller(ConnectingModule):
         """The teachers that the terms with a factor above 0 learn from."""
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
         return list(dict.fromkeys(item.teacher for item in self.placed if factor_of[item.term.label] > 0))
+
+    def measures(self, step: int) -> dict[str, Any]:
+        """Arguments of `forward` for what is measured of gradients in a step, the same in all processes."""
+        return {"weigh": self.shares.due(step), "watch": "trained" if self.conflict.due(step) else ""}
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -254,6 +261,7 @@ class Distiller(ConnectingModule):
         keep: bool = True,
         targets: Any = None,
         weigh: bool = False,
+        watch: str = "",
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -269,6 +277,7 @@ class Distiller(ConnectingModule):
             targets: labels for the losses that read them, where the student gets none. (The Trainer takes every
                 argument with `label` in its name for one that batches must have.)
             weigh: set the weights of the terms with a share anew.
+            watch: measure whether the terms fight the task, on a batch that is `trained` or `held` out; "" does not.
             inputs: further inputs of the student.
         """
         counted = None
@@ -293,7 +302,10 @@ class Distiller(ConnectingModule):
             read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}
-            total = self._sum(total, values, factors, maps if weigh else ())
+            gradients = TapGradients(maps) if weigh or watch else None
+            if watch and gradients is not None:
+                self._watch(total, values, factors, gradients, watch == "held")
+            total = self._sum(total, values, factors, gradients if weigh else None)
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
                 if not self.training:
@@ -305,19 +317,32 @@ class Distiller(ConnectingModule):
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
 
     def _sum(
-        self, total: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]
+        self, total: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients | None
     ) -> Tensor | None:
-        """`total` plus all weighted losses; with `maps` the weights by share are measured in between."""
-        order = {term.label: index for index, term in enumerate(self.objective.terms)}
+        """`total` plus all weighted losses; with `gradients` the weights by share are measured in between."""
         plain, shared = self.shares.split(values)
         for group in (plain, shared):
-            if group is shared and maps:
-                self.shares.measure(total, shared, maps)
+            if group is shared and gradients is not None:
+                self.shares.measure(total, shared, gradients)
             for item, value in group:
-                weight = self.shares.weight(item) * item.weight
-                weight = weight if factors is None else weight * factors[order[item.term.label]]
+                weight = self._weight(item, factors) * item.weight
                 total = weight * value if total is None else total + weight * value
         return total
+
+    def _weight(self, item: Placed, factors: Tensor | None) -> Tensor | float:
+        """What a loss is multiplied by, beside the weight of its pair."""
+        weight = self.shares.weight(item)
+        if self.conflict:
+            weight = weight * self.conflict.factor(item.term.label)
+        order = [term.label for term in self.objective.terms]
+        return weight if factors is None else weight * factors[order.index(item.term.label)]
+
+    def _watch(
+        self, task: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients, held: bool
+    ) -> None:
+        """Measures the conflict of the terms with the weighted loss of the task, before they are added to it."""
+        weights = {item.term.label: self._weight(item, factors) for item, _ in values}
+        self.conflict.measure(task, gradients.terms(values), weights, gradients, held)
 
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""

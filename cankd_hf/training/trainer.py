@@ -21,6 +21,7 @@ from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.conditioning import ConditioningMixin
+from cankd_hf.training.conflict_watch import ConflictCallback, hold_out
 from cankd_hf.training.contention import BusyCoresCallback
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
@@ -144,7 +145,9 @@ class CanKDTrainer(
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
-        kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
+        part = 0.0 if objective.guard is None else objective.guard.holdout
+        seen, self.held_out = hold_out(kwargs.get("train_dataset"), part, args.seed)
+        kwargs["train_dataset"] = train_dataset = seeded_views(seen, args.seed, args.data_seed)
         own = kwargs.get("data_collator")
         kwargs["data_collator"] = BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype)
         if kwargs.get("compute_metrics") is None:
@@ -177,6 +180,7 @@ class CanKDTrainer(
         self.working = WorkingCallback(self)
         if self.teachers:
             self.add_callback(self.working)
+            self.add_callback(ConflictCallback(self))
         if isinstance(train_dataset, SeededDataset):
             self.add_callback(EpochSetter(train_dataset))
 
@@ -203,7 +207,9 @@ class CanKDTrainer(
 
     def _check_shares(self) -> None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.distiller.shares.check(sharded, self.compute_loss_func is not None)
+        own_loss, weight = self.compute_loss_func is not None, self.distiller.objective.task_weight
+        self.distiller.shares.check(sharded, own_loss)
+        self.distiller.conflict.check(sharded, own_loss, weight)
 
     def _place_teachers(self) -> None:
         """Moves the teachers to the device; those whose logits are read compute their head too."""
@@ -263,7 +269,7 @@ class CanKDTrainer(
         if training:
             factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
             given = self._ask_teachers(batch, factors, self._measures_now())
-            return {**given, "weigh": self.distiller.shares.due(self.state.global_step)} if given else {}
+            return {**given, **self.distiller.measures(self.state.global_step)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -309,7 +315,7 @@ class CanKDTrainer(
                 self._warn_of_own_loss()
             logs.update(means)
             logs.update(self._clock.drain(self.accelerator))
-            logs.update(self.distiller.shares.logged())
+            logs.update({**self.distiller.shares.logged(), **self.distiller.conflict.logged()})
             self.guard.correct(logs)
         super().log(logs, start_time)
 

@@ -141,7 +141,7 @@ class WorkingCallback(TrainerCallback):
         found: list[dict[str, float]] = []
         with ExitStack() as stack:
             stack.enter_context(seeded(trainer.args.seed))
-            stack.enter_context(_watched(trainer.distiller))
+            stack.enter_context(watched(trainer.distiller))
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing is compiled for a few images
             stack.enter_context(trainer.compute_loss_context_manager())
             for collated in self._batches:
@@ -219,7 +219,7 @@ class WorkingCallback(TrainerCallback):
 
 
 @contextmanager
-def _watched(distiller: Distiller) -> Iterator[None]:
+def watched(distiller: Distiller) -> Iterator[None]:
     """Eval mode, but BatchNorms that train take the statistics of their batch, and keep none of it.
 
     Running statistics approach those of the images even where no weight of the student moves, and its maps with them.

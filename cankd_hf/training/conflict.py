@@ -1,0 +1,200 @@
+"""Whether the terms fight the task: the angle between their gradients at the student's maps, and what follows.
+
+At the taps of a term, let G be the gradient of the task's loss and g that of the term. `cos = <G, g> / (|G| |g|)` says
+how the task's loss changes, to first order, if the maps follow the term (Du et al., arXiv 1812.02224, measure so
+whether an auxiliary loss helps; Yu et al., arXiv 2001.06782, call it a conflict below 0). A term whose smoothed cosine
+stays low for long is halved, and again while it stays so; one that agrees with the task again gets its weight back in
+the same steps. Where two losses balance, their gradients on the *training* images are opposite whatever the term is
+worth; on images that were held out (`Guard.holdout`) the cosine says what it is worth for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cankd_hf.config.distill import Guard, LossTerm
+from cankd_hf.errors import InputError
+from cankd_hf.training.tap_gradients import TapGradients, TermLoss
+
+SOON, OFTEN, SELDOM = 100, 10, 50  # a measurement in every 10th of the first 100 steps, then in every 50th
+FOLLOW = 0.2  # part of a new cosine in the smoothed one, once there are five
+MARGIN = 0.02  # between the cosine that turns a term down and the one that turns it up
+STEP = 2.0  # by which a weight is divided, or multiplied
+TASK = "held_out_task_loss"
+PLACE, FIX = "distill.guard", "leave it out"
+# Places in the state of a term.
+ANGLE, COUNT, HELD, HELD_COUNT, AGAINST, ALONG, FACTOR, SHARE = range(8)
+
+
+class Conflict(nn.Module):
+    """The smoothed cosine of each term and what its weight is multiplied by, as buffers that checkpoints hold.
+
+    Args:
+        terms: of the objective.
+        guard: when a term is turned down; None measures nothing.
+        known: the states so far, of which those of the same terms are kept.
+    """
+
+    def __init__(self, terms: Iterable[LossTerm], guard: Guard | None = None, known: Conflict | None = None) -> None:
+        super().__init__()
+        self.guard = guard
+        self.labels = [] if guard is None else [term.label for term in terms if term.counts]
+        before = {} if known is None else dict(known.named_buffers())
+        for label in self.labels:
+            fresh = torch.zeros(8)
+            fresh[FACTOR] = 1.0
+            self.register_buffer(_name(label), before.get(_name(label), fresh))
+
+        if guard is not None and guard.holdout and self.labels:
+            self.register_buffer(TASK, before.get(TASK, torch.zeros(())))
+
+    def __bool__(self) -> bool:
+        return bool(self.labels)
+
+    def due(self, step: int) -> bool:
+        """Whether the angle is measured in a step; the same in all processes."""
+        return bool(self) and step % (OFTEN if step < SOON else SELDOM) == 0
+
+    def factor(self, label: str) -> Tensor | float:
+        """What the weight of a term is multiplied by, []; 1 where nothing is watched."""
+        # a copy: the buffer changes while the graph of a step may still need this value
+        return self.get_buffer(_name(label))[FACTOR].clone() if self else 1.0
+
+    def logged(self) -> dict[str, float]:
+        """For the log, by name, once measured: cosines, the share of the gradient, and the factor of the weight."""
+        found = {}
+        for label in self.labels:
+            state = self.get_buffer(_name(label)).tolist()
+            if state[COUNT]:
+                found |= {f"conflict/{label}": state[ANGLE], f"gradient_share/{label}": state[SHARE]}
+            if state[HELD_COUNT]:
+                found |= {f"conflict_held_out/{label}": state[HELD], TASK: float(self.get_buffer(TASK))}
+            found[f"turned_down/{label}"] = state[FACTOR]
+        return found
+
+    def check(self, sharded: bool, own_loss: bool, task_weight: float) -> None:
+        """Raises InputError where gradients cannot be compared."""
+        if self and sharded:
+            raise InputError(f"{PLACE}: needs gradients in the forward pass, which FSDP and DeepSpeed forbid; use DDP")
+        if self and own_loss:
+            raise InputError(f"{PLACE}: does not see the loss of a compute_loss_func; leave it out")
+        if self and not task_weight:
+            raise InputError(f"{PLACE}: compares the terms with the task, whose task_weight is 0; leave it out")
+
+    def measure(
+        self,
+        task: Tensor | None,
+        terms: Mapping[str, TermLoss],
+        weights: Mapping[str, Tensor | float],
+        gradients: TapGradients,
+        held: bool = False,
+    ) -> None:
+        """Takes in the gradients of one batch and sets the factors.
+
+        Args:
+            task: the task's loss []; None if this batch has none.
+            terms: the unweighted losses of the terms; terms without an entry keep their state.
+            weights: the present weight of each term.
+            gradients: at the student's maps.
+            held: whether the batch is of images that were held out.
+
+        Raises:
+            InputError: if a map does not train or is not on the way to the task's loss.
+        """
+        given = {label: terms[label] for label in self.labels if label in terms}
+        sums = gradients.maps[0].new_zeros(len(self.labels) + 1, 3, dtype=torch.float32)  # last: the task's loss
+        if task is not None and given:
+            taps = sorted({tap for loss in given.values() for tap in loss.taps})
+            theirs = gradients.of(task, taps, PLACE, FIX)
+            sums[-1] = torch.stack([task.detach().float(), sums.new_ones(()), sums.new_zeros(())])
+            for row, label in enumerate(self.labels):
+                if label in given:
+                    sums[row] = _products(theirs, gradients.of(given[label].value, given[label].taps, PLACE, FIX))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        if held:
+            self.get_buffer(TASK).copy_(sums[-1, 0] / sums[-1, 1].clamp_min(1))
+        for label, row in zip(self.labels, sums, strict=False):
+            self._take(label, row, weights.get(label, 1.0), held)
+
+    def _take(self, label: str, sums: Tensor, weight: Tensor | float, held: bool) -> None:
+        """Follows one measurement of a term: `sums` has <G, g>, |G|^2 and |g|^2."""
+        assert self.guard is not None
+        buffer = self.get_buffer(_name(label))
+        dot, theirs, ours = sums
+        state, place = buffer.clone(), HELD if held else ANGLE
+        part = (1 / (state[place + 1] + 1)).clamp_min(FOLLOW)  # a plain mean at first
+        state[place] += part * (dot / (theirs * ours).sqrt() - state[place])
+        state[place + 1] += 1
+        if not held:
+            own = weight * ours.sqrt()
+            state[SHARE] = own / (theirs.sqrt() + own)
+        if held or not self.guard.holdout:
+            self._decide(state, state[place])
+        valid = (theirs > 0) & (ours > 0) & state.isfinite().all()
+        buffer.copy_(torch.where(valid, state, buffer))
+
+    def _decide(self, state: Tensor, angle: Tensor) -> None:
+        """Turns a term down while it fights for long, and up again while it agrees for long."""
+        assert self.guard is not None
+        state[AGAINST] = torch.where(angle < self.guard.angle, state[AGAINST] + 1, 0)
+        state[ALONG] = torch.where(angle > max(0.0, self.guard.angle + MARGIN), state[ALONG] + 1, 0)
+        down, up = (state[place] >= self.guard.patience for place in (AGAINST, ALONG))
+        factor = torch.where(down, state[FACTOR] / STEP, torch.where(up, state[FACTOR] * STEP, state[FACTOR]))
+        state[FACTOR] = factor.clamp(self.guard.floor, 1.0)
+
+
+def _name(label: str) -> str:
+    return f"of_{label}"
+
+
+def _products(theirs: Mapping[int, Tensor | None], ours: Mapping[int, Tensor | None]) -> Tensor:
+    """<G, g>, |G|^2 and |g|^2 over the taps of a term, [3], of the images that have a task loss."""
+    found = []
+    for tap, own in ours.items():
+        task = theirs[tap]
+        if task is not None and own is not None:
+            labelled = task.flatten(1).any(1)  # of an image without labels the gradient is 0
+            own = own * labelled.view(-1, *[1] * (own.ndim - 1))
+            found.append(torch.stack([(task * own).sum(), task.square().sum(), own.square().sum()]))
+    if not found:
+        raise InputError(f"{PLACE}: expected taps that the task's loss depends on, got none; {FIX}")
+    return torch.stack(found).sum(0)
+
+
+def told(history: Iterable[Mapping[str, Any]]) -> str:
+    """What became of the terms of a run, in a sentence each; empty where nothing was watched.
+
+    Args:
+        history: its `log_history`.
+    """
+    series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for entry in history:
+        for key in entry:
+            if key.startswith("turned_down/"):
+                series.setdefault(key.partition("/")[2], []).append((entry.get("step", 0), entry))
+    return "; ".join(_told(label, found) for label, found in series.items())
+
+
+def _told(label: str, entries: list[tuple[int, Mapping[str, Any]]]) -> str:
+    factors = [(step, entry[f"turned_down/{label}"]) for step, entry in entries]
+    words = []
+    for key, what, form in (
+        ("gradient_share", "share of the gradient at its taps", ".1%"),
+        ("conflict", "cosine with the task's gradient", "+.3f"),
+        ("conflict_held_out", "on held-out images", "+.3f"),
+    ):
+        values = [entry[f"{key}/{label}"] for _, entry in entries if f"{key}/{label}" in entry]
+        if values:
+            words.append(f"{what} {format(values[0], form)} to {format(values[-1], form)}")
+    first = next((step for step, factor in factors if factor < 1), None)
+    if first is None:
+        words.append("not turned down")
+    else:
+        words.append(f"it fought the task: turned down from step {first}, to {factors[-1][1]:.3g} of its weight")
+    return f"{label}: {', '.join(words)}"
