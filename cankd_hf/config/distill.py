@@ -205,8 +205,8 @@ class DistillConfig(Section):
         task_weight: multiplier of the student's own loss, at least 0; 0 trains without labels.
         terms: the distillation losses; by default CanKD with the paper's weight.
         grid: grid on which two maps are compared: the `finer` or `coarser` of the two, `student` or `teacher`.
-        weights: `as_written`, or `recommended`, which is written out when the recipe is read: in place of the weights and
-            schedules of all terms those that do not hurt, and the guard, see below.
+        weights: `as_written`, or `recommended`: in place of the weights and schedules of all terms those that do not
+            hurt, and the guard; it is written out when the recipe is read.
         guard: `true`, or its settings: a run watches whether the terms fight the task, and turns down those that do;
             null: only with `weights: recommended`.
     """

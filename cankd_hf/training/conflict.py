@@ -21,7 +21,7 @@ from cankd_hf.config.distill import Guard, LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.training.tap_gradients import TapGradients, TermLoss
 
-SOON, OFTEN, SELDOM = 100, 10, 50  # a measurement in every 10th of the first 100 steps, then in every 50th
+SOON, OFTEN, SELDOM = 10**9, 10, 50
 FOLLOW = 0.2  # part of a new cosine in the smoothed one, once there are five
 MARGIN = 0.02  # between the cosine that turns a term down and the one that turns it up
 STEP = 2.0  # by which a weight is divided, or multiplied

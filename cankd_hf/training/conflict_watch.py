@@ -79,12 +79,9 @@ class ConflictCallback(TrainerCallback):
                 trainer.distiller(**batch.inputs, **given, keep=False, watch="held")
 
 
-def _change(label: str, before: float, factors: dict[str, float]) -> str:
-    factor = factors[label]
+def _change(label: str, before: float, factor: float) -> str:
     if factor < before:
-        return (
-            f"{label} fights the task (its gradient is against the task's): turned down to {factor:.3g} of its weight"
-        )
+        return f"{label} fights the task, by the angle of their gradients: turned down to {factor:.3g} of its weight"
     return f"{label} agrees with the task again: turned up to {factor:.3g} of its weight"
 
 
