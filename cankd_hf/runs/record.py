@@ -25,6 +25,7 @@ class Arm:
     inherited: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     working: dict[str, Any] = field(default_factory=dict)  # whether its distillation works, see `Verdict`
+    ema: dict[str, Any] = field(default_factory=dict)  # with `training.ema`: both validation scores and the choice
 
     def __post_init__(self) -> None:
         # JSON has null for nan

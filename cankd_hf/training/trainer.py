@@ -174,6 +174,7 @@ class CanKDTrainer(
         self.add_callback(self.graceful)
         self.add_callback(BusyCoresCallback())
         self._watch()
+        self.average_weights()
         self.working = WorkingCallback(self)
         if self.teachers:
             self.add_callback(self.working)
