@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -19,6 +20,7 @@ Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "cli
 GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
+Part = Annotated[float, Ge(0), Le(1), Say(fix="0.5 is the middle of the run")]
 Pair = Annotated[
     list[Annotated[int, Ge(-100), Le(100)]],
     Len(2, 2),
@@ -55,6 +57,8 @@ class LossTerm(Section):
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.
+        fade: [start, end], shares of the run: the weight falls linearly from 1 at `start` to 0 at `end` and stays 0,
+            and from then on the teacher is not asked any more; instead of `decay`.
         conditioning: what is done to the teacher's maps first: `none`; `layer`, each cell with mean 0 and variance 1
             over its channels; `l2`, each cell with length 1; `channel`, each channel standardised; `global`, one
             mean and deviation for all values; `phi_s`, rotated to channels of variance 1 (PHI-S); `clip`, outlier
@@ -73,6 +77,7 @@ class LossTerm(Section):
     pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
     warmup: Length = 0.0
     decay: Length = 0.0
+    fade: Annotated[list[Part], Len(2, 2), Say(fix="[0.3, 0.6] falls from 30% to 60% of the run")] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     teacher: str | None = None
@@ -118,7 +123,16 @@ class LossTerm(Section):
         fall = self.decay * max_steps if self.decay < 1 else self.decay
         up = step / rise if rise > 0 else 1.0
         down = (max_steps - step) / fall if fall > 0 else 1.0
+        if self.fade is not None:
+            start, end = (share * max_steps for share in self.fade)
+            down = (end - step) / (end - start) if end > start else float(step < end)
         return max(0.0, min(1.0, up, down))
+
+    def taught(self, max_steps: int) -> int:
+        """Number of optimizer steps of the run after which the weight is 0 for good."""
+        if not self.counts:
+            return 0
+        return max_steps if self.fade is None else math.ceil(self.fade[1] * max_steps)
 
     def weights(self, num_pairs: int) -> list[float]:
         """The weight of each of `num_pairs` pairs; InputError if `weight` is a list of another length. 1 for a share,
@@ -138,6 +152,10 @@ class LossTerm(Section):
         """Problems beyond types and ranges: an unknown loss, a name that the logs or torch use otherwise."""
         if "." in self.label or self.label == "task":
             yield "name", f"expected a name other than `task`, without dots, got {self.label!r}; rename the term"
+        if self.fade is not None and (self.fade[0] > self.fade[1] or self.fade[1] == 0):
+            yield "fade", f"expected [start, end] with 0 <= start <= end and end above 0, got {self.fade}"
+        if self.fade is not None and self.decay:
+            yield "fade", "expected fade or decay, got both; leave one out"
         known = declared.names("cankd_hf.losses", "LOSSES")
         if isinstance(self.loss, str) and self.loss not in known:
             yield "loss", not_one_of(self.loss, known)

@@ -172,6 +172,10 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any(term.weight not in (0, []) for term in recipe.distill.terms):
         what = "distill.terms with a weight above 0" if recipe.named_teachers() else "a teacher"
         yield "distill.task_weight", f"0 leaves nothing to learn without {what}; give it, or set task_weight to 1"
+    elif all(term.fade is not None and term.fade[1] < 1 for term in recipe.distill.terms if term.counts):
+        yield "distill.task_weight", "0 leaves nothing to learn once all terms have faded; let one end at 1"
+    elif all(teacher.every > 1 for teacher in recipe.named_teachers().values()):
+        yield "distill.task_weight", "0 leaves nothing to learn in steps without a teacher; set its `every` to 1"
     elif recipe.baseline:
         yield "baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false"
     for name, teacher in recipe.named_teachers().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,12 @@ class Distiller(ConnectingModule):
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
         return list(dict.fromkeys(item.teacher for item in self.placed if factor_of[item.term.label] > 0))
 
+    def factors_of(self, factors: Sequence[float], teachers: Collection[str]) -> list[float]:
+        """The factors, with 0 for the terms of all other teachers."""
+        teacher_of = {item.term.label: item.teacher for item in self.placed}
+        pairs = zip(self.objective.terms, factors, strict=True)
+        return [factor if teacher_of.get(term.label) in teachers else 0.0 for term, factor in pairs]
+
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) at which levels are measured."""
@@ -287,7 +293,9 @@ class Distiller(ConnectingModule):
             total = None if task is None else self.objective.task_weight * task
             parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps = [] if self.taps is None else self.taps.collect(size)
+        maps: list[Tensor] = []
+        if self.taps is not None:
+            maps = self.taps.collect(size) if teachers else self.taps.clear() or []
         if teachers:
             connected = self.connect(maps, teachers)
             read = targets if labels is None else labels

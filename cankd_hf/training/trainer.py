@@ -40,6 +40,7 @@ from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
+    check_asked,
     check_objective,
     check_stock,
     input_stats,
@@ -134,6 +135,7 @@ class CanKDTrainer(
         self.recipe = recipe
         self.inherited = list(inherited)
         self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
+        check_asked(self.teachers, objective)
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
@@ -190,6 +192,7 @@ class CanKDTrainer(
         distiller = self.distiller
         if is_sharded(distiller) or self.deepspeed is not None:
             raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
+        check_asked(self.teachers, objective)
         self._objective = objective
         distiller.teachers = {
             name: with_read(shape, self.teachers[name], objective, distiller.image_size)
@@ -262,9 +265,14 @@ class CanKDTrainer(
     def _teaching(self, batch: Batch, training: bool) -> dict[str, Any]:
         """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
         if training:
-            factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-            given = self._ask_teachers(batch, factors, self._measures_now())
-            return {**given, "weigh": self.distiller.shares.due(self.state.global_step)} if given else {}
+            step = self.state.global_step
+            factors = self.distiller.objective.factors(step, self.state.max_steps)
+            asked = {name: one.config.every for name, one in self.teachers.items() if step % one.config.every == 0}
+            if len(asked) < len(self.teachers):
+                factors = self.distiller.factors_of(factors, asked)
+            rarest = max(asked.values(), default=1)
+            given = self._ask_teachers(batch, factors, self._measures_now(rarest))
+            return {**given, "weigh": self.distiller.shares.due(step // rarest)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -291,15 +299,20 @@ class CanKDTrainer(
         if outputs.parts is not None:
             outputs.parts["task"] = task.detach().float() * parts
 
-    def _measures_now(self) -> bool:
-        """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
+    def _measures_now(self, rarest: int = 1) -> bool:
+        """Whether similarity is measured in this step: only in the last ones before a log line, to save time.
+
+        Args:
+            rarest: steps from this one to the next that asks the teacher that is asked the least.
+        """
         if not self.args.measure_similarity:
             return False
-        step = self.state.global_step + 1
-        if self.args.logging_strategy == IntervalStrategy.STEPS:
-            every = max(1, int(self.state.logging_steps))
-            return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
-        return step % MEASURE_EVERY == 0 or step == self.state.max_steps
+        step, last = self.state.global_step + 1, min(self.state.global_step + rarest, self.state.max_steps)
+        if last == self.state.max_steps or (step == 1 and self.args.logging_first_step):
+            return True
+        by_steps = self.args.logging_strategy == IntervalStrategy.STEPS
+        every = max(1, int(self.state.logging_steps)) if by_steps else MEASURE_EVERY
+        return last // every > (step - 1) // every
 
     # Logging
 
