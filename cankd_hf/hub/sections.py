@@ -128,15 +128,16 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
 
 def ema_line(choice: Mapping[str, Any]) -> str:
     """Which weights a student of a run with `training.ema` has, the last ones or their average, and by what scores."""
-    what = {RAW: "the last weights", EMA: f"their average over the steps (EMA, decay {choice['decay']:.6g})"}
+    what = {
+        RAW: "the last weights",
+        EMA: f"the average of the weights over the steps (EMA, decay {choice['decay']:.6g})",
+    }
     chosen = choice["chosen"]
     if not choice["on"]:
         return f"{what[chosen]}; no validation split to choose on"
     metric, other = choice["metric"], RAW if chosen == EMA else EMA
     scores = {name: found.get(metric, math.nan) for name, found in choice["scores"].items()}
-    return (
-        f"{what[chosen]}, chosen on validation: {metric} {scores[chosen]:.4f}; {what[other]}: {scores[other]:.4f}"
-    )
+    return f"{what[chosen]}, chosen on validation: {metric} {scores[chosen]:.4f}; {what[other]}: {scores[other]:.4f}"
 
 
 def _teacher(facts: Facts, name: str, licences: bool) -> str:

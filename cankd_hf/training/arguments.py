@@ -47,9 +47,9 @@ class CanKDConfig(TrainingArguments):
     ema: float | str | None = field(
         default=None,
         metadata={
-            "help": "Also average the student's weights over the steps (EMA): `auto`, or a decay between 0 and 1; null: "
-            "off. `auto` averages over about 2% of the steps. The average is saved in `ema/` of the output folder and "
-            "of every checkpoint; at the end the student gets the better of the two, chosen on validation."
+            "help": "Also average the student's weights over the steps (EMA): `auto`, or a decay between 0 and 1; "
+            "null: off. `auto` averages over about 2% of the steps. The average is saved in `ema/` of the output folder "
+            "and of every checkpoint; at the end the student gets the better of the two, chosen on validation."
         },
     )
     channels_last: bool = field(

@@ -150,7 +150,7 @@ class AveragingMixin(TeachingTrainer):
         self.average, self._raw, self._choice = None, None, {}
         self._average_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         given = max_steps, per_epoch, epochs, resume_from_checkpoint, trial
-        found: tuple[int, int] = super()._init_training_state(*given)  # type: ignore[no-untyped-call]
+        found: tuple[int, int] = super()._init_training_state(*given)
         if self._average_from is not None and (self._average_from / AVERAGE_FILE).is_file() != bool(self.args.ema):
             with_or_without = "without" if self.args.ema else "with"
             raise InputError(
@@ -224,4 +224,3 @@ class AveragingMixin(TeachingTrainer):
         """The states that are saved beside the student's own, by the name of their folder."""
         found = {} if self.average is None else {EMA: self.average.state}
         return found if self._raw is None else {**found, RAW: self._raw}
-

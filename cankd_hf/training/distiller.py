@@ -295,7 +295,8 @@ class Distiller(ConnectingModule):
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         maps: list[Tensor] = []
         if self.taps is not None:
-            maps = self.taps.collect(size) if teachers else self.taps.clear() or []
+            maps = self.taps.collect(size) if teachers else maps
+            self.taps.clear()
         if teachers:
             connected = self.connect(maps, teachers)
             read = targets if labels is None else labels

@@ -66,7 +66,7 @@ class StepGuard(ScoreGuard, TrainerCallback):
 
     @property
     def skips(self) -> Tensor:
-        """Whether the update of the present step is skipped, [] on the device; with fp16 the scaler decides instead."""
+        """Whether the update of the present step is skipped, [] on the device; with fp16 the scaler decides."""
         return self._bad
 
     def _reset(self) -> None:
