@@ -47,9 +47,9 @@ class CanKDConfig(TrainingArguments):
     ema: float | str | None = field(
         default=None,
         metadata={
-            "help": "Also average the student's weights over the steps (EMA): `auto`, or a decay between 0 and 1; "
-            "null: off. `auto` averages over about 2% of the steps. The average is saved in `ema/` of the output folder "
-            "and of every checkpoint; at the end the student gets the better of the two, chosen on validation."
+            "help": "Also average the student's weights over the steps (EMA): `auto`, about 2% of the run, or a decay "
+            "between 0 and 1; null: off. The average is saved in `ema/` of the output folder and of every checkpoint; "
+            "at the end the student gets the better of the two, chosen on validation."
         },
     )
     channels_last: bool = field(
@@ -107,7 +107,7 @@ class CanKDConfig(TrainingArguments):
 
 def _number_or_word(given: Any) -> Any:
     """A decay as a command line gives it, as text; `off` is None."""
-    if given in ("off", False):
+    if given is False or given == "off":
         return None
     try:
         return float(given) if isinstance(given, str) and given != "auto" else given
@@ -181,7 +181,7 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     yield from out_of_range(settings)
     ema = settings.get("ema")
-    if ema not in (None, "auto", "off", False) and not (type(ema) is float and 0 < ema < 1):
+    if not (ema is None or ema is False or ema in ("auto", "off")) and not (type(ema) is float and 0 < ema < 1):
         yield "ema", f"expected auto, a decay between 0 and 1 such as 0.99, or null, got {ema!r}"
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
