@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cankd_hf.compare.arms import Arm, spanning
+from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.settings import ComparisonConfig, TuningConfig
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import Share
+from cankd_hf.config.parts import spanning
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.folders import SPLIT_NAMES
 from cankd_hf.errors import InputError

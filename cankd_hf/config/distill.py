@@ -185,6 +185,8 @@ class DistillConfig(Section):
         task_weight: multiplier of the student's own loss, at least 0; 0 trains without labels.
         terms: the distillation losses; by default CanKD with the paper's weight.
         grid: grid on which two maps are compared: the `finer` or `coarser` of the two, `student` or `teacher`.
+        frozen: modules of the student that are not trained, such as `backbone`: neither weights nor BatchNorm
+            statistics change. `encoder` is the backbone, or else the encoder, whatever the model calls it.
     """
 
     place: ClassVar[str] = "distill"
@@ -192,3 +194,4 @@ class DistillConfig(Section):
     task_weight: Annotated[float, Ge(0), Say(fix="0 needs no labels")] = 1.0
     terms: list[LossTerm] = field(default_factory=lambda: [LossTerm()])
     grid: Grid = "finer"
+    frozen: list[str] | None = None

@@ -14,6 +14,8 @@ from cankd_hf.config.advice import nearest, show
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.parts import check_phases
+from cankd_hf.config.phases import Phase
 from cankd_hf.config.places import missing_places
 from cankd_hf.config.plain_yaml import MAX_CHARACTERS, parse_yaml
 from cankd_hf.config.recipe import Recipe, check_together
@@ -26,7 +28,7 @@ from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
 # The sections searched for the right place of a misplaced key.
-_SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
+_SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm, Phase)
 
 
 def read_text(path: str | Path, kind: str = "recipe") -> str:
@@ -139,6 +141,7 @@ def _check(problems: Problems, recipe: Recipe) -> None:
     for key, message in recipe.hub.clashes(recipe.training) if recipe.hub is not None else ():
         problems.say(f"hub.{key}", message)
     check_together(problems, recipe)
+    check_phases(problems, recipe)
 
 
 def _elsewhere(key: str) -> str | None:

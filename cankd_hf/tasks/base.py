@@ -17,6 +17,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.mixing import paste
 from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 
@@ -122,6 +123,11 @@ class Task(ABC):
 
         `labelled`: whether labels are needed. Raises InputError for data that cannot be used.
         """
+
+    @classmethod
+    def images(cls, config: DataConfig) -> TaskData:
+        """The training split without labels, for a part of a run without a task loss."""
+        return load_images(config, ("train",))
 
     @classmethod
     def check_labelled(cls, labelled: bool) -> None:

@@ -29,6 +29,7 @@ from cankd_hf.training.placing import (
     conditionings,
     extras_of,
     freeze,
+    frozen_part,
     make_loss,
     pairs_of,
 )
@@ -81,6 +82,7 @@ class Distiller(ConnectingModule):
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
         self._thawed: list[nn.Parameter] = []
+        self._frozen: list[str] = []
         self.counted_labels: Callable[[Any], tuple[Any, Tensor | None]] | None = (
             None  # of the task, set by the trainer
         )
@@ -100,6 +102,7 @@ class Distiller(ConnectingModule):
             self.taps = Taps(self.student, taps)
             self.levels = self.taps.levels(image_size)
         places, connectors, losses = self._place(objective.terms)
+        self._frozen = [frozen_part(self.student, part) for part in objective.frozen]
         self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
@@ -187,7 +190,7 @@ class Distiller(ConnectingModule):
     def train(self, mode: bool = True) -> Distiller:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
         super().train(mode)
-        for part in self.objective.frozen:  # by name: SyncBatchNorm and wrappers take the place of modules
+        for part in self._frozen:  # by name: SyncBatchNorm and wrappers take the place of modules
             self.student.get_submodule(part).eval()
         return self
 

@@ -43,6 +43,7 @@ class CheckpointMixin(AveragingMixin):
     health: TeacherHealth
     working: WorkingCallback
     graceful: GracefulStopCallback
+    keep_connectors = False  # beside the student at the end, for a phase that goes on with them
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
 
@@ -213,10 +214,10 @@ class CheckpointMixin(AveragingMixin):
         facts = self._facts(best=whole and self.ema_facts().get("chosen") != EMA)
         for name, state in {"": student, **self.students()}.items():
             self._write_student(folder / name, state, {**facts, **self.scores_of(name)})
-        if not whole:
+        if not whole or self.keep_connectors:
             save_distillation(folder, rest, self.teachers)
-            if self.average is not None and not self.args.save_only_model:
-                self.average.save(folder / AVERAGE_FILE)
+        if not whole and self.average is not None and not self.args.save_only_model:
+            self.average.save(folder / AVERAGE_FILE)
 
     def _write_student(self, folder: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """A student in a folder that needs nothing else."""
