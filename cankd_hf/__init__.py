@@ -24,6 +24,7 @@ _PUBLIC = {
     "InstanceMSELoss": "cankd_hf.losses",
     "LossTerm": "cankd_hf.config.distill",
     "Objective": "cankd_hf.training.objective",
+    "Phase": "cankd_hf.config.phases",
     "TeacherOutput": "cankd_hf.teachers.teacher",
     "load_recipe": "cankd_hf.runs.recipe",
     "load_teacher": "cankd_hf.teachers.load",
@@ -32,6 +33,7 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from cankd_hf.config.distill import LossTerm
+    from cankd_hf.config.phases import Phase
     from cankd_hf.errors import InputError
     from cankd_hf.figures.callback import FeatureFiguresCallback
     from cankd_hf.losses import CanKDLoss, InstanceMSELoss
@@ -60,6 +62,7 @@ __all__ = [
     "InstanceMSELoss",
     "LossTerm",
     "Objective",
+    "Phase",
     "TeacherOutput",
     "load_recipe",
     "load_teacher",

@@ -12,6 +12,7 @@ from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig, ScreenConf
 from cankd_hf.config.advice import describe
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.losses import LOSSES
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
@@ -120,6 +121,7 @@ def tables() -> dict[str, str]:
         "teacher": table(teacher, "teacher."),
         "distill": table(DistillConfig, "distill."),
         "term": table(LossTerm, "distill.terms.N."),
+        "phase": table(Phase, "phases.N."),
         "training": own_training_table(),
         "hub": table(HubConfig, "hub."),
     }

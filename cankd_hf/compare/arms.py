@@ -9,6 +9,7 @@ from typing import Any
 from cankd_hf.compare.records import Records
 from cankd_hf.compare.settings import ComparisonConfig, as_overrides
 from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.parts import spanning
 from cankd_hf.config.places import missing_places
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
@@ -62,32 +63,6 @@ class Arm:
         if self.control == TWIN:  # the same initial weights, another order and augmentation
             recipe.training["data_seed"] = derived_seed(seed, TWIN) % 2**32
         return replace(recipe, seed=seed)
-
-
-def spanning(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with this many steps; what it counts in steps keeps its share of the run."""
-    before = recipe.training.get("max_steps", -1)
-    factor = steps / before if before > 0 else 1.0
-
-    def scaled(count: Any) -> Any:
-        return max(1, round(count * factor)) if isinstance(count, int | float) and count >= 1 else count
-
-    training = {**recipe.training, "max_steps": steps}
-    if isinstance(part := training.get("eval_steps"), float) and part <= 1:
-        training["eval_steps"] = max(1, int(steps * part + 1e-9))  # rounded down: the last is near the end
-    if "warmup_steps" in training:
-        training["warmup_steps"] = scaled(training["warmup_steps"])
-    kwargs = training.get("lr_scheduler_kwargs")
-    if isinstance(kwargs, dict):
-        training["lr_scheduler_kwargs"] = {
-            key: scaled(value) if key.startswith("num_") and key.endswith("_steps") else value
-            for key, value in kwargs.items()
-        }
-    terms = [
-        replace(term, warmup=float(scaled(term.warmup)), decay=float(scaled(term.decay)))
-        for term in recipe.distill.terms
-    ]
-    return replace(recipe, training=training, distill=replace(recipe.distill, terms=terms))
 
 
 def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:

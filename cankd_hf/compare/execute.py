@@ -74,7 +74,7 @@ class Processes:
             record = replace(self.records.record_of(folder, run.key, run.name, run.recipe), code=now)
         except (InputError, LookupError) as error:
             raise RunFailed(f"its results cannot be read: {error} ({folder})") from error
-        for checkpoint in folder.glob("checkpoint-*"):
+        for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob("phase-*/checkpoint-*")]:
             shutil.rmtree(checkpoint)
         return record
 

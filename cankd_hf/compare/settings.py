@@ -257,7 +257,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     Raises:
         InputError: with every problem; also if its base recipe or the teacher's is no file.
     """
-    config = read_comparison(read_text(path), overrides, str(path))
+    config = read_comparison(read_text(path, "comparison"), overrides, str(path))
     wrong = [
         f"{path}: {key}: expected the file of a recipe, got {place!r}, which is none; paths are relative to the "
         "current folder"

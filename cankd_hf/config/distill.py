@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -20,6 +21,7 @@ Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "cli
 GRIDS: tuple[str, ...] = get_args(Grid)
 Weight = Annotated[float, Ge(0), Say(fix="10 is the paper's mu = 5")]
 Length = Annotated[float, Ge(0), Say(fix="below 1 it is a fraction of the run, else steps; 0 switches it off")]
+Part = Annotated[float, Ge(0), Le(1), Say(fix="0.5 is the middle of the run")]
 Pair = Annotated[
     list[Annotated[int, Ge(-100), Le(100)]],
     Len(2, 2),
@@ -56,6 +58,8 @@ class LossTerm(Section):
         warmup: length of the linear rise of the weight from 0 to 1 at the start; below 1 a fraction of the run's
             steps, else a number of steps.
         decay: length of the linear fall from 1 to 0 at the end, counted like `warmup`.
+        fade: [start, end], shares of the run: the weight falls linearly from 1 at `start` to 0 at `end` and stays 0,
+            and from then on the teacher is not asked any more; instead of `decay`.
         conditioning: what is done to the teacher's maps first: `none`; `layer`, each cell with mean 0 and variance 1
             over its channels; `l2`, each cell with length 1; `channel`, each channel standardised; `global`, one
             mean and deviation for all values; `phi_s`, rotated to channels of variance 1 (PHI-S); `clip`, outlier
@@ -74,6 +78,7 @@ class LossTerm(Section):
     pairs: Literal["auto"] | Annotated[list[Pair], Len(1), Say(fix="write auto, or at least one pair")] = "auto"
     warmup: Length = 0.0
     decay: Length = 0.0
+    fade: Annotated[list[Part], Len(2, 2), Say(fix="[0.3, 0.6] falls from 30% to 60% of the run")] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     teacher: str | None = None
@@ -119,7 +124,16 @@ class LossTerm(Section):
         fall = self.decay * max_steps if self.decay < 1 else self.decay
         up = step / rise if rise > 0 else 1.0
         down = (max_steps - step) / fall if fall > 0 else 1.0
+        if self.fade is not None:
+            start, end = (share * max_steps for share in self.fade)
+            down = (end - step) / (end - start) if end > start else float(step < end)
         return max(0.0, min(1.0, up, down))
+
+    def taught(self, max_steps: int) -> int:
+        """Number of optimizer steps of the run after which the weight is 0 for good."""
+        if not self.counts:
+            return 0
+        return max_steps if self.fade is None else math.ceil(self.fade[1] * max_steps)
 
     def weights(self, num_pairs: int) -> list[float]:
         """The weight of each of `num_pairs` pairs; InputError if `weight` is a list of another length. 1 for a share,
@@ -150,12 +164,16 @@ class LossTerm(Section):
         """
         weight = Share(share) if self.counts and self.reads_maps else self.weight
         options = {**self.options, "gate": 0.1} if self.loss == "cankd" else self.options
-        return replace(self, weight=weight, warmup=0.05, decay=0.5, options=options)
+        return replace(self, weight=weight, warmup=0.05, decay=0.0, fade=[0.3, 0.6], options=options)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges: an unknown loss, a name that the logs or torch use otherwise."""
         if "." in self.label or self.label == "task":
             yield "name", f"expected a name other than `task`, without dots, got {self.label!r}; rename the term"
+        if self.fade is not None and (self.fade[0] > self.fade[1] or self.fade[1] == 0):
+            yield "fade", f"expected [start, end] with 0 <= start <= end and end above 0, got {self.fade}"
+        if self.fade is not None and self.decay:
+            yield "fade", "expected fade or decay, got both; leave one out"
         known = declared.names("cankd_hf.losses", "LOSSES")
         if isinstance(self.loss, str) and self.loss not in known:
             yield "loss", not_one_of(self.loss, known)
@@ -205,6 +223,8 @@ class DistillConfig(Section):
         task_weight: multiplier of the student's own loss, at least 0; 0 trains without labels.
         terms: the distillation losses; by default CanKD with the paper's weight.
         grid: grid on which two maps are compared: the `finer` or `coarser` of the two, `student` or `teacher`.
+        frozen: modules of the student that are not trained, such as `backbone`: neither weights nor BatchNorm
+            statistics change. `encoder` is the backbone, or else the encoder, whatever the model calls it.
         weights: `as_written`, or `recommended`: in place of the weights and schedules of all terms those that do not
             hurt, and the guard; it is written out when the recipe is read.
         guard: `true`, or its settings: a run watches whether the terms fight the task, and turns down those that do;
@@ -216,6 +236,7 @@ class DistillConfig(Section):
     task_weight: Annotated[float, Ge(0), Say(fix="0 needs no labels")] = 1.0
     terms: list[LossTerm] = field(default_factory=lambda: [LossTerm()])
     grid: Grid = "finer"
+    frozen: list[str] | None = None
     weights: Literal["as_written", "recommended"] = "as_written"
     guard: bool | Guard | None = None
 

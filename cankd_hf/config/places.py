@@ -19,12 +19,13 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     A name that may be a Hub id is not looked for.
     """
     path, labels = recipe.data.path or "", recipe.data.labels
-    there = bool(glob.glob(path)) if any(sign in path for sign in "*?[") else os.path.exists(path)
-    if path != "shapes" and not there and not _HUB_ID.fullmatch(path):
-        yield (
-            "data.path",
-            f"expected a folder, a parquet file, a Hub id or `shapes`, got {show(path)}; nothing is there",
-        )
+    phases = [(f"phases.{index}.data.path", phase.data) for index, phase in enumerate(recipe.phases or ())]
+    places = {"data.path": path, **{key: str(data["path"]) for key, data in phases if "path" in data}}
+    for key, place in places.items():
+        if place != "shapes" and not _is_there(place) and not _HUB_ID.fullmatch(place):
+            expected = "expected a folder, a parquet file, a Hub id or `shapes`"
+            yield key, f"{expected}, got {show(place)}; nothing is there"
+    there = _is_there(path)
     if labels is not None and there:
         base = path if os.path.isdir(path) else os.path.dirname(path)
         if not any(os.path.lexists(file) for file in (labels, os.path.join(base, labels))):
@@ -47,6 +48,10 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     tokenizer = recipe.student.tokenizer
     if tokenizer is not None and not os.path.isdir(tokenizer) and not _HUB_ID.fullmatch(tokenizer):
         yield "student.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; nothing is there"
+
+
+def _is_there(path: str) -> bool:
+    return bool(glob.glob(path)) if any(sign in path for sign in "*?[") else os.path.exists(path)
 
 
 def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:

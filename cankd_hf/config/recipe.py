@@ -15,6 +15,7 @@ from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
+from cankd_hf.config.phases import Phase, Schedule, phase_problems, phases_of, without_teacher
 from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
 from cankd_hf.config.schema import Problems, Section
 from cankd_hf.config.student import StudentConfig
@@ -23,6 +24,7 @@ from cankd_hf.config.training import contradictions
 from cankd_hf.errors import InputError
 from cankd_hf.names import RECIPE_FILE
 
+_LEARNING_RATE = 5e-5  # of `transformers.TrainingArguments`
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
     "baseline",
@@ -61,6 +63,8 @@ class Recipe(Section):
         distill: the distillation losses and their weights.
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
+        phases: parts of the run one after another, each with its share of the steps and its changes; null: one part.
+        schedule: phases by one word: `joint`, `features_then_task`, `warm_start`, `frozen_encoder` or `polish`.
         hub: where the student is pushed; with null only if `training.push_to_hub` is set.
     """
 
@@ -74,6 +78,8 @@ class Recipe(Section):
     distill: DistillConfig = field(default_factory=DistillConfig)
     baseline: bool = False
     training: dict[str, Any] = field(default_factory=dict)
+    phases: list[Phase] | None = None
+    schedule: Schedule | None = None
     hub: HubConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -83,6 +89,16 @@ class Recipe(Section):
             yield "task", not_one_of(self.task, known)
         if not self.output_dir.strip():
             yield "output_dir", "expected a folder, got an empty name; name one, such as runs/first"
+        if self.phases is not None and self.schedule is not None:
+            yield "schedule", "stands for phases, and phases are given too; leave one of them out"
+        if self.phases is not None:
+            yield from phase_problems(self.phases)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any part of it has a task loss, which reads labels."""
+        weight = self.distill.task_weight
+        return any(phase.reads_labels(weight) for phase in self.phases) if self.phases else weight > 0
 
     def named_teachers(self) -> dict[str, TeacherConfig]:
         """The teachers by name; the one of `teacher:` is called "teacher"."""
@@ -93,10 +109,16 @@ class Recipe(Section):
         return "teacher" if self.teacher is not None else f"teachers.{name}"
 
     def resolved(self) -> Recipe:
-        """The recipe as it is run: without a teacher it has no terms and no baseline."""
+        """The recipe as it is run: without a teacher it has no terms and no baseline, and phases stand for words."""
+        phases = self.phases
+        if self.schedule is not None:
+            rate = self.training.get("learning_rate", _LEARNING_RATE)
+            phases = phases_of(self.schedule, self.data, rate)
         if self.named_teachers():
-            return self
-        return replace(self, distill=replace(self.distill, terms=[]), baseline=False)
+            return replace(self, phases=phases, schedule=None)
+        phases = None if phases is None else without_teacher(phases, self.distill.task_weight)
+        alone = replace(self.distill, terms=[])
+        return replace(self, distill=alone, baseline=False, phases=phases, schedule=None)
 
 
 def check_together(problems: Problems, recipe: Recipe) -> None:
@@ -113,9 +135,10 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
             problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
-    if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
+    streamed = [key for key in ("streaming", "unlabelled_streaming") if getattr(recipe.data, key)]
+    if streamed and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
-            "data.streaming",
+            f"data.{streamed[0]}",
             "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
         )
 
@@ -172,6 +195,10 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any(term.weight not in (0, []) for term in recipe.distill.terms):
         what = "distill.terms with a weight above 0" if recipe.named_teachers() else "a teacher"
         yield "distill.task_weight", f"0 leaves nothing to learn without {what}; give it, or set task_weight to 1"
+    elif all(term.fade is not None and term.fade[1] < 1 for term in recipe.distill.terms if term.counts):
+        yield "distill.task_weight", "0 leaves nothing to learn once all terms have faded; let one end at 1"
+    elif all(teacher.every > 1 for teacher in recipe.named_teachers().values()):
+        yield "distill.task_weight", "0 leaves nothing to learn in steps without a teacher; set its `every` to 1"
     elif recipe.baseline:
         yield "baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false"
     for name, teacher in recipe.named_teachers().items():

@@ -10,10 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from cankd_hf.config.distill import DistillConfig
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
+from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
@@ -49,7 +51,8 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     # Trackers show each arm as a separate run.
     out = Path(recipe.output_dir)
     name = recipe.training.get("run_name") or out.resolve().name
-    name = name if folder == out else f"{name}-{folder.name}"
+    inner = folder.relative_to(out) if folder.is_relative_to(out) else Path(folder.name)
+    name = "-".join([name, *inner.parts])
     hub = recipe.hub.settings() if recipe.hub is not None else {}
     settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
     settings |= choices(device_of(settings), settings)
@@ -123,8 +126,9 @@ def make_trainer(
     teachers: Mapping[str, Teacher],
     args: CanKDConfig,
     inherited: Sequence[str] = (),
+    text: str | None = None,
 ) -> CanKDTrainer:
-    """A trainer for the given models, with the terms, taps and data of the recipe."""
+    """A trainer for the given models, with the terms, taps and data of the recipe; `text` is saved as the recipe."""
     if data.eval is None and args.eval_strategy != IntervalStrategy.NO:
         strategy = IntervalStrategy(args.eval_strategy).value
         raise InputError(
@@ -137,13 +141,13 @@ def make_trainer(
             model,
             args=args,
             teachers=teachers,
-            objective=Objective(distill.task_weight, distill.terms, guard=distill.guarding) if teachers else None,
+            objective=_objective(distill, bool(teachers)),
             student_taps=recipe.student.taps,
             grid=distill.grid,
             task=task,
-            recipe=recipe_to_yaml(recipe),
+            recipe=recipe_to_yaml(recipe) if text is None else text,
             inherited=inherited,
-            train_dataset=data.train,
+            train_dataset=with_unlabelled(data.train, data.unlabelled, recipe.data.unlabelled_ratio),
             eval_dataset=data.eval,
             processing_class=task.for_model(model).image_processor(recipe.data),
         )
@@ -153,6 +157,14 @@ def make_trainer(
 
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
     return trainer
+
+
+def _objective(distill: DistillConfig, taught: bool) -> Objective | None:
+    """The objective of a recipe; without a teacher its task loss alone."""
+    frozen = distill.frozen or ()
+    if not taught:
+        return Objective(frozen=frozen) if frozen else None
+    return Objective(distill.task_weight, distill.terms, frozen, distill.guarding)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from cankd_hf.config.parts import phase_parts
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
@@ -30,15 +31,25 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
             _check_config(problems, config, path)
     if recipe.student.fpn and _no_huge_numbers(problems, recipe.student.fpn, "student.fpn"):
         attempt(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
+    _check_terms(problems, recipe, "")
+    phases = [] if problems.found else phase_parts(recipe)
+    for place, part in phases:
+        if part.distill.terms != recipe.distill.terms:
+            _check_terms(problems, part, f"{place}.")
+    settings_of = [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]
+    settings_of += [(f"{place}.training", part.training) for place, part in phases]
+    for path, settings in settings_of:
+        for key, message in own_problems(settings):
+            problems.say(f"{path}.{key}", message)
+
+
+def _check_terms(problems: Problems, recipe: Recipe, within: str) -> None:
     for index, term in enumerate(recipe.distill.terms):
-        attempt(problems, f"distill.terms.{index}.name", partial(check_label, term))
-        loss, place = LOSSES[term.loss_name], f"distill.terms.{index}.options"
+        attempt(problems, f"{within}distill.terms.{index}.name", partial(check_label, term))
+        loss, place = LOSSES[term.loss_name], f"{within}distill.terms.{index}.options"
         if _no_huge_numbers(problems, term.options, place):
             with torch.device("meta"):  # whatever the sizes, no memory
                 attempt(problems, place, partial(loss, 8, **term.options))
-    for path, settings in [("training", recipe.training), *((f"{p}.fit", t.fit or {}) for p, t in teachers.items())]:
-        for key, message in own_problems(settings):
-            problems.say(f"{path}.{key}", message)
 
 
 def _check_config(problems: Problems, config: Mapping[str, Any], path: str) -> None:

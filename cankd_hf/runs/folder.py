@@ -82,10 +82,10 @@ def claim_data(out: Path, recipe: Recipe, data: TaskData, args: CanKDConfig) -> 
 
 
 def holds_work(out: Path) -> bool:
-    """Whether a folder contains a checkpoint or a finished arm, itself or in a subfolder."""
+    """Whether a folder contains a checkpoint or a finished arm, itself or in a subfolder, of a phase too."""
     written = f"{ASIDE}/checkpoint-*/{LIST_FILE}"  # to its end, but killed before it was in place
     patterns = ("checkpoint-*", ARM_FILE, written)
-    return any(True for pattern in patterns for depth in ("", "*/") for _ in out.glob(depth + pattern))
+    return any(True for pattern in patterns for depth in ("", "*/", "*/*/") for _ in out.glob(depth + pattern))
 
 
 def set_aside(out: Path) -> None:
@@ -138,7 +138,10 @@ def data_files(path: str) -> dict[str, int]:
 
 def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
     facts = {key: data.facts.get(key) for key in ("classes", "splits")}
-    return {**facts, "files": data_files(str(recipe.data.path))}
+    files = data_files(str(recipe.data.path))
+    for path in {str(phase.data["path"]) for phase in recipe.phases or () if "path" in phase.data}:
+        files |= {f"{path}/{name}": size for name, size in data_files(path).items()}  # of phases
+    return {**facts, "files": files}
 
 
 def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:

@@ -24,7 +24,10 @@ class Arm:
     seconds: float = 0.0
     inherited: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
+    prepaid: dict[str, dict[str, float]] = field(default_factory=dict)  # what of it was spent before, and on what
+    phases: list[dict[str, Any]] = field(default_factory=list)  # its parts, see `runs.phases`
     working: dict[str, Any] = field(default_factory=dict)  # whether its distillation works, see `Verdict`
+    ema: dict[str, Any] = field(default_factory=dict)  # with `training.ema`: both validation scores and the choice
 
     def __post_init__(self) -> None:
         # JSON has null for nan

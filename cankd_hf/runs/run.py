@@ -11,13 +11,14 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.parts import part_of
+from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
-from cankd_hf.names import ALONE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
 from cankd_hf.runs.arms import finished_arm, write_arm
 from cankd_hf.runs.build import (
     SCORE_ONLY,
@@ -30,6 +31,7 @@ from cankd_hf.runs.build import (
 )
 from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
+from cankd_hf.runs.phases import Part, open_phase, parts_of, problems_in
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -85,14 +87,17 @@ def _run(recipe: Recipe, args: CanKDConfig, resume: str | None, notes: Sequence[
     out = Path(recipe.output_dir)
     claim(out, recipe, args)
     open_target(out, args)
-    task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.distill.task_weight > 0)
+    task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.labelled)
     claim_data(out, recipe, data, args)
     session = _Session(recipe, task, data, resume)
+    session.open_phases()
     arms = session.prepare_teachers(notes)
+    parts = session.parts(recipe, DISTILLED if session.teachers else STUDENT, out)
+    session.rehearse(parts)
     if session.teachers and recipe.baseline:
-        arms.append(session.train(ALONE, out / "alone", {}))
-    name = DISTILLED if session.teachers else STUDENT
-    arms.append(session.train(name, out, session.teachers))
+        alone = replace(recipe, teacher=None, teachers=None).resolved()
+        arms.append(session.train_arm(session.parts(alone, ALONE, out / "alone"), {}))
+    arms.append(session.train_arm(parts, session.teachers))
     report = Report(recipe.task, task.metric, session.split, arms, str(out), data.facts, task.greater_is_better)
     report.findings = [*read_json(out / FACTS_FILE).get("teacher_findings", []), *report.weak_teachers()]
     if args.process_index == 0:
@@ -110,6 +115,7 @@ class _Session:
     def __init__(self, recipe: Recipe, task: Task, data: TaskData, resume: str | None) -> None:
         self.recipe, self.task, self.data, self.resume = recipe, task, data, resume
         self.teachers: dict[str, Teacher] = {}
+        self._opened: dict[str, TaskData] = {}  # of phases with data of their own
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
     def prepare_teachers(self, notes: Sequence[str]) -> list[Arm]:
@@ -136,7 +142,7 @@ class _Session:
             scored = None
             if config.fit is not None:
                 student = StudentConfig(model=config.model, config=config.config)
-                scored = self.train(arm, folder, {}, student, **config.fit)
+                scored = self.train(Part(arm, folder, self._plain(self.recipe)), {}, student, **config.fit)
                 config = replace(config, model=str(folder), config=None, fit=None)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
@@ -146,28 +152,67 @@ class _Session:
         self.teachers = {name: self.teachers[name] for name in configs}
         return arms
 
-    def train(
-        self,
-        name: str,
-        folder: Path,
-        teachers: Mapping[str, Teacher],
-        student: StudentConfig | None = None,
-        **overrides: Any,
-    ) -> Arm:
-        done = finished_arm(folder, name)
+    @staticmethod
+    def _plain(recipe: Recipe) -> Recipe:
+        """The recipe in one part, in which everything is trained."""
+        return replace(recipe, phases=None, distill=replace(recipe.distill, frozen=None))
+
+    def parts(self, recipe: Recipe, name: str, folder: Path) -> list[Part]:
+        """The runs of an arm, one after another."""
+        total = recipe.training.get("max_steps", -1)
+        if recipe.phases and total < 1:  # counted in epochs of the recipe's own data and batches
+            args = training_args(recipe, folder, **SCORE_ONLY)
+            whole = Part(name, folder, self._plain(recipe))
+            trainer = self._trainer(whole, build_student(self.recipe, self.task), self.teachers, args)
+            total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+        return parts_of(recipe, name, folder, total)
+
+    def open_phases(self) -> None:
+        """Opens the data of the phases that have their own, so that all their problems are told before training."""
+        for phase in self.recipe.phases or ():
+            part = part_of(self.recipe, phase)
+            if part.data != self.recipe.data:
+                with problems_in(phase):
+                    self._opened[repr((part.data, part.labelled))] = open_phase(part, self.task, self.data)
+
+    def rehearse(self, parts: Sequence[Part]) -> None:
+        """Builds the trainer of each phase, so that what cannot be trained is told before the first one begins."""
+        for part in parts:
+            if part.phase is not None and not (part.folder / ARM_FILE).is_file():
+                args = training_args(part.recipe, part.folder, **part.settings, **SCORE_ONLY)
+                with problems_in(part.phase):
+                    self._trainer(part, build_student(self.recipe, self.task), self.teachers, args)
+
+    def train_arm(self, parts: Sequence[Part], teachers: Mapping[str, Teacher]) -> Arm:
+        """Trains the parts of an arm; the record of the last one is that of the arm."""
+        done = self._kept(parts[-1])
         if done is not None:
-            unused = f"; --resume {self.resume} is not used" if self._resumes(name) else ""
-            logger.warning("%s: finished before, kept (%s); --restart trains it again%s", name, folder, unused)
             return done
+        arms: list[Arm] = []
+        for part in parts:
+            part.arms = list(arms)
+            arms.append(self.train(part, teachers))
+        return arms[-1]
+
+    def train(
+        self, part: Part, teachers: Mapping[str, Teacher], student: StudentConfig | None = None, **overrides: Any
+    ) -> Arm:
+        """Trains one part of an arm; with a `student` it is a teacher that is trained."""
+        if (done := self._kept(part)) is not None:
+            return done
+        name, folder = part.name, part.folder
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student
-        args, meter = training_args(self.recipe, folder, **overrides), CostMeter()
+        args, meter = training_args(part.recipe, folder, **part.settings, **overrides), CostMeter()
+        part.charge(meter)
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
-        trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
-        checkpoint = self._checkpoint(folder, name, args)
-        logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
+        trainer = self._trainer(part, model, teachers, args, inherited)
+        part.go_on(trainer.distiller)
+        checkpoint = self._checkpoint(part, args)
+        start = f"from {checkpoint}" if checkpoint else "from the start"
+        logger.warning("%s: training %s -> %s", part.title, start, folder)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
         trainer.add_callback(meter)
@@ -182,12 +227,14 @@ class _Session:
             raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
-        scores = self._scores(trainer)
+        scores = self._scores(trainer) if part.scored else {}
+        trainer.accelerator.wait_for_everyone()  # until what the next part begins with is written
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
-        arm.working = trainer.working.facts()
+        arm.prepaid, arm.working, arm.ema = meter.prepaid, trainer.working.facts(), trainer.ema_facts()
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
+            arm = part.ended(arm)
             write_arm(folder, arm, _taps(trainer))
         return arm
 
@@ -225,14 +272,38 @@ class _Session:
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 
-    def _resumes(self, name: str) -> bool:
-        """Whether `--resume` is for this arm: the last one."""
-        return self.resume is not None and name.startswith("student") and name != ALONE
+    def _trainer(
+        self,
+        part: Part,
+        model: PreTrainedModel,
+        teachers: Mapping[str, Teacher],
+        args: CanKDConfig,
+        inherited: Sequence[str] = (),
+    ) -> CanKDTrainer:
+        recipe, text = part.recipe, recipe_to_yaml(self.recipe)
+        data = self._opened.get(repr((recipe.data, recipe.labelled)), self.data)
+        trainer = make_trainer(recipe, self.task, data, model, part.taught_by(teachers), args, inherited, text)
+        trainer.keep_connectors = not part.last
+        return trainer
 
-    def _checkpoint(self, folder: Path, name: str, args: CanKDConfig) -> str | None:
-        if self._resumes(name):
+    def _kept(self, part: Part) -> Arm | None:
+        """The record of a part that was finished before."""
+        done = finished_arm(part.folder, part.name)
+        if done is not None:
+            unused = f"; --resume {self.resume} is not used" if self._resumes(part) else ""
+            kept = "%s: finished before, kept (%s); --restart trains it again%s"
+            logger.warning(kept, part.name, part.folder, unused)
+        return done
+
+    def _resumes(self, part: Part) -> bool:
+        """Whether `--resume` is for this part: of the last arm, and where it has phases the one that it lies in."""
+        last = part.name.startswith("student") and not part.name.startswith(ALONE)
+        return self.resume is not None and last and part.holds(Path(self.resume))
+
+    def _checkpoint(self, part: Part, args: CanKDConfig) -> str | None:
+        if self._resumes(part):
             return self.resume
-        found = chosen(folder, args.process_index == 0)
+        found = chosen(part.folder, args.process_index == 0)
         return None if found is None else str(found)
 
 

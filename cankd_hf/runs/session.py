@@ -12,6 +12,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from cankd_hf.config.advice import nearest, not_one_of
+from cankd_hf.config.parts import phase_parts
 from cankd_hf.config.places import missing_places
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.schema import Problems
@@ -52,6 +53,11 @@ def check_machine(recipe: Recipe, problems: Problems, restart: bool = False) -> 
     except InputError as error:
         problems.take(error, "training")
         return
+    for place, part in phase_parts(recipe):
+        try:
+            training_args(part, out)
+        except InputError as error:
+            problems.take(error, f"{place}.training")
     _passes(problems, partial(check_launch, args.world_size))
     attempt(problems, "training.optim", partial(_optimizer, args))
     if args.push_to_hub:

@@ -111,6 +111,10 @@ class DetectionTask(PipelineTask):
         return task
 
     @classmethod
+    def images(cls, config: DataConfig) -> TaskData:
+        return load_detection(config, need_labels=False, splits=("train",))
+
+    @classmethod
     def from_data(
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[DetectionTask, TaskData]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.conflict import Conflict
-from cankd_hf.training.connecting import Connected, ConnectingModule, Place
+from cankd_hf.training.connecting import Connected, Place
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
@@ -30,14 +30,16 @@ from cankd_hf.training.placing import (
     conditionings,
     extras_of,
     freeze,
+    frozen_part,
     make_loss,
     pairs_of,
 )
-from cankd_hf.training.shares import Shares, Values
+from cankd_hf.training.shares import Shares
 from cankd_hf.training.tap_gradients import TapGradients
+from cankd_hf.training.weighing import WeighingModule
 
 
-class Distiller(ConnectingModule):
+class Distiller(WeighingModule):
     """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
@@ -83,6 +85,7 @@ class Distiller(ConnectingModule):
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
         self._thawed: list[nn.Parameter] = []
+        self._frozen: list[str] = []
         self.counted_labels: Callable[[Any], tuple[Any, Tensor | None]] | None = (
             None  # of the task, set by the trainer
         )
@@ -102,6 +105,7 @@ class Distiller(ConnectingModule):
             self.taps = Taps(self.student, taps)
             self.levels = self.taps.levels(image_size)
         places, connectors, losses = self._place(objective.terms)
+        self._frozen = [frozen_part(self.student, part) for part in objective.frozen]
         self._thawed = freeze(self.student, objective.frozen, self._thawed)
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
@@ -150,14 +154,26 @@ class Distiller(ConnectingModule):
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
         return list(dict.fromkeys(item.teacher for item in self.placed if factor_of[item.term.label] > 0))
 
-    def measures(self, step: int) -> dict[str, Any]:
-        """Arguments of `forward` for what is measured of gradients in a step, the same in all processes."""
-        return {"weigh": self.shares.due(step), "watch": "trained" if self.conflict.due(step) else ""}
+    def factors_of(self, factors: Sequence[float], teachers: Collection[str]) -> list[float]:
+        """The factors, with 0 for the terms of all other teachers."""
+        teacher_of = {item.term.label: item.teacher for item in self.placed}
+        pairs = zip(self.objective.terms, factors, strict=True)
+        return [factor if teacher_of.get(term.label) in teachers else 0.0 for term, factor in pairs]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) at which levels are measured."""
         return self._settings[0]
+
+    @property
+    def coarsest_stride(self) -> int:
+        """The coarsest stride among the maps that are compared, in whole pixels; 0 without maps."""
+        strides = [self.levels[pair.student].stride for pair in self.pairs.values()]
+        strides += [
+            self.teachers[pair.of or next(iter(self.teachers))].levels[pair.teacher].stride
+            for pair in self.pairs.values()
+        ]
+        return round(max(strides, default=0))
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -178,7 +194,7 @@ class Distiller(ConnectingModule):
     def train(self, mode: bool = True) -> Distiller:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
         super().train(mode)
-        for part in self.objective.frozen:  # by name: SyncBatchNorm and wrappers take the place of modules
+        for part in self._frozen:  # by name: SyncBatchNorm and wrappers take the place of modules
             self.student.get_submodule(part).eval()
         return self
 
@@ -296,9 +312,12 @@ class Distiller(ConnectingModule):
             total = None if task is None else self.objective.task_weight * task
             parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps = [] if self.taps is None else self.taps.collect(size)
+        maps: list[Tensor] = []
+        if self.taps is not None:
+            maps = self.taps.collect(size) if teachers else maps
+            self.taps.clear()
         if teachers:
-            connected = self.connect(maps, teachers)
+            connected = self.connect(maps, teachers, (meta or {}).get("seen"))
             read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}
@@ -315,34 +334,6 @@ class Distiller(ConnectingModule):
         if logits is not None and not keep:
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
-
-    def _sum(
-        self, total: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients | None
-    ) -> Tensor | None:
-        """`total` plus all weighted losses; with `gradients` the weights by share are measured in between."""
-        plain, shared = self.shares.split(values)
-        for group in (plain, shared):
-            if group is shared and gradients is not None:
-                self.shares.measure(total, shared, gradients)
-            for item, value in group:
-                weight = self._weight(item, factors) * item.weight
-                total = weight * value if total is None else total + weight * value
-        return total
-
-    def _weight(self, item: Placed, factors: Tensor | None) -> Tensor | float:
-        """What a loss is multiplied by, beside the weight of its pair."""
-        weight = self.shares.weight(item)
-        if self.conflict:
-            weight = weight * self.conflict.factor(item.term.label)
-        order = [term.label for term in self.objective.terms]
-        return weight if factors is None else weight * factors[order.index(item.term.label)]
-
-    def _watch(
-        self, task: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients, held: bool
-    ) -> None:
-        """Measures the conflict of the terms with the weighted loss of the task, before they are added to it."""
-        weights = {item.term.label: self._weight(item, factors) for item, _ in values}
-        self.conflict.measure(task, gradients.terms(values), weights, gradients, held)
 
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""

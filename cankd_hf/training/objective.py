@@ -38,6 +38,9 @@ class Objective:
             raise InputError(f"task_weight: expected a finite number of at least 0, got {self.task_weight!r}")
         if self.task_weight == 0 and not self.terms:
             raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
+        count = [term for term in self.terms if term.counts]
+        if self.task_weight == 0 and count and all(term.fade is not None and term.fade[1] < 1 for term in count):
+            raise InputError("distill.terms: with task_weight 0 nothing is left to learn once all terms have faded")
         labels = [term.label for term in self.terms]
         for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
             raise InputError(f"distill.terms: two terms are called {label!r}; give one of them another `name`")
@@ -59,3 +62,7 @@ class Objective:
             max_steps: optimizer steps of the whole training.
         """
         return [term.factor(step, max_steps) if term.counts else 0.0 for term in self.terms]
+
+    def taught(self, max_steps: int) -> int:
+        """Number of optimizer steps after which no term counts any more, and no teacher is asked."""
+        return max((term.taught(max_steps) for term in self.terms), default=0)

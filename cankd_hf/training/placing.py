@@ -25,6 +25,7 @@ from cankd_hf.losses.base import DistillationLoss
 from cankd_hf.losses.targets import CONDITIONINGS
 from cankd_hf.teachers.teacher import TeacherOutput
 
+ENCODER = "encoder"  # name of the part before neck and head, whatever a model calls it
 DENSE = "a dense detector's predictions"
 
 
@@ -251,12 +252,22 @@ def conditionings(
     return nn.ModuleDict(made)
 
 
+def frozen_part(student: nn.Module, part: str) -> str:
+    """The path of a frozen module; `encoder` is the outermost `backbone`, or else the outermost `encoder`."""
+    if part != ENCODER:
+        return part
+    paths = sorted((name for name, _ in student.named_modules()), key=lambda name: name.count("."))
+    found = (path for last in ("backbone", ENCODER) for path in paths if path.rpartition(".")[2] == last)
+    return next(found, part)
+
+
 def freeze(student: nn.Module, parts: Iterable[str], thawed: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Freezes modules of the student, after unfreezing the parameters `thawed` that an earlier call froze.
 
     Returns their parameters that required a gradient before.
     """
     modules = dict(student.named_modules())
+    parts = [frozen_part(student, part) for part in parts]
     unknown = [part for part in parts if not part or part not in modules]
     if unknown:
         raise InputError(

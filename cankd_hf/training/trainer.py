@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
-from cankd_hf.data.common.batch import Batch, BatchCollator
+from cankd_hf.data.common.batch import TEACHER_VIEW, Batch, BatchCollator
 from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
@@ -41,6 +41,7 @@ from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
+    check_asked,
     check_objective,
     check_stock,
     input_stats,
@@ -135,6 +136,7 @@ class CanKDTrainer(
         self.recipe = recipe
         self.inherited = list(inherited)
         self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
+        check_asked(self.teachers, objective)
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
@@ -149,7 +151,7 @@ class CanKDTrainer(
         seen, self.held_out = hold_out(kwargs.get("train_dataset"), part, args.seed)
         kwargs["train_dataset"] = train_dataset = seeded_views(seen, args.seed, args.data_seed)
         own = kwargs.get("data_collator")
-        kwargs["data_collator"] = BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype)
+        kwargs["data_collator"] = collator = self._collator(own, model)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
@@ -157,6 +159,7 @@ class CanKDTrainer(
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
+        collator.stride = distiller.coarsest_stride or round(self.first.stride)
         self._check_shares()
         self.set_dispatch()
         self._place_teachers()
@@ -166,6 +169,9 @@ class CanKDTrainer(
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()
         self._clock = BatchClock(args)
+
+    def _collator(self, own: Any, model: PreTrainedModel) -> BatchCollator:
+        return BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype, self.task.mix_labels)
 
     def _add_callbacks(self, train_dataset: Any) -> None:
         """Adds the callbacks of every run, and groups the names that trackers show."""
@@ -177,6 +183,7 @@ class CanKDTrainer(
         self.add_callback(self.graceful)
         self.add_callback(BusyCoresCallback())
         self._watch()
+        self.average_weights()
         self.working = WorkingCallback(self)
         if self.teachers:
             self.add_callback(self.working)
@@ -193,6 +200,7 @@ class CanKDTrainer(
         distiller = self.distiller
         if is_sharded(distiller) or self.deepspeed is not None:
             raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
+        check_asked(self.teachers, objective)
         self._objective = objective
         distiller.teachers = {
             name: with_read(shape, self.teachers[name], objective, distiller.image_size)
@@ -231,7 +239,8 @@ class CanKDTrainer(
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if self.args.channels_last:
-            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+            for key in {"pixel_values", TEACHER_VIEW} & inputs.keys():
+                inputs[key] = inputs[key].contiguous(memory_format=torch.channels_last)
         return inputs
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -254,7 +263,7 @@ class CanKDTrainer(
         inputs, labels = batch.inputs, None
         if self.compute_loss_func is not None:
             labels = given["targets"] = inputs.pop("labels", None)
-        outputs = model(**inputs, **given, keep=return_outputs or self.compute_loss_func is not None)
+        outputs = model(**inputs, **given, meta=batch.meta, keep=return_outputs or self.compute_loss_func is not None)
         if self.compute_loss_func is not None and self.distiller.objective.task_weight > 0:
             self._add_own_loss(outputs, labels, num_items_in_batch, model.training)
         if model.training:
@@ -267,9 +276,14 @@ class CanKDTrainer(
     def _teaching(self, batch: Batch, training: bool) -> dict[str, Any]:
         """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
         if training:
-            factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-            given = self._ask_teachers(batch, factors, self._measures_now())
-            return {**given, **self.distiller.measures(self.state.global_step)} if given else {}
+            step = self.state.global_step
+            factors = self.distiller.objective.factors(step, self.state.max_steps)
+            asked = {name: one.config.every for name, one in self.teachers.items() if step % one.config.every == 0}
+            if len(asked) < len(self.teachers):
+                factors = self.distiller.factors_of(factors, asked)
+            rarest = max(asked.values(), default=1)
+            given = self._ask_teachers(batch, factors, self._measures_now(rarest))
+            return {**given, **self.distiller.measures(step // rarest)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -296,15 +310,20 @@ class CanKDTrainer(
         if outputs.parts is not None:
             outputs.parts["task"] = task.detach().float() * parts
 
-    def _measures_now(self) -> bool:
-        """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
+    def _measures_now(self, rarest: int = 1) -> bool:
+        """Whether similarity is measured in this step: only in the last ones before a log line, to save time.
+
+        Args:
+            rarest: steps from this one to the next that asks the teacher that is asked the least.
+        """
         if not self.args.measure_similarity:
             return False
-        step = self.state.global_step + 1
-        if self.args.logging_strategy == IntervalStrategy.STEPS:
-            every = max(1, int(self.state.logging_steps))
-            return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
-        return step % MEASURE_EVERY == 0 or step == self.state.max_steps
+        step, last = self.state.global_step + 1, min(self.state.global_step + rarest, self.state.max_steps)
+        if last == self.state.max_steps or (step == 1 and self.args.logging_first_step):
+            return True
+        by_steps = self.args.logging_strategy == IntervalStrategy.STEPS
+        every = max(1, int(self.state.logging_steps)) if by_steps else MEASURE_EVERY
+        return last // every > (step - 1) // every
 
     # Logging
 

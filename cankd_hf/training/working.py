@@ -79,7 +79,9 @@ class WorkingCallback(TrainerCallback):
         budget, most = int(SHARE * trained), cast(Any, args).check_images
         probed = LEAST_PROBED if self._labelled() is not None else 0
         times = min(max(budget // (most + probed), MEASUREMENTS[0]), MEASUREMENTS[1])
-        self._due = {round(index * state.max_steps / (times - 1)) for index in range(times)}
+        # Not after the last step that asks a teacher: it would be asked for this alone.
+        taught = self.trainer.distiller.objective.taught(state.max_steps)
+        self._due = {round(index * taught / (times - 1)) for index in range(times)}
         images = min(max(budget // times, 2), most)
         with seeded(args.seed):
             dataset = _first(self.trainer.eval_dataset)
@@ -162,7 +164,7 @@ class WorkingCallback(TrainerCallback):
         given = trainer._ask_teachers(batch, factors, True)
         inputs = trainer.task.model_inputs(batch.inputs)
         labels = inputs.pop("labels", None)
-        return cast(DistillerOutput, trainer.distiller(**inputs, **given, targets=labels, keep=False))
+        return cast(DistillerOutput, trainer.distiller(**inputs, **given, meta=batch.meta, targets=labels, keep=False))
 
     def _values(self, outputs: DistillerOutput, images: int) -> dict[str, float]:
         """The measurements of a batch: losses with the weights of their pairs, without schedules and shares."""

@@ -206,6 +206,8 @@ def test_tuning_cannot_see_the_test_split_and_gives_all_arms_as_many_trials(tmp_
         assert data.test_split is None and data.train_split == "train[20%:@0]" and data.eval_split == "train[:20%@0]"
     parts = [set(slice_of(text, 24)[1]) for text in ("train[20%:@0]", "train[:20%@0]")]
     assert not parts[0] & parts[1] and parts[0] | parts[1] == set(range(24)) and len(parts[1]) == 5
+    few = tuning_data(DataConfig(path="x", train_split="train[::8]"), made.config.tuning)
+    assert few.train_split == "train[::8][20%:@0]" and few.eval_split == "train[::8][:20%@0]"
     assert made.tuned["cankd"].learning_rate <= 3e-3
     finals = [run.recipe for run in world.started if run.name.startswith(("alone, 1000", "alone (twin), 1000"))]
     assert {recipe.training["learning_rate"] for recipe in finals} == {made.tuned["alone"].learning_rate}

@@ -14,7 +14,7 @@ from cankd_hf._moved import MOVED
 
 NAMES = """
 CanKDConfig CanKDLoss CanKDTrainer Distiller FPNConfig FPNForObjectDetection FPNForSemanticSegmentation
-FeatureFiguresCallback InputError InstanceMSELoss LossTerm Objective TeacherOutput load_recipe load_teacher run
+FeatureFiguresCallback InputError InstanceMSELoss LossTerm Objective Phase TeacherOutput load_recipe load_teacher run
 """
 PUBLIC = set(NAMES.split())
 # Imports that people have in their scripts: module of 0.1 -> some of its names.
