@@ -47,6 +47,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if arm.working.get("verdict"):
             line = f"Is it working? {arm.working['line']}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if arm.working.get("weights"):
+            console.print(f"Weights: {arm.working['weights']}", soft_wrap=True, highlight=False, markup=False)
     for arm in report.arms:
         for name, spent in arm.prepaid.items():
             seconds = ", ".join(f"{value:.0f} {clock.replace('_', ' ')}" for clock, value in spent.items())

@@ -197,11 +197,12 @@ class LossTerm(Section):
 
 @dataclass
 class Guard(Section):
-    """When a term that fights the task is turned down.
+    """When a term that fights the task, or has nothing to do with it, is turned down.
 
     Args:
-        angle: the smoothed cosine between the gradients of the task and of a term, at the term's taps, below which
-            they fight.
+        angle: the smoothed cosine between the gradients of the task and of a term, at the term's taps, below which it
+            is turned down. 0 is no relation; that of a teacher which helps is a few hundredths for maps, and more
+            for logits.
         patience: measurements in a row that are needed before a weight is halved, or doubled again.
         floor: least part of its weight that a term keeps.
         holdout: part of the training images that is held out, on which the cosine is measured instead; 0 for none.
@@ -209,7 +210,7 @@ class Guard(Section):
 
     place: ClassVar[str] = "distill.guard"
 
-    angle: Annotated[float, Ge(-1), Le(1), Say(fix="-0.02 is a little against the task")] = -0.02
+    angle: Annotated[float, Ge(-1), Le(1), Say(fix="0.005 is next to no relation")] = 0.005
     patience: Annotated[int, Ge(1), Le(1000), Say(fix="4 is the default")] = 4
     floor: Annotated[float, Gt(0), Le(1), Say(fix="0.01 is a hundredth of the weight")] = 0.01
     holdout: Annotated[float, Ge(0), Le(0.5), Say(fix="0.05 holds out every twentieth training image")] = 0.0

@@ -114,6 +114,8 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
     working = (facts.results.get("arms") or [{}])[-1].get("working") or run.get("working") or {}
     if working.get("verdict"):
         lines.append(("Is it working?", escape.text(working["line"])))
+    if working.get("weights"):
+        lines.append(("Weights of the terms", escape.text(working["weights"])))
     if "energy" in run:
         watt_hours = run["energy"]["joules"] / 3600
         lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {escape.text(run['energy']['measured'])}"))

@@ -1,11 +1,17 @@
 """Whether the terms fight the task: the angle between their gradients at the student's maps, and what follows.
 
-At the taps of a term, let G be the gradient of the task's loss and g that of the term. `cos = <G, g> / (|G| |g|)` says
-how the task's loss changes, to first order, if the maps follow the term (Du et al., arXiv 1812.02224, measure so
-whether an auxiliary loss helps; Yu et al., arXiv 2001.06782, call it a conflict below 0). A term whose smoothed cosine
-stays low for long is halved, and again while it stays so; one that agrees with the task again gets its weight back in
-the same steps. Where two losses balance, their gradients on the *training* images are opposite whatever the term is
-worth; on images that were held out (`Guard.holdout`) the cosine says what it is worth for others.
+At a tap of a term, let G be the gradient of the task's loss and g that of the term. Two cosines say whether the task's
+loss falls, to first order, where the term's does (Du et al., arXiv 1812.02224, ask so whether an auxiliary loss helps;
+Yu et al., arXiv 2001.06782, call it a conflict below 0):
+
+- of single images, `<G, g> / (|G| |g|)` of the map's gradients, a mean in which each image and tap counts alike:
+  whether the target knows something of the task. It is 0 for an untrained teacher.
+- of the layer: the same for `sum over positions of G s^T` and `g s^T` [C, C], the gradients of a 1x1 convolution at
+  the tap, which is what all positions of a batch have in common: whether the student can serve both. It is below 0
+  for a teacher of other classes, whose target goes along with the labels wherever the student is wrong about both.
+
+A term is judged by the lower of the two, smoothed. If it stays low for long, its weight is halved, and again while it
+stays so; a term that agrees with the task again gets its weight back in the same steps.
 """
 
 from __future__ import annotations
@@ -21,14 +27,14 @@ from cankd_hf.config.distill import Guard, LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.training.tap_gradients import TapGradients, TermLoss
 
-SOON, OFTEN, SELDOM = 10**9, 10, 50
+SOON, OFTEN, SELDOM = 100, 10, 50
 FOLLOW = 0.2  # part of a new cosine in the smoothed one, once there are five
-MARGIN = 0.02  # between the cosine that turns a term down and the one that turns it up
+MARGIN = 0.005  # between the cosine that turns a term down and the one that turns it up
 STEP = 2.0  # by which a weight is divided, or multiplied
 TASK = "held_out_task_loss"
 PLACE, FIX = "distill.guard", "leave it out"
 # Places in the state of a term.
-ANGLE, COUNT, HELD, HELD_COUNT, AGAINST, ALONG, FACTOR, SHARE = range(8)
+IMAGES, LAYER, COUNT, HELD, HELD_LAYER, HELD_COUNT, AGAINST, ALONG, FACTOR, SHARE = range(10)
 
 
 class Conflict(nn.Module):
@@ -46,7 +52,7 @@ class Conflict(nn.Module):
         self.labels = [] if guard is None else [term.label for term in terms if term.counts]
         before = {} if known is None else dict(known.named_buffers())
         for label in self.labels:
-            fresh = torch.zeros(8)
+            fresh = torch.zeros(10)
             fresh[FACTOR] = 1.0
             self.register_buffer(_name(label), before.get(_name(label), fresh))
 
@@ -71,9 +77,11 @@ class Conflict(nn.Module):
         for label in self.labels:
             state = self.get_buffer(_name(label)).tolist()
             if state[COUNT]:
-                found |= {f"conflict/{label}": state[ANGLE], f"gradient_share/{label}": state[SHARE]}
+                found |= {f"conflict/{label}": min(state[IMAGES], state[LAYER])}
+                found |= {f"gradient_share/{label}": state[SHARE]}
             if state[HELD_COUNT]:
-                found |= {f"conflict_held_out/{label}": state[HELD], TASK: float(self.get_buffer(TASK))}
+                held = min(state[HELD], state[HELD_LAYER])
+                found |= {f"conflict_held_out/{label}": held, TASK: float(self.get_buffer(TASK))}
             found[f"turned_down/{label}"] = state[FACTOR]
         return found
 
@@ -107,14 +115,16 @@ class Conflict(nn.Module):
             InputError: if a map does not train or is not on the way to the task's loss.
         """
         given = {label: terms[label] for label in self.labels if label in terms}
-        sums = gradients.maps[0].new_zeros(len(self.labels) + 1, 3, dtype=torch.float32)  # last: the task's loss
+        sums = gradients.maps[0].new_zeros(len(self.labels) + 1, 6, dtype=torch.float32)  # last: the task's loss
         if task is not None and given:
             taps = sorted({tap for loss in given.values() for tap in loss.taps})
             theirs = gradients.of(task, taps, PLACE, FIX)
-            sums[-1] = torch.stack([task.detach().float(), sums.new_ones(()), sums.new_zeros(())])
+            sums[-1, :2] = torch.stack([task.detach().float(), sums.new_ones(())])
             for row, label in enumerate(self.labels):
                 if label in given:
-                    sums[row] = _products(theirs, gradients.of(given[label].value, given[label].taps, PLACE, FIX))
+                    sums[row] = _measured(
+                        theirs, gradients.of(given[label].value, given[label].taps, PLACE, FIX), gradients
+                    )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         if held:
@@ -123,27 +133,28 @@ class Conflict(nn.Module):
             self._take(label, row, weights.get(label, 1.0), held)
 
     def _take(self, label: str, sums: Tensor, weight: Tensor | float, held: bool) -> None:
-        """Follows one measurement of a term: `sums` has <G, g>, |G|^2 and |g|^2."""
+        """Follows one measurement of a term, `sums` as in `_measured`, over all processes."""
         assert self.guard is not None
         buffer = self.get_buffer(_name(label))
-        dot, theirs, ours = sums
-        state, place = buffer.clone(), HELD if held else ANGLE
-        part = (1 / (state[place + 1] + 1)).clamp_min(FOLLOW)  # a plain mean at first
-        state[place] += part * (dot / (theirs * ours).sqrt() - state[place])
-        state[place + 1] += 1
+        images, layer, count, batches, theirs, ours = sums
+        state, place = buffer.clone(), HELD if held else IMAGES
+        part = (1 / (state[place + 2] + 1)).clamp_min(FOLLOW)  # a plain mean at first
+        state[place] += part * (images / count - state[place])
+        state[place + 1] += part * (layer / batches - state[place + 1])
+        state[place + 2] += 1
         if not held:
             own = weight * ours.sqrt()
             state[SHARE] = own / (theirs.sqrt() + own)
         if held or not self.guard.holdout:
-            self._decide(state, state[place])
-        valid = (theirs > 0) & (ours > 0) & state.isfinite().all()
+            self._decide(state, torch.minimum(state[place], state[place + 1]))
+        valid = (count > 0) & state.isfinite().all()
         buffer.copy_(torch.where(valid, state, buffer))
 
     def _decide(self, state: Tensor, angle: Tensor) -> None:
         """Turns a term down while it fights for long, and up again while it agrees for long."""
         assert self.guard is not None
         state[AGAINST] = torch.where(angle < self.guard.angle, state[AGAINST] + 1, 0)
-        state[ALONG] = torch.where(angle > max(0.0, self.guard.angle + MARGIN), state[ALONG] + 1, 0)
+        state[ALONG] = torch.where(angle > self.guard.angle + MARGIN, state[ALONG] + 1, 0)
         down, up = (state[place] >= self.guard.patience for place in (AGAINST, ALONG))
         factor = torch.where(down, state[FACTOR] / STEP, torch.where(up, state[FACTOR] * STEP, state[FACTOR]))
         state[FACTOR] = factor.clamp(self.guard.floor, 1.0)
@@ -153,18 +164,35 @@ def _name(label: str) -> str:
     return f"of_{label}"
 
 
-def _products(theirs: Mapping[int, Tensor | None], ours: Mapping[int, Tensor | None]) -> Tensor:
-    """<G, g>, |G|^2 and |g|^2 over the taps of a term, [3], of the images that have a task loss."""
-    found = []
+def _measured(
+    theirs: Mapping[int, Tensor | None], ours: Mapping[int, Tensor | None], gradients: TapGradients
+) -> Tensor:
+    """The sum of the cosines of all images at all taps of a term, that of its layer, their numbers, |G|^2 and |g|^2,
+    [6].
+
+    Images without a task loss, where G is 0, do not count.
+    """
+    found, layer = [], []
     for tap, own in ours.items():
         task = theirs[tap]
-        if task is not None and own is not None:
-            labelled = task.flatten(1).any(1)  # of an image without labels the gradient is 0
-            own = own * labelled.view(-1, *[1] * (own.ndim - 1))
-            found.append(torch.stack([(task * own).sum(), task.square().sum(), own.square().sum()]))
+        if task is None or own is None:
+            continue
+        norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in (task, own)])
+        counts = (norms > 0).all(0)
+        cosines = torch.where(counts, (task * own).flatten(1).sum(1) / norms.prod(0), 0)
+        found.append(torch.stack([cosines.sum(), counts.sum(), *(counts * norms.square()).sum(1)]))
+        student = gradients.cells(tap, gradients.maps[tap].detach().float())
+        own = own * counts.view(-1, *[1] * (own.ndim - 1))
+        outer = [(gradients.cells(tap, one).mT @ student).flatten() for one in (task, own)]
+        layer.append(
+            torch.stack([a @ b for a, b in ((outer[0], outer[1]), (outer[0], outer[0]), (outer[1], outer[1]))])
+        )
     if not found:
         raise InputError(f"{PLACE}: expected taps that the task's loss depends on, got none; {FIX}")
-    return torch.stack(found).sum(0)
+    cosines, count, *squares = torch.stack(found).sum(0)
+    dot, *sizes = torch.stack(layer).sum(0)
+    cosine = dot / (sizes[0] * sizes[1]).sqrt()
+    return torch.stack([cosines, cosine.nan_to_num(), count, (count > 0).float(), *squares])
 
 
 def told(history: Iterable[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.common.views import is_stream
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
@@ -45,12 +46,9 @@ class ConflictCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         factors = self._factors()
-        if factors != self._said and state.is_world_process_zero:
-            for label in factors:
-                if factors[label] != self._said.get(label, 1.0):
-                    logger.warning(
-                        "step %d: %s", state.global_step, _change(label, self._said.get(label, 1.0), factors)
-                    )
+        for label, factor in factors.items() if state.is_world_process_zero else ():
+            if (before := self._said.get(label, 1.0)) != factor:
+                logger.warning("step %d: %s", state.global_step, _change(label, before, factor))
         self._said = factors
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -93,6 +91,9 @@ def hold_out(dataset: Any, part: float, seed: int) -> tuple[Any, Any]:
     """
     if not part or dataset is None:
         return dataset, None
+    if isinstance(dataset, WithUnlabelled):
+        kept, held = hold_out(dataset.labelled, part, seed)
+        return WithUnlabelled(kept, dataset.unlabelled, dataset.ratio), held
     if is_stream(dataset) or not hasattr(dataset, "__getitem__"):
         raise InputError("distill.guard.holdout: a stream cannot be cut in two; set it to 0")
     count = len(dataset)

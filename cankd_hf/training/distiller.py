@@ -35,7 +35,6 @@ from cankd_hf.training.placing import (
     pairs_of,
 )
 from cankd_hf.training.shares import Shares
-from cankd_hf.training.tap_gradients import TapGradients
 from cankd_hf.training.weighing import WeighingModule
 
 
@@ -321,10 +320,7 @@ class Distiller(WeighingModule):
             read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}
-            gradients = TapGradients(maps) if weigh or watch else None
-            if watch and gradients is not None:
-                self._watch(total, values, factors, gradients, watch == "held")
-            total = self._sum(total, values, factors, gradients if weigh else None)
+            total = self._sum(total, values, factors, maps, weigh, watch)
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
                 if not self.training:

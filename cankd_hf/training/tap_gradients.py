@@ -30,6 +30,7 @@ class TapGradients:
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
         self.maps = [_root(feature_map) for feature_map in maps]
+        self._channels = [feature_map.shape[1] for feature_map in maps]
         self._found: dict[int, tuple[Tensor, dict[int, Tensor | None]]] = {}
         self._terms: dict[str, TermLoss] = {}
 
@@ -66,6 +67,11 @@ class TapGradients:
             gradients = torch.autograd.grad(SCALE * loss, inputs, retain_graph=True, allow_unused=True)
             found |= {tap: None if g is None else g.float() / SCALE for tap, g in zip(new, gradients, strict=True)}
         return {tap: found[tap] for tap in taps}
+
+    def cells(self, tap: int, value: Tensor) -> Tensor:
+        """A tensor like a map, with a row for each position: [B * N, C]."""
+        axis = 1 if value.ndim > 2 and value.shape[1] == self._channels[tap] else -1  # tokens have channels last
+        return value.movedim(axis, -1).flatten(0, -2)
 
 
 def _root(feature_map: Tensor) -> Tensor:

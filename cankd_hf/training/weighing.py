@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,16 +27,26 @@ class WeighingModule(ConnectingModule):
         return {"weigh": self.shares.due(step), "watch": "trained" if self.conflict.due(step) else ""}
 
     def _sum(
-        self, total: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients | None
+        self,
+        task: Tensor | None,
+        values: Values,
+        factors: Tensor | None,
+        maps: Sequence[Tensor],
+        weigh: bool,
+        watch: str,
     ) -> Tensor | None:
-        """`total` plus all weighted losses; with `gradients` the weights by share are measured in between."""
+        """The task's loss plus all others, weighted; what is measured of their gradients is so in between."""
+        total, gradients = task, TapGradients(maps) if weigh or watch else None
         plain, shared = self.shares.split(values)
         for group in (plain, shared):
-            if group is shared and gradients is not None:
+            if group is shared and gradients is not None and weigh:
                 self.shares.measure(total, shared, gradients)
             for item, value in group:
                 weight = self._weight(item, factors) * item.weight
                 total = weight * value if total is None else total + weight * value
+        if gradients is not None and watch:
+            weights = {item.term.label: self._weight(item, factors) for item, _ in values}
+            self.conflict.measure(task, gradients.terms(values), weights, gradients, watch == "held")
         return total
 
     def _weight(self, item: Placed, factors: Tensor | None) -> Tensor | float:
@@ -45,10 +56,3 @@ class WeighingModule(ConnectingModule):
             weight = weight * self.conflict.factor(item.term.label)
         order = [term.label for term in self.objective.terms]
         return weight if factors is None else weight * factors[order.index(item.term.label)]
-
-    def _watch(
-        self, task: Tensor | None, values: Values, factors: Tensor | None, gradients: TapGradients, held: bool
-    ) -> None:
-        """Measures the conflict of the terms with the weighted loss of the task, before they are added to it."""
-        weights = {item.term.label: self._weight(item, factors) for item, _ in values}
-        self.conflict.measure(task, gradients.terms(values), weights, gradients, held)

@@ -20,6 +20,7 @@ from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.tasks.pictures import sample_evenly
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.conflict import told
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
 from cankd_hf.training.monitoring.working import CKA, CORRELATION, LOSS, PLAIN, PROBE, Verdict, judge
@@ -66,8 +67,11 @@ class WorkingCallback(TrainerCallback):
         return judge(history, findings, task.metric, task.greater_is_better, self.reason)
 
     def facts(self) -> dict[str, Any]:
-        """The verdict as plain data; empty without a teacher."""
-        return self.verdict().facts() if self.trainer.teachers else {}
+        """The verdict as plain data, and what became of watched terms; empty without a teacher."""
+        if not self.trainer.teachers:
+            return {}
+        weights = told(self.trainer.state.log_history)
+        return {**self.verdict().facts(), **({"weights": weights} if weights else {})}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._due, self._batches, self._probed, self._said = set(), [], [], None
