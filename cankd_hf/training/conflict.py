@@ -33,6 +33,7 @@ MARGIN = 0.005  # between the cosine that turns a term down and the one that tur
 STEP = 2.0  # by which a weight is divided, or multiplied
 TASK = "held_out_task_loss"
 PLACE, FIX = "distill.guard", "leave it out"
+Both = dict[int, tuple[Tensor, Tensor, Tensor] | None]  # by tap, see `_pair`
 # Places in the state of a term.
 IMAGES, LAYER, COUNT, HELD, HELD_LAYER, HELD_COUNT, AGAINST, ALONG, FACTOR, SHARE = range(10)
 
@@ -114,33 +115,38 @@ class Conflict(nn.Module):
         Raises:
             InputError: if a map does not train or is not on the way to the task's loss.
         """
-        given = {label: terms[label] for label in self.labels if label in terms}
-        sums = gradients.maps[0].new_zeros(len(self.labels) + 1, 6, dtype=torch.float32)  # last: the task's loss
-        if task is not None and given:
-            taps = sorted({tap for loss in given.values() for tap in loss.taps})
-            theirs = gradients.of(task, taps, PLACE, FIX)
-            sums[-1, :2] = torch.stack([task.detach().float(), sums.new_ones(())])
-            for row, label in enumerate(self.labels):
-                if label in given:
-                    sums[row] = _measured(
-                        theirs, gradients.of(given[label].value, given[label].taps, PLACE, FIX), gradients
-                    )
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
+        device = gradients.maps[0].device
+        images = torch.zeros(len(self.labels) + 1, 4, device=device)  # last: the task's loss
+        layers = []
+        known = {} if task is None else {label: terms[label] for label in self.labels if label in terms}
+        taps = sorted({tap for loss in known.values() for tap in loss.taps})
+        theirs = {} if task is None or not known else gradients.of(task, taps, PLACE, FIX)
+        if task is not None:
+            images[-1, :2] = torch.stack([task.detach().float(), images.new_ones(())])
+        for row, label in enumerate(self.labels):
+            own = terms[label].taps if label in terms else []
+            both: Both = dict.fromkeys(own)  # an image without labels tells nothing, but others process some that do
+            if label in known:
+                ours = gradients.of(known[label].value, own, PLACE, FIX)
+                both = {tap: _pair(theirs[tap], ours[tap]) for tap in own}
+                images[row] = _of_images(both)
+            layers.append(_of_layer(both, gradients))
+        reduced = _over_processes([images, *layers])
         if held:
-            self.get_buffer(TASK).copy_(sums[-1, 0] / sums[-1, 1].clamp_min(1))
-        for label, row in zip(self.labels, sums, strict=False):
-            self._take(label, row, weights.get(label, 1.0), held)
+            self.get_buffer(TASK).copy_(reduced[0][-1, 0] / reduced[0][-1, 1].clamp_min(1))
+        for label, row, layer in zip(self.labels, reduced[0], reduced[1:], strict=False):
+            cosine = nn.functional.cosine_similarity(layer[0], layer[1], dim=0)
+            self._take(label, torch.cat([row, cosine[None]]), weights.get(label, 1.0), held)
 
     def _take(self, label: str, sums: Tensor, weight: Tensor | float, held: bool) -> None:
-        """Follows one measurement of a term, `sums` as in `_measured`, over all processes."""
+        """Follows one measurement of a term, `sums` as in `_of_images`, over all processes, and the layer's cosine."""
         assert self.guard is not None
         buffer = self.get_buffer(_name(label))
-        images, layer, count, batches, theirs, ours = sums
+        images, count, theirs, ours, layer = sums
         state, place = buffer.clone(), HELD if held else IMAGES
         part = (1 / (state[place + 2] + 1)).clamp_min(FOLLOW)  # a plain mean at first
         state[place] += part * (images / count - state[place])
-        state[place + 1] += part * (layer / batches - state[place + 1])
+        state[place + 1] += part * (layer - state[place + 1])
         state[place + 2] += 1
         if not held:
             own = weight * ours.sqrt()
@@ -164,35 +170,44 @@ def _name(label: str) -> str:
     return f"of_{label}"
 
 
-def _measured(
-    theirs: Mapping[int, Tensor | None], ours: Mapping[int, Tensor | None], gradients: TapGradients
-) -> Tensor:
-    """The sum of the cosines of all images at all taps of a term, that of its layer, their numbers, |G|^2 and |g|^2,
-    [6].
+def _pair(task: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The two gradients, that of the term 0 for images without a task loss, and which images count [B]."""
+    if task is None or own is None:
+        return None
+    counts = task.flatten(1).any(1) & own.flatten(1).any(1)
+    return task, own * counts.view(-1, *[1] * (own.ndim - 1)), counts
 
-    Images without a task loss, where G is 0, do not count.
-    """
-    found, layer = [], []
-    for tap, own in ours.items():
-        task = theirs[tap]
-        if task is None or own is None:
-            continue
+
+def _of_images(both: Both) -> Tensor:
+    """The sum of the cosines of all images at all taps of a term, their number, |G|^2 and |g|^2, [4]."""
+    found = []
+    for task, own, counts in filter(None, both.values()):
         norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in (task, own)])
-        counts = (norms > 0).all(0)
         cosines = torch.where(counts, (task * own).flatten(1).sum(1) / norms.prod(0), 0)
         found.append(torch.stack([cosines.sum(), counts.sum(), *(counts * norms.square()).sum(1)]))
-        student = gradients.cells(tap, gradients.maps[tap].detach().float())
-        own = own * counts.view(-1, *[1] * (own.ndim - 1))
-        outer = [(gradients.cells(tap, one).mT @ student).flatten() for one in (task, own)]
-        layer.append(
-            torch.stack([a @ b for a, b in ((outer[0], outer[1]), (outer[0], outer[0]), (outer[1], outer[1]))])
-        )
     if not found:
         raise InputError(f"{PLACE}: expected taps that the task's loss depends on, got none; {FIX}")
-    cosines, count, *squares = torch.stack(found).sum(0)
-    dot, *sizes = torch.stack(layer).sum(0)
-    cosine = dot / (sizes[0] * sizes[1]).sqrt()
-    return torch.stack([cosines, cosine.nan_to_num(), count, (count > 0).float(), *squares])
+    return torch.stack(found).sum(0)
+
+
+def _of_layer(both: Both, gradients: TapGradients) -> Tensor:
+    """The gradients of a 1x1 convolution at each tap of a term, one after the other: of the task and of the term."""
+    found = [torch.zeros(2, 0, device=gradients.maps[0].device)]
+    for tap, pair in both.items():
+        student = gradients.cells(tap, gradients.maps[tap].detach().float())
+        one = (torch.zeros_like(student),) * 2 if pair is None else (gradients.cells(tap, value) for value in pair[:2])
+        found.append(torch.stack([(gradient.mT @ student).flatten() for gradient in one]))
+    return torch.cat(found, 1)
+
+
+def _over_processes(values: list[Tensor]) -> list[Tensor]:
+    """The sums over all processes, in one message."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    flat = torch.cat([value.flatten() for value in values])
+    dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
 def told(history: Iterable[Mapping[str, Any]]) -> str:

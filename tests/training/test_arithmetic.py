@@ -17,6 +17,7 @@ from tests.processes import run_two
 
 from .detector_trainers import STUDENTS, detector_trainer, scores
 from .test_conditioning import conditioned_trainer
+from .test_conflict import guarded_trainer
 from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
 
 
@@ -53,13 +54,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fpn", "conditioned", *STUDENTS])
+@pytest.mark.parametrize("kind", ["fpn", "conditioned", "guarded", *STUDENTS])
 def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp_path: Path) -> None:
     """For FCOS where both have as many positive cells, as docs/detection.md says; for the others always."""
     if kind == "fpn":
         single = trainer(tmp_path, data=Images(16, noisy=True))
     elif kind == "conditioned":
         single = conditioned_trainer(tmp_path, 8)
+    elif kind == "guarded":
+        single = guarded_trainer(tmp_path, 8)
     else:
         single = detector_trainer(tmp_path, kind)
     start = weights(single)

@@ -45,7 +45,7 @@ def taken(guard: Guard, cosines: list[float]) -> list[float]:
     state = conflict.get_buffer("of_mse")
     for cosine in cosines:
         state[COUNT] = 0
-        conflict._take("mse", torch.tensor([2 * cosine, 1.0, 2.0, 1.0, 1.0, 1.0]), 1.0, held=False)
+        conflict._take("mse", torch.tensor([2 * cosine, 2.0, 1.0, 1.0, 1.0]), 1.0, held=False)
         found.append(state[FACTOR].item())
     return found
 
@@ -133,6 +133,12 @@ def test_held_out_images_are_not_trained_on_and_measured_in_their_turn(tmp_path:
     assert logged["held_out_task_loss"] > 0 and abs(logged["conflict_held_out/mse"]) <= 1
     with pytest.raises(InputError, match="guard.holdout: a stream cannot be cut in two; set it to 0"):
         hold_out(Stream(), 0.1, 0)
+
+
+def guarded_trainer(folder: Path, batch: int) -> CanKDTrainer:
+    """Two steps, the second with half of the weight; also of test_arithmetic, in two processes."""
+    guard = Guard(angle=0.9, patience=1)
+    return watched(folder, guard, Images(16, noisy=True), per_device_train_batch_size=batch)
 
 
 class Stream(IterableDataset):
