@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cankd_hf.config.distill import Guard
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded
@@ -83,16 +84,17 @@ def _change(label: str, before: float, factor: float) -> str:
     return f"{label} agrees with the task again: turned up to {factor:.3g} of its weight"
 
 
-def hold_out(dataset: Any, part: float, seed: int) -> tuple[Any, Any]:
-    """A training set without some of its images, and these, a random part by the seed; None without a part.
+def hold_out(dataset: Any, guard: Guard | None, seed: int) -> tuple[Any, Any]:
+    """A training set without the images that a guard holds out, and these, a random part by the seed; else None.
 
     Raises:
         InputError: for a stream, or a set of fewer than two images.
     """
+    part = 0.0 if guard is None else guard.holdout
     if not part or dataset is None:
         return dataset, None
     if isinstance(dataset, WithUnlabelled):
-        kept, held = hold_out(dataset.labelled, part, seed)
+        kept, held = hold_out(dataset.labelled, guard, seed)
         return WithUnlabelled(kept, dataset.unlabelled, dataset.ratio), held
     if is_stream(dataset) or not hasattr(dataset, "__getitem__"):
         raise InputError("distill.guard.holdout: a stream cannot be cut in two; set it to 0")

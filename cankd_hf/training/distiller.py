@@ -304,12 +304,7 @@ class Distiller(WeighingModule):
         outputs = self.student(pixel_values=pixel_values, **inputs)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
-        total, parts = None, dict[str, Tensor]()
-        if self.objective.task_weight > 0:
-            task = outputs.loss if "labels" in inputs else None
-            task = task if task is None or counted is None else task * counted
-            total = None if task is None else self.objective.task_weight * task
-            parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
+        total, parts = self._task(outputs.loss if "labels" in inputs else None, counted, pixel_values)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         maps: list[Tensor] = []
         if self.taps is not None:

@@ -106,6 +106,8 @@ class CanKDTrainer(
         InputError: for arguments that cannot be used; raised before training.
     """
 
+    _warned = False  # of a compute_loss that asks no teacher
+
     def __init__(
         self,
         model: PreTrainedModel | None = None,
@@ -147,11 +149,9 @@ class CanKDTrainer(
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
-        part = 0.0 if objective.guard is None else objective.guard.holdout
-        seen, self.held_out = hold_out(kwargs.get("train_dataset"), part, args.seed)
+        seen, self.held_out = hold_out(kwargs.get("train_dataset"), objective.guard, args.seed)
         kwargs["train_dataset"] = train_dataset = seeded_views(seen, args.seed, args.data_seed)
-        own = kwargs.get("data_collator")
-        kwargs["data_collator"] = collator = self._collator(own, model)
+        kwargs["data_collator"] = collator = self._collator(kwargs.get("data_collator"), model)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
@@ -164,7 +164,6 @@ class CanKDTrainer(
         self.set_dispatch()
         self._place_teachers()
         self._add_callbacks(train_dataset)
-        self._warned = False
         self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()

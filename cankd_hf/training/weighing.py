@@ -26,6 +26,18 @@ class WeighingModule(ConnectingModule):
         """Arguments of `forward` for what is measured of gradients in a step, the same in all processes."""
         return {"weigh": self.shares.due(step), "watch": "trained" if self.conflict.due(step) else ""}
 
+    def _task(
+        self, loss: Tensor | None, counted: Tensor | None, pixel_values: Tensor
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The weighted loss of the task [], None without labels, and its unweighted value for the log."""
+        weight = self.objective.task_weight
+        if not weight:
+            return None, {}
+        if loss is None:
+            return None, {"task": pixel_values.new_zeros(()).float()}
+        loss = loss if counted is None else loss * counted
+        return weight * loss, {"task": loss.detach().float()}
+
     def _sum(
         self,
         task: Tensor | None,

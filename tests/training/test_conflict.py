@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
@@ -16,8 +19,10 @@ from torch.utils.data import IterableDataset
 from cankd_hf import CanKDTrainer, LossTerm, Objective
 from cankd_hf.config.distill import DistillConfig, Guard, Share
 from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
 from cankd_hf.names import DISTILLER_FILE
-from cankd_hf.runs.recipe import parse_recipe
+from cankd_hf.runs.recipe import load_recipe, parse_recipe
+from cankd_hf.runs.run import run
 from cankd_hf.training.conflict import COUNT, FACTOR, IMAGES, LAYER, Conflict, told
 from cankd_hf.training.conflict_watch import hold_out
 
@@ -120,7 +125,7 @@ def test_a_term_that_fights_is_turned_down_told_and_resumed(tmp_path: Path, capl
 
 def test_held_out_images_are_not_trained_on_and_measured_in_their_turn(tmp_path: Path) -> None:
     data, guard = Images(12), Guard(floor=1.0, holdout=0.25)
-    kept, held = hold_out(data, 0.25, 42)
+    kept, held = hold_out(data, guard, 42)
     numbers = sorted([*kept.indices, *held.indices])
     assert len(kept) == 9 and len(held) == 3 and numbers == list(range(12))
     cut = watched(tmp_path / "cut", guard, data, max_steps=3)
@@ -132,7 +137,7 @@ def test_held_out_images_are_not_trained_on_and_measured_in_their_turn(tmp_path:
     logged = cut.state.log_history[0]
     assert logged["held_out_task_loss"] > 0 and abs(logged["conflict_held_out/mse"]) <= 1
     with pytest.raises(InputError, match="guard.holdout: a stream cannot be cut in two; set it to 0"):
-        hold_out(Stream(), 0.1, 0)
+        hold_out(Stream(), guard, 0)
 
 
 def guarded_trainer(folder: Path, batch: int) -> CanKDTrainer:
@@ -190,3 +195,33 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, terms=None, objective=frozen).train()
     with pytest.raises(InputError, match="floor: expected a number above 0 and at most 1, got 2"):
         Objective(1.0, [LossTerm(loss="mse")], guard=Guard(floor=2.0))
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_turned_down_and_a_good_one_is_not(tmp_path: Path, repo_root: Path) -> None:
+    """On the toy set: a good teacher, and the same with its classes swapped around, by `kl` beside the task."""
+
+    def arm(name: str, *changes: str) -> tuple[float, float]:
+        """The test mIoU, and what the weight of the term was multiplied by in the end."""
+        usual = ["baseline=false", "training.save_strategy=no", "data.generated.train=512"]
+        given = [*usual, f"output_dir={tmp_path / name}", *changes]
+        report = run(load_recipe(repo_root / "recipes" / "quickstart.yaml", given))
+        history = read_json(tmp_path / name / "trainer_state.json")["log_history"]
+        factors = [entry["turned_down/kl"] for entry in history if "turned_down/kl" in entry]
+        return report.arms[-1].scores["miou"], (factors or [1.0])[-1]
+
+    settings = yaml.safe_load((repo_root / "recipes" / "quickstart.yaml").read_text())["teacher"]["config"]
+    sizes = {key: settings[key] for key in ("fpn_channels", "head_channels")}
+    student = {"backbone": settings["backbone_config"], "fpn": sizes}
+    arm("good", "teacher=null", f"student={json.dumps(student)}", "training.max_steps=600")
+    shutil.copytree(tmp_path / "good", tmp_path / "swapped")
+    state = load_file(tmp_path / "good" / "model.safetensors")
+    state |= {name: state[name].roll(1, 0).contiguous() for name in state if name.startswith("head.classifier")}
+    save_file(state, tmp_path / "swapped" / "model.safetensors", metadata={"format": "pt"})
+    common = ["distill.terms=[{loss: kl, weight: 1.0}]", "training.max_steps=400", "seed=1"]
+    alone, _ = arm("alone", "teacher=null", *common[1:])
+    harmed, _ = arm("harmed", f"teacher={{model: {tmp_path / 'swapped'}}}", *common)
+    spared, down = arm("spared", f"teacher={{model: {tmp_path / 'swapped'}}}", "distill.guard=true", *common)
+    _, kept = arm("helped", f"teacher={{model: {tmp_path / 'good'}}}", "distill.guard=true", *common)
+    assert harmed < alone - 0.03 and spared > alone - 0.02
+    assert down == pytest.approx(0.01) and kept == 1.0
