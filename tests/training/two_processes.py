@@ -13,6 +13,7 @@ from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import leave_together
 from tests.training.detector_trainers import STUDENTS, detector_trainer, scores
 from tests.training.test_conditioning import conditioned_trainer
+from tests.training.test_thrift import averaged, thrifty_trainer
 from tests.training.tiny_trainers import Images, student, trainer, weights
 
 
@@ -34,6 +35,9 @@ train(made, "fpn")
 waits = [entry["data_wait"] for entry in made.state.log_history if "data_wait" in entry]
 found = {"miou": made.evaluate(Images(13))["eval_miou"], "data_wait": waits}
 train(conditioned_trainer(folder, 4), "conditioned")
+thrifty = thrifty_trainer(folder, 4)
+rank = train(thrifty, "thrifty")
+save_file({**weights(thrifty), **averaged(thrifty)}, folder / f"thrifty{rank}.safetensors")
 for kind in STUDENTS:
     rank = train(detector_trainer(folder, kind, per_device_train_batch_size=4), kind)
 found |= scores(folder, batch_size=2)
