@@ -306,10 +306,7 @@ class Distiller(ConnectingModule):
             total = None if task is None else self.objective.task_weight * task
             parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps: list[Tensor] = []
-        if self.taps is not None:
-            maps = self.taps.collect(size) if teachers else maps
-            self.taps.clear()
+        maps = self._maps(size if teachers else None)
         if teachers:
             connected = self.connect(maps, teachers, (meta or {}).get("seen"))
             read = targets if labels is None else labels
@@ -325,6 +322,15 @@ class Distiller(ConnectingModule):
         if logits is not None and not keep:
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
+
+    def _maps(self, size: tuple[int, int] | None) -> list[Tensor]:
+        """The student's maps for images of a size; with None, where nothing reads them, none are kept."""
+        if self.taps is None:
+            return []
+        if size is not None:
+            return self.taps.collect(size)
+        self.taps.clear()
+        return []
 
     def _sum(
         self, total: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]

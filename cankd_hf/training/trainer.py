@@ -135,7 +135,6 @@ class CanKDTrainer(
         self.recipe = recipe
         self.inherited = list(inherited)
         self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
-        check_asked(self.teachers, objective)
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:
