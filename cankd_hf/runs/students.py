@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,24 @@ class _StopAll(GracefulStopCallback):
         for one in self.all_of_them:
             if one.graceful is not None:
                 one.graceful.ask(signum)
+
+
+@contextmanager
+def _named(names: Collection[str]) -> Iterator[None]:
+    """Inside, what the threads of these names log begins with their name."""
+    before: Any = logging.getLogRecordFactory()
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record: logging.LogRecord = before(*args, **kwargs)
+        if record.threadName in names:
+            record.msg = f"{record.threadName}: {record.msg}"
+        return record
+
+    logging.setLogRecordFactory(made)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 def run_all(
@@ -64,7 +84,7 @@ def run_all(
 
     before = Process()
     threads = [threading.Thread(target=train, args=(name,), name=name, daemon=True) for name in recipes]
-    with _StopAll(list(shared.values())).listening():
+    with _StopAll(list(shared.values())).listening(), _named(recipes):
         for thread in threads:
             thread.start()
         for thread in threads:

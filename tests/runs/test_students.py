@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -61,12 +62,14 @@ class Passes:
 
 
 def test_together_they_end_with_the_weights_of_runs_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     passes = Passes(monkeypatch)
     together = recipe(tmp_path / "together")
     reports = run_all(together)
     shared, passes.count = passes.count, 0
+    assert "a: student distilled: training from the start" in caplog.text
     assert [Path(report.output_dir).name for report in reports] == ["a", "b"]
     for name in ("a", "b"):
         single = replace(together.of_student(name), output_dir=str(tmp_path / "single" / name))
