@@ -24,7 +24,7 @@ from cankd_hf.config.training import contradictions
 from cankd_hf.errors import InputError
 from cankd_hf.names import RECIPE_FILE
 
-_LEARNING_RATE = 5e-5  # of `transformers.TrainingArguments`
+LEARNING_RATE = 5e-5  # of `transformers.TrainingArguments`
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
     "baseline",
@@ -124,7 +124,7 @@ class Recipe(Section):
         """The recipe as it is run: without a teacher it has no terms and no baseline, and phases stand for words."""
         phases = self.phases
         if self.schedule is not None:
-            rate = self.training.get("learning_rate", _LEARNING_RATE)
+            rate = self.training.get("learning_rate", LEARNING_RATE)
             phases = phases_of(self.schedule, self.data, rate)
         if self.named_teachers():
             return replace(self, phases=phases, schedule=None)

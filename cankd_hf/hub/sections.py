@@ -226,6 +226,21 @@ def terms_table(facts: Facts) -> list[list[str]]:
     return rows
 
 
+def phases_table(facts: Facts) -> list[list[str]]:
+    """The phases of the training, with the steps, cost and score of each; empty for one that had none."""
+    phases = facts.run.get("phases") or []
+    if not phases:
+        return []
+    metric = facts.task.metric
+    rows = [["phase", "losses", "frozen", "steps", "cost", facts.task.metrics[metric].title]]
+    for phase in phases:
+        losses = [*(["task"] if phase["task_weight"] else []), *phase["terms"]]
+        cost, score = phase.get("cost_share"), (phase.get("scores") or {}).get(metric)
+        last = [f"{phase['steps']:,}", "" if cost is None else f"{cost:.0%}", "" if score is None else f"{score:.4f}"]
+        rows.append([phase["name"], " + ".join(losses), ", ".join(phase["frozen"]), *last])
+    return rows
+
+
 def limits(facts: Facts) -> list[str]:
     """Known limits of the student, as far as the facts show them."""
     findings = facts.results.get("findings") or facts.run.get("teacher_findings") or []

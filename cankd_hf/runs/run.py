@@ -11,7 +11,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.config.parts import part_of
+from cankd_hf.config.parts import part_of, terms_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
@@ -140,7 +140,7 @@ class _Session:
         """
         arms = []
         configs = self.recipe.named_teachers()
-        for name in configs.keys() - {term.teacher for term in self.recipe.distill.terms} if len(configs) > 1 else ():
+        for name in configs.keys() - {term.teacher for term in terms_of(self.recipe)} if len(configs) > 1 else ():
             logger.warning("teacher %s: no term of distill.terms learns from it", name)
         ready = [name for name, config in configs.items() if config.fit is None]
         *loaded, _ = together(  # the student is built for its problems only, which are told with those of its teachers
@@ -195,8 +195,8 @@ class _Session:
                     self._opened[repr((part.data, part.labelled))] = open_phase(part, self.task, self.data)
 
     def rehearse(self, parts: Sequence[Part]) -> None:
-        """Builds the trainer of each phase, so that what cannot be trained is told before the first one begins."""
-        for part in parts:
+        """Builds the trainer of each later phase, so that what is wrong with it is told before the first begins."""
+        for part in parts[1:]:
             if part.phase is not None and not (part.folder / ARM_FILE).is_file():
                 args = training_args(part.recipe, part.folder, **part.settings, **SCORE_ONLY)
                 with problems_in(part.phase):

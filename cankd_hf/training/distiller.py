@@ -88,6 +88,11 @@ class Distiller(ConnectingModule):
         )
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
+    def forget(self) -> None:
+        """Drops connectors, losses and statistics, so that the next objective makes all of them anew."""
+        self.connectors, self.losses, self._places = nn.ModuleDict(), nn.ModuleDict(), []
+        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
+
     def set_objective(self, objective: Objective) -> None:
         """Replaces the objective.
 

@@ -35,6 +35,7 @@ from cankd_hf.training.objective import Objective
 from cankd_hf.training.optimizing import OptimizerMixin
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
+from cankd_hf.training.phases import PhasesMixin
 from cankd_hf.training.placing import reads
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
@@ -69,6 +70,7 @@ class CanKDTrainer(
     LoadingMixin,
     OptimizerMixin,
     TrialsMixin,
+    PhasesMixin,
     CheckpointMixin,
     ShardingMixin,
     StreamingMixin,
