@@ -134,7 +134,7 @@ def ema_line(choice: Mapping[str, Any]) -> str:
     }
     chosen = choice["chosen"]
     if not choice["on"]:
-        return f"{what[chosen]}; no validation split to choose on"
+        return f"{what[chosen]}; {choice['why']}"
     metric, other = choice["metric"], RAW if chosen == EMA else EMA
     scores = {name: found.get(metric, math.nan) for name, found in choice["scores"].items()}
     return f"{what[chosen]}, chosen on validation: {metric} {scores[chosen]:.4f}; {what[other]}: {scores[other]:.4f}"
