@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cankd_hf.commands import console as plain_console
 from cankd_hf.config.distill import Share
+from cankd_hf.config.parts import part_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
@@ -22,8 +24,9 @@ from cankd_hf.hub.files import read_json
 from cankd_hf.names import RESULTS_FILE
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.runs.device import device_of, told
+from cankd_hf.runs.phases import open_phase, problems_in
 from cankd_hf.runs.session import check_session
-from cankd_hf.tasks import TASKS
+from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.placing import reads
 from cankd_hf.training.trainer import CanKDTrainer
@@ -57,7 +60,28 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
     console.print(told(device_of(recipe.training), recipe), soft_wrap=True, highlight=False)
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
-    task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.distill.task_weight > 0)
+    task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.labelled)
+    findings: list[str] = []
+    if recipe.phases:
+        console.print(phases_table(recipe))
+    for phase in recipe.phases or ():
+        console.print(f"phase {phase.name}", style="bold", highlight=False)
+        part = part_of(recipe, phase)
+        with problems_in(phase):
+            changed = replace(part.data, check=data_config.check)
+            own = data if part.data == recipe.data else open_phase(replace(part, data=changed), task, data)
+            findings += _dry_part(part, task, own, console)
+    if not recipe.phases:
+        findings += _dry_part(recipe, task, data, console)
+    # Whether a teacher scores below its student is known only from an earlier run of the recipe.
+    earlier = read_json(Path(recipe.output_dir) / RESULTS_FILE).get("findings", [])
+    for finding in dict.fromkeys([*findings, *earlier]):
+        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _dry_part(recipe: Recipe, task: Task, data: TaskData, console: Console) -> list[str]:
+    """Builds and prints one part of a run, and runs one step of it; returns what is wrong with its teachers."""
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
         trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
     distiller = trainer.distiller
@@ -71,11 +95,23 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
     trainer.guard.check_loss()
-    # Whether a teacher scores below its student is known only from an earlier run of the recipe.
-    earlier = read_json(Path(recipe.output_dir) / RESULTS_FILE).get("findings", [])
-    for finding in dict.fromkeys([*trainer.health.findings, *earlier]):
-        console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
-    return 0
+    return list(trainer.health.findings)
+
+
+def phases_table(recipe: Recipe) -> Table:
+    """The phases of a recipe, one a row: steps, losses, frozen parts and what else differs."""
+    table = Table(title="phases", title_justify="left")
+    for name in ("phase", "share", "task weight", "terms", "frozen", "connectors", "changes"):
+        table.add_column(name)
+    for phase in recipe.phases or ():
+        part = part_of(recipe, phase).distill
+        changes = [f"data.{key}={value}" for key, value in phase.data.items()]
+        changes += [f"training.{key}={value}" for key, value in phase.training.items()]
+        terms = ", ".join(term.label for term in part.terms) or "-"
+        carried = "carried" if phase.carry == "connectors" else "fresh"
+        row = (f"{part.task_weight:g}", terms, ", ".join(part.frozen or ()) or "-", carried, "\n".join(changes) or "-")
+        table.add_row(phase.name, f"{phase.share:.1%}", *row)
+    return table
 
 
 def levels_table(title: str, levels: Sequence[Level]) -> Table:

@@ -17,7 +17,7 @@ from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_
 from cankd_hf.tasks import TASKS
 
 if TYPE_CHECKING:
-    from cankd_hf.runs.record import Report
+    from cankd_hf.runs.record import Arm, Report
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -38,6 +38,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         steps, seconds = (str(arm.steps), f"{arm.seconds:.0f}") if arm.steps else ("-", "-")
         table.add_row(arm.name + (" †" if arm.inherited else ""), f"{arm.parameters:,}", steps, seconds, *scores)
     console.print(table)
+    for arm in report.arms:
+        if arm.phases:
+            console.print(phases_table(arm, report.metric))
     inherited = sorted({part for arm in report.arms for part in arm.inherited})
     if inherited:
         console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
@@ -68,6 +71,25 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print("Load the student with:")
     console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
     console.print(end_line(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def phases_table(arm: Arm, metric: str) -> Table:
+    """The phases of an arm, one a row."""
+    table = Table(title=f"phases of {arm.name}", title_justify="left")
+    for index, name in enumerate(("phase", "steps", "cost", "task weight", "terms", "frozen", metric)):
+        table.add_column(name, justify="left" if index in (0, 4, 5) else "right")
+    for phase in arm.phases:
+        share, score = phase["cost_share"], phase["scores"].get(metric)
+        table.add_row(
+            phase["name"],
+            f"{phase['steps']} ({phase['steps'] / max(1, arm.steps):.0%})",
+            "-" if share is None else f"{share:.0%}",
+            f"{phase['task_weight']:g}",
+            ", ".join(phase["terms"]) or "-",
+            ", ".join(phase["frozen"]) or "-",
+            "-" if score is None else f"{score:.4f}",
+        )
+    return table
 
 
 def end_line(report: Report) -> str:

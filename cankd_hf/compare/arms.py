@@ -9,7 +9,7 @@ from typing import Any
 from cankd_hf.compare.records import Records
 from cankd_hf.compare.settings import ComparisonConfig, as_overrides
 from cankd_hf.config.distill import DistillConfig, LossTerm
-from cankd_hf.config.parts import spanning
+from cankd_hf.config.parts import spanning, terms_of, with_terms
 from cankd_hf.config.places import missing_places
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
@@ -55,7 +55,7 @@ class Arm:
     @property
     def distils(self) -> bool:
         """Whether it learns from a teacher."""
-        return bool(self.recipe.named_teachers()) and any(term.counts for term in self.recipe.distill.terms)
+        return bool(self.recipe.named_teachers()) and any(term.counts for term in terms_of(self.recipe))
 
     def at(self, seed: int, steps: int) -> Recipe:
         """Its recipe with this seed, its schedules spanning this many steps."""
@@ -102,7 +102,13 @@ def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:
 
 
 def for_comparison(recipe: Recipe, curve: int) -> Recipe:
-    """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve."""
+    """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve.
+
+    Raises:
+        InputError: for a recipe with several students, whose runs share their costs.
+    """
+    if recipe.students:
+        raise InputError("students: runs of a comparison have one student; make each an arm (student.backbone=...)")
     training = {**recipe.training, **_EVERY_RUN}
     if curve and recipe.data.eval_split is not None and not training.get("load_best_model_at_end"):
         training |= {"eval_strategy": "steps", "eval_steps": 1.0 / curve}
@@ -122,7 +128,7 @@ def _standard_controls(base: Recipe, recipes: Mapping[str, Recipe]) -> dict[str,
     alone = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
     found = {}
     # without labels a student alone learns nothing
-    if base.distill.task_weight and all(recipe.resolved().distill.terms for recipe in recipes.values()):
+    if base.distill.task_weight and all(terms_of(recipe.resolved()) for recipe in recipes.values()):
         found[_free(ALONE, recipes)] = alone
     plain = _plain(base, recipes)
     if plain is not None and not any(_losses(recipe) == _losses(plain) for recipe in recipes.values()):
@@ -133,22 +139,24 @@ def _standard_controls(base: Recipe, recipes: Mapping[str, Recipe]) -> dict[str,
 def _plain(base: Recipe, recipes: Mapping[str, Recipe]) -> Recipe | None:
     """The base recipe, or the first arm that has terms, with the loss without a block in the place of those with one;
     None if nothing distils."""
-    source = next((one for one in (base, *recipes.values()) if one.resolved().distill.terms), None)
-    if source is None:
-        return None
-    terms = source.resolved().distill.terms
+    source = next((one for one in (base, *recipes.values()) if terms_of(one.resolved())), None)
+    return None if source is None else with_terms(source.resolved(), _without_block)
+
+
+def _without_block(terms: list[LossTerm]) -> list[LossTerm]:
+    if not terms:
+        return terms
     if not any(term.loss_name in (*_WITH_BLOCK, INSTANCE_MSE) for term in terms):
         terms = [LossTerm(INSTANCE_MSE, weight=terms[0].weight, teacher=terms[0].teacher)]
     elif not any(term.loss_name == INSTANCE_MSE for term in terms):
         terms = [
             replace(term, loss=INSTANCE_MSE, options={}) if term.loss_name in _WITH_BLOCK else term for term in terms
         ]
-    terms = [term for term in terms if term.loss_name not in _WITH_BLOCK]
-    return replace(source, distill=replace(source.distill, terms=terms))
+    return [term for term in terms if term.loss_name not in _WITH_BLOCK]
 
 
 def _losses(recipe: Recipe) -> list[str]:
-    return sorted(term.loss_name for term in recipe.resolved().distill.terms)
+    return sorted(term.loss_name for term in terms_of(recipe.resolved()))
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

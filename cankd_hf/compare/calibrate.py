@@ -4,20 +4,23 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.parts import part_of
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
+from cankd_hf.runs.phases import open_phase
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, WALL, cpu_seconds
@@ -85,31 +88,60 @@ def calibrate(
             _save_untrained(load_recipe(teachers[folder]), Path(made))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         opened: dict[str, tuple[Task, TaskData]] = {}
-        runs: dict[str, tuple[CanKDTrainer, StepClock]] = {}
+        runs: dict[str, list[_Timed]] = {}
         failed: dict[str, str] = {}
         for name, file in arms.items():
             with _naming(name, failed):
-                trainer = _trainer(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
-                trainer.add_callback(clock := StepClock())
-                runs[name] = trainer, clock
+                runs[name] = _timed(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
             started = started or time.time() - psutil.Process().create_time()
         for _ in range(rounds + 1):
-            for name, (trainer, _clock) in runs.items():
+            for name, timed in runs.items():
                 if name not in failed:
                     with _naming(name, failed):
-                        trainer.train()
+                        for one in timed:
+                            one.trainer.train()
         left = {name: run for name, run in runs.items() if name not in failed}
         if not left:
             raise InputError([f"{name}: {wrong}" for name, wrong in failed.items()])
-        evaluation = _evaluation(next(iter(left.values()))[0], next(iter(opened.values()))[1])
+        evaluation = _evaluation(next(iter(left.values()))[-1].trainer, next(iter(opened.values()))[1])
     return {
-        "arms": {
-            name: {unit: statistics.median(turn[unit] for turn in clock.costs[1:]) for unit in clock.costs[0]}
-            for name, (_, clock) in left.items()
-        },
+        "arms": {name: _mean_step(timed) for name, timed in left.items()},
         "failed": failed,
         "evaluation": evaluation,
         "start": started,
+    }
+
+
+class _Timed(NamedTuple):
+    """A trainer whose steps are measured, and its share of the steps of an arm."""
+
+    share: float
+    trainer: CanKDTrainer
+    clock: StepClock
+
+
+def _timed(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Task, TaskData]]) -> list[_Timed]:
+    """The trainers of an arm: one for each of its phases, or one."""
+    task, data = _opened(recipe, opened)
+    made = []
+    for phase in recipe.phases or ():
+        part = part_of(recipe, phase)
+        own = data if part.data == recipe.data else open_phase(replace(part, data=_unchecked(part.data)), task, data)
+        trainer = build_trainer(part, task, own, scratch, **SCORE_ONLY, max_steps=steps)
+        made.append(_Timed(phase.share, trainer, StepClock()))
+    if not made:
+        trainer = build_trainer(recipe, task, data, scratch, **SCORE_ONLY, max_steps=steps)
+        made = [_Timed(1.0, trainer, StepClock())]
+    for one in made:
+        one.trainer.add_callback(one.clock)
+    return made
+
+
+def _mean_step(timed: Sequence[_Timed]) -> dict[str, float]:
+    """Seconds of the mean step of an arm by clock: medians over the turns, those of phases by their shares."""
+    return {
+        unit: sum(one.share * statistics.median(turn[unit] for turn in one.clock.costs[1:]) for one in timed)
+        for unit in timed[0].clock.costs[0]
     }
 
 
@@ -124,9 +156,12 @@ def _naming(name: str, failed: dict[str, str]) -> Iterator[None]:
         failed[name] = " ".join("; ".join(map(str, problems)).split())
 
 
+def _unchecked(data: DataConfig) -> DataConfig:
+    return replace(data, check="none")
+
+
 def _open(recipe: Recipe) -> tuple[Task, TaskData]:
-    data = replace(recipe.data, check="none")
-    return TASKS[recipe.task].from_data(data, labelled=recipe.distill.task_weight > 0)
+    return TASKS[recipe.task].from_data(_unchecked(recipe.data), labelled=recipe.labelled)
 
 
 def _save_untrained(recipe: Recipe, folder: Path) -> None:
@@ -147,12 +182,11 @@ def _elsewhere(recipe: Recipe, folders: Mapping[str, str]) -> Recipe:
     return replace(recipe, teachers=teachers) if recipe.teachers else recipe
 
 
-def _trainer(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Task, TaskData]]) -> CanKDTrainer:
-    known = repr((recipe.task, recipe.data, recipe.distill.task_weight > 0))
+def _opened(recipe: Recipe, opened: dict[str, tuple[Task, TaskData]]) -> tuple[Task, TaskData]:
+    known = repr((recipe.task, recipe.data, recipe.labelled))
     if known not in opened:
         opened[known] = _open(recipe)
-    task, data = opened[known]
-    return build_trainer(recipe, task, data, scratch, **SCORE_ONLY, max_steps=steps)
+    return opened[known]
 
 
 def _evaluation(trainer: CanKDTrainer, data: TaskData) -> float:

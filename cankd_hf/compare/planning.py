@@ -324,7 +324,8 @@ class Planner:
             if (expected := self._expected(arm, budget, given)) is None:
                 return None
             step, setup = expected
-        steps = max(1, 1 + round((may - setup) / step)) if step > 0 else 1
+        least = max(1, len(self.arms[arm].recipe.phases or ()))
+        steps = max(least, 1 + round((may - setup) / step)) if step > 0 else least
         if steps in planned:
             return None  # it would be the same run
         planned.append(steps)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -193,6 +194,7 @@ class Records:
         return _hashed({path: self._content(path, value) for path, value in _counting(recipe).items()})
 
     def _content(self, path: str, value: Any) -> Any:
+        path = re.sub(r"^phases\.\d+\.", "", path)
         names = path.split(".")
         of_model = names[0] in ("teacher", "teachers", "student")
         of_model &= names[-1] in ("model", "backbone", "pretrained", "weights")

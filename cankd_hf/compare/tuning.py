@@ -8,9 +8,9 @@ import numpy as np
 from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.settings import ComparisonConfig, TuningConfig
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.distill import Share
-from cankd_hf.config.parts import spanning
-from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.distill import LossTerm, Share
+from cankd_hf.config.parts import spanning, with_terms
+from cankd_hf.config.recipe import LEARNING_RATE, Recipe
 from cankd_hf.data.common.folders import SPLIT_NAMES
 from cankd_hf.errors import InputError
 
@@ -24,9 +24,18 @@ class Trial:
 
     def of(self, recipe: Recipe) -> Recipe:
         """The recipe with these settings."""
-        terms = [replace(term, weight=_times(term.weight, self.weight)) for term in recipe.distill.terms]
-        training = {**recipe.training, "learning_rate": self.learning_rate}
-        return replace(recipe, training=training, distill=replace(recipe.distill, terms=terms))
+        recipe = with_terms(recipe, self._weighted)
+        factor = self.learning_rate / recipe.training.get("learning_rate", LEARNING_RATE)
+        phases = recipe.phases
+        if phases is not None:  # those with a rate of their own keep its ratio to that of the recipe
+            rates = [{k: v * factor for k, v in phase.training.items() if k == "learning_rate"} for phase in phases]
+            phases = [
+                replace(phase, training={**phase.training, **rate}) for phase, rate in zip(phases, rates, strict=True)
+            ]
+        return replace(recipe, training={**recipe.training, "learning_rate": self.learning_rate}, phases=phases)
+
+    def _weighted(self, terms: list[LossTerm]) -> list[LossTerm]:
+        return [replace(term, weight=_times(term.weight, self.weight)) for term in terms]
 
 
 def _times(weight: float | list[float] | Share, factor: float) -> float | list[float] | Share:

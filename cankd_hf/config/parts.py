@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems, Section
@@ -70,7 +71,7 @@ def _spanned_terms(distill: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def part_of(recipe: Recipe, phase: Phase, steps: int | None = None, whole: int | None = None) -> Recipe:
-    """The recipe of one phase, without phases of its own.
+    """The recipe of one phase, without phases of its own, and without teachers where no term learns from them.
 
     Args:
         recipe: the whole one.
@@ -88,6 +89,8 @@ def part_of(recipe: Recipe, phase: Phase, steps: int | None = None, whole: int |
     data = _changed(base.data, phase.data, f"phases.{index}.data")
     if phase.frozen:
         distill = replace(distill, frozen=list(phase.frozen))
+    if not distill.terms:
+        base = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
     training = {**base.training, **phase.training}
     if distill.task_weight == 0 and recipe.distill.task_weight > 0:
         training |= {key: value for key, value in _UNSCORED.items() if key not in phase.training}
@@ -99,6 +102,26 @@ def part_of(recipe: Recipe, phase: Phase, steps: int | None = None, whole: int |
             if isinstance(every := training.get(key), int | float) and every > steps:
                 training[key] = steps
     return replace(base, distill=distill, data=data, training=training, schedule=None, baseline=False)
+
+
+def terms_of(recipe: Recipe) -> list[LossTerm]:
+    """The terms of a recipe, of all its phases where it has any."""
+    if not recipe.phases:
+        return list(recipe.distill.terms)
+    return [term for phase in recipe.phases for term in part_of(recipe, phase).distill.terms]
+
+
+def with_terms(recipe: Recipe, change: Callable[[list[LossTerm]], list[LossTerm]]) -> Recipe:
+    """The recipe with other terms, those that phases have of their own changed in the same way."""
+    phases = None
+    if recipe.phases is not None:
+        phases = [
+            replace(phase, distill={**phase.distill, "terms": change(part_of(recipe, phase).distill.terms)})
+            if phase.distill.get("terms")
+            else phase
+            for phase in recipe.phases
+        ]
+    return replace(recipe, distill=replace(recipe.distill, terms=change(recipe.distill.terms)), phases=phases)
 
 
 def check_phases(problems: Problems, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ Schedule = Literal["joint", "features_then_task", "warm_start", "frozen_encoder"
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 # Shares of the words: of the part without labels, and of the last part of `polish`, one half at each resolution.
 FEATURES, WARM, POLISH = 0.4, 0.2, 0.2
-LARGER, GRID = 1.25, 32  # of `polish`: its first resolution, and what sides are rounded to
+LARGER, GRID = 1.25, 32  # of `polish`: its first resolution, and what sides are rounded up to
 POLISH_RATE = 0.1  # of the learning rate
 # Settings that are those of the whole run, and of the data set that all phases are scored on.
 _OF_THE_RUN = {
@@ -109,7 +110,7 @@ def _larger(data: DataConfig) -> dict[str, Any]:
     size = getattr(data, key)
     if size is None:
         raise InputError("schedule: polish changes data.crop_size or data.image_size, and there is none; give one")
-    return {key: [max(GRID, round(side * LARGER / GRID) * GRID) for side in size]}
+    return {key: [math.ceil(side * LARGER / GRID) * GRID for side in size]}
 
 
 def without_teacher(phases: Sequence[Phase], task_weight: float) -> list[Phase] | None:

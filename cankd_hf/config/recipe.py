@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 
 from cankd_hf.config import declared
 from cankd_hf.config.advice import not_one_of
@@ -24,7 +24,7 @@ from cankd_hf.config.training import contradictions
 from cankd_hf.errors import InputError
 from cankd_hf.names import RECIPE_FILE
 
-_LEARNING_RATE = 5e-5  # of `transformers.TrainingArguments`
+LEARNING_RATE = 5e-5  # of `transformers.TrainingArguments`
 # Keys that may differ between two calls of the same run.
 _HARMLESS = {
     "baseline",
@@ -58,6 +58,8 @@ class Recipe(Section):
         output_dir: folder of the checkpoints and results.
         data: the data set and its augmentation.
         student: the model to train.
+        students: several students by name instead of `student`, `{small: {...}, ...}`: a run for each in
+            `output_dir/NAME`, all in one process, in which each pass of a teacher serves all of them.
         teacher: the frozen model to learn from; null trains the student alone.
         teachers: several teachers by name instead of `teacher`, `{dino: {model: ...}, ...}`; each term names its one.
         distill: the distillation losses and their weights.
@@ -73,6 +75,7 @@ class Recipe(Section):
     output_dir: str
     data: DataConfig
     student: StudentConfig
+    students: Annotated[dict[str, StudentConfig], Len(1)] | None = None
     teacher: TeacherConfig | None = None
     teachers: dict[str, TeacherConfig] | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -94,6 +97,15 @@ class Recipe(Section):
         if self.phases is not None:
             yield from phase_problems(self.phases)
 
+    def named_students(self) -> dict[str, StudentConfig]:
+        """The students by their keys in the recipe: `student`, or `students.NAME`."""
+        return {f"students.{name}": one for name, one in (self.students or {}).items()} or {"student": self.student}
+
+    def of_student(self, name: str) -> Recipe:
+        """The recipe of the run of one of `students`."""
+        assert self.students is not None
+        return replace(self, student=self.students[name], students=None, output_dir=f"{self.output_dir}/{name}")
+
     @property
     def labelled(self) -> bool:
         """Whether any part of it has a task loss, which reads labels."""
@@ -112,7 +124,7 @@ class Recipe(Section):
         """The recipe as it is run: without a teacher it has no terms and no baseline, and phases stand for words."""
         phases = self.phases
         if self.schedule is not None:
-            rate = self.training.get("learning_rate", _LEARNING_RATE)
+            rate = self.training.get("learning_rate", LEARNING_RATE)
             phases = phases_of(self.schedule, self.data, rate)
         if self.named_teachers():
             return replace(self, phases=phases, schedule=None)
@@ -129,7 +141,12 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
             for index, term in enumerate(recipe.distill.terms)
             if problems.usable(f"distill.terms.{index}.name", f"distill.terms.{index}.loss")
         ]
-        for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
+        for path, message in [
+            *_teacher_names(recipe),
+            *_student_names(recipe),
+            *_term_names(recipe, terms),
+            *_nothing_to_learn(recipe),
+        ]:
             problems.say(path, message)
     for path, message in _training_together(recipe):
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
@@ -167,11 +184,31 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name in recipe.teachers or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
             yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
-    parts, count = recipe.student.inherit, len(recipe.named_teachers())
-    if parts and count == 0:
-        yield "student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
-    elif parts and count > 1:
-        yield "student.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
+    count = len(recipe.named_teachers())
+    for path, student in recipe.named_students().items():
+        parts = student.inherit
+        if parts and count == 0:
+            yield f"{path}.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
+        elif parts and count > 1:
+            yield f"{path}.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
+
+
+def _student_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.students is None:
+        return
+    if recipe.student != next(iter(recipe.students.values())):
+        yield "students", "expected student or students, got both; write one as `student:`, several as `students:`"
+    for name in recipe.students:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+            yield f"students.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
+    if not recipe.named_teachers():
+        yield "students", "share the passes of a teacher, and there is none; give one, or train each in its own run"
+    for name, teacher in recipe.named_teachers().items():
+        if teacher.fit is not None:
+            told = "would fit a teacher for each of students; fit it in a run of its own, and name its folder as model"
+            yield f"{recipe.teacher_path(name)}.fit", told
+    if recipe.hub is not None or recipe.training.get("push_to_hub"):
+        yield "students", "would all be pushed to one repository; push each afterwards: cankd push output_dir/NAME"
 
 
 def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -28,6 +29,15 @@ def series(history: History, key: str) -> list[tuple[float, float]]:
 def keys_with(history: History, prefix: str) -> list[str]:
     """Logged names with this prefix, in the order of their first appearance."""
     return list(dict.fromkeys(key for entry in history for key in entry if key.startswith(prefix)))
+
+
+def borders(history: History) -> list[tuple[float, str]]:
+    """(step before it, name) of each phase after the first."""
+    found: list[tuple[float, str]] = []
+    for before, entry in pairwise(history):
+        if entry.get("phase") != before.get("phase"):
+            found.append((before["step"], str(entry.get("phase"))))
+    return found
 
 
 def loss_keys(history: History) -> list[str]:
@@ -64,6 +74,9 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
     axes = figure.subplots(rows, 2, squeeze=False)
     for axis, (block, lines) in zip(axes.flat, drawn, strict=False):
         _draw(axis, block[0], lines, styled=block[3])
+        for border, name in borders(main):
+            axis.axvline(border, color="gray", linewidth=0.8, linestyle=":")
+            axis.annotate(name, (border, 1), xycoords=("data", "axes fraction"), fontsize=FONT - 2, color="gray")
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     return figure

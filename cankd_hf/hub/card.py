@@ -86,6 +86,7 @@ def render_card(
         table=sections.markdown(rows),
         table_note=table_note,
         made=sections.made(facts),
+        phases=sections.markdown(sections.phases_table(facts)),
         terms=sections.markdown(sections.terms_table(facts)),
         limits=sections.limits(facts),
         citation=sections.citation(facts),

@@ -136,7 +136,7 @@ def ema_line(choice: Mapping[str, Any]) -> str:
     }
     chosen = choice["chosen"]
     if not choice["on"]:
-        return f"{what[chosen]}; no validation split to choose on"
+        return f"{what[chosen]}; {choice['why']}"
     metric, other = choice["metric"], RAW if chosen == EMA else EMA
     scores = {name: found.get(metric, math.nan) for name, found in choice["scores"].items()}
     return f"{what[chosen]}, chosen on validation: {metric} {scores[chosen]:.4f}; {what[other]}: {scores[other]:.4f}"
@@ -225,6 +225,21 @@ def terms_table(facts: Facts) -> list[list[str]]:
             strides = ["logits" if stride is None else f"{stride:.3g}" for stride in read]
             teacher = [term.get("teacher") or ""] if several else []
             rows.append([name, *teacher, *strides, weight, mu])
+    return rows
+
+
+def phases_table(facts: Facts) -> list[list[str]]:
+    """The phases of the training, with the steps, cost and score of each; empty for one that had none."""
+    phases = facts.run.get("phases") or []
+    if not phases:
+        return []
+    metric = facts.task.metric
+    rows = [["phase", "losses", "frozen", "steps", "cost", facts.task.metrics[metric].title]]
+    for phase in phases:
+        losses = [*(["task"] if phase["task_weight"] else []), *phase["terms"]]
+        cost, score = phase.get("cost_share"), (phase.get("scores") or {}).get(metric)
+        last = [f"{phase['steps']:,}", "" if cost is None else f"{cost:.0%}", "" if score is None else f"{score:.4f}"]
+        rows.append([phase["name"], " + ".join(losses), ", ".join(phase["frozen"]), *last])
     return rows
 
 

@@ -32,8 +32,8 @@ def finished_arm(folder: Path, name: str) -> Arm | None:
     if not file.is_file():
         return None
     try:
-        saved = {"cost": {}, "prepaid": {}, "phases": [], "working": {}, "ema": {}}  # arms of before have none
-        saved |= read_json(file)
+        # arms of before have none of these
+        saved: dict[str, Any] = {"cost": {}, "prepaid": {}, "phases": [], "working": {}, "ema": {}, **read_json(file)}
         arm = Arm(**{field.name: saved[field.name] for field in fields(Arm)} | {"folder": str(folder)})
         files = dict(saved.get("files") or saved.get("weights") or {})
     except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from cankd_hf.config.parts import part_of
 from cankd_hf.config.phases import Phase, steps_of
 from cankd_hf.config.recipe import Recipe
@@ -19,13 +17,13 @@ from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
 from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
-from cankd_hf.names import DISTILLER_FILE, FACTS_FILE, STATE_FILE
+from cankd_hf.names import FACTS_FILE, STATE_FILE
 from cankd_hf.runs.record import Arm, write_text
 from cankd_hf.tasks import Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.checkpoint import STUDENT, read_student_weights
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.monitoring.cost import CLOCKS, CPU, DEVICE, PREPAID, SETUP, WALL, CostMeter
+from cankd_hf.training.phases import Ended, go_on
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +69,8 @@ class Part:
 
     def taught_by(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
         """Those of the teachers that a phase learns from; of an arm without phases all."""
-        terms = self.recipe.distill.terms
-        named = {term.teacher for term in terms}
-        if self.phase is None or (terms and len(teachers) == 1):
+        named = {term.teacher for term in self.recipe.distill.terms}
+        if self.phase is None or (named and len(teachers) == 1):
             return dict(teachers)
         return {name: teacher for name, teacher in teachers.items() if name in named}
 
@@ -105,31 +102,13 @@ class Part:
         """Gives the student, and the connectors and losses that are carried, the weights of the phases before."""
         if not self.earlier:
             return
-        own = distiller.state_dict()
-        kept: dict[str, Any] = {}
-        for part in [*self.earlier, self]:
-            if part.phase is not None and part.phase.carry == "fresh":
-                kept = {}
-            file = part.folder / DISTILLER_FILE
-            if part is not self and file.is_file():
-                same = {one.label for one in part.recipe.distill.terms if _is_in(one, self.recipe)}
-                kept |= {name: value for name, value in load_file(file).items() if _carried(name, same)}
-        kept = {name: value for name, value in kept.items() if name in own and own[name].shape == value.shape}
-        student = read_student_weights(self.earlier[-1].folder, type(distiller.student))
-        distiller.load_state_dict({**kept, **{STUDENT + name: value for name, value in student.items()}}, strict=False)
-        carried = f", with {len(kept)} tensors of connectors and losses" if kept else ""
+        ended = [
+            Ended(part.folder, part.recipe.distill.terms, part.phase is not None and part.phase.carry == "fresh")
+            for part in self.earlier
+        ]
+        count = go_on(distiller, ended, self.phase is not None and self.phase.carry == "fresh")
+        carried = f", with {count} tensors of connectors and losses" if count else ""
         logger.warning("%s: goes on with the student of %s%s", self.title, self.earlier[-1].folder, carried)
-
-
-def _is_in(term: Any, recipe: Recipe) -> bool:
-    return any(one.structure == term.structure for one in recipe.distill.terms)
-
-
-def _carried(name: str, terms: set[str]) -> bool:
-    """Whether a tensor goes on: of connectors and statistics, and of losses of the same terms. A weight by share is
-    measured anew: it is a share of another sum."""
-    kind, _, rest = name.partition(".")
-    return kind in ("connectors", "conditioning") or (kind == "losses" and rest.partition(".")[0] in terms)
 
 
 @contextmanager
@@ -202,7 +181,7 @@ def whole_arm(parts: Sequence[Part], arms: Sequence[Arm]) -> Arm:
         phases.append(
             {
                 "name": part.phase.name,
-                "folder": str(part.folder),
+                "folder": "." if part.last else part.folder.name,
                 "share": part.phase.share,
                 "steps": arm.steps,
                 "seconds": arm.seconds,

@@ -127,7 +127,7 @@ class AveragingMixin(TeachingTrainer):
     average: Average | None = None
     _average_from: Path | None = None  # the checkpoint that training goes on from
     _raw: dict[str, Tensor] | None = None  # the last weights, where the student has the average
-    _choice: Mapping[str, Any] = {}
+    _choice: dict[str, Any]
 
     def average_weights(self) -> None:
         """Called once, by the constructor.
@@ -135,6 +135,7 @@ class AveragingMixin(TeachingTrainer):
         Raises:
             InputError: where no process has whole weights.
         """
+        self._choice = {}
         if not self.args.ema:
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -179,7 +180,11 @@ class AveragingMixin(TeachingTrainer):
             return
         dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
         self._choice = {"decay": average.decay, "chosen": RAW, "on": ""}
-        if dataset is not None:
+        if self.task.takes_labels and self.distiller.objective.task_weight == 0:
+            self._choice["why"] = "nothing trains what a score would be of"
+        elif dataset is None:
+            self._choice["why"] = "no validation split to choose on"
+        else:
             self._choose(average, dataset)
         if self.args.process_index == 0:
             logger.warning("training.ema: %s", ema_line(self._choice))

@@ -90,6 +90,11 @@ class Distiller(WeighingModule):
         )
         self.set_objective(objective if isinstance(objective, Objective) else Objective(terms=objective))
 
+    def forget(self) -> None:
+        """Drops connectors, losses and statistics, so that the next objective makes all of them anew."""
+        self.connectors, self.losses, self._places = nn.ModuleDict(), nn.ModuleDict(), []
+        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
+
     def set_objective(self, objective: Objective) -> None:
         """Replaces the objective.
 
@@ -306,10 +311,7 @@ class Distiller(WeighingModule):
         result: dict[str, Any] = {}
         total, parts = self._task(outputs.loss if "labels" in inputs else None, counted, pixel_values)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps: list[Tensor] = []
-        if self.taps is not None:
-            maps = self.taps.collect(size) if teachers else maps
-            self.taps.clear()
+        maps = self._maps(size if teachers else None)
         if teachers:
             connected = self.connect(maps, teachers, (meta or {}).get("seen"))
             read = targets if labels is None else labels
@@ -325,6 +327,15 @@ class Distiller(WeighingModule):
         if logits is not None and not keep:
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
+
+    def _maps(self, size: tuple[int, int] | None) -> list[Tensor]:
+        """The student's maps for images of a size; with None, where nothing reads them, none are kept."""
+        if self.taps is None:
+            return []
+        if size is not None:
+            return self.taps.collect(size)
+        self.taps.clear()
+        return []
 
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""

@@ -43,6 +43,7 @@ class CheckpointMixin(AveragingMixin):
     health: TeacherHealth
     working: WorkingCallback
     graceful: GracefulStopCallback
+    phases_ended: Sequence[dict[str, Any]] = ()
     keep_connectors = False  # beside the student at the end, for a phase that goes on with them
     _aside: Path | None = None  # where a checkpoint is being written
     _ended_early = False  # by a callback, in the checkpoint that training goes on from
@@ -240,9 +241,10 @@ class CheckpointMixin(AveragingMixin):
 
     def _facts(self, best: bool) -> dict[str, Any]:
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
-        return run_facts(
+        facts = run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
         ) | {"teacher_findings": self.health.findings, "working": self.working.facts(), "ema": self.ema_facts()}
+        return facts | ({"phases": self.phases_ended} if self.phases_ended else {})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_teachers(Path(resume_from_checkpoint), self.teachers)

@@ -133,7 +133,12 @@ def teacher_shapes(
     std: Sequence[float],
     image_size: tuple[int, int],
 ) -> dict[str, TeacherShape]:
-    """Sets the input normalisation of each teacher and measures its outputs for images of this size."""
+    """Sets the input normalisation of each teacher and measures its outputs for images of this size.
+
+    Raises:
+        InputError: as `check_asked`.
+    """
+    check_asked(teachers, objective)
     shapes = {}
     for name, teacher in teachers.items():
         teacher.set_input_stats(mean, std)

@@ -36,6 +36,7 @@ from cankd_hf.training.objective import Objective
 from cankd_hf.training.optimizing import OptimizerMixin
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
+from cankd_hf.training.phases import PhasesMixin
 from cankd_hf.training.placing import reads
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
@@ -70,6 +71,7 @@ class CanKDTrainer(
     LoadingMixin,
     OptimizerMixin,
     TrialsMixin,
+    PhasesMixin,
     CheckpointMixin,
     ShardingMixin,
     StreamingMixin,
@@ -138,7 +140,6 @@ class CanKDTrainer(
         self.recipe = recipe
         self.inherited = list(inherited)
         self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
-        check_asked(self.teachers, objective)
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:

@@ -20,7 +20,9 @@ from cankd_hf.compare.arms import NO_BLOCK, REFERENCE, TWIN, UNTRAINED
 from cankd_hf.compare.execute import Processes, calibrated
 from cankd_hf.compare.records import Records
 from cankd_hf.compare.report import notes
+from cankd_hf.compare.tuning import Trial
 from cankd_hf.compare.verdict import BETTER, Row, Table, compare_rows, judge
+from cankd_hf.config.parts import terms_of
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS
 from cankd_hf.training.lock import FolderLock
@@ -255,3 +257,25 @@ def test_files_count_by_what_is_in_them(tmp_path: Path, monkeypatch: pytest.Monk
             recipe = replace(recipe, teacher=replace(recipe.teacher, config=None, model=str(model)))
             keys.append(Records(tmp_path / "records", tmp_path / "runs").recipe_key(recipe))
     assert len(set(keys)) == 6
+
+
+def test_phases_of_an_arm_follow_budgets_tuning_and_controls(tmp_path: Path) -> None:
+    phases: list[dict[str, Any]] = [
+        {"name": "features", "share": 0.4, "distill": {"task_weight": 0}},
+        {"name": "task", "share": 0.6, "distill": {"terms": [{"loss": "cankd", "weight": 4.0, "warmup": 60}]}},
+    ]
+    phases[1]["training"] = {"learning_rate": 1e-4, "warmup_steps": 30}
+    arms = {"alone": ["teacher=null"], "phases": {"phases": phases}}
+    made = planner(tmp_path, arms=arms, budgets=COST, verdict=True)
+    assert made.arms["alone"].recipe.phases is None, "one part is left of it"
+    found = rows(compared(made, World()).tables[1])
+    assert set(found["phases"].steps.values()) <= {500, 501} and not found["phases"].off
+    at = made.arms["phases"].at(1, 500).phases
+    assert at is not None and at[1].training["warmup_steps"] == 15 and at[1].distill["terms"][0]["warmup"] == 30
+    tuned = Trial(2e-3, 0.5).of(made.arms["phases"].recipe)
+    assert tuned.phases is not None and tuned.phases[1].training["learning_rate"] == pytest.approx(2e-4)
+    assert tuned.phases[1].distill["terms"][0].weight == 2.0 and tuned.distill.terms[0].weight == 1.25
+    arms = {"alone": ["teacher=null"], "cankd": None}
+    made = planner(tmp_path / "base", arms=arms, changes={"phases": phases}, verdict=True)
+    plain = next(arm for arm in made.arms.values() if arm.control == NO_BLOCK)
+    assert {term.loss_name for term in terms_of(plain.recipe)} == {"instance_mse"} and plain.recipe.phases

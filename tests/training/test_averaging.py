@@ -172,6 +172,17 @@ def test_beside_it_is_the_best_checkpoint_where_that_is_asked_for(tmp_path: Path
     assert choice["scores"][choice["chosen"]]["miou"] == max(one["miou"] for one in choice["scores"].values())
 
 
+def test_a_student_whose_head_nothing_trains_is_not_chosen_by_its_score(tmp_path: Path) -> None:
+    made = trainer(tmp_path, ema=0.5, eval_dataset=Images(4), task_weight=0.0, max_steps=1)
+    made.train()
+    assert made.ema_facts() == {
+        "decay": 0.5,
+        "chosen": "raw",
+        "on": "",
+        "why": "nothing trains what a score would be of",
+    }
+
+
 def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     for wrong in (0.0, 1.0, True, "fast", 2):
         with pytest.raises(InputError, match=r"training\.ema: expected auto, a decay between 0 and 1"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.teacher import TeacherConfig
@@ -18,6 +19,17 @@ from .tiny_trainers import Images, dinov2, largest_difference, student, terms, t
 
 def rare(every: int) -> TeacherConfig:
     return TeacherConfig(config=dinov2(), every=every)
+
+
+def thrifty_trainer(folder: Path, batch_size: int) -> CanKDTrainer:
+    """With a rare teacher, a term that fades, and an average of the weights."""
+    settings: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": batch_size, "ema": 0.8}
+    return trainer(folder, Images(16, noisy=True), teacher=rare(2), terms=terms(fade=[0.1, 0.7]), **settings)
+
+
+def averaged(made: CanKDTrainer) -> dict[str, torch.Tensor]:
+    assert made.average is not None
+    return {f"average.{name}": value.clone() for name, value in made.average.state.items()}
 
 
 def watched(made: CanKDTrainer) -> list[int]:
