@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -255,6 +255,22 @@ class DistillConfig(Section):
         for key in ("weights", "guard"):
             if not self.task_weight and getattr(self, key) not in ("as_written", None, False):
                 yield key, "is about the terms beside the task, and task_weight is 0; leave it out"
+
+    def without_task(self, kept: Collection[str] = ()) -> DistillConfig:
+        """The section for a phase without the task's loss: what is measured against that is left out.
+
+        A share becomes the weight 1, a term does not fade, as nothing takes over, and there is no guard.
+
+        Args:
+            kept: keys that stay as they are, as the phase has its own.
+        """
+        terms = [
+            replace(term, weight=1.0 if isinstance(term.weight, Share) else term.weight, fade=None)
+            for term in self.terms
+        ]
+        return replace(
+            self, terms=self.terms if "terms" in kept else terms, guard=self.guard if "guard" in kept else None
+        )
 
     @property
     def guarding(self) -> Guard | None:

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 
 from cankd_hf import CanKDTrainer, LossTerm, Objective
 from cankd_hf.config.distill import DistillConfig, Guard, Share
+from cankd_hf.config.parts import phase_parts
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import DISTILLER_FILE
@@ -43,14 +44,14 @@ def watched(folder: Path, guard: Guard | None, data: Any = None, **settings: Any
     return trainer(folder, data or Images(16), terms=None, objective=Objective(1.0, given, guard=guard), **settings)
 
 
-def taken(guard: Guard, cosines: list[float]) -> list[float]:
+def taken(guard: Guard, cosines: list[float], layer: float = 1.0) -> list[float]:
     """The factor of a term after each of the measurements, none of them smoothed."""
     term = LossTerm(loss="mse")
     conflict, found = Conflict([term], guard), []
     state = conflict.get_buffer("of_mse")
     for cosine in cosines:
         state[COUNT] = 0
-        conflict._take("mse", torch.tensor([2 * cosine, 2.0, 1.0, 1.0, 1.0]), 1.0, held=False)
+        conflict._take("mse", torch.tensor([2 * cosine, 2.0, 1.0, 1.0, layer]), 1.0, held=False)
         found.append(state[FACTOR].item())
     return found
 
@@ -61,10 +62,9 @@ def test_a_term_is_halved_while_it_fights_and_doubled_while_it_agrees() -> None:
     assert taken(guard, [-0.5, -0.5, 0.5, -0.5, -0.5, 0.5]) == [1.0] * 6  # never for long
     assert taken(guard, [-0.5] * 3 + [-0.097] * 6) == [1, 1, *[0.5] * 7]  # neither: it stays
     assert taken(guard, [-0.5] * 4 + [0.5] * 5) == [1, 1, 0.5, 0.25, 0.25, 0.25, 0.5, 1.0, 1.0]
+    assert taken(guard, [0.5] * 3, layer=-0.5) == [1, 1, 0.5]  # the lower one counts
     state = Conflict([LossTerm(loss="mse")], guard)
-    state._take(
-        "mse", torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0]), 1.0, held=False
-    )  # no label in the batch: nothing is known
+    state._take("mse", torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]), 1.0, held=False)  # no image has labels
     assert state.get_buffer("of_mse")[COUNT] == 0 and state.logged() == {"turned_down/mse": 1.0}
 
 
@@ -106,7 +106,7 @@ def test_watching_changes_no_bit_and_without_it_nothing_is_kept(tmp_path: Path) 
 
 def test_a_term_that_fights_is_turned_down_told_and_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     guard = Guard(angle=0.9, patience=1)  # whatever the angle is, it is less
-    settings: dict[str, Any] = {"max_steps": 32, "save_strategy": "steps", "save_steps": 15, "bf16": True}
+    settings: dict[str, Any] = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6, "bf16": True}
     made = [watched(tmp_path / name, guard, Images(16, noisy=True), **settings) for name in ("a", "b")]
     with caplog.at_level(logging.WARNING):
         made[0].train()
@@ -114,12 +114,12 @@ def test_a_term_that_fights_is_turned_down_told_and_resumed(tmp_path: Path, capl
         "step 1: mse fights the task, by the angle of their gradients: turned down to 0.5 of its weight" in caplog.text
     )
     line = told(made[0].state.log_history)
-    assert "it fought the task: turned down from step 1, to 0.0625 of its weight" in line
+    assert "it fought the task: turned down from step 1, to 0.25 of its weight" in line
     assert f"Weights: {line}" in caplog.text
     assert made[0].working.facts()["weights"] == line
-    kept = load_file(tmp_path / "a" / "checkpoint-15" / DISTILLER_FILE)["conflict.of_mse"]
-    assert kept[FACTOR].item() == 0.25
-    made[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-15"))
+    kept = load_file(tmp_path / "a" / "checkpoint-6" / DISTILLER_FILE)["conflict.of_mse"]
+    assert kept[FACTOR].item() == 0.5
+    made[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
     assert largest_difference(weights(made[0]), weights(made[1])) == 0
 
 
@@ -178,6 +178,10 @@ def test_recommended_weights_in_a_recipe() -> None:
     assert made.guarding == Guard() and DistillConfig(terms=made.terms, guard=True) == made
     assert parse_recipe(text, ["distill.weights=recommended", "distill.guard=false"]).distill.guarding is None
     assert parse_recipe(text, ["distill.guard={angle: -0.1}"]).distill.guarding == Guard(angle=-0.1)
+    phased = parse_recipe(text, ["distill.weights=recommended", "schedule=features_then_task"])
+    features, task = (recipe.distill for _, recipe in phase_parts(phased))
+    assert features.terms[0].weight == 1 and features.terms[0].fade is None and features.guarding is None
+    assert not task.terms and task.task_weight == 1
     with pytest.raises(InputError, match="distill.guard.*is about the terms beside the task, and task_weight is 0"):
         parse_recipe(text, ["distill.guard=true", "distill.task_weight=0"])
     with pytest.raises(InputError, match="distill.guard.patience.*expected a whole number from 1 to 1000, got 0"):
