@@ -74,7 +74,7 @@ class Conflict(nn.Module):
 
     def logged(self) -> dict[str, float]:
         """For the log, by name, once measured: cosines, the share of the gradient, and the factor of the weight."""
-        found = {}
+        found: dict[str, float] = {}
         for label in self.labels:
             state = self.get_buffer(_name(label)).tolist()
             if state[COUNT]:
