@@ -1,6 +1,7 @@
 """Names that several rooms use: files of a run, its arms, and teachers of torchvision."""
 
 ARM_FILE = "arm.json"  # a finished arm
+AVERAGE_FILE = "ema.safetensors"  # what a training with `training.ema` resumes from
 CARD_FILE = "README.md"
 DATA_FILE = "data_files.json"  # files, sizes and class names of the data set of a run
 DISTILLER_FILE = "distiller.safetensors"  # connectors and losses
@@ -13,6 +14,8 @@ THREADS_FILE = "threads.json"  # the number of CPU threads that a run began with
 STATE_FILE = "trainer_state.json"  # written by transformers
 
 TEACHER, STUDENT, ALONE, DISTILLED = "teacher", "student", "student alone", "student distilled"
+
+EMA, RAW = "ema", "raw"  # the average of the weights and the last ones; subfolders of students that have them
 
 TORCHVISION = "torchvision/"  # how teachers of torchvision begin
 RANDOM_WEIGHTS = "random weights"  # name of a teacher without pretrained ones

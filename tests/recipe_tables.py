@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig, ScreenConfig, TuningConfig, VerdictConfig
 from cankd_hf.config.advice import describe
-from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.distill import DistillConfig, Guard, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe
@@ -123,6 +123,7 @@ def tables() -> dict[str, str]:
         "cache": table(CacheConfig, "teacher.cache."),
         "distill": table(DistillConfig, "distill."),
         "term": table(LossTerm, "distill.terms.N."),
+        "guard": table(Guard, "distill.guard."),
         "phase": table(Phase, "phases.N."),
         "training": own_training_table(),
         "hub": table(HubConfig, "hub."),

@@ -229,6 +229,7 @@ def run_teacher(recipe: Recipe, repeats: int, console: Console, compile: bool = 
     for name, given in teachers.items():
         config = replace(given, fit=None, dtype="float32", compile=False)
         forms = {"whole model, float32": load_teacher(config, seed=0), "early stop": load_teacher(config, seed=0)}
+        forms["early stop, half the size"] = load_teacher(replace(config, scale=config.scale / 2), seed=0)
         forms["+ bfloat16"] = load_teacher(config, seed=0, dtype="bfloat16")
         if compile:
             forms["+ compile"] = load_teacher(config, seed=0, dtype="bfloat16", compile=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cankd_hf.commands import console as plain_console
+from cankd_hf.hub.sections import ema_line
 from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
 
@@ -44,9 +45,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if inherited:
         console.print(f"† starts with the teacher's weights in: {', '.join(inherited)}")
     for arm in report.arms:
+        if arm.ema:
+            console.print(f"{arm.name}: {ema_line(arm.ema)}", soft_wrap=True, highlight=False, markup=False)
         if arm.working.get("verdict"):
             line = f"Is it working? {arm.working['line']}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if arm.working.get("weights"):
+            console.print(f"Weights: {arm.working['weights']}", soft_wrap=True, highlight=False, markup=False)
     for arm in report.arms:
         for name, spent in arm.prepaid.items():
             seconds = ", ".join(f"{value:.0f} {clock.replace('_', ' ')}" for clock, value in spent.items())

@@ -58,22 +58,25 @@ def _run(options: argparse.Namespace) -> int:
         # Imported after the checks, because these imports take seconds.
         from cankd_hf.cli.report import print_report
         from cankd_hf.runs.launch import leave_together
-        from cankd_hf.runs.run import Stopped, run
+        from cankd_hf.runs.run import Stopped
+        from cankd_hf.runs.students import run_all
         from cankd_hf.runs.threads import settle_threads
 
         if options.dry_run:
             from cankd_hf.cli.dry_run import dry_run
     workers = recipe.training.get("dataloader_num_workers") or 0
-    threads = settle_threads(host, None if options.restart else Path(recipe.output_dir), workers)
+    recipes = [recipe.of_student(name) for name in recipe.students] if recipe.students else [recipe]
+    threads = settle_threads(host, None if options.restart else Path(recipes[0].output_dir), workers)
     if options.dry_run:
         print(threads)
-        return dry_run(recipe, options.restart)
+        return max(dry_run(one, options.restart) for one in recipes)
     try:
-        report = run(recipe, restart=options.restart, resume=options.resume, notes=[threads])
+        reports = run_all(recipe, options.restart, options.resume, [threads])
     except Stopped as stopped:
         leave_together()
         print(f"Stopped; a checkpoint is in {stopped.folder}. The same command continues from it.", file=sys.stderr)
         return 130
-    print_report(report)
+    for report in reports:
+        print_report(report)
     leave_together()
     return 0

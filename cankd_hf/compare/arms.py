@@ -102,7 +102,13 @@ def build_arms(config: ComparisonConfig, records: Records) -> dict[str, Arm]:
 
 
 def for_comparison(recipe: Recipe, curve: int) -> Recipe:
-    """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve."""
+    """A recipe as one run of a comparison: no baseline, nothing sent, evaluated for its learning curve.
+
+    Raises:
+        InputError: for a recipe with several students, whose runs share their costs.
+    """
+    if recipe.students:
+        raise InputError("students: runs of a comparison have one student; make each an arm (student.backbone=...)")
     training = {**recipe.training, **_EVERY_RUN}
     if curve and recipe.data.eval_split is not None and not training.get("load_best_model_at_end"):
         training |= {"eval_strategy": "steps", "eval_steps": 1.0 / curve}

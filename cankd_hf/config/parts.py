@@ -93,6 +93,7 @@ def part_of(recipe: Recipe, phase: Phase, steps: int | None = None, whole: int |
         base = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
     training = {**base.training, **phase.training}
     if distill.task_weight == 0 and recipe.distill.task_weight > 0:
+        distill = distill.without_task(kept=phase.distill)
         training |= {key: value for key, value in _UNSCORED.items() if key not in phase.training}
         if training.get("save_strategy") == "best" and "save_strategy" not in phase.training:
             training["save_strategy"] = "steps"

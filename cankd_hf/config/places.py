@@ -30,11 +30,9 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         base = path if os.path.isdir(path) else os.path.dirname(path)
         if not any(os.path.lexists(file) for file in (labels, os.path.join(base, labels))):
             yield "data.labels", f"expected a json file, here or in {path}, got {labels}, which does not exist"
-    models: dict[str, Any] = {
-        "student.model": recipe.student.model,
-        "student.backbone": recipe.student.backbone,
-        "student.config": recipe.student.config,
-    }
+    models: dict[str, Any] = {}
+    for place, student in recipe.named_students().items():
+        models |= {f"{place}.{key}": getattr(student, key) for key in ("model", "backbone", "config")}
     for name, teacher in recipe.named_teachers().items():
         place = recipe.teacher_path(name)
         models |= {place: teacher.model, f"{place}.config": teacher.config}
@@ -45,9 +43,10 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
             )
     for place, model in models.items():
         yield from _models(place, model)
-    tokenizer = recipe.student.tokenizer
-    if tokenizer is not None and not os.path.isdir(tokenizer) and not _HUB_ID.fullmatch(tokenizer):
-        yield "student.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; nothing is there"
+    for place, student in recipe.named_students().items():
+        tokenizer = student.tokenizer
+        if tokenizer is not None and not os.path.isdir(tokenizer) and not _HUB_ID.fullmatch(tokenizer):
+            yield f"{place}.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; nothing is there"
 
 
 def _is_there(path: str) -> bool:

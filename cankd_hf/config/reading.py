@@ -98,6 +98,9 @@ def read_recipe(
     given = YamlSource(text, overrides, source)
     problems = Problems(given.place, _elsewhere)
     data = given.read(problems)
+    students = data.get("students")
+    if isinstance(students, dict) and students:  # whatever takes one student takes the first
+        data = {"student": next(iter(students.values())), **data}
     recipe: Recipe | None = problems.read(Recipe, data, "")
     if recipe is not None:
         recipe = dataclasses.replace(recipe, training=read_training(problems, recipe.training, "training"))

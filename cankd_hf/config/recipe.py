@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 
 from cankd_hf.config import declared
 from cankd_hf.config.advice import not_one_of
@@ -60,6 +60,8 @@ class Recipe(Section):
         output_dir: folder of the checkpoints and results.
         data: the data set and its augmentation.
         student: the model to train.
+        students: several students by name instead of `student`, `{small: {...}, ...}`: a run for each in
+            `output_dir/NAME`, all in one process, in which each pass of a teacher serves all of them.
         teacher: the frozen model to learn from; null trains the student alone.
         teachers: several teachers by name instead of `teacher`, `{dino: {model: ...}, ...}`; each term names its one.
         distill: the distillation losses and their weights.
@@ -75,6 +77,7 @@ class Recipe(Section):
     output_dir: str
     data: DataConfig
     student: StudentConfig
+    students: Annotated[dict[str, StudentConfig], Len(1)] | None = None
     teacher: TeacherConfig | None = None
     teachers: dict[str, TeacherConfig] | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -95,6 +98,15 @@ class Recipe(Section):
             yield "schedule", "stands for phases, and phases are given too; leave one of them out"
         if self.phases is not None:
             yield from phase_problems(self.phases)
+
+    def named_students(self) -> dict[str, StudentConfig]:
+        """The students by their keys in the recipe: `student`, or `students.NAME`."""
+        return {f"students.{name}": one for name, one in (self.students or {}).items()} or {"student": self.student}
+
+    def of_student(self, name: str) -> Recipe:
+        """The recipe of the run of one of `students`."""
+        assert self.students is not None
+        return replace(self, student=self.students[name], students=None, output_dir=f"{self.output_dir}/{name}")
 
     @property
     def labelled(self) -> bool:
@@ -131,7 +143,12 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
             for index, term in enumerate(recipe.distill.terms)
             if problems.usable(f"distill.terms.{index}.name", f"distill.terms.{index}.loss")
         ]
-        for path, message in [*_teacher_names(recipe), *_term_names(recipe, terms), *_nothing_to_learn(recipe)]:
+        for path, message in [
+            *_teacher_names(recipe),
+            *_student_names(recipe),
+            *_term_names(recipe, terms),
+            *_nothing_to_learn(recipe),
+        ]:
             problems.say(path, message)
     for path, message in _training_together(recipe):
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
@@ -186,11 +203,31 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name in recipe.teachers or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
             yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
-    parts, count = recipe.student.inherit, len(recipe.named_teachers())
-    if parts and count == 0:
-        yield "student.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
-    elif parts and count > 1:
-        yield "student.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
+    count = len(recipe.named_teachers())
+    for path, student in recipe.named_students().items():
+        parts = student.inherit
+        if parts and count == 0:
+            yield f"{path}.inherit", "copies parts of the teacher, but there is none; give a teacher or leave it out"
+        elif parts and count > 1:
+            yield f"{path}.inherit", f"expected one teacher to copy {parts} from, got {count}; leave it out"
+
+
+def _student_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.students is None:
+        return
+    if recipe.student != next(iter(recipe.students.values())):
+        yield "students", "expected student or students, got both; write one as `student:`, several as `students:`"
+    for name in recipe.students:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+            yield f"students.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
+    if not recipe.named_teachers():
+        yield "students", "share the passes of a teacher, and there is none; give one, or train each in its own run"
+    for name, teacher in recipe.named_teachers().items():
+        if teacher.fit is not None:
+            told = "would fit a teacher for each of students; fit it in a run of its own, and name its folder as model"
+            yield f"{recipe.teacher_path(name)}.fit", told
+    if recipe.hub is not None or recipe.training.get("push_to_hub"):
+        yield "students", "would all be pushed to one repository; push each afterwards: cankd push output_dir/NAME"
 
 
 def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[tuple[str, str]]:
@@ -214,6 +251,10 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any(term.weight not in (0, []) for term in recipe.distill.terms):
         what = "distill.terms with a weight above 0" if recipe.named_teachers() else "a teacher"
         yield "distill.task_weight", f"0 leaves nothing to learn without {what}; give it, or set task_weight to 1"
+    elif all(term.fade is not None and term.fade[1] < 1 for term in recipe.distill.terms if term.counts):
+        yield "distill.task_weight", "0 leaves nothing to learn once all terms have faded; let one end at 1"
+    elif all(teacher.every > 1 for teacher in recipe.named_teachers().values()):
+        yield "distill.task_weight", "0 leaves nothing to learn in steps without a teacher; set its `every` to 1"
     elif recipe.baseline:
         yield "baseline", "a student alone learns nothing with distill.task_weight: 0; set baseline: false"
     for name, teacher in recipe.named_teachers().items():

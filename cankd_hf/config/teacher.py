@@ -56,6 +56,8 @@ class TeacherConfig(Section):
         taps: "auto"; stage names of a backbone ("stage6"); or taps as in `cankd_hf.features.Taps`.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on CUDA devices that compute in it, else float32.
         scale: size of its images relative to the student's (before rounding to its patch multiple).
+        every: n: ask the teacher in each n-th optimizer step only, from the first on. Its terms have their weight, not
+            n times as much, in these steps, and are left out of the others.
         revision: branch, tag or commit on the Hub; for `torchvision/NAME` the name of its weights, such as `COCO_V1`.
         weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.
         trust_remote_code: whether code from the model's repository may run.
@@ -74,6 +76,7 @@ class TeacherConfig(Section):
     taps: str | Annotated[list[str], Len(1), Say(fix="name at least one, or write auto")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     scale: Annotated[float, Gt(0), Le(16)] = 1.0
+    every: Annotated[int, Ge(1), Say(fix="1 asks it in every step")] = 1
     revision: str | None = None
     weights: str | None = None
     trust_remote_code: bool = False

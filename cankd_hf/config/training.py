@@ -27,7 +27,11 @@ _MOVED = {
     "no_cuda": "is gone from transformers 5; write use_cpu: true",
 }
 # Settings that accept more types than their annotation says.
-_WIDER: dict[str, Any] = {"fsdp": bool | str | list[str] | None, "debug": str | list[str]}
+_WIDER: dict[str, Any] = {
+    "ema": bool | float | str | None,  # YAML reads `off` as false
+    "fsdp": bool | str | list[str] | None,
+    "debug": str | list[str],
+}
 
 # The range of every number in `training:`, in words and as a test; settings that are null are not tested.
 _RANGES: list[tuple[str, Callable[[float], bool], str]] = [

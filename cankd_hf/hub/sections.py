@@ -1,13 +1,14 @@
 """The sections of a card, one function each, from recorded facts only."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cankd_hf.hub import escape
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
 from cankd_hf.losses import LOSSES
-from cankd_hf.names import ALONE, DISTILLED, STUDENT, TEACHER, TORCHVISION
+from cankd_hf.names import ALONE, DISTILLED, EMA, RAW, STUDENT, TEACHER, TORCHVISION
 
 # Rows of the result table, in their order.
 _ROWS = (ALONE, STUDENT, DISTILLED, TEACHER)
@@ -108,9 +109,13 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
         several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
         time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
         lines.append(("Machine", f"{several}{escape.text(run['hardware'])}{time}"))
+    if run.get("ema"):
+        lines.append(("Weights", escape.text(ema_line(run["ema"]))))
     working = (facts.results.get("arms") or [{}])[-1].get("working") or run.get("working") or {}
     if working.get("verdict"):
         lines.append(("Is it working?", escape.text(working["line"])))
+    if working.get("weights"):
+        lines.append(("Weights of the terms", escape.text(working["weights"])))
     if "energy" in run:
         watt_hours = run["energy"]["joules"] / 3600
         lines.append(("Energy", f"{watt_hours:,.1f} Wh, measured by: {escape.text(run['energy']['measured'])}"))
@@ -121,6 +126,20 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
     if facts.recipe:
         lines.append(("Recipe", "every setting is in [recipe.yaml](recipe.yaml), which `cankd_hf.train` takes"))
     return lines
+
+
+def ema_line(choice: Mapping[str, Any]) -> str:
+    """Which weights a student of a run with `training.ema` has, the last ones or their average, and by what scores."""
+    what = {
+        RAW: "the last weights",
+        EMA: f"the average of the weights over the steps (EMA, decay {choice['decay']:.6g})",
+    }
+    chosen = choice["chosen"]
+    if not choice["on"]:
+        return f"{what[chosen]}; {choice['why']}"
+    metric, other = choice["metric"], RAW if chosen == EMA else EMA
+    scores = {name: found.get(metric, math.nan) for name, found in choice["scores"].items()}
+    return f"{what[chosen]}, chosen on validation: {metric} {scores[chosen]:.4f}; {what[other]}: {scores[other]:.4f}"
 
 
 def _teacher(facts: Facts, name: str, licences: bool) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import CONFIG_NAME
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import card_for
 from cankd_hf.hub.files import Upload, check_no_secret, student_files
-from cankd_hf.names import CARD_FILE
+from cankd_hf.names import CARD_FILE, EMA, RAW
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,10 @@ def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> 
     """
     folder = Path(folder)
     files = [_without_home(Upload(file.name, file)) for file in student_files(folder)]
+    for beside in (EMA, RAW):
+        if (folder / beside / CONFIG_NAME).is_file():
+            inner = student_files(folder / beside)
+            files += [_without_home(Upload(f"{beside}/{file.name}", file)) for file in inner]
     files.append(Upload(CARD_FILE, card_for(folder, repo).encode()))
     check_no_secret(files)
     return [
@@ -158,8 +163,9 @@ def push_in_background(
     """The same during training, from a copy of the files, which may change meanwhile; a failure is only logged."""
     copies = Path(tempfile.mkdtemp(prefix="cankd-push-"))
     kept = {upload.source for upload in uploads if isinstance(upload.source, Path)}
-    places = {source: copies / source.name for source in kept}
+    places = {source: copies / str(number) / source.name for number, source in enumerate(kept)}
     for source, place in places.items():
+        place.parent.mkdir()
         shutil.copyfile(source, place)
     moved = [u if isinstance(u.source, bytes) else Upload(u.name, places[u.source]) for u in uploads]
 

@@ -32,7 +32,7 @@ def finished_arm(folder: Path, name: str) -> Arm | None:
     if not file.is_file():
         return None
     try:
-        before: dict[str, Any] = {"cache": {}, "cost": {}, "prepaid": {}, "phases": [], "working": {}}
+        before: dict[str, Any] = {"cache": {}, "cost": {}, "prepaid": {}, "phases": [], "working": {}, "ema": {}}
         saved = {**before, **read_json(file)}
         arm = Arm(**{field.name: saved[field.name] for field in fields(Arm)} | {"folder": str(folder)})
         files = dict(saved.get("files") or saved.get("weights") or {})

@@ -164,7 +164,7 @@ def _objective(distill: DistillConfig, taught: bool) -> Objective | None:
     frozen = distill.frozen or ()
     if not taught:
         return Objective(frozen=frozen) if frozen else None
-    return Objective(distill.task_weight, distill.terms, frozen)
+    return Objective(distill.task_weight, distill.terms, frozen, distill.guarding)
 
 
 @contextmanager

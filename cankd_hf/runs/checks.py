@@ -24,13 +24,15 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
     """Adds every value that a model, a loss or the training arguments reject to `problems`."""
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     teachers = {recipe.teacher_path(name): teacher for name, teacher in recipe.named_teachers().items()}
-    configs = {"student.config": recipe.student.config, "student.backbone": recipe.student.backbone}
+    students = recipe.named_students()
+    configs = {f"{path}.{key}": getattr(one, key) for path, one in students.items() for key in ("config", "backbone")}
     configs |= {f"{path}.config": teacher.config for path, teacher in teachers.items()}
     for path, config in configs.items():
         if isinstance(config, dict):
             _check_config(problems, config, path)
-    if recipe.student.fpn and _no_huge_numbers(problems, recipe.student.fpn, "student.fpn"):
-        attempt(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
+    for path, one in students.items():
+        if one.fpn and _no_huge_numbers(problems, one.fpn, f"{path}.fpn"):
+            attempt(problems, f"{path}.fpn", partial(FPNConfig, **one.fpn))
     _check_terms(problems, recipe, "")
     phases = [] if problems.found else phase_parts(recipe)
     for place, part in phases:

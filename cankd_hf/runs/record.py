@@ -28,6 +28,7 @@ class Arm:
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)  # what of it was spent before, and on what
     phases: list[dict[str, Any]] = field(default_factory=list)  # its parts, see `runs.phases`
     working: dict[str, Any] = field(default_factory=dict)  # whether its distillation works, see `Verdict`
+    ema: dict[str, Any] = field(default_factory=dict)  # with `training.ema`: both validation scores and the choice
 
     def __post_init__(self) -> None:
         # JSON has null for nan

@@ -14,8 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 from cankd_hf.config.parts import part_of, terms_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.decode import Unusable, WrongLabels
-from cankd_hf.errors import together
+from cankd_hf.errors import InputError, together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
@@ -34,6 +35,7 @@ from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
 from cankd_hf.runs.phases import Part, open_phase, parts_of, problems_in
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
+from cankd_hf.runs.sharing import Sharing
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -54,7 +56,13 @@ class Stopped(Exception):
         super().__init__(str(folder))
 
 
-def run(recipe: Recipe, restart: bool = False, resume: str | None = None, notes: Sequence[str] = ()) -> Report:
+def run(
+    recipe: Recipe,
+    restart: bool = False,
+    resume: str | None = None,
+    notes: Sequence[str] = (),
+    sharing: Sharing | None = None,
+) -> Report:
     """Trains and evaluates all arms of a recipe and writes the results; arms finished by an earlier call are kept.
 
     Args:
@@ -62,11 +70,14 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None, notes:
         restart: start over even where checkpoints of the same recipe exist.
         resume: checkpoint folder to resume the last arm from, instead of the newest one.
         notes: lines for the log, once all is checked and the first arm begins.
+        sharing: this run's part in teachers that it shares with others, see `sharing.py`.
 
     Raises:
         InputError: for bad input.
         Stopped: after Ctrl-C, with a checkpoint saved.
     """
+    if recipe.students:
+        raise InputError("students: each has a run of its own; see cankd_hf.runs.students.run_all")
     disable_progress_bar()  # of loading and saving weights; training has its own
     out = Path(recipe.output_dir)
     check_session(recipe, restart)
@@ -80,16 +91,18 @@ def run(recipe: Recipe, restart: bool = False, resume: str | None = None, notes:
             set_aside(out)
         notes = [*notes, told(device_of(recipe.training), recipe)]
     with FolderLock(out) if main else nullcontext(), writing(out, DISK_FULL):
-        return _run(recipe, args, resume, notes if main else ())
+        return _run(recipe, args, resume, notes if main else (), sharing)
 
 
-def _run(recipe: Recipe, args: CanKDConfig, resume: str | None, notes: Sequence[str]) -> Report:
+def _run(
+    recipe: Recipe, args: CanKDConfig, resume: str | None, notes: Sequence[str], sharing: Sharing | None
+) -> Report:
     out = Path(recipe.output_dir)
     claim(out, recipe, args)
     open_target(out, args)
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.labelled)
     claim_data(out, recipe, data, args)
-    session = _Session(recipe, task, data, resume)
+    session = _Session(recipe, task, data, resume, sharing)
     session.open_phases()
     arms = session.prepare_teachers(notes)
     parts = session.parts(recipe, DISTILLED if session.teachers else STUDENT, out)
@@ -112,8 +125,10 @@ def _run(recipe: Recipe, args: CanKDConfig, resume: str | None, notes: Sequence[
 class _Session:
     """State shared by the arms of one run."""
 
-    def __init__(self, recipe: Recipe, task: Task, data: TaskData, resume: str | None) -> None:
-        self.recipe, self.task, self.data, self.resume = recipe, task, data, resume
+    def __init__(
+        self, recipe: Recipe, task: Task, data: TaskData, resume: str | None, sharing: Sharing | None
+    ) -> None:
+        self.recipe, self.task, self.data, self.resume, self.sharing = recipe, task, data, resume, sharing
         self.teachers: dict[str, Teacher] = {}
         self._opened: dict[str, TaskData] = {}  # of phases with data of their own
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
@@ -129,7 +144,7 @@ class _Session:
             logger.warning("teacher %s: no term of distill.terms learns from it", name)
         ready = [name for name, config in configs.items() if config.fit is None]
         *loaded, _ = together(  # the student is built for its problems only, which are told with those of its teachers
-            *(partial(build_teacher, self.recipe, name, configs[name]) for name in ready),
+            *(partial(self._load, name, configs[name]) for name in ready),
             partial(build_student, self.recipe, self.task),
         )
         for note in notes:
@@ -151,6 +166,10 @@ class _Session:
             arms += [] if scored is None else [scored]
         self.teachers = {name: self.teachers[name] for name in configs}
         return arms
+
+    def _load(self, name: str, config: TeacherConfig) -> Teacher:
+        load = partial(build_teacher, self.recipe, name, config)
+        return load() if self.sharing is None else self.sharing.loaded(name, load)
 
     @staticmethod
     def _plain(recipe: Recipe) -> Recipe:
@@ -216,6 +235,8 @@ class _Session:
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
         trainer.add_callback(meter)
+        if self.sharing is not None:
+            self.sharing.join(trainer, meter)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -232,6 +253,7 @@ class _Session:
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
         arm.prepaid, arm.working, arm.cache = meter.prepaid, trainer.working.facts(), trainer.cache_facts()
+        arm.ema = trainer.ema_facts()
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
             arm = part.ended(arm)

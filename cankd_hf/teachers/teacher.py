@@ -188,6 +188,7 @@ class Teacher(nn.Module):
             "input_multiple": self.rule.multiple,
             "input_size": list(self.rule.fixed) if self.rule.fixed else None,
             "scale": self.config.scale,
+            **({} if self.config.every == 1 else {"every": self.config.every}),
         }
 
     def train(self, mode: bool = True) -> Teacher:

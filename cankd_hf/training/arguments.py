@@ -44,6 +44,14 @@ class CanKDConfig(TrainingArguments):
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "Turn BatchNorm of student and distillation modules into SyncBatchNorm."}
     )
+    ema: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Also average the student's weights over the steps (EMA): `auto`, about 2% of the run, or a decay "
+            "between 0 and 1; null: off. The average is saved in `ema/` of the output folder and of every checkpoint; "
+            "at the end the student gets the better of the two, chosen on validation."
+        },
+    )
     channels_last: bool = field(
         default=False,
         metadata={
@@ -92,8 +100,19 @@ class CanKDConfig(TrainingArguments):
         if self.dataloader_pin_memory and torch.cuda.is_available():
             self.accelerator_config = _copying_aside(self.accelerator_config)
         check_deepspeed(self.deepspeed)
+        self.ema = _number_or_word(self.ema)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _check(vars(self))
+
+
+def _number_or_word(given: Any) -> Any:
+    """A decay as a command line gives it, as text; `off` is None."""
+    if given is False or given == "off":
+        return None
+    try:
+        return float(given) if isinstance(given, str) and given != "auto" else given
+    except ValueError:
+        return given  # refused by `own_problems`
 
 
 def _copying_aside(given: Any) -> Any:
@@ -161,6 +180,9 @@ def own_problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if settings.get("output_dir") == "":
         yield "output_dir", "expected a folder, got an empty name, which would be the current folder; name one"
     yield from out_of_range(settings)
+    ema = settings.get("ema")
+    if not (ema is None or ema is False or ema in ("auto", "off")) and not (type(ema) is float and 0 < ema < 1):
+        yield "ema", f"expected auto, a decay between 0 and 1 such as 0.99, or null, got {ema!r}"
     drops = settings.get("lr_drops", [])
     if sorted(drops) != drops or not all(0 < share < 1 for share in drops):
         yield "lr_drops", f"expected rising shares between 0 and 1, got {drops}"

@@ -29,6 +29,7 @@ class TeachingTrainer(Trainer):
     teachers: Mapping[str, Teacher]
     source: TeacherSource
     probe_dataset: Any = None  # labelled images of a run without labels, for its probe
+    held_out: Any = None  # training images on which the conflict of task and terms is measured
     _factors_now: tuple[list[float], Tensor | None]
 
     @property

@@ -79,6 +79,10 @@ class GracefulStopCallback(TrainerCallback):
         if self.stopped:
             raise KeyboardInterrupt
 
+    def ask(self, signum: int) -> None:
+        """Asks for the stop in the place of a signal."""
+        self._asked = signum
+
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self._asked:
             self._restore()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from cankd_hf.features.connectors import Connector
 from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.teachers.teacher import TeacherOutput
-from cankd_hf.training.connecting import Connected, ConnectingModule, Place
+from cankd_hf.training.conflict import Conflict
+from cankd_hf.training.connecting import Connected, Place
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
@@ -33,10 +34,11 @@ from cankd_hf.training.placing import (
     make_loss,
     pairs_of,
 )
-from cankd_hf.training.shares import Shares, Values
+from cankd_hf.training.shares import Shares
+from cankd_hf.training.weighing import WeighingModule
 
 
-class Distiller(ConnectingModule):
+class Distiller(WeighingModule):
     """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
@@ -76,7 +78,7 @@ class Distiller(ConnectingModule):
         self.teachers = as_teachers(teachers)
         self.connectors = nn.ModuleDict()
         self.losses = nn.ModuleDict()
-        self.conditioning, self.shares = nn.ModuleDict(), Shares(())
+        self.conditioning, self.shares, self.conflict = nn.ModuleDict(), Shares(()), Conflict(())
         self._places: list[Place] = []
         self.taps: Taps | None = None
         self.levels: list[Level] = []
@@ -112,6 +114,7 @@ class Distiller(ConnectingModule):
         self.objective, self._places = objective, places
         self.connectors, self.losses = nn.ModuleDict(connectors), nn.ModuleDict(losses)
         self.shares = Shares(objective.terms, self.shares).to(self.device)
+        self.conflict = Conflict(objective.terms, objective.guard, self.conflict).to(self.device)
         self.conditioning = conditionings(self.placed, self.teachers, self.conditioning, self.device)
         self.train(self.training)
         if objective.frozen and not any(parameter.requires_grad for parameter in self.parameters()):
@@ -154,6 +157,12 @@ class Distiller(ConnectingModule):
         """The teachers that the terms with a factor above 0 learn from."""
         factor_of = {term.label: factor for term, factor in zip(self.objective.terms, factors, strict=True)}
         return list(dict.fromkeys(item.teacher for item in self.placed if factor_of[item.term.label] > 0))
+
+    def factors_of(self, factors: Sequence[float], teachers: Collection[str]) -> list[float]:
+        """The factors, with 0 for the terms of all other teachers."""
+        teacher_of = {item.term.label: item.teacher for item in self.placed}
+        pairs = zip(self.objective.terms, factors, strict=True)
+        return [factor if teacher_of.get(term.label) in teachers else 0.0 for term, factor in pairs]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -272,6 +281,7 @@ class Distiller(ConnectingModule):
         keep: bool = True,
         targets: Any = None,
         weigh: bool = False,
+        watch: str = "",
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -287,6 +297,7 @@ class Distiller(ConnectingModule):
             targets: labels for the losses that read them, where the student gets none. (The Trainer takes every
                 argument with `label` in its name for one that batches must have.)
             weigh: set the weights of the terms with a share anew.
+            watch: measure whether the terms fight the task, on a batch that is `trained` or `held` out; "" does not.
             inputs: further inputs of the student.
         """
         counted = None
@@ -298,20 +309,15 @@ class Distiller(ConnectingModule):
         outputs = self.student(pixel_values=pixel_values, **inputs)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
-        total, parts = None, dict[str, Tensor]()
-        if self.objective.task_weight > 0:
-            task = outputs.loss if "labels" in inputs else None
-            task = task if task is None or counted is None else task * counted
-            total = None if task is None else self.objective.task_weight * task
-            parts["task"] = pixel_values.new_zeros(()).float() if task is None else task.detach().float()
+        total, parts = self._task(outputs.loss if "labels" in inputs else None, counted, pixel_values)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        maps = [] if self.taps is None else self.taps.collect(size)
+        maps = self._maps(size if teachers else None)
         if teachers:
             connected = self.connect(maps, teachers, (meta or {}).get("seen"))
             read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}
-            total = self._sum(total, values, factors, maps if weigh else ())
+            total = self._sum(total, values, factors, maps, weigh, watch)
             if measure:
                 result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
                 if not self.training:
@@ -322,20 +328,14 @@ class Distiller(ConnectingModule):
             logits = logits.detach()
         return DistillerOutput(loss=total, logits=logits, parts=parts, outputs=outputs if keep else None, **result)
 
-    def _sum(
-        self, total: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]
-    ) -> Tensor | None:
-        """`total` plus all weighted losses; with `maps` the weights by share are measured in between."""
-        order = {term.label: index for index, term in enumerate(self.objective.terms)}
-        plain, shared = self.shares.split(values)
-        for group in (plain, shared):
-            if group is shared and maps:
-                self.shares.measure(total, shared, maps)
-            for item, value in group:
-                weight = self.shares.weight(item) * item.weight
-                weight = weight if factors is None else weight * factors[order[item.term.label]]
-                total = weight * value if total is None else total + weight * value
-        return total
+    def _maps(self, size: tuple[int, int] | None) -> list[Tensor]:
+        """The student's maps for images of a size; with None, where nothing reads them, none are kept."""
+        if self.taps is None:
+            return []
+        if size is not None:
+            return self.taps.collect(size)
+        self.taps.clear()
+        return []
 
     def nothing(self) -> Tensor:
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""

@@ -90,6 +90,7 @@ def _terms(distiller: Distiller) -> list[dict[str, Any]]:
         kept = {"name": term.label, "loss": term.loss_name, "warmup": term.warmup, "decay": term.decay}
         named: dict[str, Any] = {"teacher": term.teacher} if len(distiller.teachers) > 1 else {}
         named |= {"share": term.weight.share} if isinstance(term.weight, Share) else {}
+        named |= {"fade": term.fade} if term.fade else {}
         named |= {"conditioning": term.conditioning} if term.conditioning != "none" else {}
         terms.append({**kept, **named, "options": term.options, "pairs": pairs})
     return terms

@@ -64,6 +64,11 @@ class StepGuard(ScoreGuard, TrainerCallback):
         self._read: tuple[int, list[str], Tensor, Any] | None = None  # the flags of a step that are still to be read
         self._reset()
 
+    @property
+    def skips(self) -> Tensor:
+        """Whether the update of the present step is skipped, [] on the device; with fp16 the scaler decides."""
+        return self._bad
+
     def _reset(self) -> None:
         self.steps = self.skipped = self.in_a_row = 0
         self._since_log = self._lost_since_log = 0

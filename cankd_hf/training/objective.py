@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cankd_hf.config.distill import LossTerm, Share
+from cankd_hf.config.distill import Guard, LossTerm, Share
 from cankd_hf.errors import InputError
 
 
@@ -17,6 +17,7 @@ class Objective:
         terms: the weighted distillation losses.
         frozen: paths of the student's modules that are not trained, such as `backbone`: no gradient, and eval mode,
             so that BatchNorm statistics do not change either.
+        guard: when a term that fights the task is turned down; None for never, and nothing is measured.
 
     Raises:
         InputError: for a negative task weight, two terms of one name, or if there is no loss at all.
@@ -25,6 +26,7 @@ class Objective:
     task_weight: float = 1.0
     terms: Sequence[LossTerm] = ()
     frozen: Sequence[str] = ()
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         for key, value, kind in (("terms", self.terms, LossTerm), ("frozen", self.frozen, str)):
@@ -36,11 +38,16 @@ class Objective:
             raise InputError(f"task_weight: expected a finite number of at least 0, got {self.task_weight!r}")
         if self.task_weight == 0 and not self.terms:
             raise InputError("task_weight: 0 leaves nothing to train without a teacher and a term; give one of them")
+        count = [term for term in self.terms if term.counts]
+        if self.task_weight == 0 and count and all(term.fade is not None and term.fade[1] < 1 for term in count):
+            raise InputError("distill.terms: with task_weight 0 nothing is left to learn once all terms have faded")
         labels = [term.label for term in self.terms]
         for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
             raise InputError(f"distill.terms: two terms are called {label!r}; give one of them another `name`")
         for term in self.terms:
             term.check()
+        if self.guard is not None:
+            self.guard.raise_problems()
         shares = sum(term.weight.share for term in self.terms if isinstance(term.weight, Share))
         if shares >= 1:
             raise InputError(f"distill.terms: the shares add up to {shares:g}; leave some gradient to the others")
@@ -55,3 +62,7 @@ class Objective:
             max_steps: optimizer steps of the whole training.
         """
         return [term.factor(step, max_steps) if term.counts else 0.0 for term in self.terms]
+
+    def taught(self, max_steps: int) -> int:
+        """Number of optimizer steps after which no term counts any more, and no teacher is asked."""
+        return max((term.taught(max_steps) for term in self.terms), default=0)

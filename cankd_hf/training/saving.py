@@ -13,10 +13,10 @@ from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
 from cankd_hf.json_text import finite
-from cankd_hf.names import RECIPE_FILE, STATE_FILE
+from cankd_hf.names import AVERAGE_FILE, EMA, RECIPE_FILE, STATE_FILE
 from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
-from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.averaging import AveragingMixin
 from cankd_hf.training.callbacks import GracefulStopCallback
 from cankd_hf.training.checkpoint import (
     check_classes,
@@ -34,7 +34,7 @@ from cankd_hf.training.working import WorkingCallback
 logger = logging.getLogger(__name__)
 
 
-class CheckpointMixin(TeachingTrainer):
+class CheckpointMixin(AveragingMixin):
     """Methods of `CanKDTrainer` that replace those of `transformers.Trainer` for checkpoints."""
 
     recipe: str | None
@@ -80,6 +80,7 @@ class CheckpointMixin(TeachingTrainer):
             finally:
                 self.close_loaders()
         self.graceful.leave()
+        self.choose_weights()
         return result
 
     def _keep_work(self, trial: Any) -> str:
@@ -210,16 +211,25 @@ class CheckpointMixin(TeachingTrainer):
     def _write(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         student, rest = split_state(self.distiller.state_dict() if state_dict is None else state_dict)
         check_finite(folder, {**student, **rest})
+        whole = not folder.name.startswith("checkpoint-")
+        facts = self._facts(best=whole and self.ema_facts().get("chosen") != EMA)
+        for name, state in {"": student, **self.students()}.items():
+            self._write_student(folder / name, state, {**facts, **self.scores_of(name)})
+        if not whole or self.keep_connectors:
+            save_distillation(folder, rest, self.teachers)
+        if not whole and self.average is not None and not self.args.save_only_model:
+            self.average.save(folder / AVERAGE_FILE)
+
+    def _write_student(self, folder: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """A student in a folder that needs nothing else."""
+        check_finite(folder, state)
         folder.mkdir(parents=True, exist_ok=True)
-        self.student.save_pretrained(folder, state_dict=student)
+        self.student.save_pretrained(folder, state_dict=dict(state))  # which it empties
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         if self.recipe is not None:
             (folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
-        whole = not folder.name.startswith("checkpoint-")
-        write_facts(folder, self._facts(best=whole))
-        if not whole or self.keep_connectors:
-            save_distillation(folder, rest, self.teachers)
+        write_facts(folder, facts)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -233,7 +243,7 @@ class CheckpointMixin(TeachingTrainer):
         """Facts for the card of the saved student; `best`: it may be the best checkpoint, loaded at the end."""
         facts = run_facts(
             self.args, self.state, self.task, self.distiller, self.teachers, self.inherited, self.energy, best
-        ) | {"teacher_findings": self.health.findings, "working": self.working.facts()}
+        ) | {"teacher_findings": self.health.findings, "working": self.working.facts(), "ema": self.ema_facts()}
         return facts | ({"phases": self.phases_ended} if self.phases_ended else {})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -120,6 +120,12 @@ def check_objective(
     return objective
 
 
+def check_asked(teachers: Mapping[str, Teacher], objective: Objective) -> None:
+    """Raises InputError if there are steps in which nothing is learnt."""
+    if objective.task_weight == 0 and teachers and all(one.config.every > 1 for one in teachers.values()):
+        raise InputError("teacher.every: expected 1 with task_weight 0, which leaves nothing to learn in other steps")
+
+
 def teacher_shapes(
     teachers: Mapping[str, Teacher],
     objective: Objective,
@@ -127,7 +133,12 @@ def teacher_shapes(
     std: Sequence[float],
     image_size: tuple[int, int],
 ) -> dict[str, TeacherShape]:
-    """Sets the input normalisation of each teacher and measures its outputs for images of this size."""
+    """Sets the input normalisation of each teacher and measures its outputs for images of this size.
+
+    Raises:
+        InputError: as `check_asked`.
+    """
+    check_asked(teachers, objective)
     shapes = {}
     for name, teacher in teachers.items():
         teacher.set_input_stats(mean, std)

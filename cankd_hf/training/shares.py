@@ -9,7 +9,7 @@ epoch).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 from cankd_hf.training.placing import Placed
+from cankd_hf.training.tap_gradients import TapGradients
 
 EVERY = 10  # steps between measurements
 FOLLOW = 0.2  # part of a new measurement in the logarithm of the weight
-SCALE = 2.0**10  # of losses while they are measured: small gradients in half precision stay above 0
 Values = Sequence[tuple[Placed, Tensor]]
 
 
@@ -73,25 +73,24 @@ class Shares(nn.Module):
             [one for one in values if one[0].term.label in self.asked],
         )
 
-    def measure(self, rest: Tensor | None, values: Values, maps: Sequence[Tensor]) -> None:
+    def measure(self, rest: Tensor | None, values: Values, maps: Sequence[Tensor] | TapGradients) -> None:
         """Sets the weights by the gradients at the student's maps.
 
         Args:
             rest: the weighted sum [] of all other losses; None if this batch has none.
             values: the unweighted values of the terms with a share; terms without an entry keep their weight.
-            maps: the student's maps, with gradient.
+            maps: the student's maps, with gradient, or the gradients at them.
 
         Raises:
             InputError: if a map is not on the way to the other losses.
         """
-        squares = maps[0].new_zeros(len(self.asked), 2, dtype=torch.float32)  # of |G| and |g|
+        gradients = maps if isinstance(maps, TapGradients) else TapGradients(maps)
+        terms = gradients.terms(one for one in values if one[0].pair is not None)
+        squares = gradients.maps[0].new_zeros(len(self.asked), 2, dtype=torch.float32)  # of |G| and |g|
         for row, label in enumerate(self.asked):
-            own = [(item, value) for item, value in values if item.term.label == label and item.pair is not None]
-            if rest is None or not own:
-                continue
-            taps = {item.pair.student: _root(maps[item.pair.student]) for item, _ in own if item.pair is not None}
-            total = torch.stack([value for _, value in own]).sum()
-            squares[row] = torch.stack([self._square(loss, taps, label) for loss in (rest, total)])
+            if rest is not None and label in terms:
+                own = terms[label]
+                squares[row] = torch.stack([_square(gradients, loss, own.taps, label) for loss in (rest, own.value)])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(squares)
         free = 1 - sum(self.asked.values())
@@ -103,19 +102,6 @@ class Shares(nn.Module):
         # a term whose teacher was not asked yet, or a batch without labels, is measured in the next step
         self.measured = self.measured or all(bool(weight) for weight in self.buffers())
 
-    def _square(self, loss: Tensor, taps: Mapping[int, Tensor], label: str) -> Tensor:
-        """The squared norm [] of a loss's gradient at some maps."""
-        place = f"distill.terms.{label}.weight.share"
-        if not all(tap.requires_grad for tap in taps.values()):
-            raise InputError(f"{place}: expected taps that train, got a frozen one; give the weight as a number")
-        found = torch.autograd.grad(SCALE * loss, list(taps.values()), retain_graph=True, allow_unused=True)
-        if any(gradient is None for gradient in found):
-            raise InputError(
-                f"{place}: expected taps that the other losses depend on, got one that they do not; give the weight "
-                "as a number"
-            )
-        return torch.stack([(gradient.float() / SCALE).square().sum() for gradient in found]).sum()
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.measured = all(bool(weight) for weight in self.buffers())
@@ -125,7 +111,10 @@ def _name(label: str) -> str:
     return f"of_{label}"
 
 
-def _root(feature_map: Tensor) -> Tensor:
-    """The tensor that a map is a view of: the model goes on from that one, not from the view."""
-    base = feature_map._base
-    return feature_map if base is None else base
+def _square(gradients: TapGradients, loss: Tensor, taps: Sequence[int], label: str) -> Tensor:
+    """The squared norm [] of a loss's gradient at some maps."""
+    place, fix = f"distill.terms.{label}.weight.share", "give the weight as a number"
+    found = gradients.of(loss, taps, place, fix)
+    if any(gradient is None for gradient in found.values()):
+        raise InputError(f"{place}: expected taps that the other losses depend on, got one that they do not; {fix}")
+    return torch.stack([gradient.square().sum() for gradient in found.values() if gradient is not None]).sum()

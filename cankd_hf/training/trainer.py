@@ -23,6 +23,7 @@ from cankd_hf.training.cache_callback import CacheCallback
 from cankd_hf.training.caching import CachingMixin
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
 from cankd_hf.training.conditioning import ConditioningMixin
+from cankd_hf.training.conflict_watch import ConflictCallback, hold_out
 from cankd_hf.training.contention import BusyCoresCallback
 from cankd_hf.training.evaluation import EvaluationMixin, TaskScores
 from cankd_hf.training.finite import FiniteMixin
@@ -43,6 +44,7 @@ from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
     as_asked,
+    check_asked,
     check_objective,
     check_stock,
     input_stats,
@@ -111,6 +113,8 @@ class CanKDTrainer(
         InputError: for arguments that cannot be used; raised before training.
     """
 
+    _warned = False  # of a compute_loss that asks no teacher
+
     def __init__(
         self,
         model: PreTrainedModel | None = None,
@@ -151,9 +155,9 @@ class CanKDTrainer(
         shapes = teacher_shapes(self.teachers, objective, mean, std, image_size)
         self._distiller_parts = shapes, image_size, student_taps, grid
         distiller = self.build_distiller(model)
-        kwargs["train_dataset"] = train_dataset = self.seeded_views(kwargs.get("train_dataset"))
-        own = kwargs.get("data_collator")
-        kwargs["data_collator"] = collator = self._collator(own, model)
+        seen, self.held_out = hold_out(kwargs.get("train_dataset"), objective.guard, args.seed)
+        kwargs["train_dataset"] = train_dataset = self.seeded_views(seen)
+        kwargs["data_collator"] = collator = self._collator(kwargs.get("data_collator"), model)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
@@ -166,7 +170,6 @@ class CanKDTrainer(
         self.set_dispatch()
         self._place_teachers()
         self._add_callbacks(train_dataset)
-        self._warned = False
         self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()
@@ -185,9 +188,11 @@ class CanKDTrainer(
         self.add_callback(self.graceful)
         self.add_callback(BusyCoresCallback())
         self._watch()
+        self.average_weights()
         self.working = WorkingCallback(self)
         if self.teachers:
             self.add_callback(self.working)
+            self.add_callback(ConflictCallback(self))
         if self.caches:
             self.add_callback(CacheCallback(self))
         if isinstance(train_dataset, SeededDataset):
@@ -202,6 +207,7 @@ class CanKDTrainer(
         distiller = self.distiller
         if is_sharded(distiller) or self.deepspeed is not None:
             raise InputError("set_objective: FSDP or DeepSpeed holds the modules; make a new CanKDTrainer instead")
+        check_asked(self.teachers, objective)
         self._objective = objective
         distiller.teachers = {
             name: with_read(shape, self.teachers[name], objective, distiller.image_size)
@@ -216,7 +222,9 @@ class CanKDTrainer(
 
     def _check_shares(self) -> None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.distiller.shares.check(sharded, self.compute_loss_func is not None)
+        own_loss, weight = self.compute_loss_func is not None, self.distiller.objective.task_weight
+        self.distiller.shares.check(sharded, own_loss)
+        self.distiller.conflict.check(sharded, own_loss, weight)
 
     def _place_teachers(self) -> None:
         """Moves the teachers to the device, but for stored ones; those whose logits are read compute their head."""
@@ -273,9 +281,14 @@ class CanKDTrainer(
     def _teaching(self, batch: Batch, training: bool) -> dict[str, Any]:
         """Arguments of the `Distiller` for a step; none in evaluation, unless the task's scores need the teacher."""
         if training:
-            factors = self.distiller.objective.factors(self.state.global_step, self.state.max_steps)
-            given = self._ask_teachers(batch, factors, self._measures_now())
-            return {**given, "weigh": self.distiller.shares.due(self.state.global_step)} if given else {}
+            step = self.state.global_step
+            factors = self.distiller.objective.factors(step, self.state.max_steps)
+            asked = {name: one.config.every for name, one in self.teachers.items() if step % one.config.every == 0}
+            if len(asked) < len(self.teachers):
+                factors = self.distiller.factors_of(factors, asked)
+            rarest = max(asked.values(), default=1)
+            given = self._ask_teachers(batch, factors, self._measures_now(rarest))
+            return {**given, **self.distiller.measures(step // rarest)} if given else {}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -302,15 +315,20 @@ class CanKDTrainer(
         if outputs.parts is not None:
             outputs.parts["task"] = task.detach().float() * parts
 
-    def _measures_now(self) -> bool:
-        """Whether similarity is measured in this step: only in steps that end with a log line, to save time."""
+    def _measures_now(self, rarest: int = 1) -> bool:
+        """Whether similarity is measured in this step: only in the last ones before a log line, to save time.
+
+        Args:
+            rarest: steps from this one to the next that asks the teacher that is asked the least.
+        """
         if not self.args.measure_similarity:
             return False
-        step = self.state.global_step + 1
-        if self.args.logging_strategy == IntervalStrategy.STEPS:
-            every = max(1, int(self.state.logging_steps))
-            return step % every == 0 or step == self.state.max_steps or (step == 1 and self.args.logging_first_step)
-        return step % MEASURE_EVERY == 0 or step == self.state.max_steps
+        step, last = self.state.global_step + 1, min(self.state.global_step + rarest, self.state.max_steps)
+        if last == self.state.max_steps or (step == 1 and self.args.logging_first_step):
+            return True
+        by_steps = self.args.logging_strategy == IntervalStrategy.STEPS
+        every = max(1, int(self.state.logging_steps)) if by_steps else MEASURE_EVERY
+        return last // every > (step - 1) // every
 
     # Logging
 
@@ -321,7 +339,7 @@ class CanKDTrainer(
                 self._warn_of_own_loss()
             logs.update(means)
             logs.update(self._clock.drain(self.accelerator))
-            logs.update(self.distiller.shares.logged())
+            logs.update({**self.distiller.shares.logged(), **self.distiller.conflict.logged()})
             self.guard.correct(logs)
         super().log(logs, start_time)
 

@@ -20,6 +20,7 @@ from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.tasks.pictures import sample_evenly
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.conflict import told
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
 from cankd_hf.training.monitoring.working import CKA, CORRELATION, LOSS, PLAIN, PROBE, Verdict, judge
@@ -66,8 +67,11 @@ class WorkingCallback(TrainerCallback):
         return judge(history, findings, task.metric, task.greater_is_better, self.reason)
 
     def facts(self) -> dict[str, Any]:
-        """The verdict as plain data; empty without a teacher."""
-        return self.verdict().facts() if self.trainer.teachers else {}
+        """The verdict as plain data, and what became of watched terms; empty without a teacher."""
+        if not self.trainer.teachers:
+            return {}
+        weights = told(self.trainer.state.log_history)
+        return {**self.verdict().facts(), **({"weights": weights} if weights else {})}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._due, self._batches, self._probed, self._said = set(), [], [], None
@@ -79,7 +83,9 @@ class WorkingCallback(TrainerCallback):
         budget, most = int(SHARE * trained), cast(Any, args).check_images
         probed = LEAST_PROBED if self._labelled() is not None else 0
         times = min(max(budget // (most + probed), MEASUREMENTS[0]), MEASUREMENTS[1])
-        self._due = {round(index * state.max_steps / (times - 1)) for index in range(times)}
+        # Not after the last step that asks a teacher: it would be asked for this alone.
+        taught = self.trainer.distiller.objective.taught(state.max_steps)
+        self._due = {round(index * taught / (times - 1)) for index in range(times)}
         images = min(max(budget // times, 2), most)
         with seeded(args.seed):
             dataset = _first(self.trainer.eval_dataset)
@@ -141,7 +147,7 @@ class WorkingCallback(TrainerCallback):
         found: list[dict[str, float]] = []
         with ExitStack() as stack:
             stack.enter_context(seeded(trainer.args.seed))
-            stack.enter_context(_watched(trainer.distiller))
+            stack.enter_context(watched(trainer.distiller))
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing is compiled for a few images
             stack.enter_context(trainer.compute_loss_context_manager())
             for collated in self._batches:
@@ -219,7 +225,7 @@ class WorkingCallback(TrainerCallback):
 
 
 @contextmanager
-def _watched(distiller: Distiller) -> Iterator[None]:
+def watched(distiller: Distiller) -> Iterator[None]:
     """Eval mode, but BatchNorms that train take the statistics of their batch, and keep none of it.
 
     Running statistics approach those of the images even where no weight of the student moves, and its maps with them.

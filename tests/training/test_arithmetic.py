@@ -17,6 +17,8 @@ from tests.processes import run_two
 
 from .detector_trainers import STUDENTS, detector_trainer, scores
 from .test_conditioning import conditioned_trainer
+from .test_conflict import guarded_trainer
+from .test_thrift import averaged, thrifty_trainer
 from .tiny_trainers import Images, largest_difference, of_shapes, student, teacher, terms, trainer, weights
 
 
@@ -53,7 +55,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fpn", "conditioned", "unlabelled", *STUDENTS])
+@pytest.mark.parametrize("kind", ["fpn", "conditioned", "guarded", "thrifty", "unlabelled", *STUDENTS])
 def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp_path: Path) -> None:
     """For FCOS where both have as many positive cells, as docs/detection.md says; for the others always."""
     if kind == "fpn":
@@ -62,12 +64,20 @@ def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp
         single = of_shapes(tmp_path, (1.0, 1.0), erase=[0.5])
     elif kind == "conditioned":
         single = conditioned_trainer(tmp_path, 8)
+    elif kind == "guarded":
+        single = guarded_trainer(tmp_path, 8)
+    elif kind == "thrifty":
+        single = thrifty_trainer(tmp_path, 8)
     else:
         single = detector_trainer(tmp_path, kind)
     start = weights(single)
     single.train()
     ranks = [load_file(two / f"{kind}{rank}.safetensors") for rank in range(2)]
     assert largest_difference(ranks[0], ranks[1]) == 0
+    if kind == "thrifty":
+        averages = [{name: rank.pop(name) for name in averaged(single)} for rank in ranks]
+        assert largest_difference(averages[0], averages[1]) == 0
+        assert largest_difference(averages[0], averaged(single)) < 1e-6
     assert largest_difference(start, ranks[0]) > 1e-3, "nothing moved: the test would prove nothing"
     assert largest_difference(weights(single), ranks[0]) < 1e-6
     if kind == "fpn":

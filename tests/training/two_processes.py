@@ -13,6 +13,8 @@ from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import leave_together
 from tests.training.detector_trainers import STUDENTS, detector_trainer, scores
 from tests.training.test_conditioning import conditioned_trainer
+from tests.training.test_conflict import guarded_trainer
+from tests.training.test_thrift import averaged, thrifty_trainer
 from tests.training.tiny_trainers import Images, of_shapes, student, trainer, weights
 
 
@@ -35,6 +37,10 @@ waits = [entry["data_wait"] for entry in made.state.log_history if "data_wait" i
 found = {"miou": made.evaluate(Images(13))["eval_miou"], "data_wait": waits}
 train(conditioned_trainer(folder, 4), "conditioned")
 train(of_shapes(folder, (1.0, 1.0), erase=[0.5], per_device_train_batch_size=4), "unlabelled")
+train(guarded_trainer(folder, 4), "guarded")
+thrifty = thrifty_trainer(folder, 4)
+rank = train(thrifty, "thrifty")
+save_file({**weights(thrifty), **averaged(thrifty)}, folder / f"thrifty{rank}.safetensors")
 for kind in STUDENTS:
     rank = train(detector_trainer(folder, kind, per_device_train_batch_size=4), kind)
 found |= scores(folder, batch_size=2)

@@ -1,5 +1,6 @@
 """The map-style data set for the trainer: a source of samples, a transform, and a rule for bad images."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,13 @@ class ImageDataset(Dataset):
     def name(self, index: int) -> str:
         """File name or place of a sample, for messages."""
         return self.source.name(self.indices[index])
+
+    def part(self, indices: Sequence[int]) -> "ImageDataset":
+        """The same data set with these samples alone, by their indices here."""
+        made, places = copy.copy(self), {index: place for place, index in enumerate(indices)}
+        made.indices = [self.indices[index] for index in indices]
+        made.extremes = [places[index] for index in self.extremes if index in places]
+        return made
 
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""

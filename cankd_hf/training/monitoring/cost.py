@@ -3,8 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -49,7 +49,7 @@ class CostMeter(TrainerCallback):
         self._by_clock = DEVICE if torch.accelerator.is_available() else WALL
         self.prepaid: dict[str, dict[str, float]] = {}
         self._free: dict[str, float] = {}  # what the clocks showed that is not to be charged
-        self._start = self._clocks()
+        self._start = self.clocks()
         self._setup: dict[str, float] = {}
         self._mark: dict[str, float] | None = None  # since an evaluation began
         self._end: dict[str, float] | None = None
@@ -94,13 +94,30 @@ class CostMeter(TrainerCallback):
             for name in self._start
         }
 
-    def _clocks(self) -> dict[str, float]:
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """What is spent inside is not charged: it is for another training in the same process."""
+        before = self.clocks()
+        yield
+        self._leave_out(before)
+
+    def charge(self, seconds: Mapping[str, float]) -> None:
+        """Charges what another training in the same process has spent for both, by name of the clock."""
+        for name in self._start:
+            self._free[name] = self._free.get(name, 0.0) - seconds.get(name, 0.0)
+
+    def _leave_out(self, since: Mapping[str, float]) -> None:
+        for name, now in self.clocks().items():
+            self._free[name] = self._free.get(name, 0.0) + now - since[name]
+
+    def clocks(self) -> dict[str, float]:
+        """What the clocks show now, once the device has done its work."""
         if self._by_clock == DEVICE:
             torch.accelerator.synchronize()
         return {CPU: cpu_seconds(), self._by_clock: time.perf_counter()}
 
     def _spent(self) -> dict[str, float]:
-        now = self._end or self._mark or self._clocks()
+        now = self._end or self._mark or self.clocks()
         return {name: now[name] - start - self._free.get(name, 0.0) for name, start in self._start.items()}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -110,11 +127,11 @@ class CostMeter(TrainerCallback):
         for name in self._start:
             paid = before.get(f"{_LOGGED}{name}{PREPAID}", 0.0)
             if f"{_LOGGED}{name}" in before:
-                self._free[name] = self._clocks()[name] - self._start[name] - before[f"{_LOGGED}{name}"] + paid
+                self._free[name] = self.clocks()[name] - self._start[name] - before[f"{_LOGGED}{name}"] + paid
             if f"{_LOGGED}{name}{SETUP}" in before:
                 self._setup[name] = before[f"{_LOGGED}{name}{SETUP}"] - paid
         if args.eval_on_start:
-            self._mark = self._clocks()
+            self._mark = self.clocks()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == 1:
@@ -123,13 +140,12 @@ class CostMeter(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if control.should_evaluate and self._mark is None:
-            self._mark = self._clocks()
+            self._mark = self.clocks()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._mark is None or self._end is not None:
             return
-        for name, now in self._clocks().items():
-            self._free[name] = self._free.get(name, 0.0) + now - self._mark[name]
+        self._leave_out(self._mark)
         self._mark = None
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -137,4 +153,4 @@ class CostMeter(TrainerCallback):
             state.log_history[-1][f"{_LOGGED}{name}"] = value
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._mark, self._end = None, self._clocks()
+        self._mark, self._end = None, self.clocks()

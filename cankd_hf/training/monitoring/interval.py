@@ -49,14 +49,17 @@ class PartMeans:
 
         A name without one finite value in the interval is left out.
         """
-        logs: dict[str, float] = {}
+        found: dict[str, dict[str, Tensor]] = {}  # steps without a teacher have fewer names
         for (kind, names), sums in self._sums.items():
-            totals, counts = accelerator.reduce(sums, "sum").tolist()
-            means = {name: total / n for name, total, n in zip(names, totals, counts, strict=True) if n}
-            if kind == "parts":
-                means = _with_totals(means)
-            logs.update({PREFIXES[kind] + name: value for name, value in means.items()})
+            known = found.setdefault(kind, {})
+            for name, own in zip(names, accelerator.reduce(sums, "sum").cpu().double().T, strict=True):
+                known[name] = known[name] + own if name in known else own
         self._sums.clear()
+        logs: dict[str, float] = {}
+        for kind, known in found.items():
+            means = {name: float(total / n) for name, (total, n) in known.items() if n}
+            means = _with_totals(means) if kind == "parts" else means
+            logs.update({PREFIXES[kind] + name: value for name, value in means.items()})
         return logs
 
 

@@ -1,0 +1,70 @@
+"""The part of a `Distiller` that adds its losses up: what each is multiplied by, and what is measured for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cankd_hf.training.conflict import Conflict
+from cankd_hf.training.connecting import ConnectingModule
+from cankd_hf.training.objective import Objective
+from cankd_hf.training.placing import Placed
+from cankd_hf.training.shares import Shares, Values
+from cankd_hf.training.tap_gradients import TapGradients
+
+
+class WeighingModule(ConnectingModule):
+    """Methods of `Distiller` that weigh the losses."""
+
+    objective: Objective
+    shares: Shares
+    conflict: Conflict
+
+    def measures(self, step: int) -> dict[str, Any]:
+        """Arguments of `forward` for what is measured of gradients in a step, the same in all processes."""
+        return {"weigh": self.shares.due(step), "watch": "trained" if self.conflict.due(step) else ""}
+
+    def _task(
+        self, loss: Tensor | None, counted: Tensor | None, pixel_values: Tensor
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The weighted loss of the task [], None without labels, and its unweighted value for the log."""
+        weight = self.objective.task_weight
+        if not weight:
+            return None, {}
+        if loss is None:
+            return None, {"task": pixel_values.new_zeros(()).float()}
+        loss = loss if counted is None else loss * counted
+        return weight * loss, {"task": loss.detach().float()}
+
+    def _sum(
+        self,
+        task: Tensor | None,
+        values: Values,
+        factors: Tensor | None,
+        maps: Sequence[Tensor],
+        weigh: bool,
+        watch: str,
+    ) -> Tensor | None:
+        """The task's loss plus all others, weighted; what is measured of their gradients is so in between."""
+        total, gradients = task, TapGradients(maps) if weigh or watch else None
+        plain, shared = self.shares.split(values)
+        for group in (plain, shared):
+            if group is shared and gradients is not None and weigh:
+                self.shares.measure(total, shared, gradients)
+            for item, value in group:
+                weight = self._weight(item, factors) * item.weight
+                total = weight * value if total is None else total + weight * value
+        if gradients is not None and watch:
+            weights = {item.term.label: self._weight(item, factors) for item, _ in values}
+            self.conflict.measure(task, gradients.terms(values), weights, gradients, watch == "held")
+        return total
+
+    def _weight(self, item: Placed, factors: Tensor | None) -> Tensor | float:
+        """What a loss is multiplied by, beside the weight of its pair."""
+        weight = self.shares.weight(item)
+        if self.conflict:
+            weight = weight * self.conflict.factor(item.term.label)
+        order = [term.label for term in self.objective.terms]
+        return weight if factors is None else weight * factors[order.index(item.term.label)]
