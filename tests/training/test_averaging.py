@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import HfArgumentParser, TrainerCallback
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.upload import plan
@@ -188,7 +188,9 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     for wrong in (0.0, 1.0, True, "fast", 2):
         with pytest.raises(InputError, match=r"training\.ema: expected auto, a decay between 0 and 1"):
             CanKDConfig(str(tmp_path), use_cpu=True, ema=wrong)
-    assert CanKDConfig(str(tmp_path), use_cpu=True, ema="0.9").ema == 0.9
+    read = HfArgumentParser([CanKDConfig]).parse_args_into_dataclasses
+    for given, value in (("auto", "auto"), ("0.9", 0.9), ("off", None)):
+        assert read(["--output_dir", str(tmp_path), "--use_cpu", "true", "--ema", given])[0].ema == value
     made = trainer(tmp_path, ema=0.9, **FAST)
     made.is_fsdp_enabled = True
     with pytest.raises(InputError, match=r"training\.ema: .*use DDP"):
