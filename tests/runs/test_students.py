@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import parse_recipe
-from cankd_hf.runs.run import Stopped, run
+from cankd_hf.runs.run import Stopped, _Session, run
 from cankd_hf.runs.students import run_all
 from cankd_hf.teachers.source import LiveTeachers
 from cankd_hf.training.monitoring.cost import CostMeter
@@ -45,6 +45,11 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "ema" / "model.safetensors")}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Session, "picture", lambda self, report: None)
 
 
 class Passes:
@@ -94,9 +99,11 @@ def test_a_pass_is_charged_in_full_to_each_and_a_turn_of_another_to_none(
 
     monkeypatch.setattr(LiveTeachers, "__call__", slow)
     plain = ("distill.terms.0.conditioning=none", "teacher.every=1", "training.gradient_accumulation_steps=1")
-    reports = run_all(recipe(tmp_path, *plain, "training.max_steps=3", "training.eval_strategy=no"))
-    assert now[0] == 300.0
-    assert [report.arms[-1].cost["cpu_seconds"] for report in reports] == [300.0, 300.0]
+    reports = run_all(
+        recipe(tmp_path, *plain, "training.max_steps=2", "training.eval_strategy=no", "training.ema=null")
+    )
+    assert now[0] == 200.0
+    assert [report.arms[-1].cost["cpu_seconds"] for report in reports] == [200.0, 200.0]
 
 
 @pytest.mark.slow
