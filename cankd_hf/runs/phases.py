@@ -121,15 +121,16 @@ def problems_in(phase: Phase) -> Iterator[None]:
 
 
 def open_phase(part: Recipe, task: Task, data: TaskData) -> TaskData:
-    """The data of a phase that has its own; without a task loss, training images without labels are enough.
+    """The data of a phase that has its own; without a task loss another set needs no labels.
 
     Raises:
         InputError: for data that cannot be used, or of other classes.
     """
-    kind = type(task)
-    if not part.labelled and kind.takes_labels:
+    kind, another = type(task), part.data.path != data.facts.get("source")
+    if another and not part.labelled and kind.takes_labels:
         return replace(data, train=kind.images(part.data).train)
-    found, opened = kind.from_data(part.data, labelled=part.labelled, splits=("train", "eval"))
+    labelled = part.labelled or kind.takes_labels  # those of the recipe's own set are there, and not used
+    found, opened = kind.from_data(part.data, labelled=labelled, splits=("train", "eval"))
     if found.id2label != task.id2label:
         raise InputError(f"data.path {part.data.path}: its classes differ from those of the recipe's data")
     return opened
