@@ -76,8 +76,8 @@ def strongly(augment: Transform, config: DataConfig) -> Transform:
     """A training transform with strong augmentation of the student's picture."""
     if not isinstance(augment, ImageTransform):
         raise InputError(
-            "data.strong.on: expected none for a task with a transform of its own, whose pictures it cannot share; "
-            "derive it from ImageTransform"
+            "data.strong.images: expected none for a task with a transform of its own, whose pictures cannot be told "
+            "apart; derive it from ImageTransform"
         )
     made = copy.copy(augment)
     made.strong = Strong(config.strong)
