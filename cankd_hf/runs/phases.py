@@ -128,7 +128,8 @@ def open_phase(part: Recipe, task: Task, data: TaskData) -> TaskData:
     """
     kind, another = type(task), part.data.path != data.facts.get("source")
     if another and not part.labelled and kind.takes_labels:
-        return replace(data, train=kind.images(part.data).train)
+        images = kind.images(part.data)
+        return replace(data, train=images.train, unlabelled=images.unlabelled)
     labelled = part.labelled or kind.takes_labels  # those of the recipe's own set are there, and not used
     found, opened = kind.from_data(part.data, labelled=labelled, splits=("train", "eval"))
     if found.id2label != task.id2label:

@@ -213,6 +213,8 @@ class _Session:
         checkpoint = self._checkpoint(part, args)
         start = f"from {checkpoint}" if checkpoint else "from the start"
         logger.warning("%s: training %s -> %s", part.title, start, folder)
+        if args.process_index == 0 and (images := trainer.images_told()):
+            logger.warning("%s", images)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
         trainer.add_callback(meter)
