@@ -92,6 +92,8 @@ def _dry_part(recipe: Recipe, task: Task, data: TaskData, console: Console) -> l
     if distiller.objective.terms:
         console.print(pairs_table(distiller))
     console.print(_sizes_table(trainer))
+    if images := trainer.images_told():
+        console.print(images, soft_wrap=True, highlight=False)
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
     trainer.guard.check_loss()

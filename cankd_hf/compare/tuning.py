@@ -94,6 +94,11 @@ def trial_recipe(config: ComparisonConfig, arm: Arm, trial: Trial) -> Recipe:
     """The recipe of one trial of an arm."""
     tuning = config.tuning
     assert tuning is not None
+    for phase in arm.recipe.phases or ():
+        if "train_split" in phase.data and "path" not in phase.data:
+            raise InputError(
+                f"tuning: phase {phase.name} of {arm.name} has a data.train_split of its own; leave it out"
+            )
     steps = tuning.steps or next((one.steps for one in config.budgets if one.steps is not None), None)
     recipe = trial.of(spanning(arm.recipe, steps or arm.recipe.training.get("max_steps", -1)))
     training = {**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}

@@ -90,8 +90,10 @@ class Part:
         write_whole(parts, made)
         return made
 
-    def charge(self, meter: CostMeter) -> None:
-        """Charges the phases before, in full, and what was spent before these."""
+    def charge(self, meter: CostMeter, data: TaskData) -> None:
+        """Charges what its data cost, the phases before, in full, and what was spent before these."""
+        for name, seconds in data.facts.get("prepaid", {}).items():
+            meter.prepay(name, seconds)
         for part, arm in zip(self.earlier, self.arms, strict=True):
             for name, seconds in arm.prepaid.items():
                 meter.prepay(name, seconds)
@@ -121,15 +123,19 @@ def problems_in(phase: Phase) -> Iterator[None]:
 
 
 def open_phase(part: Recipe, task: Task, data: TaskData) -> TaskData:
-    """The data of a phase that has its own; without a task loss, training images without labels are enough.
+    """The data of a phase that has its own; without a task loss another set needs no labels.
 
     Raises:
         InputError: for data that cannot be used, or of other classes.
     """
-    kind = type(task)
-    if not part.labelled and kind.takes_labels:
-        return replace(data, train=kind.images(part.data).train)
-    found, opened = kind.from_data(part.data, labelled=part.labelled, splits=("train", "eval"))
+    kind, another = type(task), part.data.path != data.facts.get("source")
+    if another and not part.labelled and kind.takes_labels:
+        images = kind.images(part.data)
+        spent = {**data.facts.get("prepaid", {}), **images.facts.get("prepaid", {})}
+        facts = {**data.facts, **({"prepaid": spent} if spent else {})}
+        return replace(data, train=images.train, unlabelled=images.unlabelled, facts=facts)
+    labelled = part.labelled or kind.takes_labels  # those of the recipe's own set are there, and not used
+    found, opened = kind.from_data(part.data, labelled=labelled, splits=("train", "eval"))
     if found.id2label != task.id2label:
         raise InputError(f"data.path {part.data.path}: its classes differ from those of the recipe's data")
     return opened

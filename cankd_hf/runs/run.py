@@ -223,7 +223,7 @@ class _Session:
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student
         args, meter = training_args(part.recipe, folder, **part.settings, **overrides), CostMeter()
-        part.charge(meter)
+        part.charge(meter, self._data_of(part))
         # Every arm starts from the same weights and sees the same images.
         model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
@@ -232,6 +232,8 @@ class _Session:
         checkpoint = self._checkpoint(part, args)
         start = f"from {checkpoint}" if checkpoint else "from the start"
         logger.warning("%s: training %s -> %s", part.title, start, folder)
+        if args.process_index == 0 and (images := trainer.images_told()):
+            logger.warning("%s", images)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
         trainer.add_callback(meter)
@@ -302,11 +304,13 @@ class _Session:
         args: CanKDConfig,
         inherited: Sequence[str] = (),
     ) -> CanKDTrainer:
-        recipe, text = part.recipe, recipe_to_yaml(self.recipe)
-        data = self._opened.get(repr((recipe.data, recipe.labelled)), self.data)
+        recipe, data, text = part.recipe, self._data_of(part), recipe_to_yaml(self.recipe)
         trainer = make_trainer(recipe, self.task, data, model, part.taught_by(teachers), args, inherited, text)
         trainer.keep_connectors = not part.last
         return trainer
+
+    def _data_of(self, part: Part) -> TaskData:
+        return self._opened.get(repr((part.recipe.data, part.recipe.labelled)), self.data)
 
     def _kept(self, part: Part) -> Arm | None:
         """The record of a part that was finished before."""

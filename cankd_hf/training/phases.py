@@ -91,6 +91,7 @@ class PhasesMixin(TeachingTrainer):
     keep_connectors: bool
     phases_ended: Sequence[dict[str, Any]]  # facts of each, for the card
     _in_phases = False
+    _left: tuple[Any, Any] = (None, None)  # the objective before an earlier call, and that of its last phase
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if not self._in_phases:
@@ -117,6 +118,8 @@ class PhasesMixin(TeachingTrainer):
             KeyboardInterrupt: after Ctrl-C, with a checkpoint saved, as `train`.
         """
         base, args = self._objective, self.args
+        if base is self._left[1]:  # by an earlier call
+            base = self._left[0]
         objectives = self._checked(phases, base)
         loader: Any = self.get_train_dataloader()
         counts = steps_of([phase.share for phase in phases], self.set_initial_training_values(args, loader)[-1])
@@ -142,6 +145,7 @@ class PhasesMixin(TeachingTrainer):
                 earlier.append(Ended(folder, objective.terms, phase.carry == "fresh"))
         finally:
             self.args, self.keep_connectors, self._in_phases = args, False, False
+            self._left = base, self._objective
         return result
 
     def _checked(self, phases: Sequence[Phase], base: Objective) -> list[Objective]:

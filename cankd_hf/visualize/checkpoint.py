@@ -11,6 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.config.parts import part_of
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import image_stats
@@ -74,6 +75,9 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedChe
     data = recipe.data if recipe is not None else _data_beside(folder)
     opened = OpenedCheckpoint(folder, root, facts, task, data, recipe)
     weights = None if recipe is None else _distiller_file(opened)
+    if recipe is not None and recipe.phases:
+        recipe, weights = _of_phase(recipe, folder, root)
+        opened.recipe = recipe
     if recipe is not None and recipe.named_teachers():
         opened.teachers = _teachers(opened, recipe, weights)
     _add_students(opened, model, weights)
@@ -162,6 +166,25 @@ def _distiller_file(opened: OpenedCheckpoint) -> Path | None:
     return file if file.is_file() else None
 
 
+def _of_phase(recipe: Recipe, folder: Path, root: Path) -> tuple[Recipe, Path | None]:
+    """The recipe with the losses of a phase, and its connectors: of the one that the folder is of, for a whole run of
+    the last one that has any."""
+    phases = recipe.phases or []
+    names = [f"phase-{number}-{phase.name}" for number, phase in enumerate(phases, 1)]
+    own = names.index(root.name) if root.name in names else len(phases) - 1
+    found = [own] if folder != root or root.name in names else list(reversed(range(len(phases))))
+    for index in found:
+        place = root if index == own else root / names[index]
+        newest = get_last_checkpoint(str(place)) if place.is_dir() else None
+        files = [folder / DISTILLER_FILE if index == own else place / DISTILLER_FILE]
+        files += [Path(newest) / DISTILLER_FILE] if newest is not None and folder == root else []
+        weights = next((file for file in files if file.is_file()), None)
+        distill = part_of(recipe, phases[index]).distill
+        if distill.terms and weights is not None:
+            return replace(recipe, distill=distill, phases=None), weights
+    return replace(recipe, phases=None), None
+
+
 def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, weights: Path | None) -> None:
     """Adds the student before, alone and after, as far as available."""
     recipe, teachers = opened.recipe, opened.teachers
@@ -214,6 +237,8 @@ def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None
             "changes to student, teacher and distill"
         )
     distiller.load_state_dict(state, strict=False)
+    if opened.facts.run.get("phases"):
+        return  # whose steps are those of all of them
     step, own = weights.parent.name.removeprefix("checkpoint-"), opened.facts.run.get("step")
     if own is not None and step.isdecimal() and int(step) != own:
         opened.notes.append(
