@@ -12,7 +12,9 @@ from cankd_hf.features.auto_taps import quiet_forward
 # Model types with a softmax whose last class is "no object"; all others, ours too, have a sigmoid per class (those
 # with a text prompt: for each word of each class).
 SOFTMAX = {"detr", "table-transformer", "yolos"}
-CENTRES = "centres"  # of the anchors, [A, 2] in 0..1: the same for all images, so no part of what is stored of a teacher
+CENTRES = (
+    "centres"  # of the anchors, [A, 2] in 0..1: the same for all images, so no part of what is stored of a teacher
+)
 
 
 def dense_of(output: Any) -> Mapping[str, Tensor] | None:

@@ -55,6 +55,12 @@ def at_most_one(loss: str, **options: float) -> None:
     _check(loss, options, "above 0, at most 1", lambda value: 0 < value <= 1)
 
 
+def one_of(loss: str, option: str, value: object, *known: str) -> None:
+    """Raises an `InputError` for an option that has none of the known values."""
+    if value not in known:
+        raise InputError(f"{loss}.{option}: expected {' or '.join(known)}, got {value!r}; choose one of them")
+
+
 def _check(loss: str, options: dict[str, float], wanted: str, holds: Callable[[float], bool]) -> None:
     problems = [
         f"{loss}.{key}: expected a number {wanted}, got {value!r}; leave it out for the default"
@@ -173,6 +179,7 @@ class DistillationLoss(nn.Module):
     def report(self, student: Tensor, teacher: Tensor, **extras: Any) -> dict[str, Tensor]:
         """Further numbers [] for the log by name, without gradient; asked for in steps that are logged.
 
+        It gets all extras that the batch has, and returns the same names for each batch: nan where one is undefined.
         A last part after a slash that is a number stands for a class: `kept/3`.
         """
         return {}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from cankd_hf.errors import InputError
-from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, at_most_one
+from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, at_most_one, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.kernels.boxes import corners, overlap
 
@@ -48,7 +47,7 @@ class DenseLogitsLoss(LogitsLoss):
     """
 
     reads = "dense"
-    extras = ("predictions", "weights", "labels")
+    extras = ("predictions", "weights")
     paper = "2308.14286"
     citation = (
         "@inproceedings{yang2023bckd, title={Bridging Cross-task Protocol Inconsistency for Distillation in Dense "
@@ -68,8 +67,7 @@ class DenseLogitsLoss(LogitsLoss):
         name = type(self).__name__
         at_least_zero(name, gamma=gamma, boxes=boxes)
         at_most_one(name, region=region)
-        if outside not in ("teacher", "zero"):
-            raise InputError(f"{name}.outside: expected teacher or zero, got {outside!r}; choose one of them")
+        one_of(name, "outside", outside, "teacher", "zero")
         self.gamma, self.boxes, self.region, self.outside = gamma, boxes, region, outside
 
     def compute(
@@ -78,7 +76,6 @@ class DenseLogitsLoss(LogitsLoss):
         teacher: Tensor,
         predictions: tuple[Predictions, Predictions] | None = None,
         weights: Seen | None = None,
-        labels: object = None,
     ) -> Tensor:
         """The loss [] of two checked class logits, and of the other predictions at their anchors."""
         dim = self.class_dim(teacher)
@@ -123,10 +120,11 @@ class DenseLogitsLoss(LogitsLoss):
     def report(self, student: Tensor, teacher: Tensor, **extras: Any) -> dict[str, Tensor]:
         """`recall`: the part of the labelled objects that a box of the teacher in the region overlaps by half."""
         predictions, labels = extras.get("predictions"), extras.get("labels")
-        if predictions is None or not isinstance(labels, list | tuple):
+        if predictions is None:
             return {}
+        recall = teacher.new_full((), torch.nan, dtype=torch.float32)
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
-        pairs = [(label["boxes"].reshape(-1, 4).float(), one) for label, one in zip(labels, boxes, strict=True)]
-        found = [box_iou(corners(true), one).amax(1) >= FOUND for true, one in pairs if len(true)]
-        return {"recall": torch.cat(found).float().mean()} if found else {}
+        true = [label["boxes"].reshape(-1, 4).float() for label in labels] if isinstance(labels, list | tuple) else []
+        found = [box_iou(corners(of), one).amax(1) >= FOUND for of, one in zip(true, boxes, strict=False) if len(of)]
+        return {"recall": torch.cat(found).float().mean() if found else recall}

@@ -39,14 +39,13 @@ class DKDLoss(LogitsLoss):
         at_least_zero("DKDLoss", alpha=alpha, beta=beta)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
-    def compute(
-        self, student: Tensor, teacher: Tensor, labels: object = None, weights: Seen | None = None
-    ) -> Tensor:
+    def compute(self, student: Tensor, teacher: Tensor, labels: object = None, weights: Seen | None = None) -> Tensor:
         """The loss [] of two checked logits, and the labels of the batch."""
         dim = self.class_dim(student)
-        given, best = labels_of(labels, student), teacher.argmax(dim)
-        known = None if given is None else (given >= 0) & (given < self.num_labels)
-        index = (best if given is None else torch.where(known, given, best)).unsqueeze(dim)
+        target, given = teacher.argmax(dim), labels_of(labels, student)
+        if given is not None:
+            target = torch.where((given >= 0) & (given < self.num_labels), given, target)
+        index = target.unsqueeze(dim)
         ours, theirs = (self._parts(x / self.temperature, index, dim) for x in (student, teacher))
         target_part, other_part = (
             (theirs[i].exp() * (theirs[i] - ours[i])).sum(dim) for i in (0, 1)

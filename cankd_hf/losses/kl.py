@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses.base import LogitsLoss, Seen, above_zero, at_least_zero
+from cankd_hf.losses.base import LogitsLoss, Seen, above_zero, at_least_zero, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.labels import labels_of
 
@@ -30,7 +30,7 @@ class KLLoss(LogitsLoss):
         student and teacher [B, K, H, W], [B, N, K] or [B, K] -> []; weights: `Seen` of each position.
     """
 
-    extras = ("weights", "labels")
+    extras = ("weights",)
     of_head = ("activation",)
     paper = "1503.02531"
     citation = (
@@ -50,17 +50,12 @@ class KLLoss(LogitsLoss):
         at_least_zero("KLLoss", threshold=threshold)
         if threshold >= 1:
             raise InputError(f"KLLoss.threshold: expected a probability below 1, got {threshold!r}; 0.95 is usual")
-        if activation not in ("auto", "softmax", "sigmoid"):
-            raise InputError(
-                f"KLLoss.activation: expected auto, softmax or sigmoid, got {activation!r}; choose one of them"
-            )
+        one_of("KLLoss", "activation", activation, "auto", "softmax", "sigmoid")
         self.temperature, self.activation, self.threshold = temperature, activation, threshold
         if activation != "sigmoid":
             self.needs_two_classes()
 
-    def compute(
-        self, student: Tensor, teacher: Tensor, weights: Seen | None = None, labels: object = None
-    ) -> Tensor:
+    def compute(self, student: Tensor, teacher: Tensor, weights: Seen | None = None) -> Tensor:
         """The loss [] of two checked logits."""
         ours, theirs, dim = student / self.temperature, teacher / self.temperature, self.class_dim(student)
         if self.activation == "sigmoid":

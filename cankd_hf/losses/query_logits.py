@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses.base import LogitsLoss, at_least_zero
+from cankd_hf.losses.base import LogitsLoss, at_least_zero, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.kernels.boxes import corners, overlap
 
@@ -70,10 +70,7 @@ class QueryLogitsLoss(LogitsLoss):
         at_least_zero("QueryLogitsLoss", gamma=gamma, boxes=boxes)
         if not isinstance(top, int) or top < 1:
             raise InputError(f"QueryLogitsLoss.top: expected at least 1 query, got {top!r}; leave it out for 100")
-        if activation not in ("auto", "softmax", "sigmoid"):
-            raise InputError(
-                f"QueryLogitsLoss.activation: expected auto, sigmoid or softmax, got {activation!r}; choose one of them"
-            )
+        one_of("QueryLogitsLoss", "activation", activation, "auto", "sigmoid", "softmax")
         self.gamma, self.boxes, self.top, self.activation = gamma, boxes, top, activation
         if activation == "softmax":
             self.needs_two_classes()
