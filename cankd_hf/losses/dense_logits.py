@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, at_most_one, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
-from cankd_hf.losses.kernels.boxes import corners, overlap
+from cankd_hf.losses.kernels.boxes import corners, covered, overlap
 
 Predictions = Mapping[str, Tensor]  # "boxes" [B, A, 4] and perhaps "quality" [B, A]
 ABSENT = -1e4  # a logit whose sigmoid is 0
@@ -126,5 +125,9 @@ class DenseLogitsLoss(LogitsLoss):
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
         true = [label["boxes"].reshape(-1, 4).float() for label in labels] if isinstance(labels, list | tuple) else []
-        found = [box_iou(corners(of), one).amax(1) >= FOUND for of, one in zip(true, boxes, strict=False) if len(of)]
+        found = [
+            covered(corners(of)[:, None], one).amax(1) >= FOUND
+            for of, one in zip(true, boxes, strict=False)
+            if len(of)
+        ]
         return {"recall": torch.cat(found).float().mean() if found else recall}

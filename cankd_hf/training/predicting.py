@@ -23,6 +23,7 @@ from cankd_hf.features.dense import (
     selects_detections,
 )
 from cankd_hf.features.grids import class_count, logits_of, resize_map
+from cankd_hf.features.matching import assign
 from cankd_hf.features.taps import Level
 from cankd_hf.losses.base import DistillationLoss, LogitsLoss, Seen
 from cankd_hf.losses.cross_head import CrossHeadLoss
@@ -164,7 +165,7 @@ def compared_logits(item: Placed, answers: Answers, output: TeacherOutput | None
             f"{item.place}: compares query with query, but the student gives logits {list(student.shape)} in training "
             f"and the teacher {list(teacher.shape)}; take query_logits, which matches them, or a loss on maps"
         )
-    given = {"labels": answers.labels, "predictions": predictions, "weights": weights}
+    given = {"labels": answers.labels, "predictions": predictions, "weights": weights, "assign": assign}
     return Compared(student, teacher, given)
 
 
@@ -241,6 +242,15 @@ class PredictingModule(ConnectingModule):
         for crossing in self.crossings.values():
             crossing.see(self.student, list(maps), size)
         return Answers(self.student, outputs, logits_of(outputs), labels, meta or {}, self.crossings)
+
+    def measured(
+        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected, answers: Answers
+    ) -> dict[str, Any]:
+        """What is measured in steps that are logged, by the fields of `DistillerOutput`."""
+        similarity, branch_share = self.measure(maps, teachers, connected)
+        plain = None if self.training else self.without_branches(connected)
+        told = reports(self.placed, answers, teachers)
+        return {"similarity": similarity, "branch_share": branch_share, "reports": told, "plain": plain}
 
     def values(
         self, connected: Connected, answers: Answers, teachers: Mapping[str, TeacherOutput]

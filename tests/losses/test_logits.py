@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
+from cankd_hf.features.matching import assign
 from cankd_hf.losses import LOSSES, KLLoss
 from cankd_hf.losses.base import Seen
 
@@ -201,7 +202,10 @@ def naive_query_logits(student: Tensor, teacher: Tensor, given: Any, softmax: bo
 def test_query_logits(ours: int, theirs: int, top: int, softmax: bool) -> None:
     student, teacher, given = queries(2, ours, theirs, 3)
     loss = LOSSES["query_logits"](3, top=top, activation="softmax" if softmax else "sigmoid")
-    value, want = loss(student, teacher, predictions=given), naive_query_logits(student, teacher, given, softmax, top)
+    value, want = (
+        loss(student, teacher, predictions=given, assign=assign),
+        naive_query_logits(student, teacher, given, softmax, top),
+    )
     inputs = student, given[0]["boxes"]
     found = zip(torch.autograd.grad(value, inputs), torch.autograd.grad(want, inputs), strict=True)
     torch.testing.assert_close(value, want)
@@ -212,11 +216,11 @@ def test_query_logits(ours: int, theirs: int, top: int, softmax: bool) -> None:
 def test_the_order_of_queries_does_not_matter_and_equal_sets_are_0() -> None:
     student, teacher, given = queries(2, 6, 6, 4)
     loss = LOSSES["query_logits"](4, activation="sigmoid")
-    value = loss(student, teacher, predictions=given)
+    value = loss(student, teacher, predictions=given, assign=assign)
     order = torch.randperm(6)
     turned = {"boxes": given[0]["boxes"][:, order]}
-    torch.testing.assert_close(loss(student[:, order], teacher, predictions=(turned, given[1])), value)
-    itself = loss(student[:, order], student.detach(), predictions=(turned, given[0]))
+    torch.testing.assert_close(loss(student[:, order], teacher, predictions=(turned, given[1]), assign=assign), value)
+    itself = loss(student[:, order], student.detach(), predictions=(turned, given[0]), assign=assign)
     assert itself.abs() < 1e-6 < value
 
 
