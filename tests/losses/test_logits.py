@@ -224,6 +224,21 @@ def test_the_order_of_queries_does_not_matter_and_equal_sets_are_0() -> None:
     assert itself.abs() < 1e-6 < value
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_queries_in_the_padding_say_nothing(activation: str) -> None:
+    student, teacher, given = queries(2, 6, 5, 4)
+    weights = everything(2, 5)
+    weights.valid[:, 3:] = 0
+    loss = LOSSES["query_logits"](4, activation=activation)
+    changed, moved = teacher.clone(), given[1]["boxes"].clone()
+    changed[:, 3:], moved[:, 3:] = 9.0, 0.5
+    value = loss(student, teacher, predictions=given, assign=assign, weights=weights)
+    other = loss(student, changed, predictions=(given[0], {"boxes": moved}), assign=assign, weights=weights)
+    torch.testing.assert_close(value, other)
+    alone = loss(student, teacher[:, :3], predictions=(given[0], {"boxes": given[1]["boxes"][:, :3]}), assign=assign)
+    torch.testing.assert_close(value, alone)
+
+
 @pytest.mark.parametrize("name", ["kl", "dense_logits", "cross_head", "query_logits"])
 def test_a_constant_added_to_all_logits_of_sigmoid_heads_changes_the_loss(name: str) -> None:
     student, teacher = (x.detach() for x in pair(2, 6, 4))
