@@ -122,3 +122,83 @@ def test_a_model_with_another_kind_of_loss_is_refused() -> None:
     images, labels = pictures(2)
     with pytest.raises(InputError, match="does not call its `loss_function`"):
         run_labelled(Other(), {"pixel_values": images, "labels": [labels[0], None]})
+
+
+def pseudo_labels(label: dict[str, Tensor], uncertain: Tensor | None = None) -> dict[str, Tensor]:
+    return {**label, "uncertain": torch.zeros(0, 4) if uncertain is None else uncertain}
+
+
+def run_pseudo(model: nn.Module, images: Tensor, labels: Any, pseudo: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss of the labelled images, loss of the others, and the gradient of the second."""
+    model.zero_grad()
+    set_seed(0)
+    output = run_labelled(model, {"pixel_values": images, "labels": labels}, pseudo)
+    output["pseudo_loss"].backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return output.loss.detach(), output["pseudo_loss"].detach(), gradients
+
+
+def students() -> list[Any]:
+    return [
+        *[pytest.param(lambda kind=kind: detector(kind), id=kind) for kind in OURS[:3]],
+        *[pytest.param(lambda name=name: native(name), id=name) for name in CHECKED],
+        *[
+            pytest.param(lambda name=name: native(name), id=name, marks=pytest.mark.slow)
+            for name in FAMILIES
+            if name not in (*CHECKED, *PROMPTED)
+        ],
+    ]
+
+
+@pytest.mark.parametrize("make", students())
+def test_pseudo_labels_give_the_loss_of_labels(make: Any) -> None:
+    set_seed(0)
+    model = still(make())
+    images, labels = pictures(4)
+    some = [labels[0], None, labels[2], None]
+    pseudo = [None, pseudo_labels(labels[1]), None, pseudo_labels(labels[3])]
+    task, second, gradients = run_pseudo(model, images, some, pseudo)
+    alone, _ = loss_and_gradients(model, images[[0, 2]], [labels[0], labels[2]])
+    # two, not one: a tiny RT-DETR computes other gradients, of a million, in a batch of one
+    wanted, slopes = loss_and_gradients(model, images[[1, 3]], [labels[1], labels[3]])
+    torch.testing.assert_close(task, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, wanted, rtol=1e-4, atol=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, slopes.get(name, 0 * value), rtol=2e-3, atol=2e-5, msg=name)
+    # without a label of either kind both are 0, with a gradient of 0
+    task, second, gradients = run_pseudo(model, images, [None] * 4, [None] * 4)
+    assert task == second == 0 and gradients and not any(value.any() for value in gradients.values())
+    task, second, _ = run_pseudo(model, images, [None] * 4, pseudo)
+    torch.testing.assert_close(second, wanted, rtol=1e-4, atol=1e-5)
+    assert task == 0
+
+
+@pytest.mark.parametrize("make", students())
+def test_uncertain_boxes_have_no_part_in_the_loss(make: Any) -> None:
+    """With the whole picture uncertain, or all that queries predict, nothing is background."""
+    set_seed(0)
+    model = still(make())
+    images, labels = pictures(2)
+    nothing = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    found = run_labelled(model, {"pixel_values": images, "labels": labels})
+    boxes = getattr(found, "pred_boxes", None)
+    whole = torch.tensor([[0.0, 0, 1, 1]])
+    if boxes is not None:
+        centre, half = boxes[1, :, :2].detach(), boxes[1, :, 2:].detach() / 2
+        whole = torch.cat([centre - half, centre + half], 1)
+    given = [labels[0], None]
+    _, background, _ = run_pseudo(model, images, given, [None, pseudo_labels(nothing)])
+    _, without, gradients = run_pseudo(model, images, given, [None, pseudo_labels(nothing, whole)])
+    assert without < background
+    last = [name for name in gradients if ("cls_logits" in name or "class_labels_classifier" in name)]
+    assert not any(gradients[name].any() for name in last)
+
+
+def test_faster_rcnn_cannot_leave_uncertain_boxes_out() -> None:
+    images, labels = pictures(2)
+    with pytest.raises(InputError, match="got the head faster_rcnn"):
+        run_labelled(
+            detector("faster_rcnn_resnet"),
+            {"pixel_values": images, "labels": [labels[0], None]},
+            [None, pseudo_labels(labels[1])],
+        )
