@@ -8,8 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cankd_hf.data.detection.mixing import boxes_below, boxes_pasted
 from cankd_hf.errors import InputError
 from cankd_hf.teachers.teacher import TeacherOutput
+
+NO_OBJECT = -20.0  # logit of a class that is certainly not there
 
 
 def mix_outputs(
@@ -33,13 +36,34 @@ def mix_outputs(
 
 
 def _mixed(name: str, output: TeacherOutput, mix: Tensor, size: tuple[int, int]) -> TeacherOutput:
-    if output.dense is not None or (output.logits is not None and output.logits.ndim != 4):
+    if output.logits is not None and output.logits.ndim != 4:
         raise InputError(
             f"data.strong.cutmix: expected maps or logits [B, K, H, W] of the teacher {name}, whose logits have no "
             "place in the picture; set it to 0"
         )
     logits = None if output.logits is None else mix_map(output.logits, mix, size)
-    return replace(output, maps=[mix_map(one, mix, size) for one in output.maps], logits=logits)
+    dense = None if output.dense is None else mix_dense(output.dense, mix, size)
+    return replace(output, maps=[mix_map(one, mix, size) for one in output.maps], logits=logits, dense=dense)
+
+
+def mix_dense(dense: Mapping[str, Tensor], mix: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """A dense detector's predictions for mixed pictures: at each anchor that for the pasted picture, if its box comes
+    along; else that for the picture below, if its box stays; else no object. See `boxes_below`."""
+    mix = mix.to(dense["boxes"].device)
+    sides = mix.new_tensor([size[1], size[0]] * 2)
+    rectangle = (mix[:, [2, 1, 4, 3]] / sides)[:, None].to(dense["boxes"].dtype)
+    partner = mix[:, 0].clamp(min=0)
+    own, stays = boxes_below(dense["boxes"], rectangle)
+    pasted, comes = boxes_pasted(dense["boxes"][partner], rectangle)
+    mixed = mix[:, :1] >= 0
+    comes, stays = comes & mixed, stays | ~mixed
+    made = {
+        name: torch.where(comes if value.ndim == 2 else comes[..., None], value[partner], value)
+        for name, value in dense.items()
+    }
+    made["boxes"] = torch.where(comes[..., None], pasted, torch.where(mixed[..., None], own, dense["boxes"]))
+    made["class_logits"] = made["class_logits"].masked_fill(~(comes | stays)[..., None], NO_OBJECT)
+    return made
 
 
 def mix_map(values: Tensor, mix: Tensor, size: tuple[int, int]) -> Tensor:
