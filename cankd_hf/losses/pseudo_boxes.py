@@ -96,7 +96,7 @@ class PseudoBoxesLoss(DistillationLoss):
             boxes, classes = found["boxes"][row].float(), found["labels"][row]
             if not mine.any():  # waits for the device, as the losses of detectors do
                 continue
-            chosen.index_add_(0, classes[mine], chosen.new_ones(1).expand(int(mine.sum())))
+            chosen += classes[mine].bincount(minlength=self.size)
             made[row] = {
                 "class_labels": classes[mine],
                 "boxes": box_convert(boxes[mine], "xyxy", "cxcywh"),
