@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.losses import FocalGlobalLoss
 from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss, detections_in
 
 Labels = list[dict[str, Tensor] | None]
@@ -107,3 +108,13 @@ def test_options_are_checked() -> None:
         PseudoBoxesLoss(3, share=0.0)
     with pytest.raises(InputError, match="gives no boxes"):
         detections_in(None, None, 3)
+
+
+def test_focal_global_takes_an_image_without_labels_as_one_region() -> None:
+    """Not as one without objects, which would be background alone."""
+    loss = FocalGlobalLoss(4).eval()
+    student, teacher = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 8)
+    label = {"boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}
+    parts = loss(student[:1], teacher[:1], labels=[label]) + loss(student[1:], teacher[1:])
+    torch.testing.assert_close(loss(student, teacher, labels=[label, None]), parts / 2)
+    torch.testing.assert_close(loss(student, teacher, labels=[None, None]), loss(student, teacher))
