@@ -17,6 +17,7 @@ from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded, students_seed
 from cankd_hf.data.common.streams import StreamDataset
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
+from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -47,6 +48,11 @@ class SeededDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The present epoch."""
+        return int(self._epoch)
+
     def __getattr__(self, name: str) -> Any:
         """What else the data set has, such as `column_names`; nothing by which a loader would read it directly."""
         if name.startswith("_") or name == "dataset":
@@ -57,7 +63,8 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        epoch, number = int(self._epoch), _number(index)
+        index, epoch = index if isinstance(index, Visit) else (index, self.epoch)
+        number = _number(index)
         view = epoch  # of geometry and weak augmentation
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
         with (
@@ -69,8 +76,12 @@ class SeededDataset(Dataset):
     def torch_only(self) -> bool:
         """Whether samples take no random numbers but torch's: what this package reads, transformed by its transforms.
         It is asked for each sample, as the transform may be replaced."""
-        return type(self.dataset) is ImageDataset and all(
-            type(part).__module__.startswith("cankd_hf.") for part in (self.dataset.source, self.dataset.transform)
+        own = self.dataset
+        parts = (own.labelled, own.unlabelled) if type(own) is WithUnlabelled else (own,)
+        return all(
+            type(part) is ImageDataset
+            and all(type(inner).__module__.startswith("cankd_hf.") for inner in (part.source, part.transform))
+            for part in parts
         )
 
 
@@ -177,6 +188,8 @@ def unnormalized(dataset: Any) -> Any:
         made = copy.copy(dataset)
         made.transform = Unnormalized(transform)
         return made
+    if type(dataset) is WithUnlabelled:
+        return WithUnlabelled(unnormalized(dataset.labelled), unnormalized(dataset.unlabelled), dataset.ratio)
     if type(dataset) in (SeededDataset, SeededStream, SizedSeededStream):
         made = copy.copy(dataset)
         made.dataset = unnormalized(dataset.dataset)
