@@ -66,7 +66,7 @@ class PseudoBoxesLoss(DistillationLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, **extras: Any) -> Tensor:
         """Raises `TypeError`: see `choose`; the value is the student's own loss."""
-        raise TypeError("PseudoBoxesLoss: compares no tensors; its value is the student's loss on the boxes it chooses")
+        raise TypeError("PseudoBoxesLoss: compares no tensors; its value is the student's loss on what it chooses")
 
     @torch.no_grad()
     def choose(

@@ -113,9 +113,9 @@ class DenseDetector(nn.Module):
     def forward(
         self, maps: Maps, images: ImageList, targets: Targets | None, dense: Boxes | None = None
     ) -> tuple[Losses, list[Boxes]]:
-        """Losses of the images that have targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
-        and each image's size without padding. With a dictionary `dense` the predictions at all anchors go there, in
-        the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, and `quality` [B, A],
+        """Losses of the images that have targets, detections in eval mode. `images` hold the padded size, as a
+        tensor's shape, and each image's size without padding. With a dictionary `dense` the predictions at all anchors
+        go there, in the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, and `quality` [B, A],
         the logit of the centre-ness, from a head that predicts it."""
         rows = labelled(targets)
         if rows is not None and self.training and dense is None:  # nobody reads what is predicted for the others
@@ -283,15 +283,16 @@ class FasterRCNNDetector(FasterRCNN):
         if targets is not None and (rows := labelled(targets)) is not None:
             losses, found = self.forward(*some(maps, images, targets, rows))
             return losses, found if self.training else self.forward(maps, images, None)[1]
+        known = None
         if targets is not None:  # 0 is the background here
-            targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets if t is not None]
+            known = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets if t is not None]
         device = maps[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=not self.training):
             if not self.training:
                 torch.manual_seed(0)
-            proposals, losses = self._propose(maps, images, targets)
-            if targets is not None:
-                losses.update(self._box_losses(maps, images, proposals, targets))
+            proposals, losses = self._propose(maps, images, known)
+            if known is not None:
+                losses.update(self._box_losses(maps, images, proposals, known))
         if self.training:
             return losses, []
         logits, regression = self._classify(maps, images, proposals)
