@@ -144,6 +144,9 @@ def with_read(
         shape.levels,
         teacher.logits_shape(image_size) if "logits" in read else None,
         teacher.dense_shape(image_size) if "dense" in read else None,
+        teacher.queries_shape(image_size) if "queries" in read else None,
+        teacher.without_logits() if read - {"maps"} else "",
+        teacher,
     )
 
 

@@ -17,6 +17,7 @@ from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
+from cankd_hf.tasks.base import class_labels
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.callbacks import EpochSetter, GracefulStopCallback
@@ -216,7 +217,7 @@ class CanKDTrainer(
             if self.args.channels_last:
                 teacher.to(memory_format=torch.channels_last)
             read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
-            teacher.reads_logits, teacher.reads_dense = "logits" in read, "dense" in read
+            teacher.read(read, class_labels(self.distiller.student))
 
     # Steps
 

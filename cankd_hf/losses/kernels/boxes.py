@@ -15,5 +15,11 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     return shared / union.clamp_min(EPS) - (hull - union) / hull.clamp_min(EPS)
 
 
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes `[..., 4]` as centre x, centre y, width and height -> as corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).prod(-1)

@@ -115,8 +115,8 @@ class DenseDetector(nn.Module):
     ) -> tuple[Losses, list[Boxes]]:
         """Losses of the images that have targets, detections in eval mode. `images` hold the padded size, as a
         tensor's shape, and each image's size without padding. With a dictionary `dense` the predictions at all anchors
-        go there, in the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, and `quality` [B, A],
-        the logit of the centre-ness, from a head that predicts it."""
+        go there, in the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, `centres`
+        [A, 2] of the anchors, and `quality` [B, A], the logit of the centre-ness, from a head that predicts it."""
         rows = labelled(targets)
         if rows is not None and self.training and dense is None:  # nobody reads what is predicted for the others
             maps, images, targets, rows = *some(maps, images, targets or [], rows), None
@@ -147,9 +147,14 @@ class DenseDetector(nn.Module):
     def predictions(self, outputs: Boxes, anchors: list[Tensor]) -> Boxes:
         """What the head says at every anchor; those of all images are the same, because they are of one size."""
         made = {"class_logits": outputs["cls_logits"], "boxes": self.decode(outputs["bbox_regression"], anchors[0])}
+        made["centres"] = self.centres(anchors[0])
         if "bbox_ctrness" in outputs:
             made["quality"] = outputs["bbox_ctrness"][..., 0]
         return made
+
+    def centres(self, anchors: Tensor) -> Tensor:
+        """The centres [A, 2] of the anchors of one image, x and y in pixels."""
+        return (anchors[:, :2] + anchors[:, 2:]) / 2
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """The boxes [B, A, 4] of a regression [B, A, ...] from the anchors of one image."""
@@ -241,6 +246,9 @@ class RepPointsDetector(DenseDetector):
     def anchor_generator(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
         """For each image the same: centre and stride of every cell, `[A, 3]`."""
         return [cell_centres(maps, self.strides)] * len(images.image_sizes)
+
+    def centres(self, anchors: Tensor) -> Tensor:
+        return anchors[:, :2]
 
     def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         cells = anchors[0]

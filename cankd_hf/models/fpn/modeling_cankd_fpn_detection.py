@@ -48,8 +48,8 @@ class FPNObjectDetectionOutput(ModelOutput):
         hidden_states: the neck's maps, fine to coarse, if requested.
         attentions: the backbone's attention maps, if requested and it has any.
         dense: if requested, of the head of a dense detector: `class_logits` `[B, A, K]` of all A anchors, their
-            `boxes` `[B, A, 4]` (corners in 0..1) and, if the head predicts it, `quality` `[B, A]`, the logit of the
-            centre-ness.
+            `boxes` `[B, A, 4]` (corners in 0..1), the `centres` of the anchors `[A, 2]` (x and y in 0..1) and, if the
+            head predicts it, `quality` `[B, A]`, the logit of the centre-ness.
     """
 
     loss: Tensor | None = None
@@ -174,7 +174,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
                     output.loss = output.loss.masked_fill(self.faulty(known), torch.nan)
             if dense:
                 scale = torch.tensor([extent[1], extent[0]] * 2).to(dense["boxes"].device, non_blocking=True)
-                output.dense = {**dense, "boxes": dense["boxes"] / scale}
+                output.dense = {**dense, "boxes": dense["boxes"] / scale, "centres": dense["centres"] / scale[:2]}
             elif not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
         for name, value in extras.items():  # the last of a tuple
