@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,7 @@ class PseudoBoxesLoss(DistillationLoss):
         floor: the lowest score of an uncertain detection; no label has a lower one.
     """
 
-    reads: ClassVar[Literal["maps", "logits", "dense"]] = "boxes"  # type: ignore[assignment]
+    reads = "boxes"
     paper = "2206.06608"
     citation = (
         "@inproceedings{chen2022labelmatch, title={Label Matching Semi-Supervised Object Detection}, author={Chen, "
@@ -125,8 +125,8 @@ class PseudoBoxesLoss(DistillationLoss):
         told = (got < RARE * wanted) & (self.expected(self.images[1]) >= 5)
         return [int(index) for index in told.nonzero()[:, 0]]
 
-    def told(self) -> dict[str, Tensor]:
-        """For the log: labels for each unlabelled image, and the lowest and highest threshold."""
+    def report(self, *given: Any, **extras: Any) -> dict[str, Tensor]:
+        """`boxes_an_image`: labels for each unlabelled image so far; and the lowest and the highest threshold."""
         least = self.thresholds() / BINS
         return {
             "boxes_an_image": self.chosen.sum() / self.images[1].clamp_min(1),

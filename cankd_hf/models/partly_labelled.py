@@ -262,15 +262,10 @@ def _losses_of(
 
 
 def _nothing(device: torch.device) -> dict[str, Tensor]:
-    return {
-        "boxes": torch.zeros(0, 4, device=device),
-        "labels": torch.zeros(0, dtype=torch.int64, device=device),
-    }
+    return {"boxes": torch.zeros(0, 4, device=device), "labels": torch.zeros(0, dtype=torch.int64, device=device)}
 
 
-def _certain_logits(
-    logits: Tensor, anchors: Tensor, targets: Sequence[Label], unsure: Sequence[Tensor]
-) -> Tensor:
+def _certain_logits(logits: Tensor, anchors: Tensor, targets: Sequence[Label], unsure: Sequence[Tensor]) -> Tensor:
     """Class logits [B, A, K] without gradient where an anchor's centre lies in an uncertain box and in no labelled
     one. All boxes are corners in pixels; anchors are boxes [A, 4], or centre and stride [A, 3]."""
     centres = anchors[:, :2] if anchors.shape[1] == 3 else (anchors[:, :2] + anchors[:, 2:]) / 2

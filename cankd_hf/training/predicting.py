@@ -26,10 +26,12 @@ from cankd_hf.features.grids import class_count, logits_of, resize_map
 from cankd_hf.features.taps import Level
 from cankd_hf.losses.base import DistillationLoss, LogitsLoss, Seen
 from cankd_hf.losses.cross_head import CrossHeadLoss
+from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.connecting import Connected, ConnectingModule, seen_cells
 from cankd_hf.training.crossing import Crossing
 from cankd_hf.training.placing import Placed, TeacherShape, loss_class, reads
+from cankd_hf.training.pseudo import check_boxes, told, value_of
 
 PREDICTIONS = {"dense": "a dense detector's predictions", "queries": "a DETR-like detector's queries"}
 
@@ -206,9 +208,12 @@ def _resized(logits: Tensor, valid: Tensor | None, size: tuple[int, int]) -> Ten
     return resize_map(logits * some, size) / resize_map(some, size).clamp_min(1e-3)
 
 
-def asked_of_student(student: nn.Module, teachers: Mapping[str, TeacherOutput] | None) -> dict[str, Any]:
+def asked_of_student(
+    student: nn.Module, teachers: Mapping[str, TeacherOutput] | None, placed: Iterable[Placed]
+) -> dict[str, Any]:
     """Further inputs of the student: for its dense predictions, where a teacher's are to be compared."""
-    dense = any(output.dense is not None for output in (teachers or {}).values())
+    names = {item.teacher for item in placed if reads(item.term) == "dense"}
+    dense = any(output.dense is not None for name, output in (teachers or {}).items() if name in names)
     return {"output_dense": True} if dense and selects_detections(student) else {}
 
 
@@ -229,6 +234,8 @@ class PredictingModule(ConnectingModule):
     def _read_predictions(self, term: LossTerm, name: str) -> tuple[int, dict[str, Any]]:
         """The number of classes that a term on logits compares, and further arguments of its loss."""
         shape = self.teachers[name]
+        if reads(term) == "boxes":
+            return check_boxes(term, self.student, name, shape), {}
         width, dimensions = check_classes(term, self.student, name, shape, self._settings[0])
         if not crosses(term):
             return width, of_head(term, self.student, dimensions)
@@ -247,6 +254,10 @@ class PredictingModule(ConnectingModule):
     ) -> Iterator[tuple[Placed, Tensor]]:
         """The unweighted value [] of each loss whose teacher is given, with gradient."""
         for item in self.placed:
+            if reads(item.term) == "boxes":
+                if (own := value_of(answers.outputs)) is not None:
+                    yield item, own
+                continue
             if item.pair is None:
                 found = compared_logits(item, answers, teachers.get(item.teacher))
             else:
@@ -271,9 +282,13 @@ def reports(placed: Iterable[Placed], answers: Answers, teachers: Mapping[str, T
         if type(item.loss).report is DistillationLoss.report:
             continue
         with torch.no_grad():
-            compared = compared_logits(item, answers, teachers.get(item.teacher))
-            told = {} if compared is None else item.loss.report(compared.student, compared.teacher, **compared.extras)
-        for key, value in told.items():
+            if isinstance(item.loss, PseudoBoxesLoss):
+                numbers = told(item.loss, named) if answers.student.training else {}
+            elif (compared := compared_logits(item, answers, teachers.get(item.teacher))) is None:
+                numbers = {}
+            else:
+                numbers = item.loss.report(compared.student, compared.teacher, **compared.extras)
+        for key, value in numbers.items():
             kind, _, label = key.partition("/")
             name = str(named.get(int(label), label)) if label else ""
             found["/".join(part for part in (kind, item.term.label, name) if part)] = value.detach().float()

@@ -83,7 +83,7 @@ def test_rare_classes_are_told() -> None:
     for _ in range(8):
         loss.choose(found([[], [(0, 0.9)]]), labels)
     assert loss.rare_classes() == [1]
-    assert float(loss.told()["boxes_an_image"]) == 1
+    assert float(loss.report()["boxes_an_image"]) == 1
 
 
 def test_detections_of_dense_predictions_and_of_queries() -> None:

@@ -116,7 +116,9 @@ class _Table:
         table = table.select_columns([*columns, *others])
         for column in columns:
             table = table.cast_column(column, Image(decode=False))
-        source = TableSource(table, columns, self.decoder, f"{self.config.path}:{name}", label, next(iter(others), None))
+        source = TableSource(
+            table, columns, self.decoder, f"{self.config.path}:{name}", label, next(iter(others), None)
+        )
         return StreamSource(table, source.decode) if self.config.streaming else source
 
 

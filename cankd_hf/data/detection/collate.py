@@ -21,8 +21,9 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
         a list of B dicts, with None for a sample without labels; none if no sample has any. Their boxes are then
-        relative to H and W, as the detectors of `transformers` expect; `size` is still that of the image without padding. Crowds come last, and
-        `singles` [n, 0, m] says by its shape, which no device needs to be asked for, how many of m objects are none.
+        relative to H and W, as the detectors of `transformers` expect; `size` is still that of the image without
+        padding. Crowds come last, and `singles` [n, 0, m] says by its shape, which no device needs to be asked for,
+        how many of m objects are none.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}

@@ -61,7 +61,9 @@ def mixed_labels(
         rectangle = torch.tensor([left / size[1], top / size[0], right / size[1], bottom / size[0]])
         own, stays = boxes_below(box_convert(label["boxes"], "cxcywh", "xyxy"), rectangle)
         pasted, comes = boxes_pasted(box_convert(other["boxes"], "cxcywh", "xyxy"), rectangle)
-        made = {key: torch.cat([label[key][stays], other[key][comes]]) for key in EACH if key in label and key in other}
+        made = {
+            key: torch.cat([label[key][stays], other[key][comes]]) for key in EACH if key in label and key in other
+        }
         made["boxes"] = box_convert(torch.cat([own[stays], pasted[comes]]), "xyxy", "cxcywh")
         mixed.append(crowds_last({**label, **made}))
     return mixed

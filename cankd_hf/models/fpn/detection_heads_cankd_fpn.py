@@ -69,9 +69,7 @@ class Anchors(AnchorGenerator):
             ]
 
 
-def some(
-    maps: Maps, images: ImageList, targets: Targets, rows: list[int]
-) -> tuple[Maps, ImageList, Targets]:
+def some(maps: Maps, images: ImageList, targets: Targets, rows: list[int]) -> tuple[Maps, ImageList, Targets]:
     """The arguments of a head for some images of the batch."""
     sizes = [images.image_sizes[row] for row in rows]
     return [rows_of(x, rows) for x in maps], ImageList(images.tensors, sizes), [targets[row] for row in rows]
