@@ -113,9 +113,10 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
             problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
-    if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
+    streamed = [key for key in ("streaming", "unlabelled_streaming") if getattr(recipe.data, key)]
+    if streamed and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
-            "data.streaming",
+            f"data.{streamed[0]}",
             "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
         )
 

@@ -17,6 +17,7 @@ from cankd_hf.data.common.batch import as_tensors
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 from cankd_hf.errors import InputError
 from cankd_hf.features.strides import deepest_stride
 from cankd_hf.tasks import Task
@@ -85,7 +86,7 @@ class FirstLook:
         kept = {}
         trained = given.get(TRAINED)
         parts = {TRAINED: trained}
-        if isinstance(trained, WithUnlabelled):
+        if isinstance(trained, WithUnlabelled | StreamWithUnlabelled):
             parts = {TRAINED: trained.labelled, UNTAUGHT: trained.unlabelled}
         for place, dataset in {**parts, **named}.items():
             samples, kept[place] = peek(dataset, args.seed, place)
@@ -97,7 +98,9 @@ class FirstLook:
                 size = _size(samples["[0]"])
         if problems:
             raise InputError(problems)
-        if trained is not None and trained is parts[TRAINED]:
+        if isinstance(trained, WithUnlabelled | StreamWithUnlabelled):
+            given[TRAINED] = type(trained)(kept[TRAINED], kept[UNTAUGHT], trained.ratio)
+        elif trained is not None:
             given[TRAINED] = kept[TRAINED]
         if evaluated is not None:
             sets = [kept[place] for place in named]

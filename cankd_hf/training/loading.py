@@ -1,8 +1,6 @@
 """The data-loading methods of `CanKDTrainer`."""
 
-import copy
 import inspect
-import logging
 from typing import Any
 
 import torch
@@ -10,18 +8,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import has_length
 
 from cankd_hf.data.common.batch import META, NORMALIZE, OF_PICTURES, Batch, BatchCollator
-from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
-
-logger = logging.getLogger(__name__)
-
-
-def is_shared_out(dataset: Any) -> bool:
-    """Whether each batch of a training set has a part of labelled and one of unlabelled images."""
-    mixed = dataset.dataset if isinstance(dataset, SeededDataset) else None
-    return isinstance(mixed, WithUnlabelled) and mixed.ratio is not None
 
 
 class LoadingMixin(TeachingTrainer):
@@ -48,8 +37,6 @@ class LoadingMixin(TeachingTrainer):
         return loader
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        if kwargs.get("is_training", False):
-            dataset = self._taught(dataset)
         collator = self.data_collator
         if isinstance(collator, BatchCollator) and collator.takes_bytes:
             dataset = unnormalized(dataset)
@@ -75,34 +62,8 @@ class LoadingMixin(TeachingTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if is_shared_out(dataset):
-            return self._mixed(dataset)
         # Samplers by length read columns of the user's data set.
         return super()._get_train_sampler(dataset.dataset if isinstance(dataset, SeededDataset) else dataset)
-
-    def _mixed(self, dataset: Any) -> MixedSampler:
-        """The order of labelled and unlabelled images.
-
-        Raises:
-            InputError: where the settings ask for an order of their own, or for batches that cannot be shared out.
-        """
-        args, strategy = self.args, self.args.train_sampling_strategy
-        if strategy not in ("random", "sequential"):
-            raise InputError(
-                f"training.train_sampling_strategy: expected random or sequential with data.unlabelled, got {strategy}"
-            )
-        batch: int = self._train_batch_size or args.train_batch_size
-        return MixedSampler(dataset, batch, args.world_size, args.dataloader_drop_last, strategy == "random")
-
-    def _taught(self, dataset: Any) -> Any:
-        """The images that are trained on: without a teacher to answer for the unlabelled ones the others alone, so
-        that not even a BatchNorm sees a difference."""
-        if not is_shared_out(dataset) or any(term.counts for term in self.distiller.objective.terms):
-            return dataset
-        logger.warning("data.unlabelled: not used, as nothing is learned from a teacher")
-        alone = copy.copy(dataset)
-        alone.dataset = dataset.dataset.labelled
-        return alone
 
     def _set_signature_columns_if_needed(self) -> None:
         """With `remove_unused_columns`, what the student takes is kept, not what the module around it names."""

@@ -52,11 +52,6 @@ class WithUnlabelled(Dataset[Any]):
         return str(self.labelled.name(index) if index < first else self.unlabelled.name(index - first))
 
 
-def with_unlabelled(labelled: Any, unlabelled: Any, ratio: float) -> Any:
-    """A training set of both; `labelled` where there is nothing else."""
-    return labelled if unlabelled is None else WithUnlabelled(labelled, unlabelled, ratio)
-
-
 def labelled_in(batch: int, ratio: float) -> int:
     """How many images of a batch are labelled.
 

@@ -18,6 +18,7 @@ from cankd_hf.data.common.seeds import derived_seed, seeded, students_seed
 from cankd_hf.data.common.streams import StreamDataset
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
 from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -118,6 +119,16 @@ class SeededStream(IterableDataset):
                 return
             yield _with_meta(sample, -1, view)
 
+    def again(self, turn: int) -> "SeededStream":
+        """The stream for a further pass within one epoch, in another order and with another augmentation."""
+        if not turn:
+            return self
+        made = copy.copy(self)
+        made.seed, made.dataset = derived_seed(self.seed, "turn", turn), copy.copy(self.dataset)
+        if hasattr(made.dataset, "set_seed"):
+            made.dataset.set_seed(made.seed)
+        return made
+
     def lazily(self) -> Iterator[Callable[[], Any]]:
         """For each sample a function that makes it, with the random state that `__iter__` would give it."""
         if not hasattr(self.dataset, "lazily"):
@@ -167,6 +178,13 @@ def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
     if dataset is None:
         return None
     seed = seed if data_seed is None else data_seed
+    if isinstance(dataset, StreamWithUnlabelled):
+        seeds = seed, derived_seed(seed, "unlabelled") % 2**32
+        labelled, unlabelled = (
+            seeded_views(half, own, None)
+            for half, own in zip((dataset.labelled, dataset.unlabelled), seeds, strict=True)
+        )
+        return StreamWithUnlabelled(labelled, unlabelled, dataset.ratio)
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed)
     if is_stream(dataset):
@@ -188,8 +206,8 @@ def unnormalized(dataset: Any) -> Any:
         made = copy.copy(dataset)
         made.transform = Unnormalized(transform)
         return made
-    if type(dataset) is WithUnlabelled:
-        return WithUnlabelled(unnormalized(dataset.labelled), unnormalized(dataset.unlabelled), dataset.ratio)
+    if type(dataset) in (WithUnlabelled, StreamWithUnlabelled):
+        return type(dataset)(unnormalized(dataset.labelled), unnormalized(dataset.unlabelled), dataset.ratio)
     if type(dataset) in (SeededDataset, SeededStream, SizedSeededStream):
         made = copy.copy(dataset)
         made.dataset = unnormalized(dataset.dataset)

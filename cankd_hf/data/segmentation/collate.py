@@ -18,7 +18,8 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
     Returns:
         `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where any sample has labels, void for those without; and
         `label_sizes` [B, 2] (height, width of each mask) where the masks differ in size from one another and from
-        their images, so that each is scored on its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
+        their images, so that each is scored on its own grid. Where images are not resized, both are padded alike and
+        need no `label_sizes`.
         These are an array, which stays on the host when a batch moves, so that no accelerator is waited for.
     """
     images = [sample["pixel_values"] for sample in samples]

@@ -1,0 +1,116 @@
+"""Training with unlabelled images: which of them are used, in which order, and how strongly they are augmented."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Sampler
+
+from cankd_hf.data.common.batch import BatchCollator
+from cankd_hf.data.common.strong import Strong
+from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled, labelled_in
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
+from cankd_hf.data.common.views import SeededDataset
+from cankd_hf.errors import InputError
+from cankd_hf.training.base import TeachingTrainer
+
+logger = logging.getLogger(__name__)
+# Narrow nets gain little from strong augmentation, or lose by it (ImageNet+ of 2303.08983: MobileNetV2-0.25, 1.5M
+# parameters, -0.5; V3-S, 2.5M, +1.1).
+SMALL, SPARED = 2_000_000, 0.5
+
+
+def is_shared_out(dataset: Any) -> bool:
+    """Whether each batch of a training set has a part of labelled and one of unlabelled images."""
+    mixed = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+    if isinstance(mixed, StreamWithUnlabelled):
+        return True
+    return isinstance(mixed, WithUnlabelled) and mixed.ratio is not None
+
+
+class UnlabelledMixin(TeachingTrainer):
+    """Methods of `CanKDTrainer` for images that only a teacher labels."""
+
+    def _prepare_unlabelled(self, collator: BatchCollator, deepest: float) -> None:
+        """Sets the strength of the augmentation by the student, and the steps in which its pictures are cut.
+
+        Raises:
+            InputError: for batches that cannot be shared out, or are too small to be mixed.
+        """
+        collator.stride = self.distiller.coarsest_stride or round(deepest)
+        dataset: Any = self.train_dataset
+        halves = {"labelled": dataset}
+        batch = self.args.train_batch_size
+        sizes = {"labelled": batch}
+        if is_shared_out(dataset) and self._learns_from_teachers():
+            mixed = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+            halves = {"labelled": mixed.labelled, "unlabelled": mixed.unlabelled}
+            own = labelled_in(batch, mixed.ratio)
+            sizes = {"labelled": own, "unlabelled": batch - own}
+            if isinstance(dataset, SeededDataset):
+                self._mixed(dataset)
+        for name, half in halves.items():
+            for strong in _strong(half):
+                small = self.student.num_parameters() < SMALL
+                if strong.config.strength is None:
+                    strong.set_strength(SPARED if small else 1.0)
+                if strong.config.cutmix and sizes[name] < 2:
+                    raise InputError(
+                        f"data.strong.cutmix: expected at least 2 {name} images in a batch of one process, which are "
+                        f"mixed with each other, got {sizes[name]}; enlarge it, or set it to 0"
+                    )
+
+    def _learns_from_teachers(self) -> bool:
+        return any(term.counts for term in self.distiller.objective.terms)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        if kwargs.get("is_training", False):
+            dataset = self._taught(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, SeededDataset) and is_shared_out(dataset):
+            return self._mixed(dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _mixed(self, dataset: Any) -> MixedSampler:
+        """The order of labelled and unlabelled images.
+
+        Raises:
+            InputError: where the settings ask for an order of their own, or for batches that cannot be shared out.
+        """
+        args, strategy = self.args, self.args.train_sampling_strategy
+        if strategy not in ("random", "sequential"):
+            raise InputError(
+                f"training.train_sampling_strategy: expected random or sequential with data.unlabelled, got {strategy}"
+            )
+        batch: int = self._train_batch_size or args.train_batch_size
+        return MixedSampler(dataset, batch, args.world_size, args.dataloader_drop_last, strategy == "random")
+
+    def _taught(self, dataset: Any) -> Any:
+        """The images that are trained on: without a teacher to answer for the unlabelled ones the others alone, so
+        that not even a BatchNorm sees a difference."""
+        if not is_shared_out(dataset) or self._learns_from_teachers():
+            return dataset
+        logger.warning("data.unlabelled: not used, as nothing is learned from a teacher")
+        if isinstance(dataset, StreamWithUnlabelled):
+            return dataset.labelled
+        alone = copy.copy(dataset)
+        alone.dataset = dataset.dataset.labelled
+        return alone
+
+
+def _strong(half: Any) -> Iterator[Strong]:
+    """The strong augmentation of a data set of ours, if it has one."""
+    while half is not None:
+        strong = getattr(getattr(half, "transform", None), "strong", None)
+        if isinstance(strong, Strong):
+            yield strong
+            return
+        if isinstance(half, WithUnlabelled):
+            for part in (half.labelled, half.unlabelled):
+                yield from _strong(part)
+            return
+        half = getattr(half, "dataset", None)
