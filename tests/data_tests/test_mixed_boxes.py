@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torchvision.ops import box_convert
 
@@ -95,3 +96,27 @@ def test_dense_predictions_are_mixed_by_their_boxes_as_labels_are() -> None:
     there = mixed["class_logits"][0].amax(-1) > -19
     kept = {place % 100 for place in wanted["class_labels"].tolist()}
     assert {place for place, seen in enumerate(there.tolist()) if seen} == kept
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_queries_are_mixed_as_labels_are(softmax: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.cat([torch.rand(2, 30, 2, generator=generator), torch.full((2, 30, 2), 0.1)], -1)
+    logits = torch.randn(2, 30, 4, generator=generator)
+    plan = [(1, 32, 32, 64, 64), (-1, 0, 0, 0, 0)]
+    output = TeacherOutput([], logits=logits, queries={"class_logits": logits, "boxes": centres})
+    mixed = mix_outputs({"t": output}, torch.tensor(plan), SIZE, ["t"] if softmax else [])["t"].queries
+    assert mixed is not None and mixed["boxes"].shape == (2, 60, 4)
+    labels = [{"class_labels": torch.arange(30) + 30 * row, "boxes": one} for row, one in enumerate(centres)]
+    wanted = mixed_labels(labels, plan, SIZE)[0]
+    assert wanted is not None
+    kept = wanted["class_labels"].tolist()
+    assert min(kept) < 30 <= max(kept)
+    torch.testing.assert_close(mixed["boxes"][0, kept], wanted["boxes"])
+    torch.testing.assert_close(mixed["class_logits"][0, kept], logits.flatten(0, 1)[kept])
+    others = [place for place in range(60) if place not in kept]
+    empty = (
+        mixed["class_logits"][0, others].softmax(-1)[:, :-1] if softmax else mixed["class_logits"][0, others].sigmoid()
+    )
+    assert (empty < 1e-6).all()
+    torch.testing.assert_close(mixed["class_logits"][1, :30], logits[1])

@@ -81,7 +81,7 @@ def load_detection(
         lambda: catalog.labels.check_names(config, "cat") if need_labels else None,
         lambda: by_role(config, catalog, splits),
     )
-    if config.unlabelled == ROWS:
+    if config.unlabelled == ROWS and UNLABELLED in sources:
         source, train = sources["train"]
         sources["train"] = source, sorted({*train} - {*sources[UNLABELLED][1]})
     config = replace(config, strong=config.strong.for_task("boxes"))
