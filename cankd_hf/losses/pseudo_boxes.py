@@ -8,15 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
 
-from cankd_hf.errors import InputError
 from cankd_hf.losses.base import DistillationLoss, at_most_one
 
 BINS = 1000  # of the histograms of scores
-MOST = 100  # detections of an image
-CANDIDATES = 1000  # of a dense detector, before those that overlap are suppressed
-OVERLAP = 0.6  # of two boxes of a class, above which the weaker one is suppressed
 SMALLEST = 1e-3  # side of a box, as a fraction of the picture's
 RARE = 0.1  # a class whose part of the chosen boxes is below this part of its prior is told
 Found = Mapping[str, Tensor]  # scores [B, M], labels [B, M], boxes [B, M, 4] as corners in 0..1
@@ -99,7 +94,7 @@ class PseudoBoxesLoss(DistillationLoss):
             chosen += classes[mine].bincount(minlength=self.size)
             made[row] = {
                 "class_labels": classes[mine],
-                "boxes": box_convert(boxes[mine], "xyxy", "cxcywh"),
+                "boxes": torch.cat([boxes[mine].unflatten(1, (2, 2)).mean(1), boxes[mine, 2:] - boxes[mine, :2]], 1),
                 "uncertain": boxes[usable[row] & ~mine],
             }
         expected = self.expected(len(bare))
@@ -162,41 +157,3 @@ def _over_processes(value: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(value)
     return value
-
-
-@torch.no_grad()
-def detections_in(dense: Mapping[str, Tensor] | None, queries: Mapping[str, Tensor] | None, classes: int) -> Found:
-    """The detections in a teacher's predictions, best first; a score of 0 is none.
-
-    Args:
-        dense: of a dense detector, see `FPNObjectDetectionOutput`: `class_logits` [B, A, K], `boxes` [B, A, 4]
-            (corners in 0..1), perhaps `quality` [B, A].
-        queries: of other detectors: `class_logits` [B, N, K], or K + 1 with a softmax, `boxes` [B, N, 4] (centre and
-            size in 0..1).
-        classes: K.
-    """
-    given = queries if dense is None else dense
-    if given is None:
-        raise InputError("pseudo_boxes: the teacher gives no boxes; take a detector, or a loss on maps")
-    logits, boxes = given["class_logits"].float(), given["boxes"].float()
-    softmax = dense is None and logits.shape[-1] == classes + 1
-    scores = logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid()
-    if dense is None:
-        boxes = box_convert(boxes, "cxcywh", "xyxy")
-    elif "quality" in dense:
-        scores = (scores * dense["quality"].float().sigmoid()[..., None]).sqrt()
-    values, places = scores.flatten(1).topk(min(MOST if dense is None else CANDIDATES, scores[0].numel()))
-    labels, rows = places % classes, places // classes
-    boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4)).clamp(0, 1)
-    if dense is None:
-        return {"scores": values, "labels": labels, "boxes": boxes}
-    # one suppression for all images: each pair of image and class is a group of its own
-    groups = labels + classes * torch.arange(len(labels), device=labels.device)[:, None]
-    kept = batched_nms(boxes.flatten(0, 1), values.flatten(), groups.flatten(), OVERLAP)
-    best = torch.zeros_like(values).flatten().index_fill_(0, kept, 1.0).view_as(values) * values
-    values, order = best.topk(min(MOST, best.shape[1]))
-    return {
-        "scores": values,
-        "labels": labels.gather(1, order),
-        "boxes": boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-    }

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.features.dense import head_activation, selects_detections
-from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss, detections_in
+from cankd_hf.features.detections import detections_in
+from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
 from cankd_hf.models.partly_labelled import PSEUDO, run_labelled
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.placing import Placed, TeacherShape

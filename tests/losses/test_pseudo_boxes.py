@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.features.detections import detections_in
 from cankd_hf.losses import FocalGlobalLoss
-from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss, detections_in
+from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
 
 Labels = list[dict[str, Tensor] | None]
 

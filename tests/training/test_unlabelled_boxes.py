@@ -73,7 +73,7 @@ def train(data: Any, kind: str, teacher: Any, folder: Path, terms: list[LossTerm
 
 
 PSEUDO = LossTerm(loss="pseudo_boxes", weight=2.0, options={"share": 1.0, "floor": 0.001})
-MAPS = LossTerm(loss="mse", weight=0.1)
+MAPS = LossTerm(loss="mse", weight=0.1, pairs=[[0, 0]])
 
 
 @pytest.mark.parametrize(
