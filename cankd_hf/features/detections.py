@@ -17,8 +17,8 @@ OVERLAP = 0.6  # of two boxes of a class, above which the weaker one is suppress
 def detections_in(
     dense: Mapping[str, Tensor] | None, queries: Mapping[str, Tensor] | None, classes: int
 ) -> dict[str, Tensor]:
-    """Of each image the best, in that order: `scores` [B, M], 0 for none, `labels` [B, M] and `boxes` [B, M, 4], corners
-    in 0..1.
+    """Of each image the best, in that order: `scores` [B, M], 0 for none, `labels` [B, M] and `boxes` [B, M, 4]
+    (corners in 0..1).
 
     Args:
         dense: of a dense detector, see `FPNObjectDetectionOutput`: `class_logits` [B, A, K], `boxes` [B, A, 4]

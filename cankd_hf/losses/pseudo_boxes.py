@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,18 @@ from cankd_hf.losses.base import DistillationLoss, at_most_one
 
 BINS = 1000  # of the histograms of scores
 SMALLEST = 1e-3  # side of a box, as a fraction of the picture's
+TOLD = 20  # classes at most that the log tells of one by one
 RARE = 0.1  # a class whose part of the chosen boxes is below this part of its prior is told
 Found = Mapping[str, Tensor]  # scores [B, M], labels [B, M], boxes [B, M, 4] as corners in 0..1
 PseudoLabels = dict[str, Tensor]  # class_labels [n], boxes [n, 4] (centre, size), uncertain [m, 4] (corners)
+
+
+class Chosen(NamedTuple):
+    """What is chosen for a batch."""
+
+    labels: list[PseudoLabels | None]  # of each image; None for those that have their own or get none
+    factor: Tensor  # of the loss []
+    part: Tensor  # [], of this process in the images with such labels, times the number of processes
 
 
 class PseudoBoxesLoss(DistillationLoss):
@@ -64,17 +73,12 @@ class PseudoBoxesLoss(DistillationLoss):
         raise TypeError("PseudoBoxesLoss: compares no tensors; its value is the student's loss on what it chooses")
 
     @torch.no_grad()
-    def choose(
-        self, found: Found, labels: Sequence[Mapping[str, Tensor] | None]
-    ) -> tuple[list[PseudoLabels | None], Tensor]:
+    def choose(self, found: Found, labels: Sequence[Mapping[str, Tensor] | None]) -> Chosen:
         """Labels for the images that have none.
 
         Args:
             found: the teacher's detections in all images.
             labels: of the images; None for those without.
-
-        Returns:
-            For each image its labels, None for those that have their own or get none; and the factor [] of the loss.
         """
         bare = [row for row, label in enumerate(labels) if label is None]
         bins = (found["scores"].float() * BINS).long().clamp(0, BINS - 1)
@@ -97,12 +101,13 @@ class PseudoBoxesLoss(DistillationLoss):
                 "boxes": torch.cat([boxes[mine].unflatten(1, (2, 2)).mean(1), boxes[mine, 2:] - boxes[mine, :2]], 1),
                 "uncertain": boxes[usable[row] & ~mine],
             }
-        expected = self.expected(len(bare))
-        both = _over_processes(torch.stack([chosen, expected]))
+        rows = chosen.new_tensor([sum(one is not None for one in made), 1.0])
+        every = _over_processes(torch.cat([chosen, self.expected(len(bare)).sum()[None], rows]))
+        got, wanted, images, processes = every[: self.size], every[self.size], *every[-2:]
         if self.training:
-            self.chosen += both[0]
-        got, wanted = both.sum(1)
-        return made, (got / wanted.clamp_min(1e-6)).clamp(max=1)
+            self.chosen += got
+        factor = (got.sum() / wanted.clamp_min(1e-6)).clamp(max=1)
+        return Chosen(made, factor, rows[0] * processes / images.clamp_min(1))
 
     def expected(self, images: int | Tensor) -> Tensor:
         """The number of labels of each class [K] that so many unlabelled images should get."""
@@ -121,13 +126,16 @@ class PseudoBoxesLoss(DistillationLoss):
         return [int(index) for index in told.nonzero()[:, 0]]
 
     def report(self, *given: Any, **extras: Any) -> dict[str, Tensor]:
-        """`boxes_an_image`: labels for each unlabelled image so far; and the lowest and the highest threshold."""
+        """Of all images so far: `boxes_an_image`, labels for each without; the lowest and the highest threshold; and
+        `kept/0`, `kept/1`, ...: labels of a class for each that was asked for; of up to 20 classes."""
         least = self.thresholds() / BINS
-        return {
+        told = {
             "boxes_an_image": self.chosen.sum() / self.images[1].clamp_min(1),
             "lowest_threshold": least.amin(),
             "highest_threshold": least.amax(),
         }
+        kept = self.chosen / self.expected(self.images[1])  # NaN where none is asked for, which logs leave out
+        return told | ({f"kept/{index}": value for index, value in enumerate(kept)} if self.size <= TOLD else {})
 
     def _observe(
         self,

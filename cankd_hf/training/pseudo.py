@@ -15,6 +15,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.features.dense import head_activation, selects_detections
 from cankd_hf.features.detections import detections_in
 from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.partly_labelled import PSEUDO, run_labelled
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.placing import Placed, TeacherShape
@@ -60,13 +61,20 @@ def run_student(
 ) -> Any:
     """The student's output for its `inputs`; in training with a `pseudo_boxes` term also its loss on those boxes."""
     labels, item = inputs.get("labels"), _with_boxes(placed, teachers)
-    if item is None or not student.training or not isinstance(labels, Sequence):
+    if item is None or not student.training:
         return run_labelled(student, inputs)
+    if not isinstance(labels, Sequence):
+        raise InputError(
+            f"{item.place}: expected labelled images in every batch, by which boxes are counted, and the student's own "
+            "loss; set a task_weight above 0, and leave compute_loss_func out"
+        )
     loss, output = item.loss, (teachers or {})[item.teacher]
     assert isinstance(loss, PseudoBoxesLoss)
-    chosen, factor = loss.choose(detections_in(output.dense, output.queries, loss.size), labels)
-    outputs = run_labelled(student, inputs, chosen)
-    outputs[PSEUDO] = outputs[PSEUDO] * factor
+    chosen = loss.choose(detections_in(output.dense, output.queries, loss.size), labels)
+    outputs = run_labelled(student, inputs, chosen.labels)
+    # our heads divide by what this process has, those of transformers by the mean over the processes
+    part = chosen.part if isinstance(student, FPNForObjectDetection) else 1.0
+    outputs[PSEUDO] = outputs[PSEUDO] * chosen.factor * part
     return outputs
 
 

@@ -33,7 +33,7 @@ def test_the_best_part_of_the_expected_objects_of_each_class_become_labels() -> 
     loss = PseudoBoxesLoss(3, share=0.5)
     labels: Labels = [labelled(0, 0, 1), labelled(0, 0), None, None]
     scores = [(0, 0.9), (0, 0.4), (1, 0.8), (2, 0.99), (0, 0.02)]
-    made, factor = loss.choose(found([[], [], scores, [(0, 0.6), (0, 0.3), (1, 0.2)]]), labels)
+    made, factor, part = loss.choose(found([[], [], scores, [(0, 0.6), (0, 0.3), (1, 0.2)]]), labels)
     assert made[0] is made[1] is None  # these have labels of their own
     # two of class 0 are expected, half a one of class 1, none of class 2
     third, fourth = made[2], made[3]
@@ -50,7 +50,7 @@ def test_thresholds_are_those_of_all_images_so_far() -> None:
     labels: Labels = [labelled(0), None]
     kept = [loss.choose(found([[], [(0, score)]]), labels)[0][1] for score in (0.3, 0.9, 0.5)]
     assert all(one is not None for one in kept)  # one object in each image, and so are the detections
-    crowded, _ = loss.choose(found([[], [(0, 0.2), (0, 0.95), (0, 0.6)]]), labels)
+    crowded, *_ = loss.choose(found([[], [(0, 0.2), (0, 0.95), (0, 0.6)]]), labels)
     assert crowded[1] is not None and len(crowded[1]["boxes"]) == 2 and len(crowded[1]["uncertain"]) == 1
     assert loss.thresholds()[0] == 301  # of six detections the best four
     before = {name: value.clone() for name, value in loss.named_buffers()}
@@ -62,12 +62,12 @@ def test_thresholds_are_those_of_all_images_so_far() -> None:
 def test_an_image_without_a_sure_box_is_left_out_and_few_boxes_weigh_little() -> None:
     loss = PseudoBoxesLoss(1, share=1.0)
     labels: Labels = [labelled(0), None, None]
-    made, factor = loss.choose(found([[], [], []]), labels)
+    made, factor, part = loss.choose(found([[], [], []]), labels)
     assert made == [None, None, None] and factor == 0
-    made, factor = loss.choose(found([[], [(0, 0.5)], [(0, 0.01)]]), labels)
+    made, factor, part = loss.choose(found([[], [(0, 0.5)], [(0, 0.01)]]), labels)
     assert made[1] is not None and made[2] is None
-    assert factor == 0.5  # one box, where two are expected
-    made, factor = loss.choose(found([[(0, 0.9)]]), [labelled(0)])
+    assert factor == 0.5 and part == 1  # one box, where two are expected
+    made, factor, part = loss.choose(found([[(0, 0.9)]]), [labelled(0)])
     assert made == [None]
 
 
@@ -84,7 +84,9 @@ def test_rare_classes_are_told() -> None:
     for _ in range(8):
         loss.choose(found([[], [(0, 0.9)]]), labels)
     assert loss.rare_classes() == [1]
-    assert float(loss.report()["boxes_an_image"]) == 1
+    told = loss.report()
+    assert told["boxes_an_image"] == told["kept/0"] == 1 and told["kept/1"] == 0
+    assert "kept/0" not in PseudoBoxesLoss(21).report()
 
 
 def test_detections_of_dense_predictions_and_of_queries() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import set_seed
 
 from cankd_hf.config.data import DataConfig, StrongConfig
@@ -19,9 +20,12 @@ from cankd_hf.tasks import DetectionTask, TaskData
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.trainer import CanKDTrainer
+from tests.processes import run_two
 
 from .detection_folders import NAMES, write_boxes
+from .detector_trainers import taught_trainer
 from .native_detector_configs import RESNET, config
+from .tiny_trainers import largest_difference, weights
 
 SIZE = [64, 96]
 GIVEN: dict[str, Any] = {
@@ -81,10 +85,15 @@ MAPS = LossTerm(loss="mse", weight=0.1, pairs=[[0, 0]])
     [
         ("fcos", "fcos"),
         ("rt_detr", "fcos"),
-        pytest.param("fcos", "deformable_detr"),
         *[
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (("retinanet", "fcos"), ("reppoints", "rt_detr"), ("detr", "rt_detr"), ("yolos", "fcos"))
+            for pair in (
+                ("fcos", "deformable_detr"),
+                ("retinanet", "fcos"),
+                ("reppoints", "rt_detr"),
+                ("detr", "rt_detr"),
+                ("yolos", "fcos"),
+            )
         ],
     ],
 )
@@ -98,6 +107,7 @@ def test_a_batch_of_both_halves(student: str, teacher: str, folder: Path, tmp_pa
     assert len(logged) == 2 and all(math.isfinite(entry["loss"]) for entry in logged)
     assert logged[-1]["loss_pseudo_boxes"] > 0 and logged[-1]["loss_mse"] > 0
     assert logged[-1]["boxes_an_image/pseudo_boxes"] > 0
+    assert any(name.startswith("kept/pseudo_boxes/") for name in logged[-1])
     loss = made.distiller.losses["pseudo_boxes"][0]
     assert loss.images.tolist() == [4, 4] and loss.objects.sum() > 0
     weights = dict(made.student.named_parameters())
@@ -107,11 +117,11 @@ def test_a_batch_of_both_halves(student: str, teacher: str, folder: Path, tmp_pa
 @pytest.mark.parametrize("student", ["fcos", pytest.param("rt_detr", marks=pytest.mark.slow)])
 def test_without_a_teacher_the_unlabelled_half_changes_nothing(student: str, folder: Path, tmp_path: Path) -> None:
     """Bit for bit, BatchNorm and denoising included."""
-    weights = []
+    kept = []
     for settings in ({}, others(folder)):
         made = train(load(folder, **settings), student, None, tmp_path, [], per_device_train_batch_size=2)
-        weights.append({name: value.clone() for name, value in made.student.state_dict().items()})
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+        kept.append({name: value.clone() for name, value in made.student.state_dict().items()})
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_the_task_loss_is_that_of_the_labelled_half(folder: Path, tmp_path: Path) -> None:
@@ -128,6 +138,7 @@ def test_the_task_loss_is_that_of_the_labelled_half(folder: Path, tmp_path: Path
     torch.testing.assert_close(task, alone)
 
 
+@pytest.mark.slow
 def test_thresholds_go_on_after_a_break(folder: Path, tmp_path: Path) -> None:
     teacher, settings = teacher_of("fcos"), {"max_steps": 4, "logging_steps": 4}
     whole = train(load(folder, **others(folder)), "fcos", teacher, tmp_path / "whole", [PSEUDO], **settings)
@@ -169,7 +180,9 @@ def test_maps_alone_teach_faster_rcnn_with_unlabelled_images(folder: Path, tmp_p
     assert all(math.isfinite(entry["loss"]) for entry in made.state.log_history if "loss_task" in entry)
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("fcos", "fcos"), ("rt_detr", "detr")])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("fcos", "fcos"), pytest.param("rt_detr", "detr", marks=pytest.mark.slow)]
+)
 def test_cutmix_and_all_terms_together(student: str, teacher: str, folder: Path, tmp_path: Path) -> None:
     """Dense predictions, queries and boxes follow the pictures."""
     strong = StrongConfig(on="all", cutmix=1.0)
@@ -180,3 +193,38 @@ def test_cutmix_and_all_terms_together(student: str, teacher: str, folder: Path,
     assert len(logged) == 2 and all(math.isfinite(value) for entry in logged for value in entry.values())
     batch = next(iter(made.get_train_dataloader()))
     assert (batch.meta["mix"][:, 0] >= 0).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["retinanet", "conditional_detr"])
+def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp_path: Path) -> None:
+    single = taught_trainer(tmp_path, kind, per_device_train_batch_size=8)
+    start = weights(single)
+    single.train()
+    ranks = [load_file(two / f"{kind}{rank}.safetensors") for rank in range(2)]
+    assert largest_difference(ranks[0], ranks[1]) == 0
+    assert largest_difference(start, ranks[0]) > 1e-3, "nothing moved: the test would prove nothing"
+    assert single.distiller.losses["pseudo_boxes"][0].chosen.sum() > 0
+    assert largest_difference(weights(single), ranks[0]) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left their weights."""
+    folder = tmp_path_factory.mktemp("two")
+    run_two(Path(__file__).with_name("two_processes_boxes.py"), folder)
+    return folder
+
+
+def test_boxes_need_the_students_own_loss(folder: Path, tmp_path: Path) -> None:
+    task, sets = load(folder, **others(folder))
+    made = CanKDTrainer(
+        DetectionTask(task.id2label).build_student(student_of("fcos")),
+        teacher_of("fcos"),
+        CanKDConfig(str(tmp_path), **GIVEN),
+        terms=[PSEUDO],
+        train_dataset=with_unlabelled(sets.train, sets.unlabelled, 1.0),
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.dense["boxes"].sum(),
+    )
+    with pytest.raises(InputError, match="leave compute_loss_func out"):
+        made.train()
