@@ -75,7 +75,7 @@ class _Step:
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
         batch = Batch(self.inputs)
         self.outputs = mix_outputs(self.trainer.source(batch), batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
-        self.asked = asked_of_student(self.distiller.student, self.outputs)
+        self.asked = asked_of_student(self.distiller.student, self.outputs, self.distiller.placed)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             self.labelled = self.model(**self.asked_inputs()).loss is not None
             maps, outputs = self._student_forward()

@@ -6,7 +6,7 @@ from typing import Any
 
 from cankd_hf.hub import escape
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import LOSSES, OWN_LOSSES, loss_named
 from cankd_hf.names import ALONE, DISTILLED, STUDENT, TEACHER, TORCHVISION
 
 # Rows of the result table, in their order.
@@ -168,6 +168,9 @@ def _data(facts: Facts) -> str | None:
     splits = (facts.results.get("facts") or {}).get("splits") or {}
     names = {"train": "training", "eval": "validation"}
     parts += [f"{count:,} {names.get(role, role)} images" for role, count in splits.items() if count]
+    more = (facts.results.get("facts") or {}).get("unlabelled") or {}
+    if facts.data.get("unlabelled"):
+        parts.append(f"{more['images']:,} images without labels" if more.get("images") else "images without labels")
     if facts.data.get("crop_size"):
         parts.append("crops of {} x {}".format(*facts.data["crop_size"]))
     if facts.data.get("image_size"):
@@ -235,5 +238,5 @@ def limits(facts: Facts) -> list[str]:
 def citation(facts: Facts) -> str:
     """BibTeX of CanKD and of the other losses that were used."""
     used = [term["loss"] for term in facts.run.get("terms") or []]
-    names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES)])
-    return "\n".join(dict.fromkeys(LOSSES[name].citation for name in names))
+    names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES or name in OWN_LOSSES)])
+    return "\n".join(dict.fromkeys(loss_named(name).citation for name in names))

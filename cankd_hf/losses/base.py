@@ -113,7 +113,7 @@ class DistillationLoss(nn.Module):
     Attributes:
         reads: what the loss compares: feature `maps` (after a connector), `logits` (unchanged), the `dense`
             predictions of a detector (its class logits, boxes and centre-ness at every anchor), or the `queries` of a
-            DETR-like one (class logits and boxes of each query).
+            DETR-like one (class logits and boxes of each query). `boxes`: nothing; see `PseudoBoxesLoss`.
         extras: further arguments of `forward` and `compute`, optional ones, that the batch may have: its `labels`; for
             a loss that reads `dense` or `queries`, both models' `predictions`; for one that matches queries, the
             function to `assign` them; for one on logits of positions or anchors, `weights`: what is `Seen` of each,
@@ -127,7 +127,7 @@ class DistillationLoss(nn.Module):
         size: channels C or classes K of both tensors.
     """
 
-    reads: ClassVar[Literal["maps", "logits", "dense", "queries"]]
+    reads: ClassVar[Literal["maps", "logits", "dense", "queries", "boxes"]]
     extras: ClassVar[tuple[str, ...]] = ()
     raw_maps: ClassVar[bool] = False
     # whether what it compares is made by the teacher's head from the student's features
@@ -257,7 +257,7 @@ class LogitsLoss(DistillationLoss):
         student and teacher [B, K, H, W] (segmentation), [B, N, K] (detection, N queries) or [B, K] (an image) -> [].
     """
 
-    reads: ClassVar[Literal["maps", "logits", "dense", "queries"]] = "logits"
+    reads: ClassVar[Literal["maps", "logits", "dense", "queries", "boxes"]] = "logits"
     # whether it makes no sense for heads with a sigmoid for each class, whose absolute scores a softmax loses
     needs_softmax: ClassVar[bool] = False
     # arguments of the constructor that the distiller fills in from the student's head, where they are "auto"

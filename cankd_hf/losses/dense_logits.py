@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, at_most_one, one_of
+from cankd_hf.losses.focal_global import boxes_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.kernels.boxes import corners, covered, overlap
 
@@ -124,10 +125,8 @@ class DenseLogitsLoss(LogitsLoss):
         recall = teacher.new_full((), torch.nan, dtype=torch.float32)
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
-        true = [label["boxes"].reshape(-1, 4).float() for label in labels] if isinstance(labels, list | tuple) else []
+        pairs = zip(boxes_of(labels) or [], boxes, strict=False)
         found = [
-            covered(corners(of)[:, None], one).amax(1) >= FOUND
-            for of, one in zip(true, boxes, strict=False)
-            if len(of)
+            covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in pairs if of is not None and len(of)
         ]
         return {"recall": torch.cat(found).float().mean() if found else recall}

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import loss_named
 from cankd_hf.models.configs import config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import own_problems
@@ -32,7 +32,7 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
         attempt(problems, "student.fpn", partial(FPNConfig, **recipe.student.fpn))
     for index, term in enumerate(recipe.distill.terms):
         attempt(problems, f"distill.terms.{index}.name", partial(check_label, term))
-        loss, place = LOSSES[term.loss_name], f"distill.terms.{index}.options"
+        loss, place = loss_named(term.loss_name), f"distill.terms.{index}.options"
         if _no_huge_numbers(problems, term.options, place):
             with torch.device("meta"):  # whatever the sizes, no memory
                 attempt(problems, place, partial(loss, 8, **term.options))

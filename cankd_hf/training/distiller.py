@@ -28,6 +28,7 @@ from cankd_hf.training.placing import (
     pairs_of,
 )
 from cankd_hf.training.predicting import PredictingModule, asked_of_student
+from cankd_hf.training.pseudo import run_student
 from cankd_hf.training.shares import Shares, Values
 
 
@@ -287,8 +288,8 @@ class Distiller(PredictingModule):
             inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
-        inputs |= asked_of_student(self.student, teachers)
-        outputs = self.student(pixel_values=pixel_values, **inputs)
+        inputs |= asked_of_student(self.student, teachers, self.placed)
+        outputs = run_student(self.student, {"pixel_values": pixel_values, **inputs}, self.placed, teachers)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
         total, parts = None, dict[str, Tensor]()

@@ -41,6 +41,8 @@ class Objective:
             raise InputError(f"distill.terms: two terms are called {label!r}; give one of them another `name`")
         for term in self.terms:
             term.check()
+        if sum(term.loss_name in ("pseudo_boxes", "PseudoBoxesLoss") for term in self.terms) > 1:
+            raise InputError("distill.terms: expected one term pseudo_boxes, got several; choose one teacher for it")
         shares = sum(term.weight.share for term in self.terms if isinstance(term.weight, Share))
         if shares >= 1:
             raise InputError(f"distill.terms: the shares add up to {shares:g}; leave some gradient to the others")

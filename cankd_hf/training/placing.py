@@ -16,7 +16,7 @@ from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
 from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import loss_named
 from cankd_hf.losses.base import DistillationLoss, FeatureLoss
 from cankd_hf.losses.targets import CONDITIONINGS
 
@@ -122,7 +122,7 @@ def check_label(term: LossTerm) -> None:
 
 def loss_class(term: LossTerm) -> type[DistillationLoss]:
     """The class of a term's loss; `FeatureLoss` for a plain module, which compares maps."""
-    loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+    loss = loss_named(term.loss) if isinstance(term.loss, str) else term.loss
     cls = loss if isinstance(loss, type) else type(loss)
     return cls if issubclass(cls, DistillationLoss) else FeatureLoss
 
@@ -157,7 +157,7 @@ def make_loss(term: LossTerm, width: int, again: bool, further: Mapping[str, Any
         if term.options:
             raise InputError(f"{place}.options: expected none beside a module, got {term.options}; build it with them")
         return copy.deepcopy(term.loss) if again else term.loss
-    cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+    cls = loss_named(term.loss) if isinstance(term.loss, str) else term.loss
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")
     arguments = (width,) if issubclass(cls, DistillationLoss) else ()

@@ -27,10 +27,12 @@ from cankd_hf.features.matching import assign
 from cankd_hf.features.taps import Level
 from cankd_hf.losses.base import DistillationLoss, LogitsLoss, Seen
 from cankd_hf.losses.cross_head import CrossHeadLoss
+from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.connecting import Connected, ConnectingModule, seen_cells
 from cankd_hf.training.crossing import Crossing
 from cankd_hf.training.placing import Placed, TeacherShape, loss_class, reads
+from cankd_hf.training.pseudo import check_boxes, told, value_of
 
 PREDICTIONS = {"dense": "a dense detector's predictions", "queries": "a DETR-like detector's queries"}
 
@@ -101,7 +103,7 @@ def _shape(what: str, student: PreTrainedModel, image_size: tuple[int, int]) -> 
 def _check_activation(term: LossTerm, student: nn.Module, teacher: TeacherShape, ours: str, dimensions: int) -> None:
     """Refuses a softmax for heads with a sigmoid for each class, and heads of two kinds."""
     place, cls = f"distill.terms.{term.label}", loss_class(term)
-    given = term.options.get("activation", "auto") if isinstance(term.loss, str) else "auto"
+    given = term.options.get("activation", getattr(term.loss, "activation", "auto"))
     theirs = ours if teacher.source is None else head_activation(teacher.source.model, dimensions)
     if ours != theirs:
         raise InputError(
@@ -117,11 +119,16 @@ def _check_activation(term: LossTerm, student: nn.Module, teacher: TeacherShape,
 
 
 def of_head(term: LossTerm, student: nn.Module, dimensions: int) -> dict[str, Any]:
-    """Options of a loss that are those of the student's head, where the term leaves them open."""
-    cls = loss_class(term)
-    wanted = cls.of_head if issubclass(cls, LogitsLoss) and isinstance(term.loss, str) else ()
-    open_ones = [name for name in wanted if term.options.get(name, "auto") == "auto"]
-    return dict.fromkeys(open_ones, head_activation(student, dimensions))
+    """Options of a loss that are those of the student's head, where the term leaves them open; a loss that was given
+    as a module gets them as attributes."""
+    cls, found = loss_class(term), head_activation(student, dimensions)
+    wanted = cls.of_head if issubclass(cls, LogitsLoss) else ()
+    if not isinstance(term.loss, nn.Module):
+        return {name: found for name in wanted if term.options.get(name, "auto") == "auto"}
+    for name in wanted:
+        if getattr(term.loss, name) == "auto":
+            setattr(term.loss, name, found)
+    return {}
 
 
 class Compared(NamedTuple):
@@ -216,9 +223,12 @@ def _resized(logits: Tensor, valid: Tensor | None, size: tuple[int, int]) -> Ten
     return resize_map(logits * some, size) / resize_map(some, size).clamp_min(1e-3)
 
 
-def asked_of_student(student: nn.Module, teachers: Mapping[str, TeacherOutput] | None) -> dict[str, Any]:
+def asked_of_student(
+    student: nn.Module, teachers: Mapping[str, TeacherOutput] | None, placed: Iterable[Placed]
+) -> dict[str, Any]:
     """Further inputs of the student: for its dense predictions, where a teacher's are to be compared."""
-    dense = any(output.dense is not None for output in (teachers or {}).values())
+    names = {item.teacher for item in placed if reads(item.term) == "dense"}
+    dense = any(output.dense is not None for name, output in (teachers or {}).items() if name in names)
     return {"output_dense": True} if dense and selects_detections(student) else {}
 
 
@@ -239,6 +249,8 @@ class PredictingModule(ConnectingModule):
     def _read_predictions(self, term: LossTerm, name: str) -> tuple[int, dict[str, Any]]:
         """The number of classes that a term on logits compares, and further arguments of its loss."""
         shape = self.teachers[name]
+        if reads(term) == "boxes":
+            return check_boxes(term, self.student, name, shape), {}
         width, dimensions = check_classes(term, self.student, name, shape, self._settings[0])
         if not crosses(term):
             return width, of_head(term, self.student, dimensions)
@@ -270,6 +282,10 @@ class PredictingModule(ConnectingModule):
     ) -> Iterator[tuple[Placed, Tensor]]:
         """The unweighted value [] of each loss whose teacher is given, with gradient."""
         for item in self.placed:
+            if reads(item.term) == "boxes":
+                if (own := value_of(answers.outputs)) is not None:
+                    yield item, own
+                continue
             if item.pair is None:
                 found = compared_logits(item, answers, teachers.get(item.teacher))
             else:
@@ -294,9 +310,13 @@ def reports(placed: Iterable[Placed], answers: Answers, teachers: Mapping[str, T
         if type(item.loss).report is DistillationLoss.report:
             continue
         with torch.no_grad():
-            compared = compared_logits(item, answers, teachers.get(item.teacher))
-            told = {} if compared is None else item.loss.report(compared.student, compared.teacher, **compared.extras)
-        for key, value in told.items():
+            if isinstance(item.loss, PseudoBoxesLoss):
+                numbers = told(item.loss, named) if answers.student.training else {}
+            elif (compared := compared_logits(item, answers, teachers.get(item.teacher))) is None:
+                numbers = {}
+            else:
+                numbers = item.loss.report(compared.student, compared.teacher, **compared.extras)
+        for key, value in numbers.items():
             kind, _, label = key.partition("/")
             name = str(named.get(int(label), label)) if label else ""
             found["/".join(part for part in (kind, item.term.label, name) if part)] = value.detach().float()

@@ -38,6 +38,7 @@ from cankd_hf.training.optimizing import OptimizerMixin
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
 from cankd_hf.training.placing import reads
+from cankd_hf.training.pseudo import with_boxes
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
@@ -219,7 +220,8 @@ class CanKDTrainer(
             teacher.to(self.args.device)
             if self.args.channels_last:
                 teacher.to(memory_format=torch.channels_last)
-            read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
+            terms = (item.term for item in self.distiller.placed if item.teacher == name)
+            read = with_boxes({reads(term) for term in terms}, teacher.model)
             teacher.read(read, class_labels(self.distiller.student))
 
     # Steps

@@ -3,17 +3,19 @@
 import copy
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from cankd_hf.data.common.batch import BatchCollator
+from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.strong import Strong
 from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled, labelled_in
 from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.class_shares import ClassShares
 
 logger = logging.getLogger(__name__)
 # Narrow nets gain little from strong augmentation, or lose by it (ImageNet+ of 2303.08983: MobileNetV2-0.25, 1.5M
@@ -43,7 +45,9 @@ class UnlabelledMixin(TeachingTrainer):
         halves = {"labelled": dataset}
         batch = self.args.train_batch_size
         sizes = {"labelled": batch}
-        if is_shared_out(dataset) and self._learns_from_teachers():
+        self._has_unlabelled = is_shared_out(dataset) and self._learns_from_teachers()
+        self._shares = ClassShares(list(self.task.id2label.values()), self.task.ignore_index)
+        if self._has_unlabelled:
             mixed = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
             halves = {"labelled": mixed.labelled, "unlabelled": mixed.unlabelled}
             own = labelled_in(batch, mixed.ratio)
@@ -60,6 +64,42 @@ class UnlabelledMixin(TeachingTrainer):
                         f"data.strong.cutmix: expected at least 2 {name} images in a batch of one process, which are "
                         f"mixed with each other, got {sizes[name]}; enlarge it, or set it to 0"
                     )
+
+    def images_told(self) -> str | None:
+        """How many images of each kind there are, how a batch is shared out, and how often each is seen."""
+        dataset: Any = self.train_dataset
+        if not is_shared_out(dataset) or not self._learns_from_teachers():
+            return None
+        mixed = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+        args, batch = self.args, self.args.train_batch_size
+        own = labelled_in(batch, mixed.ratio)
+        told = f"batches of {own} labelled and {batch - own} unlabelled images"
+        if not isinstance(mixed, WithUnlabelled):
+            return f"data.unlabelled: {told}, from a stream"
+        counts = len(mixed.labelled), len(mixed.unlabelled)
+        batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
+        if args.max_steps <= 0:
+            batches = round(args.num_train_epochs * self._mixed(dataset).batches)
+        passes = [batches * part / count for part, count in zip((own, batch - own), counts, strict=True)]
+        return (
+            f"data.unlabelled: {counts[0]} labelled and {counts[1]} unlabelled images in {told}; during training each "
+            f"is seen {passes[0]:.3g} and {passes[1]:.3g} times"
+        )
+
+    def _ask_teachers(self, batch: Batch, factors: list[float], measure: bool) -> dict[str, Any]:
+        given = super()._ask_teachers(batch, factors, measure)
+        labels, training = batch.get("labels"), cast(nn.Module, self.model).training
+        if measure and training and isinstance(labels, Tensor) and labels.ndim == 3 and self._has_unlabelled:
+            self._shares.see(given.get("teachers") or {}, labels, batch.meta)
+        return given
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and (found := self._shares.shares()):
+            logs["unlabelled_rarest"] = round(min(found.values()), 4)
+            said = self._shares.vanished()
+            if said and self.args.process_index == 0:
+                logger.warning("%s", said)
+        super().log(logs, start_time)
 
     def _learns_from_teachers(self) -> bool:
         return any(term.counts for term in self.distiller.objective.terms)

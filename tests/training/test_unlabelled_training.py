@@ -9,13 +9,22 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
 from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
+from cankd_hf.models.students import build_student
+from cankd_hf.tasks import FeaturesTask
+from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.teacher import TeacherOutput
+from cankd_hf.training.class_shares import ClassShares
 from cankd_hf.training.connecting import seen_cells
 from cankd_hf.training.objective import Objective
 
+from .test_commands import RESNET
 from .tiny_trainers import Images, largest_difference, of_shapes, student, teacher, terms, trainer, weights
 
 
@@ -168,3 +177,69 @@ def test_an_objective_without_a_teacher_leaves_them_out_later_too(tmp_path: Path
     made = trainer(tmp_path, both(), per_device_train_batch_size=4, teacher=teacher())
     made.set_objective(Objective())
     assert all(batch.meta["labelled"].all() for batch in made.get_train_dataloader())
+
+
+def answers(counts: list[float], labelled: list[bool]) -> tuple[dict[str, TeacherOutput], dict[str, torch.Tensor]]:
+    """Logits [B, 3, 2, 10] whose columns hold the classes in these tenths, and their `meta`."""
+    column = torch.repeat_interleave(torch.arange(3), torch.tensor([round(10 * count) for count in counts]))
+    logits = torch.nn.functional.one_hot(column, 3).T[None, :, None].expand(len(labelled), 3, 2, 10).float()
+    return {"t": TeacherOutput([], logits)}, {"labelled": torch.tensor(labelled)}
+
+
+def test_classes_that_the_teacher_never_finds_are_named_once() -> None:
+    shares = ClassShares(["sky", "road", "sign"], ignore_index=255)
+    labels = torch.full((2, 2, 10), 255)
+    labels[0, :, :5], labels[0, :, 5:7] = 0, 2
+    outputs, meta = answers([0.5, 0.5, 0.0], [True, False])
+    meta["valid"] = torch.ones(2, 2, 10, dtype=torch.bool)
+    meta["valid"][1, :, 5:] = False  # what it says of padding does not count
+    for _ in range(4):
+        shares.see(outputs, labels, meta)
+    assert shares.vanished() is None  # too few batches to say so
+    shares.see(outputs, labels, meta)
+    assert shares.shares() == pytest.approx({"sky": 1 / (5 / 7), "sign": 0.0})
+    assert "sign 0" in (shares.vanished() or "") and shares.vanished() is None
+    shares.see({"t": TeacherOutput([])}, labels, meta)  # a teacher without logits says nothing
+    assert shares.batches == 5
+
+
+def test_a_run_tells_its_images_and_logs_the_rarest_class(tmp_path: Path) -> None:
+    frozen = load_teacher(student(1, num_labels=6))
+    made = of_shapes(tmp_path, teacher=frozen, terms=[LossTerm(loss="kl", weight=1.0)], max_steps=6)
+    told = made.images_told() or ""
+    assert "8 labelled and 12 unlabelled images in batches of 4 labelled and 4 unlabelled" in told
+    assert "3 and 2 times" in told
+    made.train()
+    assert any("unlabelled_rarest" in entry for entry in made.state.log_history)
+    assert trainer(tmp_path, Images(8)).images_told() is None
+
+
+def test_a_label_free_run_takes_them_as_further_images(tmp_path: Path) -> None:
+    config = DataConfig(
+        path="shapes",
+        unlabelled="shapes",
+        generated={"train": 8, "validation": 2, "test": 2, "unlabelled": 5, "size": 64},
+        image_size=[64, 64],
+    )
+    data = load_images(config)
+    assert len(data.train) == 13 and data.unlabelled is None and data.facts["unlabelled"]["images"] == 5
+    assert TEACHER_VIEW in data.train[12] and TEACHER_VIEW not in data.train[7]
+    task, model = FeaturesTask(), build_student(StudentConfig(backbone=RESNET), None, {})
+    made = trainer(tmp_path, data.train, model=model, task=task, task_weight=0, max_steps=2)
+    batches = list(made.get_train_dataloader())
+    assert sorted(int(i) for batch in batches for i in batch.meta["sample"]) == list(range(13))
+    made.train()
+
+
+def test_user_collators_get_samples_as_they_are(tmp_path: Path) -> None:
+    """With images of both kinds too, and nothing of ours in them."""
+
+    def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        assert all(sample.keys() <= {"pixel_values", "labels"} for sample in samples)
+        void = torch.full((64, 64), 255)
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": torch.stack([sample.get("labels", void) for sample in samples]),
+        }
+
+    trainer(tmp_path, both(), per_device_train_batch_size=4, data_collator=collate).train()
