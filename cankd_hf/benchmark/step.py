@@ -85,9 +85,10 @@ class _Step:
             self.read["logits"] = logits.detach().requires_grad_()
         size = (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
         self.answers = self.distiller.answers(self.read, batch.get("labels"), batch.meta, self.student_maps, size)
-        for crossing in self.distiller.crossings.values():  # the start of a graph
-            kept = {name: [x.detach().requires_grad_() for x in maps] for name, maps in crossing.features.items()}
-            crossing.features = kept
+        self.features = {  # the start of a graph, as the maps
+            label: {name: [x.detach().requires_grad_() for x in maps] for name, maps in crossing.features.items()}
+            for label, crossing in self.distiller.crossings.items()
+        }
 
     def _forever(self) -> Iterator[dict[str, Any]]:
         loader = self.trainer.get_train_dataloader()
@@ -128,6 +129,8 @@ class _Step:
         loss.backward()
 
     def distillation(self) -> None:
+        for label, features in self.features.items():
+            self.distiller.crossings[label].features = features
         with self.trainer.compute_loss_context_manager():
             connected = self.distiller.connect(self.student_maps, self.outputs, Batch(self.inputs).meta.get("seen"))
             values = [value for _, value in self.distiller.values(connected, self.answers, self.outputs)]

@@ -115,8 +115,9 @@ class DistillationLoss(nn.Module):
             predictions of a detector (its class logits, boxes and centre-ness at every anchor), or the `queries` of a
             DETR-like one (class logits and boxes of each query). `boxes`: nothing; see `PseudoBoxesLoss`.
         extras: further arguments of `forward` and `compute`, optional ones, that the batch may have: its `labels`; for
-            a loss that reads `dense` or `queries`, both models' `predictions`; for one on logits of positions or
-            anchors, `weights`: what is `Seen` of each, where some are not.
+            a loss that reads `dense` or `queries`, both models' `predictions`; for one that matches queries, the
+            function to `assign` them; for one on logits of positions or anchors, `weights`: what is `Seen` of each,
+            where some are not.
         raw_maps: if True, `compute` gets the tensors in their own dtype, for losses that cast block by block to save
             memory; if False, both are cast to `compute_dtype` first.
         paper: arXiv id of the paper, for model cards.

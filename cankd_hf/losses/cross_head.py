@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses.base import run_in_type
-from cankd_hf.losses.dense_logits import DenseLogitsLoss
+from cankd_hf.losses.base import Seen, run_in_type
+from cankd_hf.losses.dense_logits import DenseLogitsLoss, Predictions
 
 TOWERS = ("classes", "boxes")  # the two branches of a dense detector's head
 
@@ -59,6 +59,17 @@ class CrossHeadLoss(DenseLogitsLoss):
         self.layer = layer
         ours, theirs = channels
         self.adapters = nn.ModuleDict({name: nn.Conv2d(ours, theirs, 1) for name in TOWERS if ours != theirs})
+
+    def compute(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        predictions: tuple[Predictions, Predictions] | None = None,
+        weights: Seen | None = None,
+    ) -> Tensor:
+        """As `dense_logits`; all parameters have a gradient, if of 0, whatever is compared: DDP waits for each."""
+        value = super().compute(student, teacher, predictions, weights)
+        return value + sum(0.0 * parameter.sum() for parameter in self.parameters())
 
     def adapted(self, tower: str, feature: Tensor) -> Tensor:
         """A feature of the student [B, C_s, H, W] with the channels of the teacher's head."""

@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, at_most_one, one_of
 from cankd_hf.losses.focal_global import boxes_of
 from cankd_hf.losses.kernels.binary import binary_divergence
-from cankd_hf.losses.kernels.boxes import corners, overlap
+from cankd_hf.losses.kernels.boxes import corners, covered, overlap
 
 Predictions = Mapping[str, Tensor]  # "boxes" [B, A, 4] and perhaps "quality" [B, A]
 ABSENT = -1e4  # a logit whose sigmoid is 0
@@ -126,6 +125,6 @@ class DenseLogitsLoss(LogitsLoss):
         recall = teacher.new_full((), torch.nan, dtype=torch.float32)
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
-        pairs = zip(boxes_of(labels) or [], boxes, strict=False)
-        found = [box_iou(corners(of), one).amax(1) >= FOUND for of, one in pairs if of is not None and len(of)]
+        pairs = [pair for pair in zip(boxes_of(labels) or [], boxes, strict=False) if pair[0] is not None]
+        found = [covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in pairs if len(of)]
         return {"recall": torch.cat(found).float().mean() if found else recall}

@@ -1,6 +1,6 @@
 """Classes and boxes of two detectors with queries, matched to one another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.errors import InputError
-from cankd_hf.losses.base import LogitsLoss, at_least_zero, one_of
+from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.kernels.boxes import corners, overlap
 
 Predictions = Mapping[str, Tensor]  # "boxes" [B, N, 4]: centre x, centre y, width, height in 0..1
+# Costs [B, N, M] -> places [B, n] of the N and of the M that belong together at the least cost, n = min(N, M).
+Assign = Callable[[Tensor], tuple[Tensor, Tensor]]
 # DETR's factors of the matching cost and of its losses: class, L1 distance and GIoU of the boxes
 CLASS, DISTANCE, OVERLAP = 1.0, 5.0, 2.0
 ABSENT = -1e4  # a logit whose sigmoid is 0
@@ -44,12 +46,14 @@ class QueryLogitsLoss(LogitsLoss):
             that of the student.
 
     Shape:
-        student [B, N, K] and teacher [B, M, K] -> []; predictions: of both, with `boxes` [B, N, 4] and [B, M, 4].
-        Without predictions two logits of one shape are compared position by position.
+        student [B, N, K] and teacher [B, M, K] -> []; predictions: of both, with `boxes` [B, N, 4] and [B, M, 4];
+        assign: matches them, see `Assign`; weights: `Seen` of each of the teacher's queries, which says nothing of
+        padding. Without predictions two logits of one shape are compared position by
+        position.
     """
 
     reads = "queries"
-    extras = ("predictions",)
+    extras = ("predictions", "assign", "weights")
     of_head = ("activation",)
     paper = "2211.10156"
     citation = (
@@ -82,7 +86,12 @@ class QueryLogitsLoss(LogitsLoss):
             super().check(student, teacher)
 
     def compute(
-        self, student: Tensor, teacher: Tensor, predictions: tuple[Predictions, Predictions] | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        predictions: tuple[Predictions, Predictions] | None = None,
+        assign: Assign | None = None,
+        weights: Seen | None = None,
     ) -> Tensor:
         """The loss [] of two checked logits, and of the boxes of their queries."""
         if predictions is None:
@@ -93,9 +102,18 @@ class QueryLogitsLoss(LogitsLoss):
             confidence = self._probabilities(theirs).amax(-1)
             return self._classes(ours, theirs, confidence, None)
         ours, theirs = (of["boxes"].to(student.dtype) for of in predictions)
-        confidence, places = self._probabilities(teacher).amax(-1).topk(min(self.top, teacher.shape[1]), 1)
-        teacher, theirs = (x.take_along_dim(places[..., None], 1) for x in (teacher, theirs))
-        rows, columns = self._match(student.detach(), teacher, ours.detach(), theirs)
+        confidence = self._probabilities(teacher).amax(-1)
+        valid = torch.ones_like(confidence) if weights is None else weights.valid.to(confidence.dtype)
+        confidence, places = (confidence * valid).topk(min(self.top, teacher.shape[1]), 1)
+        teacher, theirs, valid = (
+            x.take_along_dim(places if x.ndim == 2 else places[..., None], 1) for x in (teacher, theirs, valid)
+        )
+        teacher = torch.where(valid[..., None] > 0, teacher, self._empty(teacher))
+        if assign is None:
+            raise ValueError(
+                "QueryLogitsLoss: expected `assign` beside `predictions`, got none; it matches the queries"
+            )
+        rows, columns = assign(self._cost(student, teacher, ours, theirs) * valid[:, None])
         matched, confidence = (x.take_along_dim(i, 1) for x, i in ((ours, rows[..., None]), (confidence, columns)))
         teacher, theirs = (x.take_along_dim(columns[..., None], 1) for x in (teacher, theirs))
         value = self._classes(student, teacher, confidence, rows)
@@ -109,28 +127,26 @@ class QueryLogitsLoss(LogitsLoss):
         """Those of the classes, without "no object"."""
         return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
 
-    @torch.no_grad()
-    def _match(self, student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Places [B, n] of the student's and of the teacher's queries that belong together, n = min(N, M)."""
-        from scipy.optimize import linear_sum_assignment  # slow to import
+    def _empty(self, like: Tensor) -> Tensor:
+        """Logits that say: no object."""
+        empty = torch.full_like(like, ABSENT)
+        if self.activation == "softmax":
+            empty[..., -1] = 0
+        return empty
 
+    @torch.no_grad()
+    def _cost(self, student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+        """What it costs to match a student's query to a teacher's [B, N, M]."""
         best = self._probabilities(teacher).argmax(-1)  # [B, M]
         rated = self._probabilities(student).take_along_dim(best[:, None], 2)  # [B, N, M]
         apart = torch.cdist(ours, theirs, p=1)
-        covered = overlap(corners(ours)[:, :, None], corners(theirs)[:, None])
-        cost = (DISTANCE * apart - OVERLAP * covered - CLASS * rated).nan_to_num(1e4, 1e4, -1e4).cpu()
-        pairs = [linear_sum_assignment(one) for one in cost.numpy()]
-        found = (torch.stack([torch.as_tensor(pair[side]) for pair in pairs]).to(student.device) for side in (0, 1))
-        rows, columns = found
-        return rows, columns
+        shared = overlap(corners(ours)[:, :, None], corners(theirs)[:, None])
+        return (DISTANCE * apart - OVERLAP * shared - CLASS * rated).nan_to_num(1e4, 1e4, -1e4)
 
     def _classes(self, student: Tensor, teacher: Tensor, confidence: Tensor, rows: Tensor | None) -> Tensor:
         """The loss [] of all N queries of the student [B, N, K], of which `rows` [B, n] belong to the teacher's."""
         if rows is not None:
-            empty = torch.full_like(student, ABSENT)
-            if self.activation == "softmax":
-                empty[..., -1] = 0
-            teacher = empty.scatter(1, rows[..., None].expand(-1, -1, self.num_labels), teacher)
+            teacher = self._empty(student).scatter(1, rows[..., None].expand(-1, -1, self.num_labels), teacher)
             confidence = torch.zeros_like(student[..., 0]).scatter(1, rows, confidence)
         if self.activation == "softmax":
             each = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)

@@ -27,7 +27,7 @@ from cankd_hf.training.placing import (
     make_loss,
     pairs_of,
 )
-from cankd_hf.training.predicting import PredictingModule, asked_of_student, reports
+from cankd_hf.training.predicting import PredictingModule, asked_of_student
 from cankd_hf.training.pseudo import run_student
 from cankd_hf.training.shares import Shares, Values
 
@@ -307,10 +307,7 @@ class Distiller(PredictingModule):
             parts |= {item.name: value.detach().float() for item, value in values}
             total = self._sum(total, values, factors, maps if weigh else ())
             if measure:
-                result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
-                result["reports"] = reports(self.placed, answers, teachers)
-                if not self.training:
-                    result["plain"] = self.without_branches(connected)
+                result = self.measured(maps, teachers, connected, answers)
         if total is None and not keep and self.training and torch.is_grad_enabled():
             total = self.nothing()
         if logits is not None and not keep:

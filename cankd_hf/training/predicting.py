@@ -23,6 +23,7 @@ from cankd_hf.features.dense import (
     selects_detections,
 )
 from cankd_hf.features.grids import class_count, logits_of, resize_map
+from cankd_hf.features.matching import assign
 from cankd_hf.features.taps import Level
 from cankd_hf.losses.base import DistillationLoss, LogitsLoss, Seen
 from cankd_hf.losses.cross_head import CrossHeadLoss
@@ -157,7 +158,7 @@ def compared_logits(item: Placed, answers: Answers, output: TeacherOutput | None
     if student is None or teacher is None:
         who = "student" if student is None else "teacher"
         raise InputError(f"{item.place}: reads logits, and the {who} gives none in training; take a loss on maps")
-    weights = _seen(answers.meta, student, None if predictions is None else predictions[0])
+    weights = _seen(answers.meta, what, student, predictions)
     if teacher.ndim == 4:
         teacher = _resized(teacher, answers.meta.get("valid"), (student.shape[-2], student.shape[-1]))
     matches = isinstance(item.loss, DistillationLoss) and type(item.loss).check is not DistillationLoss.check
@@ -166,7 +167,7 @@ def compared_logits(item: Placed, answers: Answers, output: TeacherOutput | None
             f"{item.place}: compares query with query, but the student gives logits {list(student.shape)} in training "
             f"and the teacher {list(teacher.shape)}; take query_logits, which matches them, or a loss on maps"
         )
-    given = {"labels": answers.labels, "predictions": predictions, "weights": weights}
+    given = {"labels": answers.labels, "predictions": predictions, "weights": weights, "assign": assign}
     return Compared(student, teacher, given)
 
 
@@ -183,20 +184,29 @@ def _predictions(item: Placed, answers: Answers, output: TeacherOutput) -> tuple
     return ours, {name: value.repeat_interleave(groups, 0) for name, value in theirs.items()}
 
 
-def _seen(meta: Mapping[str, Any], logits: Tensor, predictions: Mapping[str, Tensor] | None) -> Seen | None:
-    """What is seen, and what is no padding, of each position [B, h, w] or anchor [B, A]; None if all is."""
+def _seen(meta: Mapping[str, Any], what: str, logits: Tensor, predictions: tuple[Any, Any] | None) -> Seen | None:
+    """What is seen, and what is no padding, of each position [B, h, w], anchor [B, A] or teacher's query [B, M].
+
+    None if all is, or nothing is known. Queries, whose boxes may lie anywhere, are placed by the centre of the box.
+    """
     valid, seen = meta.get("valid"), meta.get("seen")
     seen = valid if seen is None else seen
-    centres = None if predictions is None else predictions.get(CENTRES)
-    if seen is None or (logits.ndim != 4 and centres is None):
+    if seen is None:
         return None
     masks = [seen, torch.ones_like(seen) if valid is None else valid]
-    if centres is None:
+    if logits.ndim == 4:
         return Seen(*(seen_cells(mask, (logits.shape[-2], logits.shape[-1])).float() for mask in masks))
+    centres = None if predictions is None else predictions[0].get(CENTRES)
+    if what == "queries" and predictions is not None:
+        centres = predictions[1]["boxes"][..., :2].float()
+    if centres is None:
+        return None
     size = torch.tensor(seen.shape[:-3:-1]).to(centres.device, non_blocking=True)  # width and height
-    x, y = (centres * size).long().clamp(min=0).minimum(size - 1).unbind(1)
-    inside = ((centres >= 0) & (centres < 1)).all(1)
-    return Seen(*((mask[:, y, x] & inside).float() for mask in masks))
+    x, y = (centres * size).long().clamp(min=0).minimum(size - 1).unbind(-1)
+    inside = ((centres >= 0) & (centres < 1)).all(-1)
+    groups = len(x) // len(seen) if x.ndim == 2 else 1
+    row = torch.arange(len(seen), device=seen.device).repeat_interleave(groups)[:, None]
+    return Seen(*((mask[row, y, x] & inside).float() for mask in masks))
 
 
 def _resized(logits: Tensor, valid: Tensor | None, size: tuple[int, int]) -> Tensor:
@@ -239,6 +249,10 @@ class PredictingModule(ConnectingModule):
         width, dimensions = check_classes(term, self.student, name, shape, self._settings[0])
         if not crosses(term):
             return width, of_head(term, self.student, dimensions)
+        if shape.source is None:
+            raise InputError(
+                f"distill.terms.{term.label}.loss: {term.loss_name} runs the teacher's head; pass `source`"
+            )
         channels = (level.channels for level in self.levels)
         crossing = self.crossings[term.label] = Crossing(term, self.student, shape.source, channels)
         return width, {"channels": crossing.channels}
@@ -248,6 +262,15 @@ class PredictingModule(ConnectingModule):
         for crossing in self.crossings.values():
             crossing.see(self.student, list(maps), size)
         return Answers(self.student, outputs, logits_of(outputs), labels, meta or {}, self.crossings)
+
+    def measured(
+        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], connected: Connected, answers: Answers
+    ) -> dict[str, Any]:
+        """What is measured in steps that are logged, by the fields of `DistillerOutput`."""
+        similarity, branch_share = self.measure(maps, teachers, connected)
+        plain = None if self.training else self.without_branches(connected)
+        told = reports(self.placed, answers, teachers)
+        return {"similarity": similarity, "branch_share": branch_share, "reports": told, "plain": plain}
 
     def values(
         self, connected: Connected, answers: Answers, teachers: Mapping[str, TeacherOutput]

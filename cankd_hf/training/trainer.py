@@ -30,6 +30,7 @@ from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.loading import LoadingMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
+from cankd_hf.training.monitoring.kept import KeptClasses
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
@@ -166,7 +167,7 @@ class CanKDTrainer(
         self._warned = False
         self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
-        self._means = PartMeans()
+        self._means, self._kept = PartMeans(), KeptClasses()
         self._clock = BatchClock(args)
 
     def _collator(self, own: Any, model: PreTrainedModel) -> BatchCollator:
@@ -318,6 +319,7 @@ class CanKDTrainer(
             if not means and any(self._objective.factors(self.state.global_step - 1, self.state.max_steps)):
                 self._warn_of_own_loss()
             logs.update(means)
+            self._kept.see(logs)
             logs.update(self._clock.drain(self.accelerator))
             logs.update(self.distiller.shares.logged())
             self.guard.correct(logs)
