@@ -142,7 +142,8 @@ def _stronger(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     plain = [{key: value for key, value in each.items() if not key.startswith(left_out)} for each in (one, other)]
     order = ["none", "unlabelled", "all"]
     ranks = [
-        (order.index(each.get(f"{STRONG}on", "none")), each.get(f"{STRONG}strength") or 0.0) for each in (one, other)
+        (order.index(each.get(f"{STRONG}images", "none")), each.get(f"{STRONG}strength") or 0.0)
+        for each in (one, other)
     ]
     return plain[0] == plain[1] and ranks[0] > ranks[1]
 

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from cankd_hf.config.advice import Say, nearest, show
 from cankd_hf.config.schema import Section
+from cankd_hf.errors import InputError
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -26,10 +27,44 @@ Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three 
 Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
 
 
-_STRONG: dict[str, dict[str, Any]] = {
-    "masks": {"jitter": [0.5, 0.5, 0.5, 0.25], "cutmix": 0.5, "erase": []},
-    "boxes": {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]},
+# What is left open in `data.strong`, and for some tasks.
+_STRONG: dict[str, Any] = {"jitter": [0.5, 0.5, 0.5, 0.25], "cutmix": 0.5, "erase": []}
+_STRONG_OF: dict[str, dict[str, Any]] = {
+    "detection": {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]}
 }
+
+
+def labelled_in(batch: int, ratio: float) -> int:
+    """How many images of a batch are labelled, with `ratio` unlabelled ones for each.
+
+    Raises:
+        InputError: if the batch cannot be shared out in this ratio.
+    """
+    if count := _share(batch, ratio):
+        return count
+    possible = (size for size in range(2, 4 * batch + 130) if _share(size, ratio))
+    near = sorted(possible, key=lambda size: abs(size - batch))
+    fits = " or ".join(str(size) for size in sorted(near[:2]))
+    fix = f"set training.per_device_train_batch_size to {fits}" if fits else "take a ratio of small whole numbers"
+    raise InputError(
+        f"data.unlabelled_ratio: expected a batch that can be shared out, 1 labelled image to {ratio:g} unlabelled "
+        f"ones, got {batch} for each process; {fix}"
+    )
+
+
+def _share(batch: int, ratio: float) -> int:
+    """The labelled images of a batch; 0 if they are no whole number."""
+    count = round(batch / (1 + ratio))
+    return count if 0 < count < batch and abs(batch - count * (1 + ratio)) < 0.01 else 0
+
+
+def check_mixed(name: str, images: int) -> None:
+    """Raises InputError for a part of a batch that is too small for pictures to be mixed within it."""
+    if images < 2:
+        raise InputError(
+            f"data.strong.cutmix: expected at least 2 {name} images in a batch of one process, which are mixed with "
+            f"each other, got {images}; enlarge training.per_device_train_batch_size, or set it to 0"
+        )
 
 
 @dataclass
@@ -41,7 +76,7 @@ class StrongConfig(Section):
     learned where one is erased.
 
     Attributes:
-        on: the images: `unlabelled`, `all` or `none`.
+        images: which images: `unlabelled`, `all` or `none`.
         strength: multiplies `jitter`, `grey` and `blur`; null: 1, and 0.5 for students of less than 2 million
             parameters.
         jitter: strength of the random change of brightness, contrast, saturation and hue; null: [0.5, 0.5, 0.5, 0.25],
@@ -60,7 +95,7 @@ class StrongConfig(Section):
 
     place: ClassVar[str] = "data.strong"
 
-    on: Literal["unlabelled", "all", "none"] = "unlabelled"
+    images: Literal["unlabelled", "all", "none"] = "unlabelled"
     strength: Annotated[float, Ge(0), Le(2)] | None = None
     jitter: (
         Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(4, 4), Say("four numbers from 0 to below 1")] | None
@@ -75,9 +110,9 @@ class StrongConfig(Section):
     erase_area: Part = field(default_factory=lambda: [0.02, 0.2])
     erase_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
 
-    def for_task(self, kind: str) -> StrongConfig:
-        """The same with what is left open filled in, for `masks` or `boxes`."""
-        usual = _STRONG[kind]
+    def for_task(self, task: str = "") -> StrongConfig:
+        """The same with what is left open filled in."""
+        usual = _STRONG_OF.get(task, _STRONG)
         return replace(self, **{key: value for key, value in usual.items() if getattr(self, key) is None})
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -65,8 +65,8 @@ def run_student(
         return run_labelled(student, inputs)
     if not isinstance(labels, Sequence):
         raise InputError(
-            f"{item.place}: expected labelled images in every batch, by which boxes are counted, and the student's own "
-            "loss; set a task_weight above 0, and leave compute_loss_func out"
+            f"{item.place}: expected labelled images in every batch, by which boxes are counted, and the student's "
+            "own loss; set a task_weight above 0, and leave compute_loss_func out"
         )
     loss, output = item.loss, (teachers or {})[item.teacher]
     assert isinstance(loss, PseudoBoxesLoss)

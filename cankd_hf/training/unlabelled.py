@@ -8,9 +8,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from cankd_hf.config.data import check_mixed, labelled_in
 from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.strong import Strong
-from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled, labelled_in
+from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
 from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
@@ -59,11 +60,8 @@ class UnlabelledMixin(TeachingTrainer):
                 small = self.student.num_parameters() < SMALL
                 if strong.config.strength is None:
                     strong.set_strength(SPARED if small else 1.0)
-                if strong.config.cutmix and sizes[name] < 2:
-                    raise InputError(
-                        f"data.strong.cutmix: expected at least 2 {name} images in a batch of one process, which are "
-                        f"mixed with each other, got {sizes[name]}; enlarge it, or set it to 0"
-                    )
+                if strong.config.cutmix:
+                    check_mixed(name, sizes[name])
 
     def images_told(self) -> str | None:
         """How many images of each kind there are, how a batch is shared out, and how often each is seen."""

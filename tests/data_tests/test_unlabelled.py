@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cankd_hf.config.data import DataConfig, StrongConfig
+from cankd_hf.config.data import DataConfig, StrongConfig, labelled_in
 from cankd_hf.data.common.batch import AREA, DRAWN, TEACHER_VIEW, BatchCollator
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.mixing import Drawn, Shape, mix_plan, partners
 from cankd_hf.data.common.seeds import seeded, students_seed
 from cankd_hf.data.common.strong import Strong
-from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled, labelled_in
+from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
 from cankd_hf.data.common.unlabelled_stream import SharedOut, with_unlabelled
 from cankd_hf.data.common.views import seeded_views
 from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
@@ -71,8 +71,8 @@ def test_any_images_without_labels(tmp_path: Path) -> None:
     item = data.unlabelled[0]
     assert "labels" not in item and item[TEACHER_VIEW].shape == item["pixel_values"].shape == (3, 32, 32)
     assert loaded(root).unlabelled is None and TEACHER_VIEW not in data.train[0]
-    assert TEACHER_VIEW in loaded(root, strong=StrongConfig(on="all")).train[0]
-    plain = loaded(root, unlabelled=str(tmp_path / "more"), strong=StrongConfig(on="none")).unlabelled[0]
+    assert TEACHER_VIEW in loaded(root, strong=StrongConfig(images="all")).train[0]
+    plain = loaded(root, unlabelled=str(tmp_path / "more"), strong=StrongConfig(images="none")).unlabelled[0]
     assert TEACHER_VIEW not in plain and DRAWN not in plain
 
 

@@ -17,7 +17,7 @@ from .detectors import detector, pictures
 
 OURS = ["fcos_resnet", "retinanet_resnet", "reppoints_resnet", "faster_rcnn_resnet"]
 PROMPTED = ("grounding-dino", "mm-grounding-dino")
-CHECKED = ("rt_detr", "deformable_detr", "detr")
+CHECKED = ("rt_detr", "detr")
 NATIVE = [
     pytest.param(name, marks=[] if name in CHECKED else [pytest.mark.slow])
     for name in FAMILIES

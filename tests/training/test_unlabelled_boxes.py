@@ -175,6 +175,7 @@ def test_what_cannot_be_is_said(
         train(load(folder, **others(folder)), student, teacher_of(teacher), tmp_path, terms)
 
 
+@pytest.mark.slow
 def test_maps_alone_teach_faster_rcnn_with_unlabelled_images(folder: Path, tmp_path: Path) -> None:
     made = train(load(folder, **others(folder)), "faster_rcnn", teacher_of("faster_rcnn"), tmp_path, [MAPS])
     assert all(math.isfinite(entry["loss"]) for entry in made.state.log_history if "loss_task" in entry)
@@ -185,7 +186,7 @@ def test_maps_alone_teach_faster_rcnn_with_unlabelled_images(folder: Path, tmp_p
 )
 def test_cutmix_and_all_terms_together(student: str, teacher: str, folder: Path, tmp_path: Path) -> None:
     """Dense predictions, queries and boxes follow the pictures."""
-    strong = StrongConfig(on="all", cutmix=1.0)
+    strong = StrongConfig(images="all", cutmix=1.0)
     logits = LossTerm(loss="dense_logits" if student == "fcos" else "pseudo_boxes", weight=1.0)
     terms = [MAPS, PSEUDO] if student != "fcos" else [MAPS, PSEUDO, logits]
     made = train(load(folder, **others(folder), strong=strong), student, teacher_of(teacher), tmp_path, terms)

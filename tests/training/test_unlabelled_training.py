@@ -17,6 +17,7 @@ from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.models.students import build_student
+from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import FeaturesTask
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import TeacherOutput
@@ -24,7 +25,7 @@ from cankd_hf.training.class_shares import ClassShares
 from cankd_hf.training.connecting import seen_cells
 from cankd_hf.training.objective import Objective
 
-from .test_commands import RESNET
+from .test_commands import RESNET, recipe
 from .tiny_trainers import Images, largest_difference, of_shapes, student, teacher, terms, trainer, weights
 
 
@@ -120,7 +121,7 @@ def test_the_teacher_sees_its_own_pictures_and_the_student_never_does(tmp_path: 
 def test_erased_cells_and_padding_teach_nothing(channels_last: bool, tmp_path: Path) -> None:
     """A target changed there changes no gradient, and one changed elsewhere does."""
     every = [LossTerm(loss=name, weight=1.0) for name in ("instance_mse", "channel_wise", "pearson")]
-    made = of_shapes(tmp_path, terms=every, erase=[1.0], cutmix=1.0, on="all", channels_last=channels_last)
+    made = of_shapes(tmp_path, terms=every, erase=[1.0], cutmix=1.0, images="all", channels_last=channels_last)
     batch = made._prepare_inputs(next(iter(made.get_train_dataloader())))
     outputs = made._ask_teachers(batch, [1.0] * len(every), False)["teachers"]
 
@@ -243,3 +244,18 @@ def test_user_collators_get_samples_as_they_are(tmp_path: Path) -> None:
         }
 
     trainer(tmp_path, both(), per_device_train_batch_size=4, data_collator=collate).train()
+
+
+def test_a_recipe_says_at_once_what_cannot_be_shared_out(tmp_path: Path) -> None:
+    def read(**changes: Any) -> Any:
+        data = {"path": "shapes", "unlabelled": "shapes", "crop_size": [64, 64], **changes.pop("data", {})}
+        return load_recipe(recipe(tmp_path, data=data, **changes))
+
+    with pytest.raises(InputError, match=r"data\.unlabelled_ratio.*4 or 8"):
+        read(data={"unlabelled_ratio": 3.0}, training={"max_steps": 1, "per_device_train_batch_size": 6})
+    with pytest.raises(InputError, match=r"data\.strong\.cutmix"):
+        read(training={"max_steps": 1, "per_device_train_batch_size": 2})
+    with pytest.raises(InputError, match=r"data\.unlabelled_streaming.*max_steps"):
+        read(data={"unlabelled_streaming": True}, training={"per_device_train_batch_size": 4})
+    read(data={"unlabelled_ratio": 3.0}, teacher=None, baseline=False)  # alone there is nothing to share out
+    assert read(data={"strong": {"images": "none"}}, training={"per_device_train_batch_size": 2}).data.unlabelled

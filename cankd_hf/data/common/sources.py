@@ -279,7 +279,7 @@ def wrap(
 
 def _transforms(config: DataConfig, sources: Sources, augment: Transform, evaluate: Transform) -> dict[str, Transform]:
     """The transform of each role; that of images whose student's picture is augmented strongly gives two."""
-    strong = {"unlabelled": {UNLABELLED}, "all": {UNLABELLED, "train"}, "none": set()}[config.strong.on]
+    strong = {"unlabelled": {UNLABELLED}, "all": {UNLABELLED, "train"}, "none": set()}[config.strong.images]
     made = strongly(augment, config) if strong & sources.keys() else augment
     return {
         role: made if role in strong else augment if role in ("train", UNLABELLED) else evaluate for role in sources

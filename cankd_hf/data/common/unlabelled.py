@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from cankd_hf.config.data import labelled_in
 from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError
 
@@ -50,31 +51,6 @@ class WithUnlabelled(Dataset[Any]):
         """File name or place of a sample, for messages."""
         first = len(self.labelled)
         return str(self.labelled.name(index) if index < first else self.unlabelled.name(index - first))
-
-
-def labelled_in(batch: int, ratio: float) -> int:
-    """How many images of a batch are labelled.
-
-    Raises:
-        InputError: if the batch cannot be shared out in this ratio.
-    """
-    if count := _share(batch, ratio):
-        return count
-    near = sorted(
-        (size for size in range(2, 4 * batch + 130) if _share(size, ratio)), key=lambda size: abs(size - batch)
-    )
-    fits = " or ".join(str(size) for size in sorted(near[:2]))
-    fix = f"set training.per_device_train_batch_size to {fits}" if fits else "take a ratio of small whole numbers"
-    raise InputError(
-        f"data.unlabelled_ratio: expected a batch that can be shared out, 1 labelled image to {ratio:g} unlabelled "
-        f"ones, got {batch} for each process; {fix}"
-    )
-
-
-def _share(batch: int, ratio: float) -> int:
-    """The labelled images of a batch; 0 if they are no whole number."""
-    count = round(batch / (1 + ratio))
-    return count if 0 < count < batch and abs(batch - count * (1 + ratio)) < 0.01 else 0
 
 
 class MixedSampler(Sampler[Visit]):

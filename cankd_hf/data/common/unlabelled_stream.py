@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from cankd_hf.config.data import labelled_in
 from cankd_hf.data.common.seeds import derived_seed
-from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled, labelled_in
+from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled
 from cankd_hf.errors import InputError
 
 TURN = 2**20  # added to the view of a sample with each further pass within an epoch

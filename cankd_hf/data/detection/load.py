@@ -84,7 +84,7 @@ def load_detection(
     if config.unlabelled == ROWS and UNLABELLED in sources:
         source, train = sources["train"]
         sources["train"] = source, sorted({*train} - {*sources[UNLABELLED][1]})
-    config = replace(config, strong=config.strong.for_task("boxes"))
+    config = replace(config, strong=config.strong.for_task("detection"))
     empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)

@@ -149,7 +149,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             An `FPNObjectDetectionOutput`.
 
         Raises:
-            ValueError: for labels that are not one entry an image, a class out of range or a box without area.
+            ValueError: for labels that are not one dictionary (or None) an image, a class out of range or a box
+                without area.
                 Of labels on an accelerator, which would be waited for, the last two make the loss NaN.
             NotImplementedError: while it is exported or traced.
         """
@@ -193,7 +194,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         """Labels of `transformers` -> those of torchvision, corners in pixels. Wrong ones on an accelerator, where a
         class out of range would end the process, are replaced."""
         if len(labels) != batch:
-            raise ValueError(f"labels: expected one entry for each of {batch} images, got {len(labels)}")
+            raise ValueError(f"labels: expected one dictionary for each of {batch} images, got {len(labels)}")
         scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32).to(self.device, non_blocking=True)
         targets: list[Boxes | None] = []
         last = self.config.num_labels - 1
