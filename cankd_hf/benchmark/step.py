@@ -32,7 +32,7 @@ from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.mixing import mix_outputs
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.teachers.stored import StoredTeachers
-from cankd_hf.training.placing import asked_of_student
+from cankd_hf.training.predicting import asked_of_student
 from cankd_hf.training.trainer import CanKDTrainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,9 +49,10 @@ def _medians(
 
 
 def _detached(outputs: Any) -> dict[str, Any]:
-    """The dense predictions of an output, if there are any, as the start of a graph."""
-    dense = dense_of(outputs)
-    return {} if dense is None else {"dense": {key: x.detach().requires_grad_() for key, x in dense.items()}}
+    """The predictions of an output that losses may read, as the start of a graph."""
+    dense, boxes = dense_of(outputs), outputs.get("pred_boxes") if isinstance(outputs, Mapping) else None
+    kept = {} if dense is None else {"dense": {key: x.detach().requires_grad_() for key, x in dense.items()}}
+    return kept if boxes is None else {**kept, "pred_boxes": boxes.detach().requires_grad_()}
 
 
 class _Step:
@@ -85,13 +86,20 @@ class _Step:
         self.live_source: TeacherSource = LiveTeachers(self.trainer.teachers)
         self.trainer.source = self.live_source
         self.outputs = mix_outputs(self.trainer.source(batch), batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
-        self.asked = asked_of_student(self.outputs)
+        self.asked = asked_of_student(self.distiller.student, self.outputs, self.distiller.placed)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             self.labelled = self.model(**self.asked_inputs()).loss is not None
             maps, outputs = self._student_forward()
         self.read, logits = _detached(outputs), logits_of(outputs)
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
-        self.logits = None if logits is None else logits.detach().requires_grad_()
+        if logits is not None:
+            self.read["logits"] = logits.detach().requires_grad_()
+        size = (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
+        self.answers = self.distiller.answers(self.read, batch.get("labels"), batch.meta, self.student_maps, size)
+        self.features = {  # the start of a graph, as the maps
+            label: {name: [x.detach().requires_grad_() for x in maps] for name, maps in crossing.features.items()}
+            for label, crossing in self.distiller.crossings.items()
+        }
 
     def _forever(self) -> Iterator[dict[str, Any]]:
         loader = self.trainer.get_train_dataloader()
@@ -135,10 +143,11 @@ class _Step:
         loss.backward()
 
     def distillation(self) -> None:
+        for label, features in self.features.items():
+            self.distiller.crossings[label].features = features
         with self.trainer.compute_loss_context_manager():
             connected = self.distiller.connect(self.student_maps, self.outputs, Batch(self.inputs).meta.get("seen"))
-            read = self.logits, self.outputs, self.inputs.get("labels"), self.read
-            values = [value for _, value in self.distiller.values(connected, *read)]
+            values = [value for _, value in self.distiller.values(connected, self.answers, self.outputs)]
         torch.stack(values).sum().backward()
         self.clip()
 

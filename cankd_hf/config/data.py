@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
@@ -25,6 +25,13 @@ Chance = Annotated[float, Ge(0), Le(1)]
 Part = Annotated[list[Annotated[float, Gt(0), Le(1)]], Len(2, 2), Say("[smallest, largest], from above 0 to 1")]
 Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three numbers (red, green, blue)")]
 Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
+
+
+# What is left open in `data.strong`, and for some tasks.
+_STRONG: dict[str, Any] = {"jitter": [0.5, 0.5, 0.5, 0.25], "cutmix": 0.5, "erase": []}
+_STRONG_OF: dict[str, dict[str, Any]] = {
+    "detection": {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]}
+}
 
 
 def labelled_in(batch: int, ratio: float) -> int:
@@ -62,7 +69,8 @@ def check_mixed(name: str, images: int) -> None:
 
 @dataclass
 class StrongConfig(Section):
-    """The `data.strong:` section: augmentation of the student's picture alone, by default that of UniMatch V2.
+    """The `data.strong:` section: augmentation of the student's picture alone, by default that of UniMatch V2, and for
+    boxes that of UBTv2 and Dense Teacher.
 
     The teacher sees the picture before it; its maps and logits are mixed as the student's pictures are, and nothing is
     learned where one is erased.
@@ -71,15 +79,16 @@ class StrongConfig(Section):
         images: which images: `unlabelled`, `all` or `none`.
         strength: multiplies `jitter`, `grey` and `blur`; null: 1, and 0.5 for students of less than 2 million
             parameters.
-        jitter: strength of the random change of brightness, contrast, saturation and hue.
+        jitter: strength of the random change of brightness, contrast, saturation and hue; null: [0.5, 0.5, 0.5, 0.25],
+            with boxes [0.4, 0.4, 0.4, 0.1].
         jitter_p: how often colours are changed.
         grey: how often a picture becomes grey.
         blur: how often it is blurred.
         cutmix: how often a rectangle of the next picture of the batch is pasted in (CutMix), with the teacher's answer
-            there.
+            there; null: 0.5, with boxes 0.
         cutmix_area: [smallest, largest] part of the picture that it takes.
         cutmix_aspect: [smallest, largest] height by width.
-        erase: how often a rectangle is erased, a number for each rectangle; UBTv2 takes [0.7, 0.5, 0.3].
+        erase: how often a rectangle is erased, a number for each rectangle; null: none, with boxes [0.7, 0.5, 0.3].
         erase_area: [smallest, largest] part of the picture that each takes.
         erase_aspect: [smallest, largest] height by width.
     """
@@ -88,18 +97,23 @@ class StrongConfig(Section):
 
     images: Literal["unlabelled", "all", "none"] = "unlabelled"
     strength: Annotated[float, Ge(0), Le(2)] | None = None
-    jitter: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(4, 4), Say("four numbers from 0 to below 1")] = field(
-        default_factory=lambda: [0.5, 0.5, 0.5, 0.25]
-    )
+    jitter: (
+        Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(4, 4), Say("four numbers from 0 to below 1")] | None
+    ) = None
     jitter_p: Chance = 0.8
     grey: Chance = 0.2
     blur: Chance = 0.5
-    cutmix: Chance = 0.5
+    cutmix: Chance | None = None
     cutmix_area: Part = field(default_factory=lambda: [0.02, 0.4])
     cutmix_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
-    erase: Annotated[list[Chance], Len(0, 8), Say("a list of numbers from 0 to 1")] = field(default_factory=list)
+    erase: Annotated[list[Chance], Len(0, 8), Say("a list of numbers from 0 to 1")] | None = None
     erase_area: Part = field(default_factory=lambda: [0.02, 0.2])
     erase_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
+
+    def for_task(self, task: str = "") -> StrongConfig:
+        """The same with what is left open filled in."""
+        usual = _STRONG_OF.get(task, _STRONG)
+        return replace(self, **{key: value for key, value in usual.items() if getattr(self, key) is None})
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Ranges whose ends are the wrong way round."""

@@ -30,6 +30,8 @@ Pair = Annotated[
 # Options of losses whose values are the keys of a dictionary: its module and its name.
 _NAMED = {"affinity": ("cankd_hf.losses.affinities", "AFFINITIES")}
 
+REGISTRIES = ("LOSSES", "OWN_LOSSES")
+
 
 @dataclass
 class Share(Section):
@@ -49,7 +51,8 @@ class LossTerm(Section):
     """One weighted loss of the objective: the loss, its pairs of levels, its weight and schedule.
 
     Args:
-        loss: a name in `LOSSES`; in Python also a class or a module, such as `LossTerm(loss=MyLoss)`: see `Distiller`.
+        loss: a name in `LOSSES`, or `pseudo_boxes` (docs/unlabelled.md); in Python also a class or a module, such as
+            `LossTerm(loss=MyLoss)`: see `Distiller`.
         teacher: name of its teacher; not needed if there is only one.
         weight: multiplier of the unweighted loss, at least 0; a list has one weight for each pair. The paper's mu = 5
             is weight 10, because the loss includes the factor 0.5, as the authors' code does. `{share: 0.1}` sets
@@ -174,19 +177,23 @@ class LossTerm(Section):
             yield "fade", f"expected [start, end] with 0 <= start <= end and end above 0, got {self.fade}"
         if self.fade is not None and self.decay:
             yield "fade", "expected fade or decay, got both; leave one out"
-        known = declared.names("cankd_hf.losses", "LOSSES")
-        if isinstance(self.loss, str) and self.loss not in known:
-            yield "loss", not_one_of(self.loss, known)
+        if isinstance(self.loss, str) and self._registry() is None:
+            yield "loss", not_one_of(self.loss, declared.names("cankd_hf.losses", "LOSSES"))
 
     def accepted(self) -> dict[str, dict[str, Any]]:
-        """Names and types of the `options` of a loss in `LOSSES`."""
-        if not isinstance(self.loss, str) or self.loss not in declared.names("cankd_hf.losses", "LOSSES"):
+        """Names and types of the `options` of a loss that is given by name."""
+        registry = self._registry()
+        if not isinstance(self.loss, str) or registry is None:
             return {}
-        found = declared.entry_parameters("cankd_hf.losses", "LOSSES", self.loss)
+        found = declared.entry_parameters("cankd_hf.losses", registry, self.loss)
         for key, place in _NAMED.items():
             if key in found and (names := declared.names(*place)):
                 found = {**found, key: Literal[tuple(names)]}
         return {"options": {key: kind for key, kind in found.items() if key not in ("channels", "num_labels")}}
+
+    def _registry(self) -> str | None:
+        """The dictionary that names the loss."""
+        return next((name for name in REGISTRIES if self.loss in declared.names("cankd_hf.losses", name)), None)
 
     def check(self) -> None:
         """Raises `InputError` with all problems of the term's values."""

@@ -64,6 +64,8 @@ class TeacherConfig(Section):
         compile: whether `torch.compile` is used.
         image_mean: mean of its input normalisation; by default that of its image processor.
         image_std: standard deviation of its input normalisation; by default that of its image processor.
+        class_map: for losses on its logits: the student's names of classes that it calls otherwise,
+            `{teacher's name: student's name}`; classes of equal names are put in the student's order by themselves.
         fit: settings of `training` with which a run first trains the teacher on the task; only used in recipes.
         cache: stores its answers, so that it is run once for each picture.
     """
@@ -83,6 +85,7 @@ class TeacherConfig(Section):
     compile: bool = False
     image_mean: Mean | None = None
     image_std: Std | None = None
+    class_map: dict[str, str] | None = None
     fit: dict[str, Any] | None = None
     cache: CacheConfig | None = None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cankd_hf.hub import escape
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import LOSSES, OWN_LOSSES, loss_named
 from cankd_hf.names import ALONE, DISTILLED, EMA, RAW, STUDENT, TEACHER, TORCHVISION
 
 # Rows of the result table, in their order.
@@ -272,5 +272,5 @@ def limits(facts: Facts) -> list[str]:
 def citation(facts: Facts) -> str:
     """BibTeX of CanKD and of the other losses that were used."""
     used = [term["loss"] for term in facts.run.get("terms") or []]
-    names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES)])
-    return "\n".join(dict.fromkeys(LOSSES[name].citation for name in names))
+    names = dict.fromkeys(["cankd", *(name for name in used if name in LOSSES or name in OWN_LOSSES)])
+    return "\n".join(dict.fromkeys(loss_named(name).citation for name in names))

@@ -7,6 +7,7 @@ from cankd_hf.losses.base import DistillationLoss, FeatureLoss, LogitsLoss
 from cankd_hf.losses.cankd import CanKDLoss
 from cankd_hf.losses.channel_wise import ChannelWiseLoss
 from cankd_hf.losses.cosine import CosineLoss
+from cankd_hf.losses.cross_head import CrossHeadLoss
 from cankd_hf.losses.dense_logits import DenseLogitsLoss
 from cankd_hf.losses.dist import DistLoss
 from cankd_hf.losses.dkd import DKDLoss
@@ -18,6 +19,8 @@ from cankd_hf.losses.masked_generative import MaskedGenerativeLoss
 from cankd_hf.losses.mse import MSELoss
 from cankd_hf.losses.patch_similarity import PatchSimilarityLoss
 from cankd_hf.losses.pearson import PearsonLoss
+from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
+from cankd_hf.losses.query_logits import QueryLogitsLoss
 from cankd_hf.losses.static_linear import StaticLinearLoss
 
 LOSSES: dict[str, type[DistillationLoss]] = {
@@ -37,14 +40,26 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "dist": DistLoss,
     "dkd": DKDLoss,
     "dense_logits": DenseLogitsLoss,
+    "cross_head": CrossHeadLoss,
+    "query_logits": QueryLogitsLoss,
 }
+# Terms whose value is the student's own loss on what the teacher chooses: they compare no tensors.
+OWN_LOSSES: dict[str, type[DistillationLoss]] = {"pseudo_boxes": PseudoBoxesLoss}
+
+
+def loss_named(name: str) -> type[DistillationLoss]:
+    """The class of a loss by its name in a recipe."""
+    return LOSSES[name] if name in LOSSES else OWN_LOSSES[name]
+
 
 __all__ = [
     "LOSSES",
+    "OWN_LOSSES",
     "AttentionTransferLoss",
     "CanKDLoss",
     "ChannelWiseLoss",
     "CosineLoss",
+    "CrossHeadLoss",
     "DKDLoss",
     "DenseLogitsLoss",
     "DistLoss",
@@ -60,6 +75,9 @@ __all__ = [
     "MaskedGenerativeLoss",
     "PatchSimilarityLoss",
     "PearsonLoss",
+    "PseudoBoxesLoss",
+    "QueryLogitsLoss",
     "StaticLinearLoss",
     "attention_map",
+    "loss_named",
 ]

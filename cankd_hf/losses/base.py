@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,12 @@ def at_most_one(loss: str, **options: float) -> None:
     _check(loss, options, "above 0, at most 1", lambda value: 0 < value <= 1)
 
 
+def one_of(loss: str, option: str, value: object, *known: str) -> None:
+    """Raises an `InputError` for an option that has none of the known values."""
+    if value not in known:
+        raise InputError(f"{loss}.{option}: expected {' or '.join(known)}, got {value!r}; choose one of them")
+
+
 def _check(loss: str, options: dict[str, float], wanted: str, holds: Callable[[float], bool]) -> None:
     problems = [
         f"{loss}.{key}: expected a number {wanted}, got {value!r}; leave it out for the default"
@@ -80,6 +86,24 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+class Seen(NamedTuple):
+    """Two weights in 0..1 of each position of a batch.
+
+    Attributes:
+        seen: 0 where the student's picture was erased or is padding.
+        valid: 0 on padding alone; sums are divided by the number of these, so that a loss over half of an image is
+            half the loss.
+    """
+
+    seen: Tensor
+    valid: Tensor
+
+    def mean(self, each: Tensor) -> Tensor:
+        """The mean [] of values at the positions, over the valid ones."""
+        result: Tensor = (each * self.seen).sum() / self.valid.sum().clamp_min(1e-6)
+        return result
+
+
 class DistillationLoss(nn.Module):
     """A distance between a student tensor and a teacher tensor of the same shape.
 
@@ -87,10 +111,13 @@ class DistillationLoss(nn.Module):
     the optimizer, DDP and checkpoints include them. Losses are built as `cls(size, **options)`.
 
     Attributes:
-        reads: what the loss compares: feature `maps` (after a connector), `logits` (unchanged), or the `dense`
-            predictions of a detector (its class logits, boxes and centre-ness at every anchor).
+        reads: what the loss compares: feature `maps` (after a connector), `logits` (unchanged), the `dense`
+            predictions of a detector (its class logits, boxes and centre-ness at every anchor), or the `queries` of a
+            DETR-like one (class logits and boxes of each query). `boxes`: nothing; see `PseudoBoxesLoss`.
         extras: further arguments of `forward` and `compute`, optional ones, that the batch may have: its `labels`; for
-            a loss that reads `dense`, both models' `predictions`.
+            a loss that reads `dense` or `queries`, both models' `predictions`; for one that matches queries, the
+            function to `assign` them; for one on logits of positions or anchors, `weights`: what is `Seen` of each,
+            where some are not.
         raw_maps: if True, `compute` gets the tensors in their own dtype, for losses that cast block by block to save
             memory; if False, both are cast to `compute_dtype` first.
         paper: arXiv id of the paper, for model cards.
@@ -100,9 +127,11 @@ class DistillationLoss(nn.Module):
         size: channels C or classes K of both tensors.
     """
 
-    reads: ClassVar[Literal["maps", "logits", "dense"]]
+    reads: ClassVar[Literal["maps", "logits", "dense", "queries", "boxes"]]
     extras: ClassVar[tuple[str, ...]] = ()
     raw_maps: ClassVar[bool] = False
+    # whether what it compares is made by the teacher's head from the student's features
+    crosses: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     # name of `size` in the constructor and in messages; number of dimensions -> layout and the dimension of `size`
@@ -147,6 +176,14 @@ class DistillationLoss(nn.Module):
         A loss with `extras` takes them as further optional arguments.
         """
         raise NotImplementedError
+
+    def report(self, student: Tensor, teacher: Tensor, **extras: Any) -> dict[str, Tensor]:
+        """Further numbers [] for the log by name, without gradient; asked for in steps that are logged.
+
+        It gets all extras that the batch has, and returns the same names for each batch: nan where one is undefined.
+        A last part after a slash that is a number stands for a class: `kept/3`.
+        """
+        return {}
 
     def branch_share(self, student: Tensor, teacher: Tensor) -> Tensor | None:
         """Norm of the learned branch relative to the student map, |output| / |s| [], or None without such a branch.
@@ -220,7 +257,11 @@ class LogitsLoss(DistillationLoss):
         student and teacher [B, K, H, W] (segmentation), [B, N, K] (detection, N queries) or [B, K] (an image) -> [].
     """
 
-    reads: ClassVar[Literal["maps", "logits", "dense"]] = "logits"
+    reads: ClassVar[Literal["maps", "logits", "dense", "queries", "boxes"]] = "logits"
+    # whether it makes no sense for heads with a sigmoid for each class, whose absolute scores a softmax loses
+    needs_softmax: ClassVar[bool] = False
+    # arguments of the constructor that the distiller fills in from the student's head, where they are "auto"
+    of_head: ClassVar[tuple[str, ...]] = ()
     _argument, _unit = "num_labels", "classes"
     _layouts = {4: ("[B, K, H, W]", 1), 3: ("[B, N, K]", 2), 2: ("[B, K]", 1)}
 

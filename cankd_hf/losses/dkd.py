@@ -1,19 +1,18 @@
 """KL divergence of the target's probability and of all others', weighted apart (DKD)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cankd_hf.losses.base import LogitsLoss, above_zero, at_least_zero
+from cankd_hf.losses.base import LogitsLoss, Seen, above_zero, at_least_zero
+from cankd_hf.losses.labels import labels_of
 
 
 class DKDLoss(LogitsLoss):
     """Decoupled knowledge distillation (Zhao et al. 2022, equation 7): `T^2 * (alpha * TCKD + beta * NCKD)`.
 
     TCKD is the divergence of the two numbers p(target) and 1 - p(target), NCKD that of the other classes among
-    themselves; both are means over images and positions. The target is the label, as in the paper; where the batch has
-    no labels of the logits' layout (images without labels, queries of a detector), the teacher's most probable class.
-    Positions with a label that is no class are left out.
+    themselves; both are means over images and positions. The target is the label, as in the paper; where there is
+    none (images without labels, void positions), the teacher's most probable class.
 
     Args:
         num_labels: classes K of both heads.
@@ -22,10 +21,11 @@ class DKDLoss(LogitsLoss):
         temperature: T; the authors use 4 on CIFAR-100 and 1 on ImageNet.
 
     Shape:
-        student and teacher [B, K, H, W], [B, N, K] or [B, K] -> []; labels [B, h, w] or [B], int64.
+        student and teacher [B, K, H, W], [B, N, K] or [B, K] -> []; labels [B, h, w] or [B], int64; weights: `Seen`.
     """
 
-    extras = ("labels",)
+    extras = ("labels", "weights")
+    needs_softmax = True
     paper = "2203.08679"
     citation = (
         "@inproceedings{zhao2022dkd, title={Decoupled Knowledge Distillation}, author={Zhao, Borui and Cui, Quan and "
@@ -39,35 +39,22 @@ class DKDLoss(LogitsLoss):
         at_least_zero("DKDLoss", alpha=alpha, beta=beta)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
-    def compute(self, student: Tensor, teacher: Tensor, labels: object = None) -> Tensor:
+    def compute(self, student: Tensor, teacher: Tensor, labels: object = None, weights: Seen | None = None) -> Tensor:
         """The loss [] of two checked logits, and the labels of the batch."""
         dim = self.class_dim(student)
-        target = labels_of(labels, student)
-        if target is None:
-            target = teacher.argmax(dim)
-        counts = (target >= 0) & (target < self.num_labels)
-        index = target.clamp(0, self.num_labels - 1).unsqueeze(dim)
+        target, given = teacher.argmax(dim), labels_of(labels, student)
+        if given is not None:
+            target = torch.where((given >= 0) & (given < self.num_labels), given, target)
+        index = target.unsqueeze(dim)
         ours, theirs = (self._parts(x / self.temperature, index, dim) for x in (student, teacher))
         target_part, other_part = (
             (theirs[i].exp() * (theirs[i] - ours[i])).sum(dim) for i in (0, 1)
         )  # of the target and the rest, and of the other classes
-        each = (self.alpha * target_part + self.beta * other_part) * counts
-        return self.temperature**2 * each.sum() / counts.sum().clamp_min(1)
+        each = self.alpha * target_part + self.beta * other_part
+        return self.temperature**2 * (each.mean() if weights is None else weights.mean(each))
 
     def _parts(self, logits: Tensor, index: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """Logarithms: of p(target) and 1 - p(target), 2 values, and of all classes but the target, K values."""
         others = logits.scatter(dim, index, torch.finfo(logits.dtype).min)
         pair = torch.cat([logits.gather(dim, index), others.logsumexp(dim, keepdim=True)], dim)
         return pair.log_softmax(dim), others.log_softmax(dim)
-
-
-def labels_of(labels: object, logits: Tensor) -> Tensor | None:
-    """Labels for each image or position of logits, resized to their grid; None where they are of another kind."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != logits.ndim - 1:
-        return None
-    if logits.ndim == 2:
-        return labels
-    if logits.ndim == 3 or labels.shape[1:] == logits.shape[2:]:
-        return None if logits.ndim == 3 else labels
-    resized = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
-    return resized[:, 0].long()

@@ -93,12 +93,17 @@ class FocalGlobalLoss(FeatureLoss):
             channels * (size.mean(2) / self.temperature).softmax(-1),
         )
 
-    def _weights(self, boxes: Sequence[Tensor], x: Tensor) -> Tensor:
-        """`alpha F + beta G` of each cell, [B, H * W]."""
-        foreground = foreground_mask(boxes, x.shape[2], x.shape[3], x.dtype)
+    def _weights(self, boxes: Sequence[Tensor | None], x: Tensor) -> Tensor:
+        """`alpha F + beta G` of each cell, [B, H * W]; all cells of an image without labels are one foreground."""
+        given = [x.new_zeros(0, 4) if one is None else one for one in boxes]
+        foreground = foreground_mask(given, x.shape[2], x.shape[3], x.dtype)
         background = (foreground == 0).to(x.dtype)
         background = background / background.sum(1, keepdim=True).clamp_min(1)
-        return self.alpha * foreground + self.beta * background
+        weights = self.alpha * foreground + self.beta * background
+        if all(one is not None for one in boxes):
+            return weights
+        whole = weights.new_full((weights.shape[1],), self.alpha / weights.shape[1])
+        return torch.stack([whole if one is None else row for one, row in zip(boxes, weights, strict=True)])
 
 
 class GlobalContext(nn.Module):
@@ -121,11 +126,14 @@ class GlobalContext(nn.Module):
         return result
 
 
-def boxes_of(labels: object) -> list[Tensor] | None:
-    """The boxes [n, 4] of each image (centre, width, height in 0..1); None for labels of another kind."""
-    if not isinstance(labels, Sequence) or not all(isinstance(one, Mapping) and "boxes" in one for one in labels):
+def boxes_of(labels: object) -> list[Tensor | None] | None:
+    """The boxes [n, 4] of each image (centre, width, height in 0..1), None for one without labels; None for labels of
+    another kind, and where there are none."""
+    if not isinstance(labels, Sequence) or all(one is None for one in labels):
         return None
-    return [one["boxes"].reshape(-1, 4).float() for one in labels] or None
+    if not all(one is None or (isinstance(one, Mapping) and "boxes" in one) for one in labels):
+        return None
+    return [None if one is None else one["boxes"].reshape(-1, 4).float() for one in labels]
 
 
 def foreground_mask(boxes: Sequence[Tensor], height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:

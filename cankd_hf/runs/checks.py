@@ -11,7 +11,7 @@ from cankd_hf.config.parts import phase_parts
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
-from cankd_hf.losses import LOSSES
+from cankd_hf.losses import loss_named
 from cankd_hf.models.configs import config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import own_problems
@@ -48,7 +48,7 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
 def _check_terms(problems: Problems, recipe: Recipe, within: str) -> None:
     for index, term in enumerate(recipe.distill.terms):
         attempt(problems, f"{within}distill.terms.{index}.name", partial(check_label, term))
-        loss, place = LOSSES[term.loss_name], f"{within}distill.terms.{index}.options"
+        loss, place = loss_named(term.loss_name), f"{within}distill.terms.{index}.options"
         if _no_huge_numbers(problems, term.options, place):
             with torch.device("meta"):  # whatever the sizes, no memory
                 attempt(problems, place, partial(loss, 8, **term.options))

@@ -32,6 +32,7 @@ from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.data.detection.load import load_detection
+from cankd_hf.data.detection.mixing import mixed_labels
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
@@ -169,6 +170,9 @@ class DetectionTask(PipelineTask):
     @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
+
+    def mix_labels(self, labels: Any, seen: Tensor, plan: Sequence[Sequence[int]]) -> Any:
+        return mixed_labels(labels, plan, (seen.shape[-2], seen.shape[-1]))
 
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         return objects_problem(labels, len(self.id2label), scored)

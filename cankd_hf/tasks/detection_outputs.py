@@ -12,15 +12,13 @@ from transformers import PreTrainedModel
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.detection.collate import detection_collate, original_objects
+from cankd_hf.features.dense import SOFTMAX as SOFTMAX
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS
 from cankd_hf.models.prompts import PROMPTED, phrase_probabilities
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 
 THRESHOLD = 0.3  # detections with a lower score are not drawn
-# Model types with a softmax whose last class is "no object"; all others, ours too, have a sigmoid per class (those
-# with a text prompt: for each word of each class).
-SOFTMAX = {"detr", "table-transformer", "yolos"}
 
 
 def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS) -> list[dict[str, Tensor]]:

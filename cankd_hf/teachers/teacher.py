@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.features.auto_taps import quiet_forward
-from cankd_hf.features.dense import dense_of, dense_shape
+from cankd_hf.features.dense import by_image, dense_of, dense_shape, queries_of, queries_shape
 from cankd_hf.features.grids import logits_of, resize_map
 from cankd_hf.features.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageStats, input_rule
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.features.truncate import compile_around
 from cankd_hf.models.prompts import attach_empty_prompt
+from cankd_hf.teachers.classes import class_order
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,18 +40,42 @@ class TeacherOutput(Sequence[Tensor]):
         maps: `[B, C, H, W]` each, fine to coarse, in the teacher's dtype, without gradient.
         logits: `[B, K, H, W]`, `[B, N, K]` or `[B, K]`; None if no term reads them: the forward pass then stops at
             the last map.
-        dense: a detector's predictions at all anchors, see `FPNObjectDetectionOutput`; None if no term reads them.
+        dense: a detector's predictions at all anchors, see `FPNObjectDetectionOutput`, without their centres; None if
+            no term reads them.
+        queries: of a DETR-like detector `class_logits` `[B, N, K]` and `boxes` `[B, N, 4]` (centre x, centre y, width,
+            height in 0..1); None if no term reads them.
+
+    Classes are in the student's order, see `Teacher.read`.
     """
 
     maps: list[Tensor]
     logits: Tensor | None = None
     dense: Mapping[str, Tensor] | None = None
+    queries: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
 
     def __getitem__(self, index: Any) -> Any:
         return self.maps[index]
+
+
+def in_order(output: TeacherOutput, order: Sequence[int]) -> TeacherOutput:
+    """The output with its classes in another order; a last one that is none ("no object") stays the last."""
+
+    def sorted_classes(logits: Tensor, dim: int) -> Tensor:
+        rest = range(len(order), logits.shape[dim])
+        index = torch.tensor([*order, *rest]).to(logits.device, non_blocking=True)
+        return logits.index_select(dim, index)
+
+    logits = output.logits
+    if logits is not None:
+        logits = sorted_classes(logits, 2 if logits.ndim == 3 else 1)
+    dense, queries = (
+        None if of is None else {**of, "class_logits": sorted_classes(of["class_logits"], 2)}
+        for of in (output.dense, output.queries)
+    )
+    return TeacherOutput(output.maps, logits, dense, queries)
 
 
 class Teacher(nn.Module):
@@ -87,7 +112,8 @@ class Teacher(nn.Module):
         attach_empty_prompt(model)
         self.stats = self._own_stats(stats or ImageStats())
         self.rule = input_rule(model)
-        self.reads_logits = self.reads_dense = False
+        self.reads_logits = self.reads_dense = self.reads_queries = False
+        self.class_order: list[int] | None = None
         self.fingerprint = _fingerprint(model)
         self.taps = Taps(model, self.config.taps, stop_early=True)
         self.register_buffer("input_scale", torch.ones(1, 3, 1, 1), persistent=False)
@@ -115,12 +141,42 @@ class Teacher(nn.Module):
                 images = images * self.input_scale + self.input_shift
             images = resize_map(images, self.rule.size(size, self.config.scale))
             images, inputs = images.to(self.dtype), self.taps.forward_kwargs
-            if not (self.reads_logits or self.reads_dense):
+            if not (self.reads_logits or self.reads_dense or self.reads_queries):
                 return TeacherOutput(self.taps.run(images, **inputs))
             if self.reads_dense:
                 inputs = {**inputs, "output_dense": True}
             maps, output = self.taps.run_to_end(images, **inputs)
-            return TeacherOutput(maps, logits_of(output), dense_of(output))
+            queries = queries_of(output, self.model, training=False) if self.reads_queries else None
+            found = TeacherOutput(maps, logits_of(output), by_image(dense_of(output)), queries)
+            return found if self.class_order is None else in_order(found, self.class_order)
+
+    def read(self, what: Collection[str], names: Mapping[int, str]) -> None:
+        """Sets what `forward` returns beside the maps, and brings the classes into a student's order.
+
+        Args:
+            what: `logits`, `dense`, `queries`; others are ignored.
+            names: of the student's classes.
+
+        Raises:
+            InputError: if the classes of the two have other names, see `class_order`.
+        """
+        self.reads_logits, self.reads_dense, self.reads_queries = (
+            kind in what for kind in ("logits", "dense", "queries")
+        )
+        if self.reads_logits or self.reads_dense or self.reads_queries:
+            own = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+            self.class_order = class_order(own, names, self.config.class_map, self.name)
+
+    def seen_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that images of the student are given to the model in."""
+        return self.rule.size(image_size, self.config.scale)
+
+    def without_logits(self) -> str:
+        """Why a teacher has no logits, in a few words; empty where there is nothing to say."""
+        kinds = getattr(getattr(self.model, "config", None), "architectures", None) or [""]
+        if not kinds[0].endswith("ForImageClassification"):
+            return ""
+        return f"{kinds[0]} is loaded as a backbone, without its classes of whole images"
 
     def levels(self, image_size: tuple[int, int]) -> list[Level]:
         """Measures strides and channels of the maps.
@@ -140,6 +196,10 @@ class Teacher(nn.Module):
         seen = self.rule.size(image_size, self.config.scale)
         found = logits_of(quiet_forward(self.model, seen, **self.taps.forward_kwargs))
         return None if found is None else found.shape
+
+    def queries_shape(self, image_size: tuple[int, int]) -> torch.Size | None:
+        """The shape [1, N, K] of the class logits of the queries for an image of this size; None for other models."""
+        return queries_shape(self.model, self.seen_size(image_size), **self.taps.forward_kwargs)
 
     def dense_shape(self, image_size: tuple[int, int]) -> torch.Size | None:
         """The shape [1, A, K] of the dense class logits for an image of this size; None for other models."""
@@ -189,6 +249,7 @@ class Teacher(nn.Module):
             "input_size": list(self.rule.fixed) if self.rule.fixed else None,
             "scale": self.config.scale,
             **({} if self.config.every == 1 else {"every": self.config.every}),
+            **({} if self.class_order is None else {"class_order": self.class_order}),
         }
 
     def train(self, mode: bool = True) -> Teacher:

@@ -12,6 +12,7 @@ from transformers.trainer_callback import CallbackHandler
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.seeds import seeded
 from cankd_hf.errors import InputError
+from cankd_hf.features.dense import head_activation
 from cankd_hf.tasks import Task
 from cankd_hf.teachers.mixing import mix_outputs
 from cankd_hf.teachers.source import TeacherSource
@@ -75,7 +76,8 @@ class TeachingTrainer(Trainer):
         outputs = self.source(batch, names)
         if missing := [name for name in names if name not in outputs]:
             raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
-        outputs = mix_outputs(outputs, batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
+        softmax = [name for name in names if head_activation(self.teachers[name].model, 3) == "softmax"]
+        outputs = mix_outputs(outputs, batch.meta.get("mix"), batch["pixel_values"].shape[-2:], softmax)
         return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
 
     def first_batches(self, count: int) -> Iterator[Batch]:

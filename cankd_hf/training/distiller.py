@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,29 +16,26 @@ from cankd_hf.features.grids import logits_of
 from cankd_hf.features.taps import Level, Taps
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.conflict import Conflict
-from cankd_hf.training.connecting import Connected, Place
+from cankd_hf.training.connecting import Place
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.placing import (
-    Placed,
     TeacherShape,
     as_teachers,
-    asked_of_student,
-    check_classes,
     check_label,
-    compared_logits,
     conditionings,
-    extras_of,
     freeze,
     frozen_part,
     make_loss,
     pairs_of,
 )
+from cankd_hf.training.predicting import PredictingModule, asked_of_student
+from cankd_hf.training.pseudo import run_student
 from cankd_hf.training.shares import Shares
 from cankd_hf.training.weighing import WeighingModule
 
 
-class Distiller(WeighingModule):
+class Distiller(WeighingModule, PredictingModule):
     """The student and all modules trained with it: a connector per pair of levels, a loss per term and pair.
 
     `loss = task_weight * task + sum over terms and pairs of weight * factor * value`, where `value` is the unweighted
@@ -80,6 +77,7 @@ class Distiller(WeighingModule):
         self.losses = nn.ModuleDict()
         self.conditioning, self.shares, self.conflict = nn.ModuleDict(), Shares(()), Conflict(())
         self._places: list[Place] = []
+        self.crossings = {}
         self.taps: Taps | None = None
         self.levels: list[Level] = []
         self._settings = image_size, taps, grid
@@ -127,15 +125,17 @@ class Distiller(WeighingModule):
         places: list[Place] = []
         connectors: dict[str, nn.Module] = {}
         losses: dict[str, nn.ModuleList] = {}
+        self.forget_crossings()
         given: set[int] = set()  # losses that were given as modules and are in use
         for term in terms:
             check_label(term)
             name = self._teacher_of(term)
             teacher, modules = self.teachers[name], nn.ModuleList()
             pairs = pairs_of(term, self.levels, teacher, name if len(self.teachers) > 1 else "")
+            further: dict[str, Any] = {}
             for pair in pairs:
                 if pair is None:
-                    width = check_classes(term, self.student, name, teacher, image_size)
+                    width, further = self._read_predictions(term, name)
                 else:
                     student_level, teacher_level = self.levels[pair.student], teacher.levels[pair.teacher]
                     width = teacher_level.channels
@@ -146,7 +146,9 @@ class Distiller(WeighingModule):
                         connectors[pair.name] = Connector(student_level, teacher_level, grid).to(self.device)
                 loss = known.get((term.structure, pair))
                 modules.append(
-                    loss if loss is not None else make_loss(term, width, id(term.loss) in given).to(self.device)
+                    loss
+                    if loss is not None
+                    else make_loss(term, width, id(term.loss) in given, further).to(self.device)
                 )
                 given.add(id(term.loss))
             losses[term.label] = modules
@@ -305,8 +307,8 @@ class Distiller(WeighingModule):
             inputs["labels"], counted = (labels, None) if self.counted_labels is None else self.counted_labels(labels)
         if self.taps is not None:
             inputs = {**self.taps.forward_kwargs, **inputs}
-        inputs |= asked_of_student(teachers)
-        outputs = self.student(pixel_values=pixel_values, **inputs)
+        inputs |= asked_of_student(self.student, teachers, self.placed)
+        outputs = run_student(self.student, {"pixel_values": pixel_values, **inputs}, self.placed, teachers)
         logits = logits_of(outputs)
         result: dict[str, Any] = {}
         total, parts = self._task(outputs.loss if "labels" in inputs else None, counted, pixel_values)
@@ -314,14 +316,12 @@ class Distiller(WeighingModule):
         maps = self._maps(size if teachers else None)
         if teachers:
             connected = self.connect(maps, teachers, (meta or {}).get("seen"))
-            read = targets if labels is None else labels
-            values = list(self.values(connected, logits, teachers, read, outputs))
+            answers = self.answers(outputs, targets if labels is None else labels, meta, maps, size)
+            values = list(self.values(connected, answers, teachers))
             parts |= {item.name: value.detach().float() for item, value in values}
             total = self._sum(total, values, factors, maps, weigh, watch)
             if measure:
-                result["similarity"], result["branch_share"] = self.measure(maps, teachers, connected)
-                if not self.training:
-                    result["plain"] = self.without_branches(connected)
+                result = self.measured(maps, teachers, connected, answers)
         if total is None and not keep and self.training and torch.is_grad_enabled():
             total = self.nothing()
         if logits is not None and not keep:
@@ -341,28 +341,3 @@ class Distiller(WeighingModule):
         """A loss of 0 [] for a step in which no loss counts; made within `forward`, where DDP and FSDP see it."""
         parts = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters() if p.requires_grad]
         return torch.stack([part.sum() for part in parts]).sum() * 0.0
-
-    def values(
-        self,
-        connected: Connected,
-        logits: Tensor | None,
-        teachers: Mapping[str, TeacherOutput],
-        labels: Any = None,
-        outputs: Any = None,
-    ) -> Iterator[tuple[Placed, Tensor]]:
-        """The unweighted value [] of each loss whose teacher is given, with gradient.
-
-        Losses may also read the labels of the batch and the student's whole output.
-        """
-        for item in self.placed:
-            if item.pair is not None:
-                found = self.compared(connected, item)
-            else:
-                found = compared_logits(item, logits, teachers.get(item.teacher), outputs)
-            if found is None:
-                continue
-            value = item.loss(*found, **extras_of(item, labels, outputs, teachers.get(item.teacher)))
-            if value.ndim:
-                name, shape = item.term.loss_name, list(value.shape)
-                raise InputError(f"{item.place}: {name}: expected one number, got shape {shape}; reduce it to a mean")
-            yield item, value

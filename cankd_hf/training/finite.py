@@ -108,6 +108,8 @@ class StepGuard(ScoreGuard, TrainerCallback):
             found = {f"tap {tap}": value for tap, value in zip(taps, output.maps, strict=False)}
             if output.logits is not None:
                 found["logits"] = output.logits
+            for kind, of in (("dense", output.dense), ("queries", output.queries)):
+                found |= {f"{kind} {key}": value for key, value in (of or {}).items()}
             for place, value in found.items():
                 self._teachers[f"{name} {place}"] = (name, place)
                 self._see(f"{name} {place}", _first_bad(value, samples, mask=place == "logits"))

@@ -48,6 +48,8 @@ class Objective:
             term.check()
         if self.guard is not None:
             self.guard.raise_problems()
+        if sum(term.loss_name in ("pseudo_boxes", "PseudoBoxesLoss") for term in self.terms) > 1:
+            raise InputError("distill.terms: expected one term pseudo_boxes, got several; choose one teacher for it")
         shares = sum(term.weight.share for term in self.terms if isinstance(term.weight, Share))
         if shares >= 1:
             raise InputError(f"distill.terms: the shares add up to {shares:g}; leave some gradient to the others")

@@ -19,6 +19,7 @@ class DistillerOutput(ModelOutput):
         parts: the unweighted losses [] by name, detached: `task`, then each term at each pair (`cankd/s0t0`).
         similarity: raw correlation and CKA of each image [B] by name (`cka/s0t0`), if measured.
         branch_share: norm of each Can block's output relative to the student map [] by name, if measured.
+        reports: further numbers [] of losses on logits by name (`recall/dense_logits`), if measured.
         plain: the losses [] that have a learned branch, with it switched off, by name, if measured in eval mode.
         outputs: the student's own output; None, and `logits` without gradient, where only the loss is asked for.
     """
@@ -28,6 +29,7 @@ class DistillerOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
     similarity: dict[str, Tensor] | None = None
     branch_share: dict[str, Tensor] | None = None
+    reports: dict[str, Tensor] | None = None
     plain: dict[str, Tensor] | None = None
     outputs: Any = None
 

@@ -9,24 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from cankd_hf.config.advice import nearest
 from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.errors import InputError
-from cankd_hf.features.auto_taps import quiet_forward
-from cankd_hf.features.dense import dense_of, dense_shape, selects_detections
-from cankd_hf.features.grids import class_count, logits_of, resize_map
 from cankd_hf.features.pairing import pair_levels
 from cankd_hf.features.taps import Level
-from cankd_hf.losses import LOSSES
-from cankd_hf.losses.base import DistillationLoss
+from cankd_hf.losses import loss_named
+from cankd_hf.losses.base import DistillationLoss, FeatureLoss
 from cankd_hf.losses.targets import CONDITIONINGS
-from cankd_hf.teachers.teacher import TeacherOutput
 
 ENCODER = "encoder"  # name of the part before neck and head, whatever a model calls it
-DENSE = "a dense detector's predictions"
 
 
 class Pair(tuple[Any, ...]):
@@ -110,6 +104,9 @@ class TeacherShape:
     levels: list[Level] = field(default_factory=list)  # its maps
     logits: Sequence[int] | None = None  # shape for one image; None without logits
     dense: Sequence[int] | None = None  # shape [1, A, K] of a dense detector's class logits; None of other models
+    queries: Sequence[int] | None = None  # shape [1, N, K] of the class logits of a DETR-like detector's queries
+    without: str = ""  # why there are no logits, for messages
+    source: Any = field(default=None, repr=False, compare=False)  # the teacher itself, whose head may be run
 
 
 def as_teachers(teachers: Mapping[str, TeacherShape] | Sequence[Level]) -> dict[str, TeacherShape]:
@@ -125,11 +122,16 @@ def check_label(term: LossTerm) -> None:
         raise InputError(f"term {term.label!r}: nn.ModuleDict has an attribute of this name; rename the term")
 
 
-def reads(term: LossTerm) -> str:
-    """What a term compares: `maps`, `logits` or `dense` predictions."""
-    loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+def loss_class(term: LossTerm) -> type[DistillationLoss]:
+    """The class of a term's loss; `FeatureLoss` for a plain module, which compares maps."""
+    loss = loss_named(term.loss) if isinstance(term.loss, str) else term.loss
     cls = loss if isinstance(loss, type) else type(loss)
-    return cls.reads if issubclass(cls, DistillationLoss) else "maps"
+    return cls if issubclass(cls, DistillationLoss) else FeatureLoss
+
+
+def reads(term: LossTerm) -> str:
+    """What a term compares: `maps`, `logits`, `dense` predictions or `queries`."""
+    return loss_class(term).reads
 
 
 def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, name: str) -> list[Pair | None]:
@@ -147,97 +149,26 @@ def pairs_of(term: LossTerm, levels: Sequence[Level], teacher: TeacherShape, nam
     return [Pair(*pair, name) for pair in pair_levels(levels, teacher.levels, term.pairs)]
 
 
-def check_classes(
-    term: LossTerm, student: PreTrainedModel, name: str, teacher: TeacherShape, image_size: tuple[int, int]
-) -> int:
-    """The number of classes of student and teacher; `InputError` if they differ, or one has nothing to compare."""
-    dense = reads(term) == "dense"
-    place = f"distill.terms.{term.label}.loss: {term.loss_name} reads {DENSE if dense else 'logits'}"
-    title = "teacher" if name == "teacher" else f"teacher {name}"
-    if not dense and selects_detections(student):
-        kind = type(student).__name__
-        raise InputError(f"{place}, and {kind} gives those of detections alone; use dense_logits or a loss on maps")
-    if dense:
-        shapes = {"student": dense_shape(student, image_size), title: teacher.dense}
-    else:
-        found = logits_of(quiet_forward(student, image_size))
-        shapes = {"student": None if found is None else found.shape, title: teacher.logits}
-    without = [name for name, shape in shapes.items() if shape is None]
-    if without:
-        raise InputError(f"{place}, but there are none from {' and '.join(without)}; use a loss on maps")
-    counts = {name: class_count(shape) for name, shape in shapes.items() if shape is not None}
-    if len(set(counts.values())) > 1:
-        numbers = " and ".join(f"{count} of the {name}" for name, count in counts.items())
-        raise InputError(f"{place}: expected equal numbers of classes, got {numbers}; train both on the same classes")
-    anchors = {name: shape[1] for name, shape in shapes.items() if shape is not None}
-    if dense and len(set(anchors.values())) > 1:
-        numbers = " and ".join(f"{count} of the {name}" for name, count in anchors.items())
-        raise InputError(
-            f"{place}: expected equal numbers of anchors, got {numbers}; give both one head and one scale"
-        )
-    return counts["student"]
+def make_loss(term: LossTerm, width: int, again: bool, further: Mapping[str, Any] | None = None) -> nn.Module:
+    """The loss of one pair, for `width` channels or classes; a module that is in use already (`again`) is copied.
 
-
-def compared_logits(
-    item: Placed, student: Tensor | None, output: TeacherOutput | None, outputs: Any = None
-) -> tuple[Tensor, Tensor] | None:
-    """The student's logits and the teacher's, resized to the same grid; None if the teacher was not asked.
-
-    Those of a loss that reads dense predictions are the class logits of all anchors, in the student's `outputs`.
-
-    Raises:
-        InputError: if one gives no logits in training, or they are of other queries (some detectors add queries in
-            training) and the loss does not match them.
+    `further` are arguments that the models decide.
     """
-    if output is None:
-        return None
-    teacher = output.logits
-    if reads(item.term) == "dense":
-        dense = dense_of(outputs)
-        student, teacher = (None if found is None else found["class_logits"] for found in (dense, output.dense))
-    if student is None or teacher is None:
-        who = "student" if student is None else "teacher"
-        raise InputError(f"{item.place}: reads logits, and the {who} gives none in training; take a loss on maps")
-    if teacher.ndim == 4:
-        return student, resize_map(teacher, (student.shape[-2], student.shape[-1]))
-    matches = isinstance(item.loss, DistillationLoss) and type(item.loss).check is not DistillationLoss.check
-    if student.ndim == 3 and student.shape != teacher.shape and not matches:
-        raise InputError(
-            f"{item.place}: compares query with query, but the student gives logits {list(student.shape)} in training "
-            f"and the teacher {list(teacher.shape)}; take a loss on maps, or one that matches queries in `check`"
-        )
-    return student, teacher
-
-
-def asked_of_student(teachers: Mapping[str, TeacherOutput] | None) -> dict[str, Any]:
-    """Further inputs of the student: for its dense predictions, where a teacher's are to be compared."""
-    dense = any(output.dense is not None for output in (teachers or {}).values())
-    return {"output_dense": True} if dense else {}
-
-
-def extras_of(item: Placed, labels: Any, outputs: Any, output: TeacherOutput | None) -> dict[str, Any]:
-    """The further arguments that a loss takes, see `DistillationLoss.extras`."""
-    wanted = item.loss.extras if isinstance(item.loss, DistillationLoss) else ()
-    given = {"labels": labels, "predictions": (dense_of(outputs), None if output is None else output.dense)}
-    return {name: given[name] for name in wanted}
-
-
-def make_loss(term: LossTerm, width: int, again: bool) -> nn.Module:
-    """The loss of one pair, for `width` channels or classes; a module that is in use already (`again`) is copied."""
     place = f"distill.terms.{term.label}"
     if isinstance(term.loss, nn.Module):
         if term.options:
             raise InputError(f"{place}.options: expected none beside a module, got {term.options}; build it with them")
         return copy.deepcopy(term.loss) if again else term.loss
-    cls = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
+    cls = loss_named(term.loss) if isinstance(term.loss, str) else term.loss
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(f"{place}.loss: expected a name, a class or a module, got {cls!r}; give an nn.Module")
     arguments = (width,) if issubclass(cls, DistillationLoss) else ()
+    options = {**term.options, **(further or {})}
     try:
-        inspect.signature(cls).bind(*arguments, **term.options)
+        inspect.signature(cls).bind(*arguments, **options)
     except TypeError as error:
         raise InputError(f"{place}.options: {term.loss_name}: {error}") from error
-    return cls(*arguments, **term.options)
+    return cls(*arguments, **options)
 
 
 def conditionings(

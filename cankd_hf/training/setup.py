@@ -20,6 +20,7 @@ from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.layout import channels_last
 from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import TeacherShape, reads
+from cankd_hf.training.pseudo import with_boxes
 
 # Arguments of `transformers.Trainer` after `model` and `args`, in their order there.
 STOCK = [name for name in inspect.signature(Trainer.__init__).parameters if name not in ("self", "model", "args")]
@@ -150,11 +151,14 @@ def with_read(
     shape: TeacherShape, teacher: Teacher, objective: Objective, image_size: tuple[int, int]
 ) -> TeacherShape:
     """The shape with those of the teacher's logits and dense predictions for one image, where any term reads them."""
-    read = {reads(term) for term in objective.terms}
+    read = with_boxes({reads(term) for term in objective.terms}, teacher.model)
     return TeacherShape(
         shape.levels,
         teacher.logits_shape(image_size) if "logits" in read else None,
         teacher.dense_shape(image_size) if "dense" in read else None,
+        teacher.queries_shape(image_size) if "queries" in read else None,
+        teacher.without_logits() if read - {"maps"} else "",
+        teacher,
     )
 
 

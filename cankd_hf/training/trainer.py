@@ -17,6 +17,7 @@ from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task, task_for
+from cankd_hf.tasks.base import class_labels
 from cankd_hf.teachers.load import TeacherLike, load_teacher
 from cankd_hf.teachers.source import LiveTeachers, TeacherSource
 from cankd_hf.training.cache_callback import CacheCallback
@@ -32,6 +33,7 @@ from cankd_hf.training.hub_mixin import StudentHubMixin
 from cankd_hf.training.loading import LoadingMixin
 from cankd_hf.training.monitoring.energy import EnergyMeter
 from cankd_hf.training.monitoring.interval import BatchClock, PartMeans
+from cankd_hf.training.monitoring.kept import KeptClasses
 from cankd_hf.training.monitoring.progress import show_progress
 from cankd_hf.training.monitoring.trackers import group_names
 from cankd_hf.training.objective import Objective
@@ -40,6 +42,7 @@ from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.parallel import check_parallel
 from cankd_hf.training.phases import PhasesMixin
 from cankd_hf.training.placing import reads
+from cankd_hf.training.pseudo import with_boxes
 from cankd_hf.training.saving import CheckpointMixin
 from cankd_hf.training.seeding import SeedMixin
 from cankd_hf.training.setup import (
@@ -172,7 +175,7 @@ class CanKDTrainer(
         self._add_callbacks(train_dataset)
         self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
-        self._means = PartMeans()
+        self._means, self._kept = PartMeans(), KeptClasses()
         self._clock = BatchClock(args)
 
     def _collator(self, own: Any, model: PreTrainedModel) -> BatchCollator:
@@ -229,8 +232,9 @@ class CanKDTrainer(
     def _place_teachers(self) -> None:
         """Moves the teachers to the device, but for stored ones; those whose logits are read compute their head."""
         for name, teacher in self.teachers.items():
-            read = {reads(item.term) for item in self.distiller.placed if item.teacher == name}
-            teacher.reads_logits, teacher.reads_dense = "logits" in read, "dense" in read
+            terms = (item.term for item in self.distiller.placed if item.teacher == name)
+            read = with_boxes({reads(term) for term in terms}, teacher.model)
+            teacher.read(read, class_labels(self.distiller.student))
         self.use_stores()
 
     # Steps
@@ -338,6 +342,7 @@ class CanKDTrainer(
             if not means and any(self._objective.factors(self.state.global_step - 1, self.state.max_steps)):
                 self._warn_of_own_loss()
             logs.update(means)
+            self._kept.see(logs)
             logs.update(self._clock.drain(self.accelerator))
             logs.update({**self.distiller.shares.logged(), **self.distiller.conflict.logged()})
             self.guard.correct(logs)

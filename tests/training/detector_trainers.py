@@ -12,10 +12,13 @@ from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import ModelOutput
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.detection.objects import Objects
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.tasks import DetectionTask
+from cankd_hf.teachers.load import load_teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.trainer import CanKDTrainer
 
@@ -64,6 +67,30 @@ def detector_trainer(folder: Path, kind: str, **settings: Any) -> CanKDTrainer:
     task = DetectionTask(NAMES)
     made = Boxed(16, alike=kind == "fcos")
     return trainer(folder, made, model=task.build_student(STUDENTS[kind]), task=task, **settings)
+
+
+class Bare(Dataset):
+    """Further random images, without boxes."""
+
+    def __init__(self, count: int) -> None:
+        self.images = Boxed(100 + count)
+
+    def __len__(self) -> int:
+        return len(self.images) - 100
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": self.images[100 + index]["pixel_values"]}
+
+
+def taught_trainer(folder: Path, kind: str, **settings: Any) -> CanKDTrainer:
+    """Two SGD steps of a detector on labelled images and on what a detector of random weights finds in others."""
+    set_seed(1)
+    teacher = load_teacher(DetectionTask(NAMES).build_student(STUDENTS["retinanet"]))
+    set_seed(0)
+    task = DetectionTask(NAMES)
+    term = LossTerm(loss="pseudo_boxes", weight=2.0, options={"share": 1.0, "floor": 0.001})
+    model, images = task.build_student(STUDENTS[kind]), WithUnlabelled(Boxed(16), Bare(16))
+    return trainer(folder, images, model=model, task=task, teacher=teacher, terms=[term], **settings)
 
 
 class Numbered(Dataset):

@@ -16,7 +16,8 @@ from cankd_hf.losses.base import FeatureLoss, LogitsLoss
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.teachers.teacher import Teacher
-from cankd_hf.training.placing import Placed, compared_logits
+from cankd_hf.training.placing import Placed
+from cankd_hf.training.predicting import Answers, compared_logits
 
 from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
 
@@ -304,9 +305,10 @@ def test_logits_of_other_queries_are_refused() -> None:
     given = LossTerm(loss=KL)
     item = Placed(given, "teacher", None, 1.0, KL(3))
     teacher_output = TeacherOutput([], torch.zeros(2, 5, 3))
-    same = compared_logits(item, torch.zeros(2, 5, 3), teacher_output)
-    assert same is not None and same[1] is teacher_output.logits
+    student = nn.Identity()
+    same = compared_logits(item, Answers(student, logits=torch.zeros(2, 5, 3)), teacher_output)
+    assert same is not None and same.teacher is teacher_output.logits
     with pytest.raises(InputError, match=r"query with query, .* \[2, 8, 3\] in training and the teacher \[2, 5, 3\]"):
-        compared_logits(item, torch.zeros(2, 8, 3), teacher_output)
+        compared_logits(item, Answers(student, logits=torch.zeros(2, 8, 3)), teacher_output)
     with pytest.raises(InputError, match="the student gives none in training"):
-        compared_logits(item, None, teacher_output)
+        compared_logits(item, Answers(student), teacher_output)

@@ -24,8 +24,9 @@ from .test_objective import losses, segmenter
 from .tiny_trainers import Images, student, teacher, trainer
 
 BY_TASK = {
-    "segmentation": [name for name in LOSSES if name != "dense_logits"],
-    "detection": [name for name in LOSSES if name not in ("kl", "dist", "dkd")],
+    "segmentation": [name for name, loss in LOSSES.items() if loss.reads in ("maps", "logits")],
+    "detection": [name for name, loss in LOSSES.items() if loss.reads in ("maps", "dense")],
+    "queries": [name for name, loss in LOSSES.items() if loss.reads == "queries" or name == "kl"],
     "features": [name for name, loss in LOSSES.items() if loss.reads == "maps"],
 }
 CASES = [(task, name) for task, names in BY_TASK.items() for name in names]
@@ -53,8 +54,9 @@ def with_terms(task: str, folder: Path, names: list[str]) -> CanKDTrainer:
     settings: dict[str, Any] = {"terms": terms, "max_steps": 1, "per_device_train_batch_size": 4}
     if task == "segmentation":
         return trainer(folder, Images(4), teacher=segmenter(), **settings)
-    if task == "detection":
-        models = {"model": detector("fcos"), "teacher": load_teacher(detector("fcos", seed=5))}
+    if task in ("detection", "queries"):
+        kind = "fcos" if task == "detection" else "conditional_detr"
+        models = {"model": detector(kind), "teacher": load_teacher(detector(kind, seed=5))}
         return trainer(folder, Boxed(4, alike=True), task=DetectionTask(NAMES), **models, **settings)
     images = [{"pixel_values": Images(4)[i]["pixel_values"]} for i in range(4)]
     return trainer(folder, images, model=backbone(), task_weight=0.0, **settings)
@@ -65,13 +67,15 @@ def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A task, the gradient of each loss in the student's first parameter, and the log of one step of training."""
     made = with_terms(request.param, tmp_path_factory.mktemp(request.param), BY_TASK[request.param])
     batch = made._prepare_inputs(next(iter(made.get_train_dataloader())))
-    distiller, first = made.distiller.train(), next(made.distiller.student.parameters())
+    distiller = made.distiller.train()
+    first = next(one for one in distiller.student.parameters() if one.requires_grad)
     outputs = made.source(batch)
     dense = {"output_dense": True} if outputs["teacher"].dense is not None else {}
     found = distiller.student(pixel_values=batch["pixel_values"], **distiller.taps.forward_kwargs, **dense)
     size = tuple(batch["pixel_values"].shape[-2:])
-    connected = distiller.connect(distiller.taps.collect(size), outputs)
-    values = distiller.values(connected, found.get("logits"), outputs, batch.get("labels"), found)
+    maps = distiller.taps.collect(size)
+    answers = distiller.answers(found, batch.get("labels"), {}, maps, size)
+    values = distiller.values(distiller.connect(maps, outputs), answers, outputs)
     gradients = {item.term.label: torch.autograd.grad(value, first, retain_graph=True)[0] for item, value in values}
     before = first.detach().clone()
     made.train()

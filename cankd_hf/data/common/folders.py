@@ -70,9 +70,13 @@ class FolderSource:
         """The file of an image."""
         return self.rows[index].image
 
+    def alone(self) -> "FolderSource":
+        """The images, read without labels."""
+        return FolderSource(self.rows, self.decoder)
+
     def without_labels(self) -> tuple["FolderSource", list[int]]:
         """The images without a label, read without one: a source, and their indices in it and here."""
-        return FolderSource(self.rows, self.decoder), self.rows.bare() if self.masked else []
+        return self.alone(), self.rows.bare() if self.masked else []
 
     def known(self, indices: Sequence[int]) -> Known | None:
         """What is known of these images before any is decoded, if anything."""

@@ -175,7 +175,7 @@ def by_role(
         result[role] = (source, indices)
     if "train" in roles and config.unlabelled is not None:
         try:
-            result[UNLABELLED] = _unlabelled(config, result.get("train"))
+            result[UNLABELLED] = _unlabelled(config, catalog, result.get("train"))
         except InputError as error:
             problems += error.problems
     if problems:
@@ -183,7 +183,9 @@ def by_role(
     return result
 
 
-def _unlabelled(config: DataConfig, train: tuple[AnySource, Sequence[int]] | None) -> tuple[AnySource, Sequence[int]]:
+def _unlabelled(
+    config: DataConfig, labelled: SplitCatalog, train: tuple[AnySource, Sequence[int]] | None
+) -> tuple[AnySource, Sequence[int]]:
     """Source and indices of the images at `data.unlabelled`."""
     place = f"data.{UNLABELLED}"
     if config.unlabelled == ROWS:
@@ -204,11 +206,17 @@ def _unlabelled(config: DataConfig, train: tuple[AnySource, Sequence[int]] | Non
         streaming=config.streaming or config.unlabelled_streaming,
         labels=None,
     )
+    wanted = config.unlabelled_split
+    if same and find_split(wanted, labelled.names()) is not None and not settings.streaming:
+        # numbered as the labelled images are, so that two parts of one split do not overlap
+        source = labelled.source(str(find_split(wanted, labelled.names())))
+        if isinstance(source, FolderSource | TableSource):
+            return source.alone(), slice_of(wanted, len(source))[1]
     try:
         catalog = open_set(settings, need_masks=False)
     except InputError as error:
         raise InputError([problem.replace("data.path", place, 1) for problem in error.problems]) from error
-    names, wanted = catalog.names(), config.unlabelled_split
+    names = catalog.names()
     if wanted == "auto":
         wanted = next((name for name in names if name in UNLABELLED_SPLITS), names[0] if len(names) == 1 else "train")
     name = find_split(wanted, names)

@@ -39,15 +39,16 @@ class Strong:
     """
 
     def __init__(self, config: StrongConfig) -> None:
-        self.config = config
+        self.config = config = config.for_task()  # what is still open
+        self.jitter, self.erase = config.jitter or [0.0] * 4, config.erase or []
         self.set_strength(1.0 if config.strength is None else config.strength)
 
     def set_strength(self, strength: float) -> None:
         """Multiplies the strength of the colours, and how often pictures are grey or blurred."""
         self.strength, config = strength, self.config
         steps: list[v2.Transform] = []
-        if any(config.jitter) and config.jitter_p and strength:
-            brightness, contrast, saturation, hue = (strength * value for value in config.jitter)
+        if any(self.jitter) and config.jitter_p and strength:
+            brightness, contrast, saturation, hue = (strength * value for value in self.jitter)
             colours = v2.ColorJitter(brightness, contrast, saturation, min(hue, 0.5))
             steps.append(v2.RandomApply([colours], p=config.jitter_p))
         if config.grey and strength:
@@ -68,12 +69,12 @@ class Strong:
     def _drawn(self) -> Drawn:
         """What is cut and erased; as many random numbers whatever the settings."""
         config = self.config
-        chances = torch.rand(1 + len(config.erase)).tolist()
+        chances = torch.rand(1 + len(self.erase)).tolist()
         cut = _shape(config.cutmix_area, config.cutmix_aspect)
-        erased = [_shape(config.erase_area, config.erase_aspect) for _ in config.erase]
+        erased = [_shape(config.erase_area, config.erase_aspect) for _ in self.erase]
         return Drawn(
-            cut if chances[0] < config.cutmix else None,
-            tuple(shape for shape, chance, p in zip(erased, chances[1:], config.erase, strict=True) if chance < p),
+            cut if chances[0] < (config.cutmix or 0) else None,
+            tuple(shape for shape, chance, p in zip(erased, chances[1:], self.erase, strict=True) if chance < p),
         )
 
 

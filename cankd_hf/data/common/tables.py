@@ -50,6 +50,7 @@ class TableSource:
     decoder: Decoder
     split: str
     label: Label | None = None
+    labels: str | None = None  # the column that `label` reads
     generated = False
 
     def __len__(self) -> int:
@@ -65,13 +66,17 @@ class TableSource:
         """The file of an image, or what it holds. Raises Unusable for a row without one."""
         return bytes_of(self.table[index][self.columns[0]], self.name(index))[0]
 
+    def alone(self) -> "TableSource":
+        """The images, read without labels."""
+        return TableSource(self.table, self.columns[:1], self.decoder, self.split)
+
     def without_labels(self) -> tuple["TableSource", list[int]]:
-        """The images without a mask, read without one: a source, and their indices in it and here."""
-        alone = TableSource(self.table, self.columns[:1], self.decoder, self.split)
-        if len(self.columns) < 2:
-            return alone, []
-        masks = self.table.select_columns(self.columns[1:2])
-        return alone, [index for index, row in enumerate(masks) if not any((row[self.columns[1]] or {}).values())]
+        """The images whose mask, or objects, are null, read without: a source, and their indices in it and here."""
+        column = self.columns[1] if len(self.columns) > 1 else self.labels
+        if column is None:
+            return self.alone(), []
+        given = self.table.select_columns([column])
+        return self.alone(), [index for index, row in enumerate(given) if _is_null(row[column])]
 
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and label of a row."""
@@ -80,6 +85,11 @@ class TableSource:
         image, *mask = (bytes_of(row[column], f"{self.split}[{index}].{column}") for column in self.columns)
         sample = self.decoder.pair(image, mask[0] if mask else None)
         return sample if self.label is None else self.label(sample, row, index)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether there is no label; an empty list of objects is one."""
+    return value is None or (isinstance(value, dict) and all(part is None for part in value.values()))
 
 
 class _Table:
@@ -106,7 +116,9 @@ class _Table:
         table = table.select_columns([*columns, *others])
         for column in columns:
             table = table.cast_column(column, Image(decode=False))
-        source = TableSource(table, columns, self.decoder, f"{self.config.path}:{name}", label)
+        source = TableSource(
+            table, columns, self.decoder, f"{self.config.path}:{name}", label, next(iter(others), None)
+        )
         return StreamSource(table, source.decode) if self.config.streaming else source
 
 

@@ -20,9 +20,10 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
 
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
-        a list of B dicts, where all samples have labels. Their boxes are then relative to H and W, as the
-        detectors of `transformers` expect; `size` is still that of the image without padding. Crowds come last, and
-        `singles` [n, 0, m] says by its shape, which no device needs to be asked for, how many of m objects are none.
+        a list of B dicts, with None for a sample without labels; none if no sample has any. Their boxes are then
+        relative to H and W, as the detectors of `transformers` expect; `size` is still that of the image without
+        padding. Crowds come last, and `singles` [n, 0, m] says by its shape, which no device needs to be asked for,
+        how many of m objects are none.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
@@ -30,8 +31,11 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
     if any(image.shape[-2:] != (height, width) for image in images):
         masks = [torch.ones(image.shape[-2:], dtype=torch.int64) for image in images]
         batch["pixel_mask"] = stack_padded(masks, 0, multiple)
-    if all("labels" in sample for sample in samples):
-        batch["labels"] = [_crowds_last(_on_canvas(sample["labels"], height, width)) for sample in samples]
+    labels = [sample.get("labels") for sample in samples]
+    if any(label is not None for label in labels):
+        batch["labels"] = [
+            None if label is None else crowds_last(_on_canvas(label, height, width)) for label in labels
+        ]
     return batch
 
 
@@ -55,13 +59,13 @@ def original_objects(label: Mapping[str, torch.Tensor], target_size: torch.Tenso
     return {**label, "boxes": boxes}
 
 
-def without_crowds(labels: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """Labels of the single objects, for the loss: a model need not predict crowds.
+def without_crowds(labels: Sequence[Mapping[str, torch.Tensor] | None]) -> list[dict[str, torch.Tensor] | None]:
+    """Labels of the single objects, for the loss: a model need not predict crowds. None stays None.
 
     Those that are not, or no longer, as `detection_collate` made them are looked through, for which an accelerator
     is waited for.
     """
-    return [_cut(label) for label in labels]
+    return [None if label is None else _cut(label) for label in labels]
 
 
 def _cut(label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -74,7 +78,7 @@ def _cut(label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value[wanted] if key in EACH else value for key, value in label.items() if key != SINGLES}
 
 
-def _crowds_last(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def crowds_last(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Labels on the host, with `singles`."""
     if "iscrowd" not in label:
         return label

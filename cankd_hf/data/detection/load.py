@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Known, Sources
@@ -17,6 +19,8 @@ from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
     ROLES,
+    ROWS,
+    UNLABELLED,
     Folder,
     SplitCatalog,
     TaskData,
@@ -77,6 +81,10 @@ def load_detection(
         lambda: catalog.labels.check_names(config, "cat") if need_labels else None,
         lambda: by_role(config, catalog, splits),
     )
+    if config.unlabelled == ROWS and UNLABELLED in sources:
+        source, train = sources["train"]
+        sources["train"] = source, sorted({*train} - {*sources[UNLABELLED][1]})
+    config = replace(config, strong=config.strong.for_task("detection"))
     empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
@@ -100,6 +108,10 @@ class AnnotatedSource(FolderSource):
 
     annotations: AnnotationTable
     skip: bool
+    bare: Sequence[int] = ()  # images of which nobody said what they show
+
+    def without_labels(self) -> tuple[FolderSource, list[int]]:
+        return self.alone(), list(self.bare)
 
     def known(self, indices: Sequence[int]) -> Known:
         return self.annotations.known(indices)
@@ -143,13 +155,14 @@ class _ObjectFolder(Folder):
         keep = (column, "image_id", "width", "height")
         rows, values, warnings = read_split(self.root, folder, config.image_column, None, keep)
         self.warnings += warnings
-        bare = [rows.names[number] for number, line in enumerate(values) if line.get(column) is None]
+        unsaid = [number for number, line in enumerate(values) if line.get(column) is None]
+        bare = [rows.names[number] for number in unsaid]
         if bare and not any(column in line for line in values):
             raise InputError(
                 f"{folder}: expected metadata.jsonl with the key {column!r} for each image, like {EXAMPLE}, got none "
                 f"for {len(bare)} of {len(rows)} images, first {bare[0]}; or name COCO json files in data.annotations"
             )
-        if bare:
+        if bare and config.unlabelled != ROWS:
             self.warnings.append(
                 f"{len(bare)} of {len(rows)} images of {folder.name} have no {column}, first {bare[0]}; they count as "
                 "images without a box"
@@ -158,7 +171,7 @@ class _ObjectFolder(Folder):
             _read_row(config, self.categories, column, line, number, rows.names[number])
             for number, line in enumerate(values)
         )
-        return _annotated(config, rows, annotations, self.labels)
+        return _annotated(config, rows, annotations, self.labels, unsaid)
 
 
 class _Coco:
@@ -185,7 +198,8 @@ class _Coco:
             odd = sorted(set(content.categories.items()) ^ set(self.categories.items()))
             raise InputError(f"{self.files[name]}: expected the categories of the other splits, got others: {odd[:6]}")
         self.warnings += content.warnings
-        return _annotated(self.config, content.rows, content.annotations, self.labels)
+        empty = np.flatnonzero(np.diff(content.annotations.ends) == 0).tolist()
+        return _annotated(self.config, content.rows, content.annotations, self.labels, empty)
 
     def _split(self, name: str) -> CocoSplit:
         if name not in self._read:
@@ -244,8 +258,10 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     return _ObjectFolder(config, root)
 
 
-def _annotated(config: DataConfig, rows: Rows, annotations: AnnotationTable, labels: Labels) -> AnySource:
-    source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip")
+def _annotated(
+    config: DataConfig, rows: Rows, annotations: AnnotationTable, labels: Labels, bare: Sequence[int]
+) -> AnySource:
+    source = AnnotatedSource(rows, make_decoder(config, labels), annotations, config.on_error == "skip", bare=bare)
     if not config.streaming or not rows:
         return source
     _check_annotations(config, {"": (source, range(len(rows)))})

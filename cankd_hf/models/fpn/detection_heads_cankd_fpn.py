@@ -34,6 +34,23 @@ RATIOS = (0.5, 1.0, 2.0)
 Maps = list[Tensor]  # `[B, C, H, W]` each, fine to coarse
 Losses = dict[str, Tensor]
 Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
+Targets = Sequence[Boxes | None]  # of each image; None for one that has no labels, which has no part in the losses
+
+
+def rows_of(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of a batch, without copying a list of numbers to the device, which would be waited for."""
+    steps = {after - before for before, after in zip(rows, rows[1:], strict=False)}
+    if len(steps) < 2:
+        step = steps.pop() if steps else 1
+        return x[rows[0] : rows[-1] + 1 : step]
+    return torch.stack([x[row] for row in rows])
+
+
+def labelled(targets: Sequence[Boxes | None] | None) -> list[int] | None:
+    """The images with labels; None where all have them, or none are given."""
+    if targets is None or all(target is not None for target in targets):
+        return None
+    return [row for row, target in enumerate(targets) if target is not None]
 
 
 class Anchors(AnchorGenerator):
@@ -50,6 +67,12 @@ class Anchors(AnchorGenerator):
                 self.generate_anchors(sizes, ratios, torch.float32, device)
                 for sizes, ratios in zip(self.sizes, self.aspect_ratios, strict=True)
             ]
+
+
+def some(maps: Maps, images: ImageList, targets: Targets, rows: list[int]) -> tuple[Maps, ImageList, Targets]:
+    """The arguments of a head for some images of the batch."""
+    sizes = [images.image_sizes[row] for row in rows]
+    return [rows_of(x, rows) for x in maps], ImageList(images.tensors, sizes), [targets[row] for row in rows]
 
 
 class Width(nn.Module):
@@ -86,19 +109,22 @@ class DenseDetector(nn.Module):
         return not self.training
 
     def forward(
-        self, maps: Maps, images: ImageList, targets: list[Boxes] | None, dense: Boxes | None = None
+        self, maps: Maps, images: ImageList, targets: Targets | None, dense: Boxes | None = None
     ) -> tuple[Losses, list[Boxes]]:
-        """Losses where there are targets, detections in eval mode. `images` hold the padded size, as a tensor's shape,
-        and each image's size without padding. With a dictionary `dense` the predictions at all anchors go there, in
-        the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, and `quality` [B, A],
-        the logit of the centre-ness, from a head that predicts it."""
+        """Losses of the images that have targets, detections in eval mode. `images` hold the padded size, as a
+        tensor's shape, and each image's size without padding. With a dictionary `dense` the predictions at all anchors
+        go there, in the place of detections: `class_logits` [B, A, K], `boxes` [B, A, 4] corners in pixels, `centres`
+        [A, 2] of the anchors, and `quality` [B, A], the logit of the centre-ness, from a head that predicts it."""
+        rows = labelled(targets)
+        if rows is not None and self.training and dense is None:  # nobody reads what is predicted for the others
+            maps, images, targets, rows = *some(maps, images, targets or [], rows), None
         predicted = self.head(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             outputs = {name: value.float() for name, value in predicted.items()}
             anchors = self.anchor_generator(images, maps)
             cells = [x.shape[-2] * x.shape[-1] for x in maps]
             counts = [n * (len(anchors[0]) // sum(cells)) for n in cells]
-            losses = {} if targets is None else self.compute_loss(targets, outputs, anchors, counts)
+            losses = {} if targets is None else self.losses(targets, rows, outputs, anchors, counts)
             if dense is not None:
                 dense |= self.predictions(outputs, anchors)
             if self.training or dense is not None:
@@ -107,12 +133,26 @@ class DenseDetector(nn.Module):
             split = [list(a.split(counts)) for a in anchors]
             return losses, self.postprocess_detections(by_level, split, images.image_sizes)
 
+    def losses(
+        self, targets: Targets, rows: list[int] | None, outputs: Boxes, anchors: list[Tensor], counts: list[int]
+    ) -> Losses:
+        """The head's losses, of the images `rows` if given."""
+        if rows is not None:
+            outputs = {name: rows_of(value, rows) for name, value in outputs.items()}
+            anchors = [anchors[row] for row in rows]
+        return self.compute_loss([target for target in targets if target is not None], outputs, anchors, counts)
+
     def predictions(self, outputs: Boxes, anchors: list[Tensor]) -> Boxes:
         """What the head says at every anchor; those of all images are the same, because they are of one size."""
         made = {"class_logits": outputs["cls_logits"], "boxes": self.decode(outputs["bbox_regression"], anchors[0])}
+        made["centres"] = self.centres(anchors[0])
         if "bbox_ctrness" in outputs:
             made["quality"] = outputs["bbox_ctrness"][..., 0]
         return made
+
+    def centres(self, anchors: Tensor) -> Tensor:
+        """The centres [A, 2] of the anchors of one image, x and y in pixels."""
+        return (anchors[:, :2] + anchors[:, 2:]) / 2
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """The boxes [B, A, 4] of a regression [B, A, ...] from the anchors of one image."""
@@ -205,6 +245,9 @@ class RepPointsDetector(DenseDetector):
         """For each image the same: centre and stride of every cell, `[A, 3]`."""
         return [cell_centres(maps, self.strides)] * len(images.image_sizes)
 
+    def centres(self, anchors: Tensor) -> Tensor:
+        return anchors[:, :2]
+
     def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         cells = anchors[0]
         initial, refined = (
@@ -240,18 +283,22 @@ class FasterRCNNDetector(FasterRCNN):
         del self.backbone, self.transform
 
     def forward(
-        self, maps: Maps, images: ImageList, targets: list[Boxes] | None, dense: Boxes | None = None
+        self, maps: Maps, images: ImageList, targets: Targets | None, dense: Boxes | None = None
     ) -> tuple[Losses, list[Boxes]]:
         """As `DenseDetector.forward`; `dense` stays empty, because it has no prediction for every anchor."""
+        if targets is not None and (rows := labelled(targets)) is not None:
+            losses, found = self.forward(*some(maps, images, targets, rows))
+            return losses, found if self.training else self.forward(maps, images, None)[1]
+        known = None
         if targets is not None:  # 0 is the background here
-            targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+            known = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets if t is not None]
         device = maps[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=not self.training):
             if not self.training:
                 torch.manual_seed(0)
-            proposals, losses = self._propose(maps, images, targets)
-            if targets is not None:
-                losses.update(self._box_losses(maps, images, proposals, targets))
+            proposals, losses = self._propose(maps, images, known)
+            if known is not None:
+                losses.update(self._box_losses(maps, images, proposals, known))
         if self.training:
             return losses, []
         logits, regression = self._classify(maps, images, proposals)

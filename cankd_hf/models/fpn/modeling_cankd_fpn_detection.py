@@ -48,8 +48,8 @@ class FPNObjectDetectionOutput(ModelOutput):
         hidden_states: the neck's maps, fine to coarse, if requested.
         attentions: the backbone's attention maps, if requested and it has any.
         dense: if requested, of the head of a dense detector: `class_logits` `[B, A, K]` of all A anchors, their
-            `boxes` `[B, A, 4]` (corners in 0..1) and, if the head predicts it, `quality` `[B, A]`, the logit of the
-            centre-ness.
+            `boxes` `[B, A, 4]` (corners in 0..1), the `centres` of the anchors `[A, 2]` (x and y in 0..1) and, if the
+            head predicts it, `quality` `[B, A]`, the logit of the centre-ness.
     """
 
     loss: Tensor | None = None
@@ -125,7 +125,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
-        labels: Sequence[dict[str, Tensor]] | None = None,
+        labels: Sequence[dict[str, Tensor] | None] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_dense: bool = False,
@@ -138,7 +138,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             pixel_mask: `[B, H, W]`, 1 on the image and 0 on padding at its right and bottom, where nothing is
                 detected.
             labels: one dictionary an image: `class_labels` `[n]` int64 from 0, `boxes` `[n, 4]` (centre x, centre y,
-                width, height) in 0..1 of W and H; n may be 0.
+                width, height) in 0..1 of W and H; n may be 0. None for an image without labels, which is left out of
+                the loss.
             output_hidden_states: whether to return the neck's maps as `hidden_states`.
             output_attentions: whether to return the attention maps of a backbone that has them (with eager attention).
             output_dense: whether to return the predictions at all anchors, in the place of detections.
@@ -148,7 +149,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             An `FPNObjectDetectionOutput`.
 
         Raises:
-            ValueError: for labels that are not one dictionary an image, a class out of range or a box without area.
+            ValueError: for labels that are not one dictionary (or None) an image, a class out of range or a box
+                without area.
                 Of labels on an accelerator, which would be waited for, the last two make the loss NaN.
             NotImplementedError: while it is exported or traced.
         """
@@ -169,11 +171,11 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             losses, found = self.head(maps, images, targets, dense)
             if targets is not None:
                 output.loss, output.loss_dict = torch.stack(list(losses.values())).sum(), losses
-                if labels and not output.loss.is_cpu:
-                    output.loss = output.loss.masked_fill(self.faulty(labels), torch.nan)
+                if not output.loss.is_cpu and (known := [label for label in labels or () if label is not None]):
+                    output.loss = output.loss.masked_fill(self.faulty(known), torch.nan)
             if dense:
                 scale = torch.tensor([extent[1], extent[0]] * 2).to(dense["boxes"].device, non_blocking=True)
-                output.dense = {**dense, "boxes": dense["boxes"] / scale}
+                output.dense = {**dense, "boxes": dense["boxes"] / scale, "centres": dense["centres"] / scale[:2]}
             elif not self.training:
                 output.logits, output.pred_boxes = self.encode(found, extent)
         for name, value in extras.items():  # the last of a tuple
@@ -186,14 +188,20 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         sides = torch.cat([label["boxes"].reshape(-1, 4)[:, 2:] for label in labels])
         return ((classes < 0) | (classes >= self.config.num_labels)).any() | ~(sides > 0).all()
 
-    def targets(self, labels: Sequence[dict[str, Tensor]], batch: int, size: tuple[int, int]) -> list[Boxes]:
+    def targets(
+        self, labels: Sequence[dict[str, Tensor] | None], batch: int, size: tuple[int, int]
+    ) -> list[Boxes | None]:
         """Labels of `transformers` -> those of torchvision, corners in pixels. Wrong ones on an accelerator, where a
         class out of range would end the process, are replaced."""
         if len(labels) != batch:
             raise ValueError(f"labels: expected one dictionary for each of {batch} images, got {len(labels)}")
         scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32).to(self.device, non_blocking=True)
-        targets, last = [], self.config.num_labels - 1
+        targets: list[Boxes | None] = []
+        last = self.config.num_labels - 1
         for i, label in enumerate(labels):
+            if label is None:
+                targets.append(None)
+                continue
             classes, boxes = label["class_labels"], label["boxes"].float().reshape(-1, 4)
             if not boxes.is_cpu:
                 classes = classes.clamp(0, last)

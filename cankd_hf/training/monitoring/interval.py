@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 logger = logging.getLogger(__name__)
 
 # Field of `DistillerOutput` -> prefix of its names in the logs.
-PREFIXES = {"parts": "loss_", "similarity": "raw_", "branch_share": "branch_share/"}
+PREFIXES = {"parts": "loss_", "similarity": "raw_", "branch_share": "branch_share/", "reports": ""}
 
 # Waiting longer than this share of the time, in PATIENCE intervals in a row, gives a warning.
 LONG_WAIT = 0.3
@@ -31,7 +31,7 @@ class PartMeans:
         self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Adds the `parts`, `similarity` and `branch_share` of one forward pass, if present and finite."""
+        """Adds the `parts`, `similarity`, `branch_share` and `reports` of one forward pass, if present and finite."""
         for kind in PREFIXES:
             values: Mapping[str, Tensor] = outputs.get(kind) or {}
             if not values:
