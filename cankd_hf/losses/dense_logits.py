@@ -125,6 +125,8 @@ class DenseLogitsLoss(LogitsLoss):
         recall = teacher.new_full((), torch.nan, dtype=torch.float32)
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
-        pairs = [pair for pair in zip(boxes_of(labels) or [], boxes, strict=False) if pair[0] is not None]
-        found = [covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in pairs if len(of)]
+        pairs = zip(boxes_of(labels) or [], boxes, strict=False)
+        found = [
+            covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in pairs if of is not None and len(of)
+        ]
         return {"recall": torch.cat(found).float().mean() if found else recall}
