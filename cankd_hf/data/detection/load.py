@@ -54,7 +54,7 @@ LOOKED_AT = 1000  # rows of a stream among which a box is expected
 EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
 
 
-# What is left open in `data.strong`: of UBTv2 (2206.09500) and Dense Teacher (2207.05536), without mixing.
+# What is left open in `data.strong`: of UBTv2 (2206.09500) and Dense Teacher (2207.02541), without mixing.
 STRONG = {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]}
 
 
