@@ -126,7 +126,6 @@ class DenseLogitsLoss(LogitsLoss):
         places = self._chosen(teacher.float().sigmoid().amax(-1), predictions)[1]
         boxes = predictions[1]["boxes"].float().take_along_dim(places[..., None], 1)
         pairs = zip(boxes_of(labels) or [], boxes, strict=False)
-        found = [
-            covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in pairs if of is not None and len(of)
-        ]
+        given = [(of, one) for of, one in pairs if of is not None and len(of)]
+        found = [covered(corners(of)[:, None], one).amax(1) >= FOUND for of, one in given]
         return {"recall": torch.cat(found).float().mean() if found else recall}

@@ -103,7 +103,7 @@ def _shape(what: str, student: PreTrainedModel, image_size: tuple[int, int]) -> 
 def _check_activation(term: LossTerm, student: nn.Module, teacher: TeacherShape, ours: str, dimensions: int) -> None:
     """Refuses a softmax for heads with a sigmoid for each class, and heads of two kinds."""
     place, cls = f"distill.terms.{term.label}", loss_class(term)
-    given = term.options.get("activation", "auto") if isinstance(term.loss, str) else "auto"
+    given = term.options.get("activation", getattr(term.loss, "activation", "auto"))
     theirs = ours if teacher.source is None else head_activation(teacher.source.model, dimensions)
     if ours != theirs:
         raise InputError(
@@ -119,11 +119,16 @@ def _check_activation(term: LossTerm, student: nn.Module, teacher: TeacherShape,
 
 
 def of_head(term: LossTerm, student: nn.Module, dimensions: int) -> dict[str, Any]:
-    """Options of a loss that are those of the student's head, where the term leaves them open."""
-    cls = loss_class(term)
-    wanted = cls.of_head if issubclass(cls, LogitsLoss) and isinstance(term.loss, str) else ()
-    open_ones = [name for name in wanted if term.options.get(name, "auto") == "auto"]
-    return dict.fromkeys(open_ones, head_activation(student, dimensions))
+    """Options of a loss that are those of the student's head, where the term leaves them open; a loss that was given
+    as a module gets them as attributes."""
+    cls, found = loss_class(term), head_activation(student, dimensions)
+    wanted = cls.of_head if issubclass(cls, LogitsLoss) else ()
+    if not isinstance(term.loss, nn.Module):
+        return {name: found for name in wanted if term.options.get(name, "auto") == "auto"}
+    for name in wanted:
+        if getattr(term.loss, name) == "auto":
+            setattr(term.loss, name, found)
+    return {}
 
 
 class Compared(NamedTuple):

@@ -17,6 +17,7 @@ from cankd_hf import CanKDTrainer, LossTerm
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import META
 from cankd_hf.errors import InputError
+from cankd_hf.losses import KLLoss
 from cankd_hf.tasks import DetectionTask
 from cankd_hf.teachers.classes import class_order
 from cankd_hf.teachers.load import load_teacher
@@ -133,6 +134,15 @@ def test_queries_are_matched(kind: str, changes: dict[str, Any], tmp_path: Path)
     made.train()
     found = logged(made)
     assert 0 < found["loss_query_logits"] < float("inf") and 0 < found["confidence/query_logits"] < 1
+
+
+def test_a_loss_in_any_form_takes_the_activation_of_the_heads(tmp_path: Path) -> None:
+    for loss in ("kl", KLLoss, KLLoss(3)):
+        made = trained(tmp_path, detr_like("conditional_detr"), detr_like("conditional_detr", 1), loss=loss)
+        assert made.distiller.placed[0].loss.activation == "sigmoid"
+    softmax = KLLoss(3, activation="softmax")
+    with pytest.raises(InputError, match="takes a softmax over the classes, and ConditionalDetrForObjectDetection"):
+        trained(tmp_path, detr_like("conditional_detr"), detr_like("conditional_detr", 1), loss=softmax)
 
 
 @pytest.mark.parametrize(
