@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,11 +27,8 @@ Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three 
 Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
 
 
-# What is left open in `data.strong`, and for some tasks.
-_STRONG: dict[str, Any] = {"jitter": [0.5, 0.5, 0.5, 0.25], "cutmix": 0.5, "erase": []}
-_STRONG_OF: dict[str, dict[str, Any]] = {
-    "detection": {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]}
-}
+# What is left open in `data.strong`, for masks.
+STRONG: Mapping[str, Any] = {"jitter": [0.5, 0.5, 0.5, 0.25], "cutmix": 0.5, "erase": []}
 
 
 def labelled_in(batch: int, ratio: float) -> int:
@@ -110,9 +107,8 @@ class StrongConfig(Section):
     erase_area: Part = field(default_factory=lambda: [0.02, 0.2])
     erase_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
 
-    def for_task(self, task: str = "") -> StrongConfig:
+    def filled(self, usual: Mapping[str, Any] = STRONG) -> StrongConfig:
         """The same with what is left open filled in."""
-        usual = _STRONG_OF.get(task, _STRONG)
         return replace(self, **{key: value for key, value in usual.items() if getattr(self, key) is None})
 
     def problems(self) -> Iterator[tuple[str, str]]:

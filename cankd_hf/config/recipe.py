@@ -178,8 +178,8 @@ def _batches(recipe: Recipe) -> Iterator[tuple[str, str]]:
             parts = {"unlabelled": batch - own, **({"labelled": own} if data.strong.images == "all" else {})}
         elif data.strong.images != "all":
             return
-        mixed = data.strong.images != "none" and data.strong.for_task(recipe.task).cutmix
-        for name, images in parts.items() if mixed else ():
+        # where it is left open the task decides, and the trainer looks
+        for name, images in parts.items() if data.strong.cutmix and data.strong.images != "none" else ():
             check_mixed(name, images)
     except InputError as error:
         for problem in error.problems:

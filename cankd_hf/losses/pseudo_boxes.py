@@ -32,7 +32,7 @@ class PseudoBoxesLoss(DistillationLoss):
 
     For any pair of detectors with the same classes, also where no logits can be compared. Of each class as many boxes
     are labels as `share` of the objects that the unlabelled images are expected to hold by the labelled ones, the
-    best first (Chen et al. 2022, LabelMatch, section 3.2: thresholds by class, of which the top 20% are reliable).
+    best first (Chen et al. 2022, LabelMatch: thresholds by class, of which the top 20% are reliable).
     Other detections down to the score `floor` are uncertain: what the student predicts there has no part in the loss.
     Images without any sure box have none either. The thresholds are those of all images so far, of all processes.
 

@@ -65,6 +65,12 @@ def run_labelled(model: nn.Module, inputs: Mapping[str, Any], pseudo: Labels | N
     return _run_native(model, inputs, labels, pseudo)
 
 
+def divides_alone(model: nn.Module) -> bool:
+    """Whether a model's loss is divided by what its own process has: that of our heads is, that of the DETR family by
+    the mean over the processes."""
+    return isinstance(model, FPNForObjectDetection)
+
+
 def without_objects(device: torch.device) -> dict[str, Tensor]:
     """Labels of an image without objects."""
     return {

@@ -15,8 +15,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.features.dense import head_activation, selects_detections
 from cankd_hf.features.detections import detections_in
 from cankd_hf.losses.pseudo_boxes import PseudoBoxesLoss
-from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-from cankd_hf.models.partly_labelled import PSEUDO, run_labelled
+from cankd_hf.models.partly_labelled import PSEUDO, divides_alone, run_labelled
 from cankd_hf.teachers.teacher import TeacherOutput
 from cankd_hf.training.placing import Placed, TeacherShape
 
@@ -72,8 +71,7 @@ def run_student(
     assert isinstance(loss, PseudoBoxesLoss)
     chosen = loss.choose(detections_in(output.dense, output.queries, loss.size), labels)
     outputs = run_labelled(student, inputs, chosen.labels)
-    # our heads divide by what this process has, those of transformers by the mean over the processes
-    part = chosen.part if isinstance(student, FPNForObjectDetection) else 1.0
+    part = chosen.part if divides_alone(student) else 1.0
     outputs[PSEUDO] = outputs[PSEUDO] * chosen.factor * part
     return outputs
 

@@ -25,6 +25,7 @@ from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.monitoring.probe import cells, knn_accuracy
 from cankd_hf.training.monitoring.working import CKA, CORRELATION, LOSS, PLAIN, PROBE, Verdict, judge
 from cankd_hf.training.output import DistillerOutput
+from cankd_hf.training.placing import reads
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,9 @@ class WorkingCallback(TrainerCallback):
             ),
             "FSDP or DeepSpeed shards the weights": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             "no distillation loss counts": not any(term.counts for term in trainer.distiller.objective.terms),
+            "its losses compare nothing in images with labels": all(
+                reads(term) == "boxes" for term in trainer.distiller.objective.terms
+            ),
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -254,7 +254,7 @@ def test_a_recipe_says_at_once_what_cannot_be_shared_out(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"data\.unlabelled_ratio.*4 or 8"):
         read(data={"unlabelled_ratio": 3.0}, training={"max_steps": 1, "per_device_train_batch_size": 6})
     with pytest.raises(InputError, match=r"data\.strong\.cutmix"):
-        read(training={"max_steps": 1, "per_device_train_batch_size": 2})
+        read(data={"strong": {"cutmix": 0.5}}, training={"max_steps": 1, "per_device_train_batch_size": 2})
     with pytest.raises(InputError, match=r"data\.unlabelled_streaming.*max_steps"):
         read(data={"unlabelled_streaming": True}, training={"per_device_train_batch_size": 4})
     read(data={"unlabelled_ratio": 3.0}, teacher=None, baseline=False)  # alone there is nothing to share out

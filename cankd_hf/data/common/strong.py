@@ -39,7 +39,7 @@ class Strong:
     """
 
     def __init__(self, config: StrongConfig) -> None:
-        self.config = config = config.for_task()  # what is still open
+        self.config = config = config.filled()  # what is still open
         self.jitter, self.erase = config.jitter or [0.0] * 4, config.erase or []
         self.set_strength(1.0 if config.strength is None else config.strength)
 

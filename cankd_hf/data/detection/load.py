@@ -54,6 +54,10 @@ LOOKED_AT = 1000  # rows of a stream among which a box is expected
 EXAMPLE = '{"file_name": "a.jpg", "objects": {"bbox": [[10, 20, 30, 40]], "category": [0]}}'
 
 
+# What is left open in `data.strong`: of UBTv2 (2206.09500) and Dense Teacher (2207.02541), without mixing.
+STRONG = {"jitter": [0.4, 0.4, 0.4, 0.1], "cutmix": 0.0, "erase": [0.7, 0.5, 0.3]}
+
+
 @dataclass(kw_only=True)
 class DetectionData(TaskData):
     """The data sets of a detection run; `labels` come from `detection_labels`, in training without crowds."""
@@ -84,7 +88,7 @@ def load_detection(
     if config.unlabelled == ROWS and UNLABELLED in sources:
         source, train = sources["train"]
         sources["train"] = source, sorted({*train} - {*sources[UNLABELLED][1]})
-    config = replace(config, strong=config.strong.for_task("detection"))
+    config = replace(config, strong=config.strong.filled(STRONG))
     empty = _check_annotations(config, sources) if need_labels else {}
     augment, evaluate = DetectionTrainTransform(config), DetectionEvalTransform(config)
     data = wrap(config, catalog, sources, need_labels, seed, augment, evaluate)
