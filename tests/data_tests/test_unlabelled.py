@@ -318,3 +318,16 @@ def test_the_background_of_a_crop_is_no_picture(tmp_path: Path) -> None:
     batch = BatchCollator(data.collate, torch.float32)([item])
     assert torch.equal(batch.meta["valid"][0], inside) and "seen" not in batch.meta and "mix" not in batch.meta
     assert isinstance(data.train, ImageDataset)
+
+
+def test_generated_images_and_settings_without_effect() -> None:
+    config = {"path": "shapes", "crop_size": [32, 32], "generated": {"train": 4, "validation": 2, "unlabelled": 3}}
+    data = load_segmentation(DataConfig(**config, unlabelled="shapes", unlabelled_streaming=True))
+    assert len(data.unlabelled) == 3 and "data.unlabelled_streaming" in data.facts["warnings"][0]
+    with pytest.raises(InputError, match=r"shapes/validation/1 \(eval\)"):
+        load_segmentation(DataConfig(**config, unlabelled="shapes", unlabelled_split="validation"))
+    warned = load_segmentation(DataConfig(**config, unlabelled_ratio=3.0, unlabelled_split="x")).facts["warnings"]
+    assert warned == [
+        "no effect with data.unlabelled: null: data.unlabelled_split, data.unlabelled_ratio; remove what is meant for "
+        "other data"
+    ]

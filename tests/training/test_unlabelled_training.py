@@ -13,8 +13,14 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
+from cankd_hf.data.common.dataset import ImageDataset
+from cankd_hf.data.common.streams import StreamDataset, stream_of
+from cankd_hf.data.common.strong import strongly
 from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.data.features.load import load_images
+from cankd_hf.data.generated import ShapesSource
+from cankd_hf.data.segmentation.transforms import TrainTransform
 from cankd_hf.errors import InputError
 from cankd_hf.models.students import build_student
 from cankd_hf.runs.recipe import load_recipe
@@ -259,3 +265,28 @@ def test_a_recipe_says_at_once_what_cannot_be_shared_out(tmp_path: Path) -> None
         read(data={"unlabelled_streaming": True}, training={"per_device_train_batch_size": 4})
     read(data={"unlabelled_ratio": 3.0}, teacher=None, baseline=False)  # alone there is nothing to share out
     assert read(data={"strong": {"images": "none"}}, training={"per_device_train_batch_size": 2}).data.unlabelled
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streams_train_and_resume(workers: int, tmp_path: Path) -> None:
+    config = DataConfig(path="shapes", crop_size=[64, 64])
+    transform = TrainTransform(config)
+
+    def run(folder: str, **settings: Any) -> Any:
+        bare = StreamDataset(stream_of(ShapesSource("unlabelled", 9, 64, masks=False)), strongly(transform, config), 8)
+        both = with_unlabelled(ImageDataset(ShapesSource("train", 4, 64), transform), bare, 1.0)
+        settings |= {"max_steps": 5, "per_device_train_batch_size": 4, "dataloader_num_workers": workers}
+        return trainer(tmp_path / folder, both, model=student(num_labels=6), **settings)
+
+    whole = run("whole", save_strategy="steps", save_steps=3)
+    assert "from a stream" in (whole.images_told() or "")
+    batches = list(whole.get_train_dataloader())
+    assert all(batch.meta["labelled"].tolist() == [True, True, False, False] for batch in batches)
+    assert len(batches) >= 5  # nine images, two in each
+    whole.train()
+    again = run("again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert largest_difference(weights(whole), weights(again)) == 0
+    alone = run("alone")
+    alone.set_objective(Objective())
+    assert all(batch.meta["labelled"].all() for batch in alone.get_train_dataloader())

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cankd_hf.data.common.dataset import AnySource
+from cankd_hf.data.common.dataset import AnySource, StreamSource
 from cankd_hf.data.common.decode import Data, Unusable
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource
@@ -19,13 +19,25 @@ def refuse_leaks(
 ) -> None:
     """Compares the files of unlabelled images with those of splits that are scored, by name of the split.
 
-    Where files on both sides have one size in bytes their contents are hashed. Sets without files, generated or
-    streamed, are not looked at.
+    Where files on both sides have one size in bytes their contents are hashed. Of generated
+    images the names are compared; streams are not looked at.
 
     Raises:
         InputError: with the names of the files that are on both sides.
     """
     source, indices = unlabelled
+    if not isinstance(source, StreamSource) and source.generated:
+        names = {source.name(index) for index in indices}
+        generated = ((role, other, places) for role, (other, places) in scored.items())
+        refuse(
+            [
+                f"{other.name(place)} ({role})"
+                for role, other, places in generated
+                if not isinstance(other, StreamSource) and other.generated
+                for place in places
+                if other.name(place) in names
+            ]
+        )
     parts = {
         name: (other, places)
         for name, (other, places) in scored.items()

@@ -247,7 +247,8 @@ def wrap(
     if UNLABELLED in sources and config.check != "none":
         refuse_leaks(sources[UNLABELLED], {role: sources[role] for role in ("eval", "test") if role in sources})
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)
-    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split give the same warnings
+    told = [*catalog.warnings, *_without_unlabelled(config)]
+    noticed = list(dict.fromkeys(told))  # two slices of one split give the same warnings
     for warning in noticed:
         logger.warning("data: %s", warning)
     transforms = _transforms(config, sources, augment, evaluate)
@@ -275,6 +276,13 @@ def wrap(
         facts["dropped"] = {"count": sum(map(len, left_out.values())), "files": left_out}
     train, scored, test = (loaded.get(role) for role in ROLES)
     return TaskData(train, scored, test, facts, unlabelled=loaded.get(UNLABELLED))
+
+
+def _without_unlabelled(config: DataConfig) -> list[str]:
+    """A warning that names settings of images without labels that have no effect, if any."""
+    ignored = {None: ("split", "streaming", "ratio"), ROWS: ("split", "streaming"), "shapes": ("streaming",)}
+    names = [f"{UNLABELLED}_{name}" for name in ignored.get(config.unlabelled, ())]
+    return without_meaning(config, *names, where=f"data.unlabelled: {config.unlabelled or 'null'}")
 
 
 def _transforms(config: DataConfig, sources: Sources, augment: Transform, evaluate: Transform) -> dict[str, Transform]:
