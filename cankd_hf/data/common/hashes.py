@@ -1,7 +1,7 @@
 """Hashes of pictures, by which the same one is known in two sets, under whatever name and in whatever format."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -68,9 +68,8 @@ def _hashed(
 
     def one(picture: tuple[Source, int]) -> tuple[tuple[Source, int], str]:
         source, index = picture
-        load: Callable[[int], torch.Tensor] = getattr(source, "picture", None) or (lambda at: source.load(at).image)
         try:
-            return picture, picture_hash(load(index))
+            return picture, picture_hash(source.load(index).image)
         except Unusable:  # told by the checks of its own set
             return picture, ""
 

@@ -15,6 +15,8 @@ from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.soft import KEY as SOFT_KEY
+from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
@@ -81,10 +83,15 @@ class Folder:
         return list(self.folders)
 
     def source(self, name: str) -> AnySource:
-        rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
+        keep = (SOFT_KEY,) if self.config.soft_targets and self.mask_column is not None else ()
+        rows, values, warnings = read_split(
+            self.root, self.folders[name], self.config.image_column, self.mask_column, keep
+        )
         self.warnings += warnings
-        masked = self.mask_column is not None
-        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=masked)
+        decoder, masked = make_decoder(self.config, self.labels), self.mask_column is not None
+        source = FolderSource(rows, decoder, masked=masked)
+        if any(line.get(SOFT_KEY) for line in values):
+            source = SoftSource(rows, decoder, masked=masked, soft=[line.get(SOFT_KEY) or "" for line in values])
         return stream_of(source) if self.config.streaming and rows else source
 
 
