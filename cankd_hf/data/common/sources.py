@@ -83,14 +83,13 @@ class Folder:
         return list(self.folders)
 
     def source(self, name: str) -> AnySource:
-        keep = (SOFT_KEY,) if self.config.soft_targets and self.mask_column is not None else ()
-        rows, values, warnings = read_split(
-            self.root, self.folders[name], self.config.image_column, self.mask_column, keep
-        )
+        keep = () if self.mask_column is None else (SOFT_KEY,)
+        folder, column = self.folders[name], self.config.image_column
+        rows, values, warnings = read_split(self.root, folder, column, self.mask_column, keep)
         self.warnings += warnings
         decoder, masked = make_decoder(self.config, self.labels), self.mask_column is not None
         source = FolderSource(rows, decoder, masked=masked)
-        if any(line.get(SOFT_KEY) for line in values):
+        if self.config.soft_targets and any(line.get(SOFT_KEY) for line in values):
             source = SoftSource(rows, decoder, masked=masked, soft=[line.get(SOFT_KEY) or "" for line in values])
         return stream_of(source) if self.config.streaming and rows else source
 
