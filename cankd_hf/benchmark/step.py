@@ -28,6 +28,7 @@ from cankd_hf.features.taps import Taps
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.mixing import mix_outputs
 from cankd_hf.training.placing import asked_of_student
 from cankd_hf.training.trainer import CanKDTrainer
 
@@ -71,10 +72,11 @@ class _Step:
         self.distiller = self.trainer.distiller
         self.batches = self._forever()
         self.inputs = self.trainer._prepare_inputs(next(self.batches))
-        self.outputs = self.trainer.source(Batch(self.inputs))
+        batch = Batch(self.inputs)
+        self.outputs = mix_outputs(self.trainer.source(batch), batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
         self.asked = asked_of_student(self.outputs)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            self.labelled = self.model(**self.inputs).loss is not None
+            self.labelled = self.model(**self.asked_inputs()).loss is not None
             maps, outputs = self._student_forward()
         self.read, logits = _detached(outputs), logits_of(outputs)
         self.student_maps = [feature_map.detach().requires_grad_() for feature_map in maps]
@@ -84,6 +86,11 @@ class _Step:
         loader = self.trainer.get_train_dataloader()
         while True:
             yield from loader
+
+    def asked_inputs(self) -> dict[str, Any]:
+        """Arguments of the `Distiller` for the student alone."""
+        batch = Batch(self.inputs)
+        return {**batch.inputs, "meta": batch.meta}
 
     def _student_forward(self) -> tuple[list[Tensor], Any]:
         """The student's maps and output."""
@@ -107,7 +114,7 @@ class _Step:
     def student(self) -> None:
         with self.trainer.compute_loss_context_manager():
             if self.labelled:
-                loss = self.model(**self.inputs).loss
+                loss = self.model(**self.asked_inputs()).loss
             else:  # any loss that gives a gradient
                 maps, _ = self._student_forward()
                 loss = torch.stack([feature_map.float().mean() for feature_map in maps]).sum()
@@ -115,7 +122,7 @@ class _Step:
 
     def distillation(self) -> None:
         with self.trainer.compute_loss_context_manager():
-            connected = self.distiller.connect(self.student_maps, self.outputs)
+            connected = self.distiller.connect(self.student_maps, self.outputs, Batch(self.inputs).meta.get("seen"))
             read = self.logits, self.outputs, self.inputs.get("labels"), self.read
             values = [value for _, value in self.distiller.values(connected, *read)]
         torch.stack(values).sum().backward()
@@ -129,7 +136,7 @@ class _Step:
 
     def similarity(self) -> None:
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            connected = self.distiller.connect(self.student_maps, self.outputs)
+            connected = self.distiller.connect(self.student_maps, self.outputs, Batch(self.inputs).meta.get("seen"))
             self.distiller.measure(self.student_maps, self.outputs, connected)
 
     def optimizer(self) -> None:

@@ -15,6 +15,7 @@ from transformers.image_utils import PILImageResampling
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
+from cankd_hf.data.common.mixing import paste
 from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
@@ -140,6 +141,11 @@ class Task(ABC):
     @abstractmethod
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch of samples."""
+
+    def mix_labels(self, labels: Any, seen: Tensor, plan: Sequence[Sequence[int]]) -> Any:
+        """The labels of a batch whose student's pictures are erased where `seen` [B, H, W] is False, then mixed by
+        `plan`, see `paste`. Masks [B, H, W] are void where the picture is erased."""
+        return paste(labels.masked_fill(~seen, self.ignore_index), plan)
 
     def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
         """The labels of a batch for the student's own loss, and a factor [] of it, None for 1.

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from cankd_hf.data.common.batch import Batch
+from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
 from cankd_hf.teachers.teacher import Teacher, TeacherOutput
 
 
@@ -23,4 +23,4 @@ class LiveTeachers:
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
         """See `TeacherSource`."""
         wanted = self.teachers if names is None else names
-        return {name: self.teachers[name](batch["pixel_values"]) for name in wanted}
+        return {name: self.teachers[name](batch.get(TEACHER_VIEW, batch["pixel_values"])) for name in wanted}

@@ -11,6 +11,7 @@ from transformers.trainer_callback import CallbackHandler
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import Task
+from cankd_hf.teachers.mixing import mix_outputs
 from cankd_hf.teachers.source import TeacherSource
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
@@ -71,6 +72,7 @@ class TeachingTrainer(Trainer):
         outputs = self.source(batch, names)
         if missing := [name for name in names if name not in outputs]:
             raise InputError(f"source: expected outputs of {', '.join(names)}, got none of {', '.join(missing)}")
+        outputs = mix_outputs(outputs, batch.meta.get("mix"), batch["pixel_values"].shape[-2:])
         return {"teachers": outputs, "factors": self._factors_now[1], "measure": measure}
 
     def close_loaders(self) -> None:

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.features.grids import resize_map
@@ -64,11 +65,16 @@ class ConnectingModule(nn.Module):
         module = self.conditioning[name]
         return not isinstance(module, Measured) or module.is_ready
 
-    def connect(self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput]) -> Connected:
+    def connect(
+        self, maps: Sequence[Tensor], teachers: Mapping[str, TeacherOutput], seen: Tensor | None = None
+    ) -> Connected:
         """Student and teacher map of each pair after its connector, [B, C, H, W] on one grid, by the pair's name.
 
         The teacher's map is conditioned as the pair's first term asks; where others ask for something else, there is
         an entry `s0t0/NAME` for each further conditioning. Each map is conditioned once for all that ask for it.
+
+        Where `seen` [B, H, W] is False in any pixel of a cell, both maps are 0: what the student does not see of a
+        picture, such as its padding, neither teaches nor counts.
         """
         connected: Connected = {}
         targets: dict[str, Tensor] = {}
@@ -86,7 +92,7 @@ class ConnectingModule(nn.Module):
                     connected[f"{name}/{kind}"] = student, resize_map(target, size)
                 else:
                     connected[name] = self.connectors[name](maps[pair.student], target)
-        return connected
+        return connected if seen is None else {name: _seen(*found, seen) for name, found in connected.items()}
 
     def compared(self, connected: Connected, item: Placed) -> tuple[Tensor, Tensor] | None:
         """The maps that a loss compares; None if its teacher was not asked."""
@@ -125,3 +131,14 @@ class ConnectingModule(nn.Module):
             if item.pair is not None and item.has_branch and (found := self.compared(connected, item)) is not None
         }
         return similarity, cast(dict[str, Tensor], shares)
+
+
+def _seen(student: Tensor, teacher: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps [B, C, H, W], 0 in cells that are not wholly seen."""
+    cells = seen_cells(seen, (student.shape[-2], student.shape[-1]))[:, None]
+    return torch.where(cells, student, 0), torch.where(cells, teacher, 0)
+
+
+def seen_cells(seen: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whether all pixels [B, H, W] of a cell are seen, for a map of this size: bool [B, h, w]."""
+    return functional.adaptive_max_pool2d((~seen)[:, None].float(), size)[:, 0] == 0

@@ -153,6 +153,16 @@ class Distiller(ConnectingModule):
         return self._settings[0]
 
     @property
+    def coarsest_stride(self) -> int:
+        """The coarsest stride among the maps that are compared, in whole pixels; 0 without maps."""
+        strides = [self.levels[pair.student].stride for pair in self.pairs.values()]
+        strides += [
+            self.teachers[pair.of or next(iter(self.teachers))].levels[pair.teacher].stride
+            for pair in self.pairs.values()
+        ]
+        return round(max(strides, default=0))
+
+    @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         # Frozen and the same everywhere: DDP would send them around in each step.
         return [f"conditioning.{name}" for name, _ in self.conditioning.named_buffers()]
@@ -289,7 +299,7 @@ class Distiller(ConnectingModule):
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         maps = [] if self.taps is None else self.taps.collect(size)
         if teachers:
-            connected = self.connect(maps, teachers)
+            connected = self.connect(maps, teachers, (meta or {}).get("seen"))
             read = targets if labels is None else labels
             values = list(self.values(connected, logits, teachers, read, outputs))
             parts |= {item.name: value.detach().float() for item, value in values}

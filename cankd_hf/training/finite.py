@@ -316,7 +316,7 @@ class FiniteMixin(TeachingTrainer):
         outputs = given.get("teachers") or {}
         self.guard.see_teachers(outputs, batch)
         for name, output in outputs.items():
-            self.health.see(name, self.taps_of(name), output, batch["pixel_values"])
+            self.health.see(name, self.taps_of(name), output, batch.teacher_images)
         return given
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

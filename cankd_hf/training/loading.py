@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import has_length
 
-from cankd_hf.data.common.batch import META, NORMALIZE, Batch, BatchCollator
+from cankd_hf.data.common.batch import META, NORMALIZE, OF_PICTURES, Batch, BatchCollator
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
@@ -74,6 +74,7 @@ class LoadingMixin(TeachingTrainer):
                 *self.label_names,
                 META,
                 NORMALIZE,
+                *OF_PICTURES,
             ]
 
     def _prepare_inputs(self, inputs: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import LossTerm
-from cankd_hf.data.common.batch import Batch, BatchCollator
+from cankd_hf.data.common.batch import TEACHER_VIEW, Batch, BatchCollator
 from cankd_hf.data.common.seeds import derived_seed, seeded
 from cankd_hf.data.common.views import SeededDataset, seeded_views
 from cankd_hf.errors import InputError
@@ -146,7 +146,7 @@ class CanKDTrainer(
         distiller = self.build_distiller(model)
         kwargs["train_dataset"] = train_dataset = seeded_views(kwargs.get("train_dataset"), args.seed, args.data_seed)
         own = kwargs.get("data_collator")
-        kwargs["data_collator"] = BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype)
+        kwargs["data_collator"] = collator = self._collator(own, model)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = TaskScores(self.task)
         super().__init__(model=distiller, args=args, **kwargs)
@@ -154,6 +154,7 @@ class CanKDTrainer(
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
+        collator.stride = distiller.coarsest_stride or round(self.first.stride)
         self._check_shares()
         self.set_dispatch()
         self._place_teachers()
@@ -163,6 +164,9 @@ class CanKDTrainer(
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means = PartMeans()
         self._clock = BatchClock(args)
+
+    def _collator(self, own: Any, model: PreTrainedModel) -> BatchCollator:
+        return BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype, self.task.mix_labels)
 
     def _add_callbacks(self, train_dataset: Any) -> None:
         """Adds the callbacks of every run, and groups the names that trackers show."""
@@ -225,7 +229,8 @@ class CanKDTrainer(
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if self.args.channels_last:
-            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+            for key in {"pixel_values", TEACHER_VIEW} & inputs.keys():
+                inputs[key] = inputs[key].contiguous(memory_format=torch.channels_last)
         return inputs
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -248,7 +253,7 @@ class CanKDTrainer(
         inputs, labels = batch.inputs, None
         if self.compute_loss_func is not None:
             labels = given["targets"] = inputs.pop("labels", None)
-        outputs = model(**inputs, **given, keep=return_outputs or self.compute_loss_func is not None)
+        outputs = model(**inputs, **given, meta=batch.meta, keep=return_outputs or self.compute_loss_func is not None)
         if self.compute_loss_func is not None and self.distiller.objective.task_weight > 0:
             self._add_own_loss(outputs, labels, num_items_in_batch, model.training)
         if model.training:

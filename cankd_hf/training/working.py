@@ -162,7 +162,7 @@ class WorkingCallback(TrainerCallback):
         given = trainer._ask_teachers(batch, factors, True)
         inputs = trainer.task.model_inputs(batch.inputs)
         labels = inputs.pop("labels", None)
-        return cast(DistillerOutput, trainer.distiller(**inputs, **given, targets=labels, keep=False))
+        return cast(DistillerOutput, trainer.distiller(**inputs, **given, meta=batch.meta, targets=labels, keep=False))
 
     def _values(self, outputs: DistillerOutput, images: int) -> dict[str, float]:
         """The measurements of a batch: losses with the weights of their pairs, without schedules and shares."""

@@ -9,12 +9,17 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cankd_hf.data.common.mixing import Drawn, erase, mix_plan, paste, within_areas
 from cankd_hf.errors import InputError
 
 _Collate = TypeVar("_Collate", bound=Callable[..., Any])
 
 META = "meta"
 NORMALIZE = "normalize"  # the key of an item whose image and mask are still bytes: the function that normalises images
+TEACHER_VIEW = "teacher_pixel_values"  # the teacher's picture of a sample, or of a batch, where it is another one
+AREA = "picture_area"  # of an item: (top, left, bottom, right) of the image within its padding
+DRAWN = "drawn"  # of an item: what is done to the student's picture with its batch
+OF_PICTURES = (TEACHER_VIEW, AREA, DRAWN)
 
 
 def stack_padded(tensors: Sequence[Tensor], fill: float, multiple: int = 1) -> Tensor:
@@ -37,12 +42,14 @@ def as_tensors(sample: Mapping[str, Any], dtype: torch.dtype = torch.float32) ->
     student's.
     """
     made = {**sample}
-    for key in ("pixel_values", "labels"):
+    for key in ("pixel_values", TEACHER_VIEW, "labels"):
         value = made.get(key)
         made |= {key: _tensor(value)} if isinstance(value, np.ndarray) else {}
-    image, labels = made.get("pixel_values"), made.get("labels")
-    if isinstance(image, Tensor) and image.is_floating_point() and image.dtype != dtype:
-        made["pixel_values"] = image.float()
+    for key in ("pixel_values", TEACHER_VIEW):
+        image = made.get(key)
+        if isinstance(image, Tensor) and image.is_floating_point() and image.dtype != dtype:
+            made[key] = image.float()
+    labels = made.get("labels")
     if isinstance(labels, Mapping):
         made["labels"] = {key: _exact(_tensor(value)) for key, value in labels.items()}
     elif isinstance(labels, Tensor) and not labels.is_floating_point():
@@ -78,8 +85,19 @@ class Batch(dict[str, Any]):
     - `view`: the number of its augmentation, int64 [B]: the epoch. Seed, view and sample determine the augmentation.
     - `labelled`: whether it has labels, bool [B].
     - `repeated`: whether it only fills up the batch, see `Repeated`, bool [B].
+    - `valid`: whether a pixel belongs to the picture, not to its padding, bool [B, H, W]; absent if all do.
 
-    On its way from a loading process `pixel_values` and masks may still be bytes, see `unnormalized`: a quarter and an
+    and, where the student's pictures differ from the teacher's (`data.strong`):
+
+    - `mix`: (partner's row or -1, top, left, bottom, right) of the rectangle that was pasted from the partner into the
+      student's picture, int64 [B, 5]; the teacher's pictures are not mixed, its outputs are, see `mix_outputs`.
+    - `seen`: whether the student sees a pixel: False in padding and where its picture was erased, bool [B, H, W];
+      absent if it sees all.
+
+    `pixel_values` is what the student sees. `teacher_pixel_values` [B, 3, H, W], see `teacher_images`, is what the
+    teachers see where it differs: the same geometry, normalised with the student's statistics too.
+
+    On its way from a loading process pictures and masks may still be bytes, see `unnormalized`: a quarter and an
     eighth of the memory for queues and copies to the device. The loaders of a trainer give it with normalised float32
     `pixel_values` and int64 `labels` on the device, as accelerate calls `to`.
     """
@@ -96,7 +114,13 @@ class Batch(dict[str, Any]):
     @property
     def inputs(self) -> dict[str, Any]:
         """The model's inputs by name."""
-        return {name: value for name, value in self.items() if name != META}
+        return {name: value for name, value in self.items() if name not in (META, TEACHER_VIEW)}
+
+    @property
+    def teacher_images(self) -> Tensor:
+        """What the teachers see, [B, 3, H, W]."""
+        images: Tensor = self.get(TEACHER_VIEW, self["pixel_values"])
+        return images
 
     @property
     def meta(self) -> dict[str, Tensor]:
@@ -112,12 +136,13 @@ class Later(NamedTuple):
     padded: list[tuple[int, int, int]]  # row in the batch, height and width of each image that has padding
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """uint8 `pixel_values` [B, 3, H, W] -> float32; `labels` of pixels -> int64."""
-        images = self.normalize(batch["pixel_values"])
-        for row, height, width in self.padded:
-            images[row, :, height:] = 0
-            images[row, :, :height, width:] = 0
-        return {"pixel_values": images} | exact_masks(batch)
+        """uint8 pictures [B, 3, H, W] -> float32; `labels` of pixels -> int64."""
+        made = {key: self.normalize(batch[key]) for key in ("pixel_values", TEACHER_VIEW) if key in batch}
+        for images in made.values():
+            for row, height, width in self.padded:
+                images[row, :, height:] = 0
+                images[row, :, :height, width:] = 0
+        return made | exact_masks(batch)
 
 
 def takes_bytes(collate: _Collate) -> _Collate:
@@ -137,11 +162,18 @@ class BatchCollator:
     """Collates samples into a `Batch`; `collate` makes the model's inputs of samples without their `meta`.
 
     With `dtype`, that of the student, samples go through `as_tensors` first; a user's own collator gets them as they
-    are.
+    are. Pictures with `Drawn` rectangles are erased and mixed here, in multiples of `stride`; labels follow by
+    `mix_labels(labels, seen, plan)`, see `Task.mix_labels`.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype | None = None) -> None:
-        self.collate, self.dtype = collate, dtype
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        dtype: torch.dtype | None = None,
+        mix_labels: Callable[[Any, Tensor, Sequence[Sequence[int]]], Any] | None = None,
+    ) -> None:
+        self.collate, self.dtype, self.mix_labels = collate, dtype, mix_labels
+        self.stride = 32  # the coarsest that is compared; set by the trainer
 
     @property
     def takes_bytes(self) -> bool:
@@ -156,9 +188,31 @@ class BatchCollator:
         normalize = [sample.pop(NORMALIZE) for sample in known if NORMALIZE in sample]
         if self.dtype is not None and not normalize:
             known = [as_tensors(sample, self.dtype) for sample in known]
+        pictures = [{key: sample.pop(key) for key in OF_PICTURES if key in sample} for sample in known]
+        inputs = self._collated([sample or given for sample, given in zip(known, samples, strict=True)])
+        meta = {
+            "sample": torch.tensor([sample for sample, *_ in metas]),
+            "view": torch.tensor([view for _, view, *_ in metas]),
+            "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
+            "repeated": torch.tensor(repeated),
+        }
+        batch = Batch({**inputs, META: meta})
+        sizes = _sizes(known, batch.get("pixel_values"))
+        if sizes is not None:
+            canvas = tuple(batch["pixel_values"].shape[-2:])
+            mean = getattr(normalize[0], "mean", None) if normalize else None
+            self._finish(batch, [sample["pixel_values"] for sample in known], pictures, sizes, mean)
+            if normalize:
+                batch.later = Later(
+                    normalize[0], [(row, *size) for row, size in enumerate(sizes) if tuple(size) != canvas]
+                )
+        return batch
+
+    def _collated(self, samples: list[Any]) -> Mapping[str, Any]:
         try:
-            inputs = self.collate([sample or given for sample, given in zip(known, samples, strict=True)])
+            return self.collate(samples)
         except (RuntimeError, ValueError, TypeError) as error:
+            known = [sample if isinstance(sample, Mapping) else {} for sample in samples]
             shapes = {str(list(getattr(sample.get("pixel_values"), "shape", ()))) for sample in known}
             if len(shapes) < 2 or isinstance(error, InputError):
                 raise
@@ -167,15 +221,52 @@ class BatchCollator:
                 f"data_collator: expected images that it puts into one batch, got the shapes {said}; resize or pad "
                 "them alike"
             ) from error
-        meta = {
-            "sample": torch.tensor([sample for sample, *_ in metas]),
-            "view": torch.tensor([view for _, view, *_ in metas]),
-            "labelled": torch.tensor([sample.get("labels") is not None for sample in known]),
-            "repeated": torch.tensor(repeated),
-        }
-        batch = Batch({**inputs, META: meta})
-        if normalize:
-            canvas = tuple(batch["pixel_values"].shape[-2:])
-            sizes = [(row, *sample["pixel_values"].shape[-2:]) for row, sample in enumerate(known)]
-            batch.later = Later(normalize[0], [(row, *size) for row, *size in sizes if tuple(size) != canvas])
-        return batch
+
+    def _finish(
+        self,
+        batch: Batch,
+        images: Sequence[Tensor],
+        pictures: Sequence[Mapping[str, Any]],
+        sizes: Sequence[tuple[int, int]],
+        mean: Sequence[float] | None,
+    ) -> None:
+        """Adds the teacher's pictures and which pixels count, and erases and mixes the student's pictures."""
+        meta, canvas = batch.meta, (batch["pixel_values"].shape[-2], batch["pixel_values"].shape[-1])
+        areas = [own.get(AREA, (0, 0, *size)) for own, size in zip(pictures, sizes, strict=True)]
+        valid = within_areas(areas, canvas)
+        if any(TEACHER_VIEW in own for own in pictures):
+            views = [own.get(TEACHER_VIEW, image) for own, image in zip(pictures, images, strict=True)]
+            batch[TEACHER_VIEW] = _on_canvas(views, canvas)
+        if any(DRAWN in own for own in pictures):
+            drawn = [own.get(DRAWN, Drawn()) for own in pictures]
+            fill = torch.zeros(3, 1, 1) if mean is None else (255 * torch.tensor(mean)).round().view(3, 1, 1)
+            seen = torch.ones(len(images), *canvas, dtype=torch.bool) if valid is None else valid
+            plan = mix_plan(drawn, sizes, meta["labelled"].tolist(), self.stride)
+            batch["pixel_values"] = paste(erase(batch["pixel_values"], drawn, sizes, self.stride, fill), plan)
+            seen = erase(seen, drawn, sizes, self.stride, False)
+            if self.mix_labels is not None and batch.get("labels") is not None:
+                batch["labels"] = self.mix_labels(batch["labels"], seen, plan)
+            valid, seen = None if valid is None else paste(valid, plan), paste(seen, plan)
+            meta["mix"] = torch.tensor(plan)
+            if not seen.all():
+                meta["seen"] = seen
+        if valid is not None:
+            meta["valid"] = valid
+
+
+def _on_canvas(images: Sequence[Tensor], canvas: tuple[int, int]) -> Tensor:
+    """Images [3, h, w] in a batch of this size, padded with 0 at the right and the bottom."""
+    made = images[0].new_zeros(len(images), 3, *canvas)
+    for row, image in enumerate(images):
+        made[row, :, : image.shape[-2], : image.shape[-1]] = image
+    return made
+
+
+def _sizes(samples: Sequence[Mapping[str, Any]], images: Any) -> list[tuple[int, int]] | None:
+    """(height, width) of the image of each sample; None where a user's collator does something else with them."""
+    own = [sample.get("pixel_values") for sample in samples]
+    if not (isinstance(images, Tensor) and images.ndim == 4 and len(images) == len(own)):
+        return None
+    if not all(isinstance(image, Tensor) and image.ndim == 3 for image in own):
+        return None
+    return [(int(image.shape[-2]), int(image.shape[-1])) for image in own if image is not None]

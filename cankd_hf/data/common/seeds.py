@@ -4,9 +4,37 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
+
+_STUDENTS: ContextVar[int | None] = ContextVar("students_seed", default=None)
+
+
+@contextmanager
+def students_seed(seed: int) -> Iterator[None]:
+    """Inside, `for_the_student` draws from this seed."""
+    token = _STUDENTS.set(seed)
+    try:
+        yield
+    finally:
+        _STUDENTS.reset(token)
+
+
+@contextmanager
+def for_the_student() -> Iterator[None]:
+    """Inside, torch draws what concerns the student's picture alone: from its own seed, by seed, epoch and sample.
+
+    Geometry and what else the teacher sees are drawn outside of it, from the seed of the view: a stored answer of the
+    teacher belongs to one view, which may come again in another epoch, while the student's picture is another one.
+    """
+    seed = _STUDENTS.get()
+    if seed is None:  # a sample that is not read for training
+        yield
+        return
+    with seeded(seed, torch_only=True):
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import itertools
 import operator
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cankd_hf.data.common.batch import META
 from cankd_hf.data.common.dataset import ImageDataset
-from cankd_hf.data.common.seeds import derived_seed, seeded
+from cankd_hf.data.common.seeds import derived_seed, seeded, students_seed
 from cankd_hf.data.common.streams import StreamDataset
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
 
@@ -57,9 +57,13 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        view, number = int(self._epoch), _number(index)
+        epoch, number = int(self._epoch), _number(index)
+        view = epoch  # of geometry and weak augmentation
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
-        with seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self.torch_only()):
+        with (
+            students_seed(derived_seed(self.seed, "student", epoch, number)),
+            seeded((self.seed * 1_000_003 + view) * 1_000_000_007 + number, self.torch_only()),
+        ):
             return _with_meta(self.dataset[index], number, view)
 
     def torch_only(self) -> bool:
@@ -127,9 +131,12 @@ class SeededStream(IterableDataset):
             generator.manual_seed(view)  # as accelerate does: the same order in all processes
         return view
 
-    def _state(self, view: int, number: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def _state(self, view: int, number: int) -> Iterator[None]:
         worker = get_worker_info()
-        return seeded(derived_seed(self.seed, view, 0 if worker is None else worker.id, number))
+        place = view, 0 if worker is None else worker.id, number
+        with students_seed(derived_seed(self.seed, "student", *place)), seeded(derived_seed(self.seed, *place)):
+            yield
 
 
 class SizedSeededStream(SeededStream):
