@@ -44,6 +44,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if arm.working.get("verdict"):
             line = f"Is it working? {arm.working['line']}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for arm in report.arms:
+        for name, spent in arm.prepaid.items():
+            seconds = ", ".join(f"{value:.0f} {clock.replace('_', ' ')}" for clock, value in spent.items())
+            console.print(f"Spent before on {name}, charged to {arm.name}: {seconds}", soft_wrap=True, markup=False)
     for finding in report.findings:
         console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
     gap = report.gap_closed()

@@ -293,6 +293,9 @@ class Planner:
             one = replace(self._ran(arm, f"{name}{again}", seed, steps), budget=may)
             if one.record is None:
                 return one if one.failed or not made else replace(one, tried=len(made))
+            if one.record.before >= may - teaching:
+                spent = f"{', '.join(one.record.prepaid)} alone cost {one.record.before:.0f} of {may:.0f} seconds"
+                return Outcome(budget=may, failed=spent)
             made.append(one)
             if not one.off(self.config.tolerance):
                 break
@@ -331,7 +334,8 @@ class Planner:
     def _expected(self, arm: str, budget: BudgetConfig, given: Outcome) -> tuple[float, float] | None:
         """Cost of a step of an arm, and of what it spends once, from those of the arm whose cost is the budget.
 
-        The ratios are those of earlier seeds, else a step's is calibrated and the rest is taken as equal.
+        The ratios are those of earlier seeds, else a step's is calibrated and the rest is taken as equal; what was
+        spent before a run, which no other arm need have, is in the latter only where it is known.
         """
         assert given.record is not None
         ratios = []
@@ -350,7 +354,12 @@ class Planner:
             return None
         unit = unit_of(costs[arm], self.records.by_clock)
         ratio = float(costs[arm][unit]) / float(costs[budget.cost][unit])
-        return ratio * given.record.step, given.record.setup
+        return ratio * given.record.step, given.record.setup - given.record.before + self._prepaid(arm)
+
+    def _prepaid(self, arm: str) -> float:
+        """Seconds that the other runs of an arm found spent before them; 0 before there are any."""
+        found = [one.record.before for (name, _, _), one in self.outcomes.items() if name == arm and one.record]
+        return max(found, default=0.0)
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""

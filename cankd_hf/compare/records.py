@@ -19,7 +19,7 @@ from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
 from cankd_hf.runs.folder import data_files
 from cankd_hf.runs.record import write_json
 from cankd_hf.training.checkpoint_files import digest
-from cankd_hf.training.monitoring.cost import CPU, DEVICE, SETUP, WALL
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
 
 # Rooms that look at a run from outside: nothing in them changes a score or a cost.
 _OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
@@ -92,6 +92,7 @@ class Record:
         recipe: key of the recipe alone.
         settings: the resolved recipe, by dotted path.
         working: the verdict on its distillation; empty without one.
+        prepaid: what of `cost` was spent before the run, by what it was spent on.
     """
 
     key: str
@@ -109,6 +110,7 @@ class Record:
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     working: str = ""
+    prepaid: dict[str, dict[str, float]] = field(default_factory=dict)
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:
@@ -145,6 +147,11 @@ class Record:
     def setup(self) -> float:
         """The part of its cost until the end of the first step."""
         return self.cost.get(self.unit + SETUP, 0.0)
+
+    @property
+    def before(self) -> float:
+        """The part of `setup` that was spent before the run: stored teachers, pseudo-labels."""
+        return self.cost.get(self.unit + PREPAID, 0.0)
 
     @property
     def step(self) -> float:
@@ -220,7 +227,7 @@ class Records:
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
             return None
-        saved = {"working": "", **read_json(file)}  # records of before have none
+        saved = {"working": "", "prepaid": {}, **read_json(file)}  # records of before have none
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:
@@ -262,6 +269,7 @@ class Records:
             machine=machine(),
             settings=_counting(recipe),
             working=arm.get("working", {}).get("verdict") or "",
+            prepaid=arm.get("prepaid", {}),
         )
 
     def load(self, name: str) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     for name, seconds in _teaching(planner).items():
         charged = "charged" if config.charge_teacher else "not charged"
         told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
+    for name, (seconds, what) in _prepaid(planner).items():
+        told.append(f"Before each run of {name}, {seconds:.0f} s were spent ({what}), charged in full.")
     if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
         told.append("What it cost to train the teachers is not known here, and not charged.")
     for name, verdicts in _working(planner).items():
@@ -116,6 +118,15 @@ def _teaching(planner: Planner) -> dict[str, float]:
         if arm.teachers and not arm.follows and (seconds := planner.taught(arm)):
             found.setdefault("".join(run.key for run in arm.teachers), ([], seconds))[0].append(name)
     return {", ".join(names): seconds for names, seconds in found.values()}
+
+
+def _prepaid(planner: Planner) -> dict[str, tuple[float, str]]:
+    """What was spent before the runs of each arm, at most, and on what."""
+    found: dict[str, tuple[float, str]] = {}
+    for (name, *_), one in planner.outcomes.items():
+        if one.record is not None and one.record.before > found.get(name, (0.0, ""))[0]:
+            found[name] = one.record.before, ", ".join(one.record.prepaid)
+    return found
 
 
 def _working(planner: Planner) -> dict[str, Counter[str]]:

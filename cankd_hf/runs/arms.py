@@ -32,7 +32,7 @@ def finished_arm(folder: Path, name: str) -> Arm | None:
     if not file.is_file():
         return None
     try:
-        saved = {"cost": {}, "working": {}, **read_json(file)}  # arms of before have none
+        saved = {"cost": {}, "prepaid": {}, "working": {}, **read_json(file)}  # arms of before have none
         arm = Arm(**{field.name: saved[field.name] for field in fields(Arm)} | {"folder": str(folder)})
         files = dict(saved.get("files") or saved.get("weights") or {})
     except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:

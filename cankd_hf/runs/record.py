@@ -24,6 +24,7 @@ class Arm:
     seconds: float = 0.0
     inherited: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
+    prepaid: dict[str, dict[str, float]] = field(default_factory=dict)  # what of it was spent before, and on what
     working: dict[str, Any] = field(default_factory=dict)  # whether its distillation works, see `Verdict`
 
     def __post_init__(self) -> None:

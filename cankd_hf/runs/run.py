@@ -185,7 +185,7 @@ class _Session:
         scores = self._scores(trainer)
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
-        arm.working = trainer.working.facts()
+        arm.prepaid, arm.working = meter.prepaid, trainer.working.facts()
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
             write_arm(folder, arm, _taps(trainer))

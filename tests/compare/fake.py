@@ -64,6 +64,7 @@ class World:
         worth: what a loss adds to the score.
         noise: standard deviation of the scores.
         drift: factor of the real cost of a step against the calibrated one, by loss.
+        before: seconds spent before each run, by loss.
         kill_at: the number of the run at which the comparison is killed.
         fails: whether a run ends with an error.
     """
@@ -72,6 +73,7 @@ class World:
     worth: dict[str, float] = field(default_factory=dict)
     noise: float = 0.01
     drift: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
     kill_at: int | None = None
     fails: Callable[[Run], bool] = lambda run: False
     started: list[Run] = field(default_factory=list)
@@ -86,12 +88,13 @@ class World:
         name, recipe = name_of(run.recipe), run.recipe
         steps = recipe.training["max_steps"]
         step = self.step[name] * self.drift.get(name, 1.0)
-        cost = 5.0 + steps * step
+        before = self.before.get(name, 0.0)
+        cost = before + 5.0 + steps * step
         drawn = random.Random(derived_seed(recipe.seed, name, recipe.training.get("data_seed"), steps))
         score = 0.5 + self.worth.get(name, 0.0) + drawn.gauss(0, self.noise)
         if recipe.named_teachers() and recipe.training.get("learning_rate", 0) > 1e-2:
             score -= 0.3
-        spent = {"": cost, "_to_first_step": 5.0 + step}
+        spent = {"": cost, "_to_first_step": before + 5.0 + step, "_prepaid": before}
         split = "test" if recipe.data.test_split is not None else "validation"
         return Record(
             run.key,
@@ -104,6 +107,7 @@ class World:
             cost,
             {f"{clock}{part}": value for clock in CLOCKS for part, value in spent.items()},
             [{"step": steps, "score": score * part, **dict.fromkeys(CLOCKS, cost * part)} for part in (0.5, 1)],
+            prepaid={"teacher cache": dict.fromkeys(CLOCKS, before)} if before else {},
         )
 
     def calibrate(self, arms: Mapping[str, Arm]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from cankd_hf.compare import execute
 from cankd_hf.compare.arms import NO_BLOCK, REFERENCE, TWIN, UNTRAINED
 from cankd_hf.compare.execute import Processes, calibrated
 from cankd_hf.compare.records import Records
-from cankd_hf.compare.verdict import BETTER, Row, Table, compare_rows
+from cankd_hf.compare.report import notes
+from cankd_hf.compare.verdict import BETTER, Row, Table, compare_rows, judge
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS
 from cankd_hf.training.lock import FolderLock
@@ -121,6 +122,22 @@ def test_what_an_arm_spends_once_is_learned_from_its_earlier_seeds(tmp_path: Pat
     arms = {name: ARMS[name] for name in ("alone", "cankd")}
     found = rows(compared(planner(tmp_path, arms=arms, budgets=COST), Statistics()).tables[1])["cankd"]
     assert found.tried == 4 and not found.off  # only the first seed's first try was off
+
+
+def test_what_was_spent_before_a_run_is_charged_in_full_to_every_run(tmp_path: Path) -> None:
+    made = planner(tmp_path, budgets=[{"cost": "cankd"}])
+    world = World(before={"instance_mse": 900.0})
+    table = rows(compared(made, world).tables[0])
+    assert set(table["instance_mse"].steps.values()) == {(2005 - 900 - 5) * 2 // 3}, "of 1.5 s each"
+    assert not table["instance_mse"].off and table["instance_mse"].tried == 4, "only the first seed is run again"
+    assert set(table["alone"].steps.values()) <= {1999, 2000} and not table["alone"].off
+    assert "Before each run of instance_mse, 900 s were spent (teacher cache), charged in full." in notes(
+        judge(made), made
+    )
+
+    dear = planner(tmp_path / "dear", budgets=[{"cost": "cankd"}])
+    lost = rows(compared(dear, World(before={"instance_mse": 2100.0})).tables[0])["instance_mse"]
+    assert lost.failed and "teacher cache alone cost 2100 of 2005 seconds" in lost.failed[0]
 
 
 def test_a_plan_writes_nothing_and_a_report_needs_no_turn(

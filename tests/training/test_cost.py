@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cankd_hf.errors import InputError
 from cankd_hf.training.monitoring import cost
 from cankd_hf.training.monitoring.cost import CostMeter, cpu_seconds
 
@@ -76,3 +77,37 @@ def test_steps_count_and_evaluations_do_not_also_after_a_resume(tmp_path: Path, 
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert again.cost["cpu_seconds"] == pytest.approx(spent["cpu_seconds"], abs=8.0)
     assert again.cost["cpu_seconds_to_first_step"] == spent["cpu_seconds_to_first_step"]
+
+
+def test_what_was_spent_before_is_charged_in_full_also_after_a_resume(tmp_path: Path, clock: list[float]) -> None:
+    def made(meter: CostMeter) -> Any:
+        settings: dict[str, Any] = {"per_device_train_batch_size": 4, "max_steps": 4, "logging_steps": 1}
+        one = trainer(tmp_path, Slow(12, clock, 1.0), save_steps=2, save_strategy="steps", **settings)
+        one.add_callback(meter)
+        return one
+
+    meter = CostMeter()
+    meter.prepay("teacher cache", {"cpu_seconds": 300.0, "device_seconds": 100.0, "gpu": 1})
+    meter.prepay("pseudo-labels", 20)
+    meter.prepay("pseudo-labels", 30)  # told again: charged once
+    one = made(meter)
+    one.train()
+    spent = meter.cost
+    assert meter.prepaid["teacher cache"] == {"cpu_seconds": 300.0, "device_seconds": 100.0}
+    assert (spent["cpu_seconds_prepaid"], spent["wall_seconds_prepaid"]) == (330.0, 130.0)
+    assert 16 <= spent["cpu_seconds"] - 330 == spent["wall_seconds"] - 130 < 60
+    assert 330 < spent["cpu_seconds_to_first_step"] < spent["cpu_seconds"]
+    assert one.state.log_history[-1]["train_cpu_seconds"] == spent["cpu_seconds"]
+
+    again = CostMeter()
+    again.prepay("teacher cache", {"cpu_seconds": 400.0, "wall_seconds": 100.0})  # since then it grew
+    again.prepay("pseudo-labels", 30.0)
+    made(again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.cost["cpu_seconds"] == pytest.approx(spent["cpu_seconds"] + 100, abs=8.0)
+    assert again.cost["cpu_seconds_to_first_step"] == spent["cpu_seconds_to_first_step"] + 100
+
+
+@pytest.mark.parametrize("seconds", [{}, {"hours": 3.0}, -1.0, float("nan"), {"cpu_seconds": "3"}])
+def test_seconds_that_are_none_are_told(seconds: Any) -> None:
+    with pytest.raises(InputError, match="cost of teacher cache: expected seconds of at least 0"):
+        CostMeter().prepay("teacher cache", seconds)
