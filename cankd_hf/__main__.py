@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train a student by distillation, as described in a recipe",
     "compare": "compare arms of one recipe, at equal steps and at equal cost",
     "evaluate": "score a saved student",
+    "label": "write a teacher's masks or boxes for a folder of images as a data set",
     "visualize": "look at a student, its teacher and their training",
     "push": "push a student to the Hub",
     "export": "export a student to other formats",

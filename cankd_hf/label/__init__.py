@@ -35,11 +35,17 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SCORE",
         help="least confidence, as 0.9 for all classes or NAME=0.6 for one (default: masks 0.95, soft ones 0, boxes "
-        "0.5 or as --labelled says)",
+        "0.5, or with --labelled as many as there are in its images)",
     )
     made.add_argument("--soft", action="store_true", help="masks: also store probabilities, from which training draws")
     made.add_argument("--labelled", metavar="SET", help="labelled set: its shares of classes, and boxes an image")
-    made.add_argument("--keep", type=float, default=1.0, help="boxes: share of the expected number (default: 1)")
+    made.add_argument(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        help="masks: of each class at least this share of its pixels is kept, at a lower threshold where it takes one "
+        "(default: 0.5; 0: one threshold for all); boxes: share of those that --labelled lets expect (default: 1)",
+    )
     made.add_argument("--complete", action="store_true", help="put images and labels of --labelled into the output")
     made.add_argument(
         *("--not-in", "--not_in"),
@@ -49,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         help="leave out pictures of its validation and test splits; repeatable",
     )
     made.add_argument("--link", action="store_true", help="hard links to the images instead of copies")
-    made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the teacher's images (default: its own)")
+    made.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the teacher's images (default: its own)"
+    )
     made.add_argument("--weights", metavar="FILE", help="of torchvision/NAME, instead of torchvision's own")
     made.add_argument("--batch-size", type=int, default=8, help="images at a time on each device (default: 8)")
     made.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
@@ -79,11 +87,10 @@ def check(options: argparse.Namespace) -> None:
         for name, least in (("batch_size", 1), ("workers", 1), ("sheet", 1))
         if getattr(options, name) < least
     ]
-    if not 0 < options.keep <= 1:
-        problems.append(f"--keep: expected a share above 0, at most 1, got {options.keep}")
-    for option in ("complete",):
-        if getattr(options, option) and not options.labelled:
-            problems.append(f"--{option}: expected --labelled SET beside it, got none; name the labelled set")
+    if options.keep is not None and not 0 <= options.keep <= 1:
+        problems.append(f"--keep: expected a share from 0 to 1, got {options.keep}")
+    if options.complete and not options.labelled:
+        problems.append("--complete: expected --labelled SET beside it, got none; name the labelled set")
     if options.size and min(options.size) < 1:
         problems.append(f"--size: expected a height and a width of at least 1, got {options.size}")
     for word in options.threshold:

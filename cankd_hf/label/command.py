@@ -4,9 +4,11 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,15 +17,15 @@ from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
 from cankd_hf.errors import InputError, together
 from cankd_hf.label.folder import Output
 from cankd_hf.label.images import LabelledSet, Picture, check_classes, held_out, open_images, open_labelled
-from cankd_hf.label.predict import Job, label_all
+from cankd_hf.label.predict import Job, label_all, look
 from cankd_hf.label.records import HIDDEN, Record, Records, unchanged, write
 from cankd_hf.label.report import finish
 from cankd_hf.label.teacher import LabelTeacher, open_teacher
-from cankd_hf.names import LABEL_FILE, TORCHVISION
+from cankd_hf.names import TORCHVISION
 from cankd_hf.tasks.labelling import Choices, Labelling
 from cankd_hf.training.checkpoint_files import check_folder, writing
 from cankd_hf.training.lock import FolderLock
-from cankd_hf.training.monitoring.cost import Clocks
+from cankd_hf.training.monitoring.cost import CostMeter
 
 PATIENCE = timedelta(days=7)  # for which processes wait for the slowest
 
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for a teacher without a head, images or sets that cannot be read, or an output of another call.
     """
-    clocks = Clocks()
+    meter = CostMeter()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     out = Path(options.output or f"{Path(options.folder).name or 'images'}-labels")
     names = None
@@ -53,11 +55,12 @@ def run(options: argparse.Namespace) -> int:
         state.wait_for_everyone()
         output, records = Output(out, _split(options), options.link), Records(out, state.process_index)
         held = held_out(images, options, labelled)
-        key = _key(teacher, labelling)
+        job = Job(options, teacher, labelling, images, held, output, records, state.device, meter)
+        _look_first(job, state)
+        job.key = key = _key(teacher, labelling, labelling.settings)
         known = records.read()
         todo = [one for one in images.pictures if _is_due(one, known.get(one.source), records, key, held)]
         state.wait_for_everyone()  # all have read the journals that the first one writes on
-        job = Job(options, teacher, labelling, images, held, output, records, key, state.device, clocks)
         label_all(job, todo[state.process_index :: state.num_processes])
         state.wait_for_everyone()
         if state.is_main_process:
@@ -79,9 +82,9 @@ def _labelling(options: argparse.Namespace, teacher: LabelTeacher, labelled: Lab
     if len(for_all) > 1:
         problems.append(f"--threshold: expected one number for all classes, got {', '.join(for_all)}; name classes")
     if options.soft and not kind.takes_soft:
-        problems.append("--soft: expected a teacher of masks, got one of boxes, whose scores are always kept; leave it out")
-    if options.keep < 1 and (kind.takes_soft or labelled is None):
-        problems.append("--keep: expected a teacher of boxes and --labelled SET beside it; leave it out")
+        problems.append("--soft: expected a teacher of masks, got one whose scores are always written; leave it out")
+    if options.keep is not None and not kind.takes_soft and labelled is None:
+        problems.append("--keep: expected --labelled SET beside it, which says how many boxes to expect; name one")
     if problems:
         raise InputError(problems)
     thresholds = {name: float(value) for name, value in by_name.items()}
@@ -99,7 +102,10 @@ def _labelling(options: argparse.Namespace, teacher: LabelTeacher, labelled: Lab
 def _split(options: argparse.Namespace) -> str:
     """The folder of the split to write."""
     name = slice_of(options.split, 0)[0]
-    return name if name.lower() in SPLIT_NAMES else "train"
+    split = name if name.lower() in SPLIT_NAMES else "train"
+    if options.complete and SPLIT_NAMES[split.lower()] != "train":
+        raise InputError(f"--complete: expected a training split to label beside it, got --split {options.split}")
+    return split
 
 
 def _claim(out: Path, options: argparse.Namespace) -> None:
@@ -110,23 +116,40 @@ def _claim(out: Path, options: argparse.Namespace) -> None:
     if mark.is_file():
         then = json.loads(mark.read_text(encoding="utf-8"))
         if then != now:
-            differing = "; ".join(f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name])
-            raise InputError(f"--output {out}: holds labels of other images ({differing}); name another folder")
+            differing = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+            raise InputError(
+                f"--output {out}: holds labels of other images ({'; '.join(differing)}); name another one"
+            )
         return
     others = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if others:
         raise InputError(
-            f"--output {out}: expected an empty folder, or one that this command wrote, got one with {sorted(others)[0]}; "
-            "name another folder"
+            f"--output {out}: expected an empty folder, or one that this command wrote, got one with "
+            f"{sorted(others)[0]}; name another folder"
         )
     write(mark, json.dumps(now).encode())
 
 
-def _key(teacher: LabelTeacher, labelling: Labelling) -> str:
+def _look_first(job: Job, state: PartialState) -> None:
+    """Finds the thresholds that follow from what the teacher says of some images, once for all processes and calls."""
+    labelling, file = job.labelling, job.records.out / HIDDEN / "thresholds.json"
+    if not labelling.looks_first:
+        return
+    choices = labelling.choices
+    key = _key(job.teacher, labelling, [choices.threshold, choices.keep, choices.soft])
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if state.is_main_process and known.get("for") != key:
+        look(job)
+        write(file, json.dumps({"for": key, "seen": labelling.seen_so_far()}).encode())
+    state.wait_for_everyone()
+    labelling.take(json.loads(file.read_text(encoding="utf-8"))["seen"])
+
+
+def _key(teacher: LabelTeacher, labelling: Labelling, settings: Sequence[Any]) -> str:
     """What predictions depend on beside the picture."""
     config = teacher.config
     parts = [teacher.fingerprint(), config.image_size, config.keep_aspect, config.image_mean, config.image_std]
-    text = json.dumps([*parts, labelling.settings, sorted(labelling.id2label.items())])
+    text = json.dumps([*parts, list(settings), sorted(labelling.id2label.items())])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -141,5 +164,3 @@ def _is_due(picture: Picture, record: Record | None, records: Records, key: str,
     if record["picture"] in held:
         return False
     return "facts" not in record or record["settings"] != key or not records.whole(record)
-
-

@@ -90,10 +90,10 @@ def open_images(options: argparse.Namespace) -> Images:
     own_split = find_split(options.split, catalog.names())
     held = [name for name in catalog.names() if name != own_split and SPLIT_NAMES.get(name.lower(), name) in HELD_OUT]
     own = [(other, index) for name in held for other in [catalog.source(name)] for index in range(len(other))]  # type: ignore[arg-type]
-    return Images(config, source, _pictures(source, indices), own)  # type: ignore[arg-type]
+    return Images(config, source, pictures_of(source, indices), own)  # type: ignore[arg-type]
 
 
-def _pictures(source: Source, indices: Sequence[int]) -> list[Picture]:
+def pictures_of(source: Source, indices: Sequence[int]) -> list[Picture]:
     """Each image with a name in the output that no other has, with or without its ending."""
     rows = source.rows if isinstance(source, FolderSource) else None
     sources = [source.name(index) for index in indices]
@@ -147,7 +147,9 @@ def held_out(images: Images, options: argparse.Namespace, labelled: LabelledSet 
     pictures = list(images.own)
     if labelled is not None:
         roles = [role for role in labelled.splits if role != "train" or options.complete]
-        pictures += [(labelled.splits[role].source, index) for role in roles for index in labelled.splits[role].indices]
+        pictures += [
+            (labelled.splits[role].source, index) for role in roles for index in labelled.splits[role].indices
+        ]
     for path in options.not_in:
         catalog = _opened(path)
         names = [name for name in catalog.names() if SPLIT_NAMES.get(name.lower(), name) in HELD_OUT]
@@ -172,4 +174,3 @@ def check_classes(labelled: LabelledSet, names: Mapping[int, str]) -> None:
             f"--labelled {labelled.path}: expected the teacher's classes {json.dumps(own[:12])}, got "
             f"{json.dumps(theirs[:12])}; name the set that the teacher was trained on"
         )
-

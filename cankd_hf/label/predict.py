@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from uuid import uuid4
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +20,10 @@ from cankd_hf.label.images import Images, Picture
 from cankd_hf.label.records import Record, Records, content_hash
 from cankd_hf.label.teacher import LabelTeacher
 from cankd_hf.tasks.labelling import Labelling
-from cankd_hf.training.monitoring.cost import Clocks
+from cankd_hf.training.monitoring.cost import CostMeter
 
 logger = logging.getLogger(__name__)
+LOOKED_AT = 64  # images from which thresholds follow
 WAITING = 4  # batches of images of other sizes that may wait until theirs is full
 
 
@@ -36,9 +38,9 @@ class Job:
     held: dict[str, str]
     output: Output
     records: Records
-    key: str
     device: torch.device
-    clocks: Clocks
+    meter: CostMeter
+    key: str = ""  # of what predictions depend on
 
 
 @dataclass
@@ -62,6 +64,18 @@ class Read:
         return {**known, "size": list(self.size), "settings": key}
 
 
+def look(job: Job) -> None:
+    """Shows the teacher some images, spread over the set, from which the task's thresholds follow."""
+    job.teacher.model.to(job.device)
+    pictures = job.images.pictures
+    places = np.linspace(0, len(pictures) - 1, min(LOOKED_AT, len(pictures))).astype(int)
+    with Told("finding thresholds", len(places)) as bar:
+        for done, read in enumerate(_read_ahead(job, [pictures[place] for place in places])):
+            bar.to(done)
+            if read is not None and read.pixels is not None:
+                job.labelling.look(job.teacher([read.pixels], job.device), [read.size])
+
+
 def label_all(job: Job, todo: Sequence[Picture]) -> None:
     """Labels images and records each; what is recorded is finished."""
     job.teacher.model.to(job.device)
@@ -82,7 +96,7 @@ def label_all(job: Job, todo: Sequence[Picture]) -> None:
         for batch in waiting.values():
             _label(job, batch, session)
     if not todo:  # what was opened and compared costs too
-        job.records.append([{"session": session, "cost": job.clocks.spent()}])
+        job.records.append([{"session": session, "cost": job.meter.cost}])
 
 
 def _label(job: Job, batch: Sequence[Read], session: str) -> None:
@@ -98,7 +112,7 @@ def _label(job: Job, batch: Sequence[Read], session: str) -> None:
             files[name] = content_hash(content)
         confidence = round(prediction.confidence, 4)
         made.append({**read.record(job.key), "files": files, "facts": prediction.facts, "confidence": confidence})
-    job.records.append([*made, {"session": session, "cost": job.clocks.spent()}])
+    job.records.append([*made, {"session": session, "cost": job.meter.cost}])
 
 
 def _read_ahead(job: Job, todo: Sequence[Picture]) -> Iterator[Read | None]:

@@ -1,7 +1,7 @@
 """What is finished, and what a person has corrected since: the records of a labelled set.
 
-While images are labelled each process appends to a journal of its own, so that a killed run loses at most the images of
-one batch; at the end the journals become `label.jsonl`, which also holds what was written of each image.
+While images are labelled each process appends to a journal of its own, so that a killed run loses at most the images
+of one batch; at the end the journals become `label.jsonl`, which also holds what was written of each image.
 """
 
 import hashlib
@@ -125,7 +125,9 @@ def _lines(file: Path, last_may_lack: bool = False) -> Iterator[Record]:
             yield json.loads(line)
         except ValueError as error:
             if not last_may_lack:
-                raise InputError(f"{file} line {number}: expected JSON, got {line[:60]!r} ({error}); correct it") from error
+                raise InputError(
+                    f"{file} line {number}: expected JSON, got {line[:60]!r} ({error}); correct it"
+                ) from error
 
 
 def _read_json(file: Path) -> dict[str, float]:

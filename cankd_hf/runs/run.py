@@ -166,6 +166,8 @@ class _Session:
         model = build_student(self.recipe, self.task, student, name)
         inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
         trainer = make_trainer(self.recipe, self.task, self.data, model, teachers, args, inherited)
+        for bought, seconds in self.data.facts.get("prepaid", {}).items():
+            meter.prepay(bought, seconds)
         checkpoint = self._checkpoint(folder, name, args)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
         stopwatch = Stopwatch()

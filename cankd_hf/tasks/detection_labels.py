@@ -23,11 +23,25 @@ BINS = 20
 class BoxLabelling(Labelling):
     """Writes the boxes that score at least the threshold of their class, and the weaker ones beside them.
 
-    With priors the threshold of a class is where as many boxes are kept as labelled pictures lead to expect (LabelMatch,
-    arXiv:2206.06608, which takes a fifth of them as reliable: `Choices.keep`).
+    With priors the threshold of a class is where as many boxes are kept as labelled pictures lead to expect
+    (LabelMatch, arXiv:2206.06608, which takes a fifth of them as reliable: `Choices.keep`).
     """
 
     beside: Mapping[str, str] = {}
+
+    @property
+    def settings(self) -> list[Any]:
+        return [self.least]
+
+    @property
+    def keep(self) -> float:
+        """The share of the expected boxes that is kept."""
+        return 1.0 if self.choices.keep is None else self.choices.keep
+
+    @property
+    def least(self) -> float:
+        """Score below which a box is no candidate."""
+        return min(FLOOR, *(self.threshold_of(label, FLOOR) for label in self.id2label))
 
     @classmethod
     def prior(cls, labels: Iterable[Any], classes: int) -> np.ndarray:
@@ -47,8 +61,7 @@ class BoxLabelling(Labelling):
         boxes = boxes.clamp(min=0).minimum(torch.tensor([size[1], size[0]] * 2).to(boxes))
         wide = boxes[:, 2:] - boxes[:, :2]
         named = torch.tensor([int(label) in self.id2label for label in labels], dtype=torch.bool)
-        least = min(FLOOR, *(self.threshold_of(label, FLOOR) for label in self.id2label))
-        there = (scores >= least) & (wide > 0.5).all(1) & named
+        there = (scores >= self.least) & (wide > 0.5).all(1) & named
         written = torch.cat([boxes[:, :2], wide], 1)[there].double().round(decimals=2)
         facts = {
             "bbox": written.tolist(),
@@ -88,7 +101,7 @@ class BoxLabelling(Labelling):
                 "prior": float(own.sum()) / max(len(facts), 1) if expected is None else expected,
             }
         shares = {name: float(row["share"] or 0) for name, row in rows.items()}
-        priors = {name: float(row["prior"] or 0) * self.choices.keep for name, row in rows.items()}
+        priors = {name: float(row["prior"] or 0) * self.keep for name, row in rows.items()}
         warnings = vanished(shares, priors, "boxes an image")
         bins = np.histogram(scores, BINS, (0, 1))[0].tolist()
         return Summary(thresholds, rows, warnings, bins, "boxes")
@@ -97,7 +110,7 @@ class BoxLabelling(Labelling):
         """The threshold of a class, from its scores in descending order and the boxes to expect in an image."""
         if expected is None:
             return THRESHOLD
-        count = round(expected * self.choices.keep * images)
+        count = round(expected * self.keep * images)
         if count == 0:
             return 1.0
         return max(FLOOR, float(scores[min(count, len(scores)) - 1])) if len(scores) else FLOOR

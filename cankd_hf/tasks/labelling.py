@@ -36,13 +36,14 @@ class Choices:
         threshold: for all classes; None leaves it to the task.
         thresholds: of classes by name.
         soft: whether probabilities are stored too.
-        keep: share of the objects expected by the priors that are kept.
+        keep: of masks the least share of each class's pixels that is kept, of boxes the share of the expected number;
+            None leaves it to the task.
     """
 
     threshold: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     soft: bool = False
-    keep: float = 1.0
+    keep: float | None = None
 
 
 @dataclass
@@ -76,11 +77,34 @@ class Labelling(ABC):
 
     beside: ClassVar[Mapping[str, str]]  # key of a line of the metadata -> folder of its file
     takes_soft: ClassVar[bool] = False  # `Choices.soft` means something
+    palette: Mapping[int, Sequence[int]] | None = None  # colours of the labelled set
 
     def __init__(
         self, id2label: Mapping[int, str], choices: Choices, priors: np.ndarray | None = None, images: int = 0
     ) -> None:
         self.id2label, self.choices, self.priors, self.images = dict(id2label), choices, priors, images
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether thresholds depend on what the teacher says of some images, to be given to `look` beforehand."""
+        return False
+
+    def look(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> None:
+        """Takes note of a batch of outputs, from which thresholds follow."""
+        raise NotImplementedError
+
+    def seen_so_far(self) -> Any:
+        """What `look` noted, as plain data."""
+        raise NotImplementedError
+
+    def take(self, seen: Any) -> None:
+        """Goes on from what `seen_so_far` gave."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> list[Any]:
+        """What a prediction depends on of the choices."""
+        return []
 
     @property
     def labels(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_score
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
-from cankd_hf.tasks.segmentation_labels import MaskLabelling
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
+from cankd_hf.tasks.segmentation_labels import MaskLabelling
 
 
 class SegmentationTask(PipelineTask):

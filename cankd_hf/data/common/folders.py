@@ -109,7 +109,8 @@ def read_split(
 
     `image_column` is `auto` or `image` for the key `file_name`, another name X for the key `X_file_name`; the same
     goes for `mask_column`, None without masks. `keep` names the other keys whose values are returned, where a line has
-    them; those of a key like `X_file_name` as names in the data folder. Raises InputError listing every line that cannot be used; no path may leave the data folder `root`.
+    them; those of a key like `X_file_name` as names in the data folder. Raises InputError listing every line that
+    cannot be used; no path may leave the data folder `root`.
     """
     metadata, base = _metadata_file(root, folder)
     if metadata is None:

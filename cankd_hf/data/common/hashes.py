@@ -31,13 +31,13 @@ def hashes_of(pictures: Sequence[tuple[Source, int]], text: str = "comparing ima
     return {found: source.name(index) for (source, index), found in _hashed(pictures, text) if found}
 
 
-def shared_pictures(pictures: Sequence[tuple[Source, int]], held_out: Mapping[str, str]) -> list[tuple[int, str]]:
-    """(index, name of the same picture in `held_out`, hash -> name) of the pictures that are in both."""
+def shared_pictures(pictures: Sequence[tuple[Source, int]], held_out: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(name, name of the same picture in `held_out`, hash -> name) of the pictures that are in both."""
     if not held_out:
         return []
     return [
-        (index, held_out[found])
-        for (_, index), found in _hashed(pictures, "comparing images with the held-out ones")
+        (source.name(index), held_out[found])
+        for (source, index), found in _hashed(pictures, "comparing images with the held-out ones")
         if found in held_out
     ]
 
@@ -61,9 +61,7 @@ def refuse_shared(shared: Iterable[tuple[str, str]], place: str, fix: str) -> No
     )
 
 
-def _hashed(
-    pictures: Sequence[tuple[Source, int]], text: str
-) -> Iterator[tuple[tuple[Source, int], str]]:
+def _hashed(pictures: Sequence[tuple[Source, int]], text: str) -> Iterator[tuple[tuple[Source, int], str]]:
     """Each picture with its hash, in their order; "" for one that does not decode."""
 
     def one(picture: tuple[Source, int]) -> tuple[tuple[Source, int], str]:

@@ -1,8 +1,8 @@
 """Soft masks: a teacher's class probabilities for every pixel, from which each view of a sample draws its labels.
 
 A label drawn anew for each pixel and view makes any loss over labels, in expectation, the loss over the teacher's
-probabilities: E[-log q(y)], y ~ p, is the cross entropy of q with p, which is KL(p || q) up to a constant. So students of
-every kind learn from them, those of `transformers` too, whose loss takes one label a pixel.
+probabilities: E[-log q(y)], y ~ p, is the cross entropy of q with p, which is KL(p || q) up to a constant. So
+students of every kind learn from them, those of `transformers` too, whose loss takes one label a pixel.
 
 Stored are logits less the largest, in steps of 1/16 from 0 down to -16, on the teacher's own grid: its KL error is at
 most 7e-5, that of probabilities in a byte .002 to .06 (docs/label.md).

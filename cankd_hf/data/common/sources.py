@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
 from cankd_hf.data.common.soft import KEY as SOFT_KEY
 from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.streams import StreamDataset, stream_of
@@ -178,6 +179,12 @@ def by_role(
     return result
 
 
+def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:
+    """The splits without labels, in an order that can be asked for again."""
+    plain = replace(config, streaming=False)
+    return by_role(plain, open_set(plain, need_masks=False), roles)
+
+
 def wrap(
     config: DataConfig,
     catalog: SplitCatalog,
@@ -194,7 +201,12 @@ def wrap(
     """
     names = list(catalog.labels.id2label.values())
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)
-    noticed = list(dict.fromkeys(catalog.warnings))  # two slices of one split give the same warnings
+    pseudo = PseudoLabels()
+    if labelled and "train" in sources:
+        pseudo = read_pseudo_labels(config, lambda: _pictures(config, list(sources)))
+    noticed = list(
+        dict.fromkeys([*catalog.warnings, *pseudo.notices])
+    )  # two slices of one split give the same warnings
     for warning in noticed:
         logger.warning("data: %s", warning)
     loaded: dict[str, ImageDataset | StreamDataset] = {}
@@ -223,6 +235,8 @@ def wrap(
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
+    if pseudo.cost:
+        facts["prepaid"] = {"pseudo-labels": pseudo.cost}
     names_of = dict.fromkeys([*report.dropped, *report.empty])
     left_out = {name: report.dropped.get(name, []) + report.empty.get(name, []) for name in names_of}
     if left_out:
