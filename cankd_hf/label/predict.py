@@ -95,8 +95,6 @@ def label_all(job: Job, todo: Sequence[Picture]) -> None:
                 _label(job, waiting.pop(full), session)
         for batch in waiting.values():
             _label(job, batch, session)
-    if not todo:  # what was opened and compared costs too
-        job.records.append([{"session": session, "cost": job.meter.cost}])
 
 
 def _label(job: Job, batch: Sequence[Read], session: str) -> None:

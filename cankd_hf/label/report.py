@@ -194,6 +194,5 @@ def _tell(job: Job, report: dict[str, Any], left_out: dict[str, str]) -> None:
     seconds = ", ".join(f"{value:.0f} {name.replace('_', ' ')}" for name, value in report["cost"].items())
     console.print(f"Cost: {seconds}, charged to each training on it", soft_wrap=True)
     console.print(
-        f"Look at {out / PAGE}, correct {out / job.output.split}, then train on data.path={out}",
-        soft_wrap=True,
+        f"Look at {out / PAGE}, correct {out / job.output.split}, then train on data.path={out}", soft_wrap=True
     )

@@ -24,6 +24,8 @@ class TorchvisionHead(nn.Module):
         stands_for: a class name of the same task.
     """
 
+    place: Tensor
+
     def __init__(self, model: nn.Module, names: Sequence[str], rows: Sequence[int], stands_for: str) -> None:
         super().__init__()
         self.model, self.names, self.stands_for = model, list(names), stands_for

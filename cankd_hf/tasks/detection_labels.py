@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class BoxLabelling(Labelling):
     (LabelMatch, arXiv:2206.06608, which takes a fifth of them as reliable: `Choices.keep`).
     """
 
-    beside: Mapping[str, str] = {}
+    beside: ClassVar[Mapping[str, str]] = {}
 
     @property
     def settings(self) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ class MaskLabelling(Labelling):
     arXiv:1810.07911, for which docs/label.md has the numbers).
     """
 
-    beside = {"mask_file_name": "masks", KEY: "soft"}
-    takes_soft = True
+    beside: ClassVar[Mapping[str, str]] = {"mask_file_name": "masks", KEY: "soft"}
+    takes_soft: ClassVar[bool] = True
 
     @property
     def settings(self) -> list[Any]:

@@ -247,7 +247,7 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
 
 
 def _notices(
-    root: Path, folder: Path, metadata: Path, names: list[str], masks: list[str], others: list[str]
+    root: Path, folder: Path, metadata: Path, names: list[str], masks: list[str], beside: list[str]
 ) -> list[str]:
     """Warnings about files listed twice and files not listed."""
     warnings = []
@@ -256,7 +256,7 @@ def _notices(
             listed = [mask for other, mask in zip(names, masks, strict=True) if other == name]
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
             warnings.append(f"{relative_to(metadata, root)}: {name} is listed {count} times{others}")
-    known = {*names, *masks, *others}
+    known = {*names, *masks, *beside}
     # without labels, unlisted masks do not matter
     unlisted = [name for name in _image_files(root, folder, masks=any(masks)) if name not in known]
     if unlisted:

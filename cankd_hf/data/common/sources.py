@@ -225,7 +225,7 @@ def wrap(
         for role in ROLES
         if (dataset := loaded.get(role)) is not None
     }
-    facts = {
+    facts: dict[str, Any] = {
         "source": config.path,
         "revision": config.revision,
         "streaming": config.streaming,
