@@ -167,7 +167,8 @@ class MaskLabelling(Labelling):
         buffer = io.BytesIO()
         if len(self.id2label) <= SMALL:
             picture = Image.fromarray(labels.to(torch.uint8).numpy()).convert("P")
-            picture.putpalette(class_colours(len(self.id2label), self.palette).tobytes())
+            # of all 256 colours: with fewer, Pillow would write fewer bits a pixel, and cut void
+            picture.putpalette(class_colours(len(self.id2label), self.palette).tobytes().ljust(3 * 256, b"\0"))
         else:
             picture = Image.fromarray(labels.numpy().astype(np.uint16))
         picture.save(buffer, format="png")
