@@ -13,6 +13,8 @@ COMMANDS = {
     "push": "push a student to the Hub",
     "export": "export a student to other formats",
     "benchmark": "measure what the loss and a step cost",
+    "recipes": "list the recipes that come with the package, or print one",
+    "doctor": "show versions, devices, memory and Hub login, and what is slow and why",
 }
 HELP = "usage: cankd COMMAND ...\n\n" + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
 HELP += "\n\n`cankd COMMAND --help` explains each.\n"

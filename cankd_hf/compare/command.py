@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
             for place in (out, folder):
                 held.enter_context(FolderLock(place))
         planner = Planner(config, build_arms(config, records), records)
-        processes = Processes(records, options.jobs)
+        processes = Processes(records, options.jobs, any(budget.cost is not None for budget in config.budgets))
         planner.sweep()
         if planner.unfinished and not options.report:
             try:

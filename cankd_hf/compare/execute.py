@@ -34,14 +34,15 @@ class Processes:
     Args:
         records: where records and folders of runs are.
         jobs: number of runs side by side; each has a share of the CPU cores, or a CUDA device.
+        costs: whether what runs cost counts, so that none may share a device with another.
 
     Raises:
-        InputError: for more runs than CUDA devices, where there are any.
+        InputError: for more runs than CUDA devices, where there are any and costs count.
     """
 
-    def __init__(self, records: Records, jobs: int = 1) -> None:
+    def __init__(self, records: Records, jobs: int = 1, costs: bool = True) -> None:
         devices = len(visible_devices())
-        if 0 < devices < jobs:
+        if costs and 0 < devices < jobs:
             raise InputError(
                 f"--jobs: expected at most {devices}, the number of devices here, got {jobs}; what runs that share a "
                 "device cost is not known"
@@ -138,7 +139,7 @@ class Processes:
         devices = visible_devices()
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-        elif self.jobs > 1 and "OMP_NUM_THREADS" not in env:
+        if self.jobs > max(1, len(devices)) and "OMP_NUM_THREADS" not in env:
             env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         return env
 

@@ -65,6 +65,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         f"Scores are {findings.metric} of the {findings.split} split. Differences are paired by seed: the same "
         "initial weights and images. In brackets the 95% paired-t interval, which decides; beside it the bootstrap."
     ]
+    if config.images == "own":
+        told.append("Arms train on images of their own: a learning curve, from which nothing is claimed of a method.")
     if config.judged is not None:
         told.append(
             "A claim needs an interval beyond 0 and the threshold "

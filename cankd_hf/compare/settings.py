@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from cankd_hf.config.advice import Say, not_one_of
 from cankd_hf.config.reading import read_text
 from cankd_hf.config.schema import Problems, Section
+from cankd_hf.config.shipped import find_shipped
 from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
 
@@ -21,6 +22,7 @@ Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 # Settings that all arms share, or that the comparison itself decides: what an arm may not set, and why.
 _SHARED = "all arms of a comparison see the same images and are scored on the same ones; set it under `recipe:`"
 _DECIDED = "the budget decides how long each arm trains; set it under `budgets:`, or for all arms under `recipe:`"
+_OF_TRAINING = ("data.train_split", "data.max_train_samples")
 RESERVED = {
     **dict.fromkeys(
         ("data.path", "data.name", "data.revision", "data.train_split", "data.eval_split", "data.test_split")
@@ -145,6 +147,8 @@ class ComparisonConfig(Section):
             machine hardly change; or `wall`, seconds by the clock, for a machine of one's own: waiting costs too then.
             On a GPU they are always the seconds for which the device was held.
         curve: evaluations during each run, for the learning curves; 0: those of the recipe. They are not charged.
+        images: `shared`: all arms train on the same images; `own`: each may name its own (`data.train_split`), for a
+            learning curve over the number of labels. Nothing is claimed then, and all are scored on the same images.
     """
 
     base: str
@@ -163,6 +167,7 @@ class ComparisonConfig(Section):
     attempts: Annotated[int, Ge(1), Le(10)] = 3
     clock: Literal["cpu", "wall"] = "cpu"
     curve: Annotated[int, Ge(0), Le(100)] = 4
+    images: Literal["shared", "own"] = "shared"
 
     @property
     def all_seeds(self) -> list[int]:
@@ -207,10 +212,13 @@ class ComparisonConfig(Section):
             yield "budgets", f"expected each budget once, got {', '.join(labels)}; drop one"
         if self.screen is not None and self.screen.seeds > len(self.all_seeds):
             yield "screen.seeds", f"expected at most the {len(self.all_seeds)} of `seeds`, got {self.screen.seeds}"
+        if self.images == "own" and self.judged is not None:
+            yield "verdict", "arms that train on other images are not paired, so nothing is claimed; leave it out"
+        kept = {key: why for key, why in RESERVED.items() if self.images == "shared" or key not in _OF_TRAINING}
         for name, changes in self.arms.items():
             for key in map(_key, as_overrides(changes)):
-                reserved = [told for told in RESERVED if key == told or key.startswith(f"{told}.")]
-                reserved += [told for told in RESERVED if told.startswith(f"{key}.")]
+                reserved = [told for told in kept if key == told or key.startswith(f"{told}.")]
+                reserved += [told for told in kept if told.startswith(f"{key}.")]
                 if reserved:
                     yield f"arms.{name}", f"{key} is not for an arm: {RESERVED[reserved[0]]}"
 
@@ -257,12 +265,12 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     Raises:
         InputError: with every problem; also if its base recipe or the teacher's is no file.
     """
-    config = read_comparison(read_text(path), overrides, str(path))
+    config = read_comparison(read_text(path, "comparison"), overrides, str(path))
     wrong = [
         f"{path}: {key}: expected the file of a recipe, got {place!r}, which is none; paths are relative to the "
         "current folder"
         for key, place in (("base", config.base), ("teacher", config.teacher))
-        if place is not None and not Path(place).is_file()
+        if place is not None and not find_shipped(place, "recipe").is_file()
     ]
     if wrong:
         raise InputError(wrong)

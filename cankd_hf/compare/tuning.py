@@ -52,15 +52,11 @@ def tuning_data(data: DataConfig, tuning: TuningConfig) -> DataConfig:
     """The `data:` section of trials: no test split, and parts of the training split for training and scoring.
 
     Raises:
-        InputError: where the training split cannot be cut in two by images, or is also a split that is scored in the
-            end, which trials must not see.
+        InputError: where the training split is a stream, which cannot be cut in two, or is also a split that is
+            scored in the end, which trials must not see.
     """
     if data.streaming:
         raise InputError("tuning: a stream cannot be cut in two; set data.streaming: false under `recipe:`")
-    if "[" in data.train_split:
-        raise InputError(
-            f"tuning: expected a whole training split to take a part of, got data.train_split {data.train_split}"
-        )
     check_apart(data)
     part = round(100 * tuning.share)
     return replace(

@@ -18,6 +18,7 @@ from cankd_hf.config.places import missing_places
 from cankd_hf.config.plain_yaml import MAX_CHARACTERS, parse_yaml
 from cankd_hf.config.recipe import Recipe, check_together
 from cankd_hf.config.schema import Problems
+from cankd_hf.config.shipped import find_shipped, shipped_files
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.config.training import read_training, training_fields
@@ -28,18 +29,22 @@ from cankd_hf.errors import InputError
 _SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm)
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a recipe.
+def read_text(path: str | Path, kind: str = "recipe") -> str:
+    """The text of a recipe: a file, or by its name one that comes with the package, see `find_shipped`.
+
+    Args:
+        path: the file, or the name.
+        kind: `recipe` or `comparison`.
 
     Raises:
         InputError: if there is no such file (the message suggests a similar name), or it is not UTF-8 text.
     """
-    path = Path(path)
+    path = find_shipped(path, kind)
     try:
         if not path.is_file():
-            others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-            hint = nearest(path.name, others) if others else "name a YAML file, for example recipes/quickstart.yaml"
-            raise InputError(f"recipe: expected a file, got {str(path)!r}, which is not a file; {hint}")
+            raise InputError(
+                f"{kind}: expected a file, got {str(path)!r}, which is not a file; {_similar(path, kind)}"
+            )
         with path.open("rb") as file:
             content = file.read(4 * MAX_CHARACTERS + 1)  # more is refused below, however large the file is
         return content.decode("utf-8-sig")
@@ -48,7 +53,16 @@ def read_text(path: str | Path) -> str:
     except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL byte in the name
         if isinstance(error, InputError):
             raise
-        raise InputError(f"recipe: {str(path)!r} cannot be read: {error}") from None
+        raise InputError(f"{kind}: {str(path)!r} cannot be read: {error}") from None
+
+
+def _similar(path: Path, kind: str) -> str:
+    """What may have been meant by a name that is no file."""
+    others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    shipped = [file.stem for file in shipped_files(kind)]
+    if path.name == str(path) and not path.suffix and shipped:
+        return f"{nearest(path.name, shipped)} (`cankd recipes` lists them), or name a YAML file"
+    return nearest(path.name, others) if others else f"name a YAML file, for example {kind}s/{shipped[-1]}.yaml"
 
 
 def read_saved(file: str | Path) -> dict[str, Any]:

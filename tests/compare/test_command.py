@@ -29,14 +29,16 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     config = load_comparison(path, [f"recipe.data.path={tmp_path}"])
     records = Records(tmp_path / "records", tmp_path / "runs")
     arms = build_arms(config, records)
+    first = [run.name for run in Planner(config, arms, records).sweep()]
+    if config.judged is None:
+        assert config.images == "own" and len(first) == len(arms) * len(config.all_seeds)
+        return
     controls = {arm.control: name for name, arm in arms.items() if arm.control != UNTRAINED}
     assert controls[REFERENCE] == "alone" and controls[NO_BLOCK] == "instance_mse" and TWIN in controls
     untrained = {name.removesuffix(" (untrained teacher)") for name, arm in arms.items() if arm.control == UNTRAINED}
     assert untrained == config.arms.keys() - {"alone", "instance_mse"}
-    first = [run.name for run in Planner(config, arms, records).sweep()]
-    assert first[0] == "alone, trial 1 of 9" or first[0] == "alone, trial 1 of 4"
-    assert "teacher" in first  # of all arms, once
-    assert sum("alone" not in name for name in first) == 1
+    assert first[0].startswith("alone, trial 1 of ")
+    assert first.count("teacher") == (config.teacher is not None)  # of all arms, once
 
 
 def test_what_is_wrong_is_told_in_one_line_before_anything_starts(

@@ -31,9 +31,12 @@ def test_runs_side_by_side_have_a_device_or_their_share_of_the_cores(
     assert [two.environment(place)["CUDA_VISIBLE_DEVICES"] for place in (0, 1)] == ["3", "5"]
     with pytest.raises(InputError, match="at most 2, the number of devices here, got 3"):
         Processes(records, 3)
-    monkeypatch.setattr(execute, "visible_devices", lambda: [])
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    four = Processes(records, 4, costs=False)  # where costs do not count, runs may share a device
+    assert [four.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(4)] == ["3", "5", "3", "5"]
+    assert four.environment(0)["OMP_NUM_THREADS"] == "2" and "OMP_NUM_THREADS" not in two.environment(0)
+    monkeypatch.setattr(execute, "visible_devices", lambda: [])
     assert Processes(records, 3).environment(0)["OMP_NUM_THREADS"] == "2"
     assert "OMP_NUM_THREADS" not in Processes(records, 1).environment(0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -206,6 +206,8 @@ def test_tuning_cannot_see_the_test_split_and_gives_all_arms_as_many_trials(tmp_
         assert data.test_split is None and data.train_split == "train[20%:@0]" and data.eval_split == "train[:20%@0]"
     parts = [set(slice_of(text, 24)[1]) for text in ("train[20%:@0]", "train[:20%@0]")]
     assert not parts[0] & parts[1] and parts[0] | parts[1] == set(range(24)) and len(parts[1]) == 5
+    few = tuning_data(DataConfig(path="x", train_split="train[::8]"), made.config.tuning)
+    assert few.train_split == "train[::8][20%:@0]" and few.eval_split == "train[::8][:20%@0]"
     assert made.tuned["cankd"].learning_rate <= 3e-3
     finals = [run.recipe for run in world.started if run.name.startswith(("alone, 1000", "alone (twin), 1000"))]
     assert {recipe.training["learning_rate"] for recipe in finals} == {made.tuned["alone"].learning_rate}
@@ -258,6 +260,8 @@ def test_the_report_is_one_file_and_nothing_in_it_is_markup(tmp_path: Path) -> N
         ({"arms": {"a": ["seed=3"], "b": None}}, "seed is not for an arm: arms are paired by their seeds"),
         ({"arms": {"a": {"data": {"test_split": "x"}}, "b": None}}, "data.test_split is not for an arm"),
         ({"arms": {"a": ["data={path: x}"], "b": None}}, "data is not for an arm"),
+        ({"arms": {"a": ["data.eval_split=x"]}, "images": "own"}, "data.eval_split is not for an arm"),
+        ({"images": "own", "verdict": True}, "arms that train on other images are not paired"),
         ({"arms": {"a": ["training.max_steps=3"]}}, "training.max_steps is not for an arm: the budget decides"),
         ({"budgets": [{"steps": 3, "cost": "alone"}]}, "expected exactly one of steps and cost"),
         ({"budgets": [{"cost": "alon"}]}, "did you mean 'alone'"),
@@ -273,6 +277,13 @@ def test_mistakes_are_one_line_each(changes: dict[str, Any], said: str, tmp_path
     with pytest.raises(InputError) as error:
         planner(tmp_path, **changes)
     assert any(said in problem for problem in error.value.problems), error.value.problems
+
+
+def test_a_learning_curve_over_labels_has_arms_with_images_of_their_own(tmp_path: Path) -> None:
+    arms = {"all": ["teacher=null"], "few": ["teacher=null", "data.train_split=train[::8]"]}
+    made = planner(tmp_path, arms=arms, images="own", budgets=[{"steps": 10}], verdict=False)
+    assert made.arms["few"].recipe.data.train_split == "train[::8]"
+    assert "a learning curve" in " ".join(report.notes(compared(made, World()), made))
 
 
 def test_the_training_of_a_teacher_is_charged_only_where_it_is_asked_for(tmp_path: Path) -> None:

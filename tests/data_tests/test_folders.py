@@ -205,5 +205,12 @@ def test_slices_and_limits(make_folder: Make) -> None:
     config.max_train_samples = 2
     assert len(load_segmentation(config).train) == 2
     assert slice_of("train[10:20]", 15) == ("train", range(10, 15))
-    with pytest.raises(InputError, match="expected a split like"):
-        slice_of("train[abc]", 5)
+    assert slice_of("train[1::4]", 10) == ("train", range(1, 10, 4))
+    assert slice_of("train[::4][:2]", 20) == ("train", range(0, 8, 4))
+    parts = [slice_of(f"train[::2][{part}@3]", 20)[1] for part in ("30%:", ":30%")]
+    assert len(parts[1]) == 3 and sorted([*parts[0], *parts[1]]) == list(range(0, 20, 2))
+    for wrong in ("train[abc]", "train[::8", "train[::]x", "[:3]"):
+        with pytest.raises(InputError, match="expected a split like"):
+            slice_of(wrong, 5)
+    with pytest.raises(InputError, match="a step of at least 1"):
+        slice_of("train[::0]", 5)

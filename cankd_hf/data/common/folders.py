@@ -156,23 +156,45 @@ def read_split(
     return Rows(root, names, masks), values, _notices(root, folder, metadata, names, masks, others)
 
 
+_PART = r"\[(\d{,18})(%?):(\d{,18})(%?)(?::(\d{1,9}))?(?:@(\d{1,9}))?\]"
+
+
 def slice_of(text: str, size: int) -> tuple[str, Sequence[int]]:
     """Parse `train[:90%]` into the name of the split and the indices of its samples. Raises InputError if it is
-    invalid. `train[:90%@7]` takes them from an order shuffled by the seed 7: with `train[90%:@7]` two random parts."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{,18})(%?):(\d{,18})(%?)(?:@(\d{1,9}))?\])?", text.strip())
+    invalid. `train[::8]` takes each eighth; `train[:90%@7]` takes them from an order shuffled by the seed 7: with
+    `train[90%:@7]` two random parts. A part of a part is written as `train[::8][:80%@0]`."""
+    match = re.fullmatch(rf"([^\[\]]+)((?:{_PART})*)", text.strip())
     if match is None:
-        raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[100:]`, got {shown(text)}")
-    name, first, first_percent, last, last_percent, seed = match.groups()
+        raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[::8]`, got {shown(text)}")
+    taken: Sequence[int] = range(size)
+    for part in re.finditer(_PART, match[2]):
+        taken = _part_of(taken, *part.groups())
+    return match[1], taken
 
-    def place(value: str | None, percent: str | None, default: int) -> int:
+
+def _part_of(
+    taken: Sequence[int],
+    first: str,
+    first_percent: str,
+    last: str,
+    last_percent: str,
+    step: str | None,
+    seed: str | None,
+) -> Sequence[int]:
+    """A part of the indices of samples; the arguments are those of one pair of brackets."""
+    size = len(taken)
+
+    def place(value: str, percent: str, default: int) -> int:
         if not value:
             return default
         return min(size, round(int(value) * size / 100) if percent else int(value))
 
-    taken = range(place(first, first_percent, 0), place(last, last_percent, size))
+    if step is not None and not int(step):
+        raise InputError("data: expected a step of at least 1 in a split like `train[::8]`, got 0")
+    part = slice(place(first, first_percent, 0), place(last, last_percent, size), int(step or 1))
     if seed is None:
-        return name, taken
-    return name, sorted(np.random.default_rng(int(seed)).permutation(size)[taken.start : taken.stop].tolist())
+        return taken[part]
+    return sorted(taken[index] for index in np.random.default_rng(int(seed)).permutation(size)[part])
 
 
 def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
