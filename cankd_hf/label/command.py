@@ -23,7 +23,7 @@ from cankd_hf.label.report import finish
 from cankd_hf.label.teacher import LabelTeacher, open_teacher
 from cankd_hf.names import TORCHVISION
 from cankd_hf.tasks.labelling import Choices, Labelling
-from cankd_hf.training.checkpoint_files import check_folder, writing
+from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, writing
 from cankd_hf.training.lock import FolderLock
 from cankd_hf.training.monitoring.cost import CostMeter
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     labelling = _labelling(options, teacher, labelled)
     if state.is_main_process:
         check_folder(out, "--output")
-    with FolderLock(out) if state.is_main_process else nullcontext(), writing(out):
+    with FolderLock(out) if state.is_main_process else nullcontext(), writing(out, DISK_FULL):
         if state.is_main_process:
             _claim(out, options)
         state.wait_for_everyone()

@@ -15,6 +15,7 @@ from cankd_hf.tasks.labelling import Labelling, Prediction, Summary, vanished
 from cankd_hf.tasks.pictures import class_colours
 
 THRESHOLD = 0.5  # without priors, as in PseCo and Unbiased Teacher v2
+DOUBTFUL = 0.4  # the least threshold in use (Semi-DETR): below it, priors ask for more boxes than a teacher is sure of
 FLOOR = 0.05  # what scores less is no candidate (LabelMatch)
 LIMIT = 300  # candidates of a picture
 BINS = 20
@@ -103,8 +104,18 @@ class BoxLabelling(Labelling):
         shares = {name: float(row["share"] or 0) for name, row in rows.items()}
         priors = {name: float(row["prior"] or 0) * self.keep for name, row in rows.items()}
         warnings = vanished(shares, priors, "boxes an image")
+        warnings += [
+            f"{name}: as many boxes as --labelled lets expect takes a threshold of {row['threshold']:.3g}, at which "
+            f"most may be wrong: look at them, or set one (--threshold {name}=0.5)"
+            for name, row in rows.items()
+            if self.priors is not None and row["kept"] and (row["threshold"] or 0) < DOUBTFUL and not self._set(name)
+        ]
         bins = np.histogram(scores, BINS, (0, 1))[0].tolist()
         return Summary(thresholds, rows, warnings, bins, "boxes")
+
+    def _set(self, name: str) -> bool:
+        """Whether the user set the threshold of a class."""
+        return self.choices.threshold is not None or name in self.choices.thresholds
 
     def _matching(self, scores: np.ndarray, expected: float | None, images: int) -> float:
         """The threshold of a class, from its scores in descending order and the boxes to expect in an image."""

@@ -121,7 +121,7 @@ class MaskLabelling(Labelling):
 
     def _logits(self, outputs: Any) -> Tensor:
         """The logits [B, K, h, w] in a model's outputs. Raises InputError for any others."""
-        logits: Tensor = outputs["logits"].float().cpu()
+        logits: Tensor = outputs["logits"].float()
         if logits.ndim != 4 or logits.shape[1] != len(self.id2label):
             raise InputError(
                 f"teacher: expected logits [B, {len(self.id2label)}, h, w] of its classes, got {list(logits.shape)}"
@@ -133,11 +133,11 @@ class MaskLabelling(Labelling):
         if self.choices.soft:
             least = [-(-side // SOFT_STRIDE) for side in size]
             grid = [min(own, bound) for own, bound in zip(logits.shape[-2:], least, strict=True)]
-            levels = levels_of(interpolate(logits[None], size=grid, mode="area")[0])
+            levels = levels_of(interpolate(logits[None], size=grid, mode="area")[0]).cpu()
             return *likeliest(levels, size), levels
         wide = interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
         best, found = wide.max(0)
-        return found, (best - wide.logsumexp(0)).exp(), None
+        return found.cpu(), (best - wide.logsumexp(0)).exp().cpu(), None
 
     def _predicted(self, logits: Tensor, size: tuple[int, int], thresholds: Tensor) -> Prediction:
         found, sure, levels = self._likeliest(logits, size)

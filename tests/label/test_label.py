@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as DatasetImage
 from PIL import Image
 
 from cankd_hf import label
@@ -273,10 +275,32 @@ def test_thresholds_of_boxes() -> None:
     facts = [{"bbox": [[0, 0, 9, 9]] * 4, "category": [0, 0, 0, 1], "score": [0.9, 0.8, 0.2, 0.04]}] * 10
     made = BoxLabelling({0: "a", 1: "b"}, Choices(), np.array([20.0, 30.0]), images=20).summary(facts)
     assert made.thresholds == [0.9, 0.05] and made.classes["a"]["share"] == 1 and "b: kept 0" in made.warnings[0]
+    many = BoxLabelling({0: "a", 1: "b"}, Choices(), np.array([60.0, 0.0]), images=20).summary(facts)
+    assert many.thresholds[0] == 0.2 and many.warnings[0].startswith("a: as many boxes")
     fifth = BoxLabelling({0: "a", 1: "b"}, Choices(keep=0.2), np.array([20.0, 30.0]), images=20).summary(facts)
     assert fifth.classes["a"]["threshold"] == 0.9
     assert BoxLabelling({0: "a", 1: "b"}, Choices()).summary(facts).thresholds == [0.5, 0.5]
     assert BoxLabelling({0: "a", 1: "b"}, Choices(0.7, {"b": 0.1})).summary(facts).thresholds == [0.7, 0.1]
+
+
+@pytest.mark.parametrize("words", [("shapes", "data.generated={train: 3, size: 64}"), ("parquet",), ("copies",)])
+def test_sets_of_every_kind(words: tuple[str, ...], segmenter: Path, tmp_path: Path) -> None:
+    """Generated images, a table, and a folder whose files share names but not folders or endings."""
+    folder = words[0] if words[0] == "shapes" else str(tmp_path / words[0])
+    if words[0] == "parquet":
+        files = [{"bytes": file.read_bytes(), "path": None} for file in save_images(tmp_path / "files", 3).iterdir()]
+        table = Dataset.from_dict({"image": files}).cast_column("image", Features(image=DatasetImage())["image"])
+        Path(folder).mkdir()
+        table.to_parquet(f"{folder}/train.parquet")
+    elif words[0] == "copies":
+        save_images(tmp_path / "copies/a", 1)
+        shutil.copytree(tmp_path / "copies/a", tmp_path / "copies/b")
+        Image.open(tmp_path / "copies/a/0.png").save(tmp_path / "copies/a/0.bmp")
+    out = tmp_path / "out"
+    run(segmenter, folder, *words[1:], "--output", out, "--link")
+    assert len(lines_of(out)) == 3 and len(list((out / "train/masks").iterdir())) == 3
+    assert words[0] != "copies" or (out / "train/images/a__0__png.png").samefile(tmp_path / "copies/a/0.png")
+    assert len(load_segmentation(DataConfig(path=str(out), image_size=[64, 64], **NO_SPLITS)).train) == 3
 
 
 def test_rare_classes_that_vanish_are_warned_of(segmenter: Path, photos: Path, tmp_path: Path) -> None:
