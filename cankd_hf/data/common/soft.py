@@ -49,12 +49,25 @@ def upsampled(probability: Tensor, size: Sequence[int]) -> Tensor:
 
 def likeliest(levels: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The likeliest class of each pixel of an image of this size, int64 [H, W], and its probability, float32."""
-    best, labels = torch.zeros(*size), torch.zeros(*size, dtype=torch.int64)
-    for label, plane in enumerate(probabilities(levels)):
+    share, present = _present(levels)
+    best, places = torch.zeros(*size), torch.zeros(*size, dtype=_small(len(present)))
+    for place, plane in enumerate(share):
         value = upsampled(plane, size)
-        labels[value > best] = label
-        best = torch.maximum(best, value)
-    return labels, best
+        places.masked_fill_(value > best, place)
+        torch.maximum(best, value, out=best)
+    return present[places.long()], best
+
+
+def _present(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [n, h, w] of the classes that are not as good as nowhere, and these, int64 [n]."""
+    share = probabilities(levels)
+    present = (share.amax((1, 2)) > RARE).nonzero()[:, 0]
+    return share[present], present
+
+
+def _small(count: int) -> torch.dtype:
+    """The smallest type of numbers below `count`: what is done to whole images takes as long as they are wide."""
+    return torch.uint8 if count <= 256 else torch.int32
 
 
 def to_png(levels: Tensor) -> bytes:
@@ -109,14 +122,13 @@ class SoftMask:
 
     def drawn(self) -> Tensor:
         """Labels [H, W] in which each pixel of the teacher's is drawn from its probabilities, by torch's generator."""
-        share = probabilities(self.levels)
-        present = (share.amax((1, 2)) > RARE).nonzero()[:, 0]
-        below = share[present].cumsum(0)
+        share, present = _present(self.levels)
+        below = share.cumsum(0)
         below = below / below[-1:]
-        drawn, place = torch.rand(self.labels.shape), torch.zeros(self.labels.shape, dtype=torch.int64)
-        for plane in below[:-1]:
-            place += drawn >= upsampled(plane, self.labels.shape)
-        return torch.where(self.teachers, present[place].to(self.labels.dtype), self.labels)
+        drawn, labels = torch.rand(self.labels.shape), torch.full_like(self.labels, int(present[0]))
+        for plane, step in zip(below[:-1], present.diff().tolist(), strict=True):
+            labels.add_((drawn >= upsampled(plane, labels.shape)).to(labels.dtype), alpha=step)
+        return torch.where(self.teachers, labels, self.labels)
 
 
 def drawn(label: Any) -> Any:
