@@ -68,6 +68,8 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     if distiller.objective.terms:
         console.print(pairs_table(distiller))
     console.print(_sizes_table(trainer))
+    if images := trainer.images_told():
+        console.print(images, soft_wrap=True, highlight=False)
     cost = measure_step(trainer)
     console.print(_cost_table(trainer, cost))
     trainer.guard.check_loss()

@@ -10,6 +10,7 @@ from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cankd_hf.config.recipe import Recipe, settings_that_count
@@ -24,6 +25,7 @@ from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
 # Rooms that look at a run from outside: nothing in them changes a score or a cost.
 _OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
 _SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
+_IMAGES = ("data.path", "data.unlabelled")
 SCHEDULE_FILE = "schedule.json"  # steps that runs were given
 CALIBRATION_FILE = "calibration.json"  # costs of a step
 
@@ -93,6 +95,7 @@ class Record:
         settings: the resolved recipe, by dotted path.
         working: the verdict on its distillation; empty without one.
         prepaid: what of `cost` was spent before the run, by what it was spent on.
+        task_loss: the task's loss in training, over the last quarter of its log; None without one.
     """
 
     key: str
@@ -111,6 +114,7 @@ class Record:
     settings: dict[str, Any] = field(default_factory=dict)
     working: str = ""
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)
+    task_loss: float | None = None
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:
@@ -196,7 +200,7 @@ class Records:
         names = path.split(".")
         of_model = names[0] in ("teacher", "teachers", "student")
         of_model &= names[-1] in ("model", "backbone", "pretrained", "weights")
-        if not isinstance(value, str) or not (path in ("data.path", "data.labels") or of_model):
+        if not isinstance(value, str) or not (path in (*_IMAGES, "data.labels") or of_model):
             return value
         place = Path(value)
         if place.parent == self.runs:
@@ -204,7 +208,7 @@ class Records:
         if not place.exists():
             return value
         if value not in self._digests:
-            self._digests[value] = _digest(place, path == "data.path")
+            self._digests[value] = _digest(place, path in _IMAGES)
         return self._digests[value]
 
     @cached_property
@@ -227,7 +231,8 @@ class Records:
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
             return None
-        saved = {"working": "", "prepaid": {}, **read_json(file)}  # records of before have none
+        # records of before have none
+        saved = {"working": "", "prepaid": {}, "task_loss": None, **read_json(file)}
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:
@@ -253,6 +258,9 @@ class Records:
             if isinstance(entry.get(f"eval_{metric}"), int | float)
             and all(f"train_{name}" in entry for name in clocks)
         ]
+        losses = [
+            value for entry in log if isinstance(value := entry.get("loss_task"), float) and math.isfinite(value)
+        ]
         return Record(
             key=key,
             name=name,
@@ -270,6 +278,7 @@ class Records:
             settings=_counting(recipe),
             working=arm.get("working", {}).get("verdict") or "",
             prepaid=arm.get("prepaid", {}),
+            task_loss=fmean(losses[len(losses) * 3 // 4 :]) if losses else None,
         )
 
     def load(self, name: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What a comparison leaves: one table for a console, Markdown and a page, its JSON, and the page itself."""
 
 import base64
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -13,7 +15,7 @@ import jinja2
 from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
-from cankd_hf.compare.records import code_hash
+from cankd_hf.compare.records import Record, code_hash
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
 from cankd_hf.figures.draw import to_png
 from cankd_hf.hub import escape
@@ -21,6 +23,8 @@ from cankd_hf.runs.record import write_json, write_text
 
 JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "comparison.json", "comparison.md", "comparison.html"
 TEMPLATE = Path(__file__).with_name("comparison.html")
+STRONG = "data.strong."
+STEPS = tuple(f"training.{key}_steps" for key in ("max", "eval", "save", "logging"))
 COLUMNS = ("arm", "scores by seed", "mean", "minus {reference}", "95% bootstrap", "claim", "steps", "{unit}", "runs")
 
 
@@ -92,6 +96,9 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     for name, verdicts in _working(planner).items():
         counts = ", ".join(f"{kind} in {count}" for kind, count in verdicts.items())
         told.append(f"Is it working? {name}: {counts} of {sum(verdicts.values())} runs.")
+    if more := [name for name, arm in planner.arms.items() if arm.recipe.data.unlabelled and arm.distils]:
+        told.append(f"Images without labels are seen by {', '.join(more)} beside those that all arms see.")
+    told += overdone(planner)
     chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
     if chosen:
         told.append(
@@ -105,6 +112,42 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     if others:
         told.append(f"WARNING: some runs were made by other code ({', '.join(sorted(others))}).")
     return told
+
+
+def overdone(planner: Planner) -> list[str]:
+    """A warning for each arm whose student learns its task worse in training than one that differs in `data.strong`
+    alone, and has less of it: the augmentation is too strong for it."""
+    runs: dict[str, dict[Any, Record]] = {}
+    for (name, *place), outcome in planner.outcomes.items():
+        if outcome.record is not None and outcome.record.task_loss is not None:
+            runs.setdefault(name, {})[tuple(place)] = outcome.record
+    told = []
+    for strong, weak in itertools.permutations(runs, 2):
+        pairs = [
+            (runs[strong][place].task_loss, runs[weak][place].task_loss)
+            for place in runs[strong].keys() & runs[weak].keys()
+            if _stronger(runs[strong][place].settings, runs[weak][place].settings)
+        ]
+        losses = [fmean(values) for values in zip(*pairs, strict=True)]  # type: ignore[type-var]
+        if losses and losses[0] > losses[1]:
+            told.append(
+                f"WARNING: the task's loss in training is {losses[0]:.4g} in {strong} and {losses[1]:.4g} in {weak}, "
+                "which differs in data.strong alone: its augmentation is too strong for this student; lower "
+                "data.strong.strength."
+            )
+    return told
+
+
+def _stronger(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two resolved recipes differ in `data.strong` alone, and the first has more of it."""
+    left_out = (STRONG, *STEPS)  # at equal cost arms have steps of their own
+    plain = [{key: value for key, value in each.items() if not key.startswith(left_out)} for each in (one, other)]
+    order = ["none", "unlabelled", "all"]
+    ranks = [
+        (order.index(each.get(f"{STRONG}images", "none")), each.get(f"{STRONG}strength") or 0.0)
+        for each in (one, other)
+    ]
+    return plain[0] == plain[1] and ranks[0] > ranks[1]
 
 
 def _chosen_by_its_score(arm: Arm) -> bool:

@@ -10,18 +10,103 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from cankd_hf.config.advice import Say, nearest, show
 from cankd_hf.config.schema import Section
+from cankd_hf.errors import InputError
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 PILLOW_LIMIT = 89_478_485  # above this number of pixels Pillow warns of a decompression bomb
-GENERATED = {"train": 512, "validation": 64, "test": 128, "size": 96, "seed": 0}
+GENERATED = {"train": 512, "validation": 64, "test": 128, "unlabelled": 512, "size": 96, "seed": 0}
 _GENERATED_RANGES = {"size": (16, 4096), "seed": (0, 2**32 - 1)}  # of the others: 1 to 10**6
 
 Count = Annotated[int, Ge(1)]
 Size = Annotated[list[Annotated[int, Ge(4)]], Len(2, 2), Say("[height, width]")]
 Range = Annotated[list[Annotated[float, Ge(0.05), Le(16)]], Len(2, 2), Say("[smallest, largest], both above 0")]
+Chance = Annotated[float, Ge(0), Le(1)]
+Part = Annotated[list[Annotated[float, Gt(0), Le(1)]], Len(2, 2), Say("[smallest, largest], from above 0 to 1")]
 Mean = Annotated[list[Annotated[float, Ge(-10), Le(10)]], Len(3, 3), Say("three numbers (red, green, blue)")]
 Std = Annotated[list[Annotated[float, Ge(0.001), Le(10)]], Len(3, 3), Say("three numbers above 0 (red, green, blue)")]
+
+
+def labelled_in(batch: int, ratio: float) -> int:
+    """How many images of a batch are labelled, with `ratio` unlabelled ones for each.
+
+    Raises:
+        InputError: if the batch cannot be shared out in this ratio.
+    """
+    if count := _share(batch, ratio):
+        return count
+    possible = (size for size in range(2, 4 * batch + 130) if _share(size, ratio))
+    near = sorted(possible, key=lambda size: abs(size - batch))
+    fits = " or ".join(str(size) for size in sorted(near[:2]))
+    fix = f"set training.per_device_train_batch_size to {fits}" if fits else "take a ratio of small whole numbers"
+    raise InputError(
+        f"data.unlabelled_ratio: expected a batch that can be shared out, 1 labelled image to {ratio:g} unlabelled "
+        f"ones, got {batch} for each process; {fix}"
+    )
+
+
+def _share(batch: int, ratio: float) -> int:
+    """The labelled images of a batch; 0 if they are no whole number."""
+    count = round(batch / (1 + ratio))
+    return count if 0 < count < batch and abs(batch - count * (1 + ratio)) < 0.01 else 0
+
+
+def check_mixed(name: str, images: int) -> None:
+    """Raises InputError for a part of a batch that is too small for pictures to be mixed within it."""
+    if images < 2:
+        raise InputError(
+            f"data.strong.cutmix: expected at least 2 {name} images in a batch of one process, which are mixed with "
+            f"each other, got {images}; enlarge training.per_device_train_batch_size, or set it to 0"
+        )
+
+
+@dataclass
+class StrongConfig(Section):
+    """The `data.strong:` section: augmentation of the student's picture alone, by default that of UniMatch V2.
+
+    The teacher sees the picture before it; its maps and logits are mixed as the student's pictures are, and nothing is
+    learned where one is erased.
+
+    Attributes:
+        images: which images: `unlabelled`, `all` or `none`.
+        strength: multiplies `jitter`, `grey` and `blur`; null: 1, and 0.5 for students of less than 2 million
+            parameters.
+        jitter: strength of the random change of brightness, contrast, saturation and hue.
+        jitter_p: how often colours are changed.
+        grey: how often a picture becomes grey.
+        blur: how often it is blurred.
+        cutmix: how often a rectangle of the next picture of the batch is pasted in (CutMix), with the teacher's answer
+            there.
+        cutmix_area: [smallest, largest] part of the picture that it takes.
+        cutmix_aspect: [smallest, largest] height by width.
+        erase: how often a rectangle is erased, a number for each rectangle; UBTv2 takes [0.7, 0.5, 0.3].
+        erase_area: [smallest, largest] part of the picture that each takes.
+        erase_aspect: [smallest, largest] height by width.
+    """
+
+    place: ClassVar[str] = "data.strong"
+
+    images: Literal["unlabelled", "all", "none"] = "unlabelled"
+    strength: Annotated[float, Ge(0), Le(2)] | None = None
+    jitter: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(4, 4), Say("four numbers from 0 to below 1")] = field(
+        default_factory=lambda: [0.5, 0.5, 0.5, 0.25]
+    )
+    jitter_p: Chance = 0.8
+    grey: Chance = 0.2
+    blur: Chance = 0.5
+    cutmix: Chance = 0.5
+    cutmix_area: Part = field(default_factory=lambda: [0.02, 0.4])
+    cutmix_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
+    erase: Annotated[list[Chance], Len(0, 8), Say("a list of numbers from 0 to 1")] = field(default_factory=list)
+    erase_area: Part = field(default_factory=lambda: [0.02, 0.2])
+    erase_aspect: Range = field(default_factory=lambda: [0.3, 3.3])
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Ranges whose ends are the wrong way round."""
+        for key in ("cutmix_area", "cutmix_aspect", "erase_area", "erase_aspect"):
+            least, most = getattr(self, key)
+            if least > most:
+                yield key, f"expected [smallest, largest], got {[least, most]}; write {[most, least]}"
 
 
 @dataclass
@@ -78,7 +163,15 @@ class DataConfig(Section):
         max_eval_samples: the same for the validation and test splits.
         max_pixels: images with more pixels are rejected before they are decoded.
         holdout: fraction of the training images held out if a label-free run has no validation split.
-        generated: sizes of the generated set: train, validation, test, size (pixels), seed.
+        generated: sizes of the generated set: train, validation, test, unlabelled, size (pixels), seed.
+        unlabelled: images without labels, from which the student learns by its teacher alone: a folder, parquet file
+            or Hub data set, `shapes` (generated), or `rows`: the images of `train_split` without a mask or boxes.
+            Without a teacher they are not used. See docs/unlabelled.md.
+        unlabelled_split: the split of that set, or a part of it; `auto`: `unlabelled` or `unlabeled` where it has one,
+            else `train`.
+        unlabelled_streaming: read it while training (needs `training.max_steps`), as `streaming` does for both.
+        unlabelled_ratio: unlabelled images for each labelled one in every batch, which they must divide.
+        strong: augmentation of the student's picture alone.
     """
 
     place: ClassVar[str] = "data"
@@ -117,6 +210,11 @@ class DataConfig(Section):
     max_pixels: Count = PILLOW_LIMIT
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.1
     generated: dict[str, Annotated[int, Ge(0)]] = field(default_factory=dict)
+    unlabelled: str | None = None
+    unlabelled_split: str = "auto"
+    unlabelled_streaming: bool = False
+    unlabelled_ratio: Annotated[float, Gt(0), Le(64)] = 1.0
+    strong: StrongConfig = field(default_factory=StrongConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 
 from cankd_hf.config import declared
 from cankd_hf.config.advice import not_one_of
-from cankd_hf.config.data import DataConfig
+from cankd_hf.config.data import DataConfig, check_mixed, labelled_in
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
@@ -113,11 +113,34 @@ def check_together(problems: Problems, recipe: Recipe) -> None:
         if problems.usable(*(f"training.{key}" for key in recipe.training)):
             problems.say(path, message)
     steps = recipe.training.get("max_steps", -1)
-    if recipe.data.streaming and problems.usable("training.max_steps") and not steps > 0:
+    if problems.usable("data", "training", "distill", "teacher", "teachers"):
+        for key, text in _batches(recipe):
+            problems.say(key, text)
+    streamed = [key for key in ("streaming", "unlabelled_streaming") if getattr(recipe.data, key)]
+    if streamed and problems.usable("training.max_steps") and not steps > 0:
         problems.say(
-            "data.streaming",
+            f"data.{streamed[0]}",
             "a stream has no known length; set training.max_steps to the number of optimizer steps to take",
         )
+
+
+def _batches(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Batches of training that cannot be shared out among labelled and unlabelled images, or are too small to mix."""
+    data, batch = recipe.data, recipe.training.get("per_device_train_batch_size", 8)
+    taught = bool(recipe.named_teachers()) and any(term.counts for term in recipe.distill.terms)
+    parts = {"labelled": batch}
+    try:
+        if data.unlabelled is not None and taught and recipe.distill.task_weight > 0:
+            own = labelled_in(batch, data.unlabelled_ratio)
+            parts = {"unlabelled": batch - own, **({"labelled": own} if data.strong.images == "all" else {})}
+        elif data.strong.images != "all":
+            return
+        for name, images in parts.items() if data.strong.cutmix and data.strong.images != "none" else ():
+            check_mixed(name, images)
+    except InputError as error:
+        for problem in error.problems:
+            key, _, message = problem.partition(": ")
+            yield key, message
 
 
 def _training_together(recipe: Recipe) -> Iterator[tuple[str, str]]:

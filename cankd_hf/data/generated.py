@@ -23,7 +23,7 @@ SHAPE_PALETTE = {
     4: (204, 121, 167),
     5: (240, 228, 66),
 }
-SPLITS = {"train": 0, "validation": 1, "test": 2}
+SPLITS = {"train": 0, "validation": 1, "test": 2, "unlabelled": 3}
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class ShapesSource:
 
 
 def generated_splits(sizes: dict[str, int], masks: bool = True) -> dict[str, ShapesSource]:
-    """The three splits, with `sizes` in place of the defaults of `GENERATED`. Raises InputError for a size below 1, a
+    """The splits, with `sizes` in place of the defaults of `GENERATED`. Raises InputError for a size below 1, a
     seed below 0 or images under 16 pixels."""
     values = GENERATED | sizes
     problems = [f"data.generated.{key}: expected at least 1, got {values[key]}" for key in SPLITS if values[key] < 1]

@@ -168,6 +168,9 @@ def _data(facts: Facts) -> str | None:
     splits = (facts.results.get("facts") or {}).get("splits") or {}
     names = {"train": "training", "eval": "validation"}
     parts += [f"{count:,} {names.get(role, role)} images" for role, count in splits.items() if count]
+    more = (facts.results.get("facts") or {}).get("unlabelled") or {}
+    if facts.data.get("unlabelled"):
+        parts.append(f"{more['images']:,} images without labels" if more.get("images") else "images without labels")
     if facts.data.get("crop_size"):
         parts.append("crops of {} x {}".format(*facts.data["crop_size"]))
     if facts.data.get("image_size"):

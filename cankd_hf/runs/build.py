@@ -14,6 +14,7 @@ from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
+from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
@@ -143,7 +144,7 @@ def make_trainer(
             task=task,
             recipe=recipe_to_yaml(recipe),
             inherited=inherited,
-            train_dataset=data.train,
+            train_dataset=with_unlabelled(data.train, data.unlabelled, recipe.data.unlabelled_ratio),
             eval_dataset=data.eval,
             processing_class=task.for_model(model).image_processor(recipe.data),
         )

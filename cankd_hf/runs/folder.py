@@ -123,6 +123,9 @@ def expect_change(out: Path, problems: Sequence[str]) -> None:
         write_json(out / DATA_FILE, record)
 
 
+COMPARED = ("classes", "splits", "unlabelled")  # facts of a data set that must not change within a run
+
+
 def data_files(path: str) -> dict[str, int]:
     """Name and size of every file of a local data set, hidden ones excepted; empty for any other."""
     sizes: dict[str, int] = {}
@@ -137,13 +140,16 @@ def data_files(path: str) -> dict[str, int]:
 
 
 def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
-    facts = {key: data.facts.get(key) for key in ("classes", "splits")}
-    return {**facts, "files": data_files(str(recipe.data.path))}
+    facts = {key: data.facts.get(key) for key in COMPARED}
+    files, more = data_files(str(recipe.data.path)), recipe.data.unlabelled
+    if more is not None and more != recipe.data.path:
+        files |= {f"{more}: {name}": size for name, size in data_files(more).items()}
+    return {**facts, "files": files}
 
 
 def _differences(then: dict[str, object], now: dict[str, object]) -> list[str]:
     """What differs between two records of a data set, class names first."""
-    told = [f"{key}: {then.get(key)} -> {now[key]}" for key in ("classes", "splits") if then.get(key) != now[key]]
+    told = [f"{key}: {then.get(key)} -> {now[key]}" for key in COMPARED if then.get(key) != now[key]]
     old, new = (dict(record.get("files") or {}) for record in (then, now))  # type: ignore[call-overload]
     told += [f"{name} is missing" for name in old if name not in new]
     told += [f"{name} is new" for name in new if name not in old]

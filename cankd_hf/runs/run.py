@@ -170,6 +170,8 @@ class _Session:
             meter.prepay(bought, seconds)
         checkpoint = self._checkpoint(folder, name, args)
         logger.warning("%s: training %s -> %s", name, "from " + checkpoint if checkpoint else "from the start", folder)
+        if args.process_index == 0 and (images := trainer.images_told()):
+            logger.warning("%s", images)
         stopwatch = Stopwatch()
         trainer.add_callback(stopwatch)
         trainer.add_callback(meter)

@@ -16,13 +16,15 @@ from transformers.trainer_utils import PredictionOutput
 from cankd_hf.data.common.batch import as_tensors
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import seeded
+from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 from cankd_hf.errors import InputError
 from cankd_hf.features.strides import deepest_stride
 from cankd_hf.tasks import Task
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.base import TeachingTrainer
 
-TRAINED, EVALUATED = "train_dataset", "eval_dataset"
+TRAINED, EVALUATED, UNTAUGHT = "train_dataset", "eval_dataset", "train_dataset.unlabelled"
 LOOKED_AT = 8  # samples of a data set that can be indexed; of a stream it is one
 # Normalised pixels beyond so many times the range of the statistics are no normalised pixels (0..255 are 58 times).
 FAR = 20
@@ -82,17 +84,23 @@ class FirstLook:
         problems: list[str] = []
         size: tuple[int, int] | None = None
         kept = {}
-        for place, dataset in {TRAINED: given.get(TRAINED), **named}.items():
+        trained = given.get(TRAINED)
+        parts = {TRAINED: trained}
+        if isinstance(trained, WithUnlabelled | StreamWithUnlabelled):
+            parts = {TRAINED: trained.labelled, UNTAUGHT: trained.unlabelled}
+        for place, dataset in {**parts, **named}.items():
             samples, kept[place] = peek(dataset, args.seed, place)
-            scored = place != TRAINED
-            labelled = self.labelled if scored else self.taught
+            scored = place in named
+            labelled = self.labelled if scored else self.taught and place != UNTAUGHT
             if samples is not None and (said := self.problem(place, samples, labelled, scored)):
                 problems.append(said)
             elif size is None and samples:
                 size = _size(samples["[0]"])
         if problems:
             raise InputError(problems)
-        if given.get(TRAINED) is not None:
+        if isinstance(trained, WithUnlabelled | StreamWithUnlabelled):
+            given[TRAINED] = type(trained)(kept[TRAINED], kept[UNTAUGHT], trained.ratio)
+        elif trained is not None:
             given[TRAINED] = kept[TRAINED]
         if evaluated is not None:
             sets = [kept[place] for place in named]

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.data.common.shares import InOrder, StreamShare
+from cankd_hf.data.common.unlabelled_stream import SharedOut, StreamWithUnlabelled
 from cankd_hf.errors import InputError
 from cankd_hf.training.base import TeachingTrainer
 
@@ -101,7 +102,12 @@ class StreamingMixin(TeachingTrainer):
             dataset = InOrder(dataset, batch_size * self.args.world_size)
         block = 1 if training else batch_size
         whole = batch_size if training and self.args.dataloader_drop_last else 0
-        share = StreamShare(dataset, self.args.process_index, self.args.world_size, block, whole)
+        place = self.args.process_index, self.args.world_size
+        share: IterableDataset[Any] = (
+            SharedOut(dataset, batch_size, *place)
+            if isinstance(dataset, StreamWithUnlabelled)
+            else StreamShare(dataset, *place, block, whole)
+        )
         loader = super()._get_dataloader(share, description, batch_size, *args, **kwargs)
         if isinstance(loader.dataset, IterableDatasetShard):
             # Its samples are this process's already.

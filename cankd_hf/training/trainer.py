@@ -51,6 +51,7 @@ from cankd_hf.training.setup import (
 from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
 from cankd_hf.training.trials import TrialsMixin
+from cankd_hf.training.unlabelled import UnlabelledMixin
 from cankd_hf.training.working import WorkingCallback
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class CanKDTrainer(
     FiniteMixin,
     FirstBatchMixin,
     EvaluationMixin,
+    UnlabelledMixin,
     LoadingMixin,
     OptimizerMixin,
     TrialsMixin,
@@ -154,7 +156,7 @@ class CanKDTrainer(
         # Older Trainers read this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = False
         check_sharded(self)
-        collator.stride = distiller.coarsest_stride or round(self.first.stride)
+        self._prepare_unlabelled(collator, self.first.stride)
         self._check_shares()
         self.set_dispatch()
         self._place_teachers()

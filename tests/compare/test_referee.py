@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,24 @@ def test_the_training_of_a_teacher_is_charged_only_where_it_is_asked_for(tmp_pat
         made = planner(folder, budgets=[{"cost": "alone"}], charge_teacher=charge, recipe={"teacher": teacher})
         table = compared(made, World()).tables[0]
         assert rows(table)["cankd"].steps[1] == steps and rows(table)["cankd"].taught == 105.0
+
+
+def test_an_arm_that_is_augmented_too_strongly_is_named(tmp_path: Path) -> None:
+    """Where the task's training loss is above that of an arm that differs in `data.strong` alone."""
+    more = "data.unlabelled=shapes"
+    arms = {"weak": [more, "data.strong.images=none"], "strong": [more], "other": [more, "data.unlabelled_ratio=3"]}
+    made = planner(tmp_path, arms=arms)
+    compared(made, World())
+    assert "Images without labels are seen by other, strong, weak" in " ".join(
+        report.notes(compared(made, World()), made)
+    )
+
+    def told(losses: dict[str, float]) -> str:
+        for (name, *_), one in made.outcomes.items():
+            if one.record is not None:
+                one.record.task_loss = losses[name]
+                one.record.settings = records.settings_that_count(asdict(made.arms[name].recipe))
+        return " ".join(report.overdone(made))
+
+    assert "is 1.2 in strong and 1 in weak" in told({"weak": 1.0, "strong": 1.2, "other": 0.1})
+    assert not told({"weak": 1.0, "strong": 0.9, "other": 2.0})

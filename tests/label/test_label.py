@@ -17,6 +17,7 @@ from PIL import Image
 from cankd_hf import label
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.soft import SoftMask, levels_of, probabilities, read_levels, to_png
+from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.data.detection.load import load_detection
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
@@ -160,6 +161,14 @@ def test_soft_sets_train_and_a_corrected_pixel_is_final(segmenter: Path, photos:
         assert (drawn.numpy()[4:] == edited[4:]).all() and (drawn[:4] == 255).all()
     hard = load_segmentation(DataConfig(path=str(out), image_size=[64, 96], soft_targets=False, **NO_SPLITS))
     assert not isinstance(hard.train.raw(1).target, SoftMask) and not hard.facts["warnings"][1:]
+    views = [SeededDataset(one.train, seed=3) for one in (hard, load_segmentation(config))]
+    views[0].dataset.transform = views[1].dataset.transform
+    of_masks, of_soft = (view[1] for view in views)
+    assert (of_masks["pixel_values"] == of_soft["pixel_values"]).all() and (
+        of_soft["labels"] == views[1][1]["labels"]
+    ).all()
+    views[1].set_epoch(1)
+    assert (of_soft["labels"] != views[1][1]["labels"]).any()
 
 
 def test_what_a_person_corrected_stays(segmenter: Path, photos: Path, tmp_path: Path) -> None:

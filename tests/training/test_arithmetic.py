@@ -17,7 +17,7 @@ from tests.processes import run_two
 
 from .detector_trainers import STUDENTS, detector_trainer, scores
 from .test_conditioning import conditioned_trainer
-from .tiny_trainers import Images, largest_difference, student, teacher, terms, trainer, weights
+from .tiny_trainers import Images, largest_difference, of_shapes, student, teacher, terms, trainer, weights
 
 
 def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
@@ -53,11 +53,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fpn", "conditioned", *STUDENTS])
+@pytest.mark.parametrize("kind", ["fpn", "conditioned", "unlabelled", *STUDENTS])
 def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp_path: Path) -> None:
     """For FCOS where both have as many positive cells, as docs/detection.md says; for the others always."""
     if kind == "fpn":
         single = trainer(tmp_path, data=Images(16, noisy=True))
+    elif kind == "unlabelled":  # with pictures that are mixed and erased, the same pairs in both
+        single = of_shapes(tmp_path, (1.0, 1.0), erase=[0.5])
     elif kind == "conditioned":
         single = conditioned_trainer(tmp_path, 8)
     else:

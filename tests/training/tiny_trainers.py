@@ -9,8 +9,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import ConvNextConfig, Dinov2Config, set_seed
 
+from cankd_hf.config.data import DataConfig, StrongConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.teachers.load import load_teacher
@@ -129,3 +132,20 @@ def weights(made: CanKDTrainer) -> dict[str, torch.Tensor]:
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def of_shapes(folder: Path, scale: tuple[float, float] = (0.5, 2.0), **settings: Any) -> CanKDTrainer:
+    """A trainer with generated images, half of each batch without labels; further settings of `StrongConfig` too."""
+    strong = {key: settings.pop(key) for key in [*settings] if key in StrongConfig.__dataclass_fields__}
+    data = load_segmentation(
+        DataConfig(
+            path="shapes",
+            unlabelled="shapes",
+            generated={"train": 8, "validation": 2, "test": 2, "unlabelled": 12, "size": 64},
+            image_size=[64, 64],
+            scale=[*scale],
+            strong=StrongConfig(**strong),
+        )
+    )
+    settings = {"model": student(num_labels=6), **settings}
+    return trainer(folder, WithUnlabelled(data.train, data.unlabelled), **settings)

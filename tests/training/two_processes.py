@@ -13,7 +13,7 @@ from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import leave_together
 from tests.training.detector_trainers import STUDENTS, detector_trainer, scores
 from tests.training.test_conditioning import conditioned_trainer
-from tests.training.tiny_trainers import Images, student, trainer, weights
+from tests.training.tiny_trainers import Images, of_shapes, student, trainer, weights
 
 
 def train(made: CanKDTrainer, name: str) -> int:
@@ -34,6 +34,7 @@ train(made, "fpn")
 waits = [entry["data_wait"] for entry in made.state.log_history if "data_wait" in entry]
 found = {"miou": made.evaluate(Images(13))["eval_miou"], "data_wait": waits}
 train(conditioned_trainer(folder, 4), "conditioned")
+train(of_shapes(folder, (1.0, 1.0), erase=[0.5], per_device_train_batch_size=4), "unlabelled")
 for kind in STUDENTS:
     rank = train(detector_trainer(folder, kind, per_device_train_batch_size=4), kind)
 found |= scores(folder, batch_size=2)

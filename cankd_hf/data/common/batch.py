@@ -239,7 +239,7 @@ class BatchCollator:
             batch[TEACHER_VIEW] = _on_canvas(views, canvas)
         if any(DRAWN in own for own in pictures):
             drawn = [own.get(DRAWN, Drawn()) for own in pictures]
-            fill = torch.zeros(3, 1, 1) if mean is None else (255 * torch.tensor(mean)).round().view(3, 1, 1)
+            fill = torch.tensor([0.0] * 3 if mean is None else [round(255 * value) for value in mean]).view(3, 1, 1)
             seen = torch.ones(len(images), *canvas, dtype=torch.bool) if valid is None else valid
             plan = mix_plan(drawn, sizes, meta["labelled"].tolist(), self.stride)
             batch["pixel_values"] = paste(erase(batch["pixel_values"], drawn, sizes, self.stride, fill), plan)

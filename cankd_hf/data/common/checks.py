@@ -15,6 +15,7 @@ from cankd_hf.data.common.dataset import AnySource, Known, Source, Sources, Stre
 from cankd_hf.data.common.decode import Unlabelled, Unusable, WrongLabels
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.leaks import refuse
 from cankd_hf.data.common.progress import told
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
@@ -87,7 +88,8 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
         if sizes:
             least, thin = min(sizes, key=lambda item: min(item[0])), min(sizes, key=lambda item: _shape(*item[0]))
             report.extremes[role] = list(dict.fromkeys([least[1], thin[1]]))
-    report.warnings = _same_pictures(findings)
+    report.warnings = _same_pictures([finding for finding in findings if finding.role != "unlabelled"])
+    _refuse_scored(findings)
     _review_labels(findings, report, class_names or {}, known)
     if bare:
         name = next(iter(bare.values())).name
@@ -192,6 +194,15 @@ def _review_labels(
 def _shape(height: int, width: int) -> float:
     """Short side by long side."""
     return min(height, width) / max(height, width)
+
+
+def _refuse_scored(findings: list[_Finding]) -> None:
+    """Raises InputError for unlabelled pictures that are scored too, in whatever files they are."""
+    scored = {
+        one.digest: f"{one.name} ({one.role})" for one in findings if one.role in ("eval", "test") and one.digest
+    }
+    unlabelled = [one for one in findings if one.role == "unlabelled"]
+    refuse([f"{one.name} = {scored[one.digest]}" for one in unlabelled if one.digest in scored])
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:

@@ -67,6 +67,14 @@ class FolderSource:
         """Indices of the images without a mask, where they need one."""
         return self.rows.bare() if self.masked else []
 
+    def content(self, index: int) -> Path:
+        """The file of an image."""
+        return self.rows[index].image
+
+    def without_labels(self) -> tuple["FolderSource", list[int]]:
+        """The images without a label, read without one: a source, and their indices in it and here."""
+        return FolderSource(self.rows, self.decoder), self.rows.bare() if self.masked else []
+
     def known(self, indices: Sequence[int]) -> Known | None:
         """What is known of these images before any is decoded, if anything."""
         return None

@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     """What was drawn for the student's picture of a sample, to be done with its batch; None: nothing."""
 
     cut: Shape | None = None  # pasted from its partner
-    erased: Shape | None = None
+    erased: tuple[Shape, ...] = ()
 
 
 def partners(labelled: Sequence[bool]) -> list[int]:
@@ -78,16 +78,15 @@ def erase(
     values: Tensor, drawn: Sequence[Drawn], sizes: Sequence[Sequence[int]], stride: int, fill: Tensor | bool
 ) -> Tensor:
     """`values` [B, ..., H, W] with the erased rectangles set to `fill`."""
-    found = {
-        row: one.erased.within(size[0], size[1], stride)
+    found = [
+        (row, *rectangle)
         for row, (one, size) in enumerate(zip(drawn, sizes, strict=True))
-        if one.erased is not None
-    }
-    erased = values.clone() if any(found.values()) else values
-    for row, rectangle in found.items():
-        if rectangle is not None:
-            top, left, bottom, right = rectangle
-            erased[row, ..., top:bottom, left:right] = fill
+        for shape in one.erased
+        if (rectangle := shape.within(size[0], size[1], stride)) is not None
+    ]
+    erased = values.clone() if found else values
+    for row, top, left, bottom, right in found:
+        erased[row, ..., top:bottom, left:right] = fill
     return erased
 
 

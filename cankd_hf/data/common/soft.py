@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 
 from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable
 from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.seeds import for_the_student
 from cankd_hf.data.common.targets import Mask, Summary
 
 KEY = "soft_file_name"  # in metadata.jsonl
@@ -132,8 +133,14 @@ class SoftMask:
 
 
 def drawn(label: Any) -> Any:
-    """The label that a training view sees: of a `SoftMask` a draw, any other as it is."""
-    return label.drawn() if isinstance(label, SoftMask) else label
+    """The label that a training view sees: of a `SoftMask` a draw, any other as it is.
+
+    It is drawn anew in each epoch, and geometry is drawn as without it.
+    """
+    if not isinstance(label, SoftMask):
+        return label
+    with for_the_student():
+        return label.drawn()
 
 
 def hard(label: Any) -> Any:

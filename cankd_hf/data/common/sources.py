@@ -9,22 +9,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.checks import preflight
+from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.leaks import refuse_leaks
 from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
 from cankd_hf.data.common.soft import KEY as SOFT_KEY
 from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.streams import StreamDataset, stream_of
-from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
+from cankd_hf.data.common.strong import strongly
+from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
+UNLABELLED_SPLITS = ("unlabelled", "unlabeled", "unsupervised")
 ROLES = ("train", "eval", "test")
+UNLABELLED = "unlabelled"  # the role of images that only a teacher labels
+ROWS = "rows"  # as `data.unlabelled`: the images of the training split that have no label
 # Settings that say how files are read, which generated images are not.
 OF_FILES = ("name", "revision", "image_column", "mask_column", "labels", "num_labels", "ignore_index", "reduce_labels")
 
@@ -40,6 +45,7 @@ class TaskData:
     facts: dict[str, Any] = field(default_factory=dict)
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None  # samples -> one batch
     probe: Any = None  # held-out images with labels, of a run that reads none
+    unlabelled: Any = None  # images without labels beside `train`, for the teachers
 
 
 def without_meaning(config: DataConfig, *names: str, where: str) -> list[str]:
@@ -174,6 +180,11 @@ def by_role(
         if not len(indices):
             problems.append(f"data.{role}_split: expected at least 1 image in {wanted!r} of {config.path}, got none")
         result[role] = (source, indices)
+    if "train" in roles and config.unlabelled is not None:
+        try:
+            result[UNLABELLED] = _unlabelled(config, result.get("train"))
+        except InputError as error:
+            problems += error.problems
     if problems:
         raise InputError(dict.fromkeys(problems))
     return result
@@ -183,6 +194,44 @@ def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:
     """The splits without labels, in an order that can be asked for again."""
     plain = replace(config, streaming=False)
     return by_role(plain, open_set(plain, need_masks=False), roles)
+
+
+def _unlabelled(config: DataConfig, train: tuple[AnySource, Sequence[int]] | None) -> tuple[AnySource, Sequence[int]]:
+    """Source and indices of the images at `data.unlabelled`."""
+    place = f"data.{UNLABELLED}"
+    if config.unlabelled == ROWS:
+        if train is None or not isinstance(train[0], FolderSource | TableSource):
+            raise InputError(f"{place}: {ROWS} are those of a folder or a table, read at once; name another set")
+        alone, bare = train[0].without_labels()
+        chosen = sorted({*bare} & {*train[1]})
+        if not chosen:
+            raise InputError(f"{place}: expected images without a label in {config.path}, got none; name another set")
+        return alone, chosen
+    same = config.unlabelled == config.path
+    settings = replace(
+        config,
+        path=config.unlabelled,
+        name=config.name if same else None,
+        revision=config.revision if same else None,
+        image_column=config.image_column if same else "auto",
+        streaming=config.streaming or config.unlabelled_streaming,
+        labels=None,
+    )
+    try:
+        catalog = open_set(settings, need_masks=False)
+    except InputError as error:
+        raise InputError([problem.replace("data.path", place, 1) for problem in error.problems]) from error
+    names, wanted = catalog.names(), config.unlabelled_split
+    if wanted == "auto":
+        wanted = next((name for name in names if name in UNLABELLED_SPLITS), names[0] if len(names) == 1 else "train")
+    name = find_split(wanted, names)
+    if name is None:
+        listed = ", ".join(names)
+        raise InputError(f"{place}_split: expected a split of {config.unlabelled} ({listed}), got {wanted!r}")
+    source = catalog.source(name)
+    if isinstance(source, StreamSource):
+        return source, range(0)
+    return source, slice_of(wanted, len(source))[1]
 
 
 def wrap(
@@ -200,45 +249,62 @@ def wrap(
     `preflight`.
     """
     names = list(catalog.labels.id2label.values())
+    if UNLABELLED in sources and config.check != "none":
+        refuse_leaks(sources[UNLABELLED], {role: sources[role] for role in ("eval", "test") if role in sources})
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)
     pseudo = PseudoLabels()
     if labelled and "train" in sources:
         pseudo = read_pseudo_labels(config, lambda: _pictures(config, list(sources)))
-    noticed = list(
-        dict.fromkeys([*catalog.warnings, *pseudo.notices])
-    )  # two slices of one split give the same warnings
+    # two slices of one split give the same warnings
+    noticed = list(dict.fromkeys([*catalog.warnings, *pseudo.notices]))
     for warning in noticed:
         logger.warning("data: %s", warning)
-    loaded: dict[str, ImageDataset | StreamDataset] = {}
-    for role, (source, _) in sources.items():
-        transform = augment if role == "train" else evaluate
-        if isinstance(source, StreamSource):
-            limit = config.max_train_samples if role == "train" else config.max_eval_samples
-            shuffle = config.shuffle_buffer if role == "train" else 0
-            loaded[role] = StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
-            continue
-        images = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
-        images.extremes = [images.indices.index(index) for index in report.extremes.get(role, [])]
-        loaded[role] = images
-    sizes = {
-        role: len(dataset) if isinstance(dataset, ImageDataset) else None
-        for role in ROLES
-        if (dataset := loaded.get(role)) is not None
-    }
+    transforms = _transforms(config, sources, augment, evaluate)
+    loaded = {role: _dataset(config, role, sources[role][0], transforms[role], report, seed) for role in sources}
+    sizes = {role: len(dataset) if isinstance(dataset, ImageDataset) else None for role, dataset in loaded.items()}
     facts: dict[str, Any] = {
         "source": config.path,
         "revision": config.revision,
         "streaming": config.streaming,
         "classes": names,
-        "splits": sizes,
+        "splits": {role: sizes[role] for role in ROLES if role in sizes},
         "checked": report.checked,
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
     if pseudo.cost:
         facts["prepaid"] = {"pseudo-labels": pseudo.cost}
+    if UNLABELLED in sizes:
+        facts[UNLABELLED] = {
+            "source": config.unlabelled,
+            "images": sizes[UNLABELLED],
+            "ratio": config.unlabelled_ratio,
+        }
     names_of = dict.fromkeys([*report.dropped, *report.empty])
     left_out = {name: report.dropped.get(name, []) + report.empty.get(name, []) for name in names_of}
     if left_out:
         facts["dropped"] = {"count": sum(map(len, left_out.values())), "files": left_out}
-    return TaskData(loaded.get("train"), loaded.get("eval"), loaded.get("test"), facts)
+    train, scored, test = (loaded.get(role) for role in ROLES)
+    return TaskData(train, scored, test, facts, unlabelled=loaded.get(UNLABELLED))
+
+
+def _transforms(config: DataConfig, sources: Sources, augment: Transform, evaluate: Transform) -> dict[str, Transform]:
+    """The transform of each role; that of images whose student's picture is augmented strongly gives two."""
+    strong = {"unlabelled": {UNLABELLED}, "all": {UNLABELLED, "train"}, "none": set()}[config.strong.images]
+    made = strongly(augment, config) if strong & sources.keys() else augment
+    return {
+        role: made if role in strong else augment if role in ("train", UNLABELLED) else evaluate for role in sources
+    }
+
+
+def _dataset(
+    config: DataConfig, role: str, source: AnySource, transform: Transform, report: Report, seed: int
+) -> ImageDataset | StreamDataset:
+    """The samples of one role."""
+    if isinstance(source, StreamSource):
+        limit = {"train": config.max_train_samples, UNLABELLED: None}.get(role, config.max_eval_samples)
+        shuffle = config.shuffle_buffer if role in ("train", UNLABELLED) else 0
+        return StreamDataset(source, transform, shuffle, limit, config.on_error, seed)
+    images = ImageDataset(source, transform, report.usable[role], config.cache, config.on_error)
+    images.extremes = [images.indices.index(index) for index in report.extremes.get(role, [])]
+    return images

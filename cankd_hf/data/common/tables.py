@@ -61,6 +61,18 @@ class TableSource:
     def load(self, index: int) -> Sample:
         return self.decode(self.table[index], index)
 
+    def content(self, index: int) -> Data:
+        """The file of an image, or what it holds. Raises Unusable for a row without one."""
+        return bytes_of(self.table[index][self.columns[0]], self.name(index))[0]
+
+    def without_labels(self) -> tuple["TableSource", list[int]]:
+        """The images without a mask, read without one: a source, and their indices in it and here."""
+        alone = TableSource(self.table, self.columns[:1], self.decoder, self.split)
+        if len(self.columns) < 2:
+            return alone, []
+        masks = self.table.select_columns(self.columns[1:2])
+        return alone, [index for index, row in enumerate(masks) if not any((row[self.columns[1]] or {}).values())]
+
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and label of a row."""
         if len(self.columns) > 1 and not any((row[self.columns[1]] or {}).values()):

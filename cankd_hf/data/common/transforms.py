@@ -1,6 +1,6 @@
 """Transforms that several tasks share, on uint8 tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.batch import NORMALIZE, exact_masks
+from cankd_hf.data.common.batch import AREA, NORMALIZE, TEACHER_VIEW, exact_masks
 
 
 class RandomScaleCrop(v2.Transform):
@@ -56,11 +56,13 @@ class RandomScaleCrop(v2.Transform):
         return {"box": box, "inner": inner, "before": before}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the drawn crop to an image [3, H, W] or a mask [H, W]."""
+        """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the box of the `whole` image."""
         (top, height), (left, width) = params["box"]
-        part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         rows, columns = params["inner"]
         up, before = params["before"]
+        if isinstance(inpt, tv_tensors.BoundingBoxes):  # of the whole picture, see `whole`
+            return _box((before, up, before + columns, up + rows), self.crop_size)
+        part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         if isinstance(inpt, tv_tensors.Mask):
             labels = resize_labels(part, (rows, columns))
             after = self.crop_size[1] - columns - before, self.crop_size[0] - rows - up
@@ -72,6 +74,24 @@ class RandomScaleCrop(v2.Transform):
         canvas = self.background.repeat(1, *self.crop_size)
         canvas[:, up : up + rows, before : before + columns] = image
         return tv_tensors.Image(canvas)
+
+
+def whole(image: torch.Tensor) -> tv_tensors.BoundingBoxes:
+    """The box of an image [3, H, W]; after a crop and a flip it tells what of the result is no background."""
+    height, width = image.shape[-2], image.shape[-1]
+    return _box((0, 0, width, height), (height, width))
+
+
+def _box(corners: tuple[int, int, int, int], canvas: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    boxes = torch.tensor([corners])
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
+
+
+def area_of(box: tv_tensors.BoundingBoxes) -> dict[str, tuple[int, int, int, int]]:
+    """What a transform returns of a picture with background: its place, (top, left, bottom, right)."""
+    left, top, right, bottom = box.as_subclass(torch.Tensor)[0].tolist()
+    background = (top, left, bottom, right) != (0, 0, *box.canvas_size)
+    return {AREA: (top, left, bottom, right)} if background else {}
 
 
 def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
@@ -120,11 +140,18 @@ class ImageTransform:
     """A transform of an image [3, H, W] uint8 and its label to an item, in two parts."""
 
     normalize: Normalize
+    strong: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # gives the student a picture of its own
 
     def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The item, with `pixel_values` float32 [3, h, w], normalised, and labels of pixels as int64."""
+        item = self.item(image, label)
+        pictures = {key: self.normalize(item[key]) for key in ("pixel_values", TEACHER_VIEW) if key in item}
+        return {**item, **pictures, **exact_masks(item)}
+
+    def item(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
+        """The item as bytes, with the pictures of student and teacher where they differ."""
         item = self.unnormalized(image, label)
-        return {**item, "pixel_values": self.normalize(item["pixel_values"]), **exact_masks(item)}
+        return item if self.strong is None else self.strong(item)
 
     def unnormalized(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The same with `pixel_values` as uint8 and labels of pixels as they are."""
@@ -138,4 +165,4 @@ class Unnormalized:
         self.transform = transform
 
     def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
-        return {**self.transform.unnormalized(image, label), NORMALIZE: self.transform.normalize}
+        return {**self.transform.item(image, label), NORMALIZE: self.transform.normalize}

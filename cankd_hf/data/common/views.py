@@ -17,6 +17,8 @@ from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.seeds import derived_seed, seeded, students_seed
 from cankd_hf.data.common.streams import StreamDataset
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, Unnormalized
+from cankd_hf.data.common.unlabelled import Visit, WithUnlabelled
+from cankd_hf.data.common.unlabelled_stream import StreamWithUnlabelled
 
 
 def _shared_epoch() -> torch.Tensor:
@@ -47,6 +49,11 @@ class SeededDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The present epoch."""
+        return int(self._epoch)
+
     def __getattr__(self, name: str) -> Any:
         """What else the data set has, such as `column_names`; nothing by which a loader would read it directly."""
         if name.startswith("_") or name == "dataset":
@@ -57,7 +64,8 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        epoch, number = int(self._epoch), _number(index)
+        index, epoch = index if isinstance(index, Visit) else (index, self.epoch)
+        number = _number(index)
         view = epoch  # of geometry and weak augmentation
         # Large odd multipliers keep neighbours apart; the generators scramble the rest.
         with (
@@ -69,8 +77,12 @@ class SeededDataset(Dataset):
     def torch_only(self) -> bool:
         """Whether samples take no random numbers but torch's: what this package reads, transformed by its transforms.
         It is asked for each sample, as the transform may be replaced."""
-        return type(self.dataset) is ImageDataset and all(
-            type(part).__module__.startswith("cankd_hf.") for part in (self.dataset.source, self.dataset.transform)
+        own = self.dataset
+        parts = (own.labelled, own.unlabelled) if type(own) is WithUnlabelled else (own,)
+        return all(
+            type(part) is ImageDataset
+            and all(type(inner).__module__.startswith("cankd_hf.") for inner in (part.source, part.transform))
+            for part in parts
         )
 
 
@@ -106,6 +118,16 @@ class SeededStream(IterableDataset):
             if sample is samples:
                 return
             yield _with_meta(sample, -1, view)
+
+    def again(self, turn: int) -> "SeededStream":
+        """The stream for a further pass within one epoch, in another order and with another augmentation."""
+        if not turn:
+            return self
+        made = copy.copy(self)
+        made.seed, made.dataset = derived_seed(self.seed, "turn", turn), copy.copy(self.dataset)
+        if hasattr(made.dataset, "set_seed"):
+            made.dataset.set_seed(made.seed)
+        return made
 
     def lazily(self) -> Iterator[Callable[[], Any]]:
         """For each sample a function that makes it, with the random state that `__iter__` would give it."""
@@ -156,6 +178,13 @@ def seeded_views(dataset: Any, seed: int, data_seed: int | None) -> Any:
     if dataset is None:
         return None
     seed = seed if data_seed is None else data_seed
+    if isinstance(dataset, StreamWithUnlabelled):
+        seeds = seed, derived_seed(seed, "unlabelled") % 2**32
+        labelled, unlabelled = (
+            seeded_views(half, own, None)
+            for half, own in zip((dataset.labelled, dataset.unlabelled), seeds, strict=True)
+        )
+        return StreamWithUnlabelled(labelled, unlabelled, dataset.ratio)
     if hasattr(dataset, "set_seed"):
         dataset.set_seed(seed)
     if is_stream(dataset):
@@ -177,6 +206,8 @@ def unnormalized(dataset: Any) -> Any:
         made = copy.copy(dataset)
         made.transform = Unnormalized(transform)
         return made
+    if type(dataset) in (WithUnlabelled, StreamWithUnlabelled):
+        return type(dataset)(unnormalized(dataset.labelled), unnormalized(dataset.unlabelled), dataset.ratio)
     if type(dataset) in (SeededDataset, SeededStream, SizedSeededStream):
         made = copy.copy(dataset)
         made.dataset = unnormalized(dataset.dataset)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import ImageDataset, StreamSource
-from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, wrap
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, without_meaning, wrap
+from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import InputError
@@ -35,7 +36,12 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
         if "train" in splits:
             held = set(sources["eval"][1])
             sources["train"] = (train[0], [index for index in train[1] if index not in held])
+    streamed = any(isinstance(source, StreamSource) for source, _ in sources.values())
+    if not streamed:
+        catalog.warnings += without_meaning(config, "unlabelled_ratio", where="images that are all without labels")
     data = wrap(config, catalog, sources, False, seed, TrainTransform(config), EvalTransform(config))
+    if data.unlabelled is not None and not streamed:
+        data.train, data.unlabelled = WithUnlabelled(data.train, data.unlabelled, None), None
     data.collate = segmentation_collate
     if isinstance(data.eval, ImageDataset):
         data.probe = _with_masks(config, data.eval, "train" if lacking else "eval")

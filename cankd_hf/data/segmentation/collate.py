@@ -16,16 +16,22 @@ def segmentation_collate(samples: list[dict[str, torch.Tensor]], ignore_index: i
         ignore_index: label of the padding.
 
     Returns:
-        `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where all samples have labels; and `label_sizes` [B, 2]
-        (height, width of each mask) where the masks differ in size from one another and from their images, so that
-        each is scored on its own grid. Where images are not resized, both are padded alike and need no `label_sizes`.
+        `pixel_values` [B, 3, h, w]; `labels` [B, H, W] where any sample has labels, void for those without; and
+        `label_sizes` [B, 2] (height, width of each mask) where the masks differ in size from one another and from
+        their images, so that each is scored on its own grid. Where images are not resized, both are padded alike and
+        need no `label_sizes`.
         These are an array, which stays on the host when a batch moves, so that no accelerator is waited for.
     """
-    batch: dict[str, Any] = {"pixel_values": stack_padded([sample["pixel_values"] for sample in samples], 0.0)}
-    if all("labels" in sample for sample in samples):
-        labels = [sample["labels"] for sample in samples]
+    images = [sample["pixel_values"] for sample in samples]
+    batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0)}
+    if any("labels" in sample for sample in samples):
+        dtype = next(sample["labels"].dtype for sample in samples if "labels" in sample)
+        labels = [
+            sample["labels"] if "labels" in sample else torch.full(image.shape[-2:], ignore_index, dtype=dtype)
+            for sample, image in zip(samples, images, strict=True)
+        ]
         batch["labels"] = stack_padded(labels, ignore_index)
         padded = len({label.shape for label in labels}) > 1
-        if padded and any(sample["labels"].shape != sample["pixel_values"].shape[-2:] for sample in samples):
+        if padded and any(label.shape != image.shape[-2:] for label, image in zip(labels, images, strict=True)):
             batch["label_sizes"] = np.array([label.shape for label in labels])
     return batch

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.soft import SoftMask, drawn, hard
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, area_of, flip_and_jitter, whole
 
 
 class TrainTransform(ImageTransform):
@@ -31,11 +31,13 @@ class TrainTransform(ImageTransform):
         self.normalize = Normalize(config.image_mean, config.image_std)
 
     def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
-        picture, label = tv_tensors.Image(image), drawn(label)
-        if label is None:
-            return {"pixel_values": self.augment(picture).as_subclass(torch.Tensor)}
-        picture, labels = self.augment(picture, tv_tensors.Mask(label))
-        return {"pixel_values": picture.as_subclass(torch.Tensor), "labels": labels.as_subclass(torch.Tensor)}
+        label = drawn(label)
+        given = [tv_tensors.Image(image), whole(image), *([] if label is None else [tv_tensors.Mask(label)])]
+        picture, box, *masks = self.augment(*given)
+        item = {"pixel_values": picture.as_subclass(torch.Tensor), **area_of(box)}
+        for mask in masks:
+            item["labels"] = mask.as_subclass(torch.Tensor)
+        return item
 
 
 class EvalTransform(ImageTransform):

@@ -1,0 +1,78 @@
+"""Unlabelled images that are also scored: what a student learned of them would count as knowledge of others."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cankd_hf.data.common.dataset import AnySource
+from cankd_hf.data.common.decode import Data, Unusable
+from cankd_hf.data.common.files import shortened
+from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.progress import told
+from cankd_hf.data.common.tables import TableSource
+from cankd_hf.errors import InputError
+
+
+def refuse_leaks(
+    unlabelled: tuple[AnySource, Sequence[int]], scored: Mapping[str, tuple[AnySource, Sequence[int]]]
+) -> None:
+    """Compares the files of unlabelled images with those of splits that are scored, by name of the split.
+
+    Where files on both sides have one size in bytes their contents are hashed. Sets without files, generated or
+    streamed, are not looked at.
+
+    Raises:
+        InputError: with the names of the files that are on both sides.
+    """
+    source, indices = unlabelled
+    parts = {
+        name: (other, places)
+        for name, (other, places) in scored.items()
+        if isinstance(other, FolderSource | TableSource)
+    }
+    if not isinstance(source, FolderSource | TableSource) or not parts:
+        return
+    sizes: dict[int, list[tuple[str, int]]] = {}
+    for name, (other, places) in parts.items():
+        for place in places:
+            sizes.setdefault(_size(other, place), []).append((name, place))
+    digests: dict[int, dict[bytes, str]] = {}
+    found = []
+    for index in told(indices, "comparing unlabelled images", len(indices)):
+        size = _size(source, index)
+        if size <= 0 or size not in sizes:
+            continue
+        if size not in digests:
+            named = {_digest(parts[name][0], place): (name, place) for name, place in sizes[size]}
+            digests[size] = {key: f"{parts[name][0].name(place)} ({name})" for key, (name, place) in named.items()}
+        if other_name := digests[size].get(_digest(source, index)):
+            found.append(f"{source.name(index)} = {other_name}")
+    refuse(found)
+
+
+def refuse(found: list[str]) -> None:
+    """Raises InputError for pictures that are unlabelled and scored, each `name = other name (split)`."""
+    if found:
+        said = f"data.unlabelled: expected images that are not scored, got {len(found)} that are; leave them out"
+        raise InputError([said, *shortened(found)])
+
+
+def _content(source: FolderSource | TableSource, index: int) -> Data | None:
+    """The file of an image or what it holds; None for a row without one."""
+    try:
+        return source.content(index)
+    except Unusable:  # told of where it is decoded
+        return None
+
+
+def _size(source: FolderSource | TableSource, index: int) -> int:
+    content = _content(source, index)
+    if isinstance(content, Path):
+        return os.stat(content).st_size if os.path.isfile(content) else 0
+    return 0 if content is None else len(content)
+
+
+def _digest(source: FolderSource | TableSource, index: int) -> bytes:
+    content = _content(source, index) or b""
+    return hashlib.blake2b(content.read_bytes() if isinstance(content, Path) else content, digest_size=16).digest()
