@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
 from cankd_hf.errors import InputError, together
+from cankd_hf.hub.files import read_json
 from cankd_hf.label.folder import Output
 from cankd_hf.label.images import LabelledSet, Picture, check_classes, held_out, open_images, open_labelled
 from cankd_hf.label.predict import Job, label_all, look
@@ -111,10 +112,12 @@ def _split(options: argparse.Namespace) -> str:
 def _claim(out: Path, options: argparse.Namespace) -> None:
     """Marks the output folder; InputError if it holds anything else, or labels of other images."""
     mark = out / HIDDEN / "source.json"
+    if os.path.isdir(options.folder) and out.resolve().is_relative_to(Path(options.folder).resolve()):
+        raise InputError(f"--output {out}: expected a folder outside of {options.folder}, whose images are labelled")
     place = os.path.realpath(options.folder) if os.path.exists(options.folder) else options.folder
     now = {"images": place, "split": options.split}
     if mark.is_file():
-        then = json.loads(mark.read_text(encoding="utf-8"))
+        then = read_json(mark)
         if then != now:
             differing = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
             raise InputError(
@@ -137,12 +140,12 @@ def _look_first(job: Job, state: PartialState) -> None:
         return
     choices = labelling.choices
     key = _key(job.teacher, labelling, [choices.threshold, choices.keep, choices.soft])
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = read_json(file)
     if state.is_main_process and known.get("for") != key:
         look(job)
         write(file, json.dumps({"for": key, "seen": labelling.seen_so_far()}).encode())
     state.wait_for_everyone()
-    labelling.take(json.loads(file.read_text(encoding="utf-8"))["seen"])
+    labelling.take(read_json(file)["seen"])
 
 
 def _key(teacher: LabelTeacher, labelling: Labelling, settings: Sequence[Any]) -> str:

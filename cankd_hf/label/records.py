@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
 from cankd_hf.label.images import Picture
 from cankd_hf.names import LABEL_RECORDS
 
@@ -54,7 +55,7 @@ class Records:
     def costs(self) -> dict[str, float]:
         """Seconds by name, of all calls and processes until now."""
         total: dict[str, float] = {}
-        before = _read_json(self.out / HIDDEN / "cost.json")
+        before = read_json(self.out / HIDDEN / "cost.json")
         sessions: dict[str, dict[str, float]] = {}
         for file in sorted((self.out / HIDDEN).glob("journal-*.jsonl")):
             for record in _lines(file, last_may_lack=True):
@@ -122,17 +123,13 @@ def _lines(file: Path, last_may_lack: bool = False) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
-        except ValueError as error:
-            if not last_may_lack:
-                raise InputError(
-                    f"{file} line {number}: expected JSON, got {line[:60]!r} ({error}); correct it"
-                ) from error
-
-
-def _read_json(file: Path) -> dict[str, float]:
-    content: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            yield found
+        elif not last_may_lack:
+            raise InputError(f"{file} line {number}: expected a JSON object, got {line[:60]!r}; correct the line")
 
 
 def _written(before: Record | None, record: Record) -> Record:

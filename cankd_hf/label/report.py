@@ -1,6 +1,5 @@
 """The end of a call: metadata, class names, records, `label.json`, the contact sheet, and what is printed."""
 
-import json
 import logging
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -8,6 +7,7 @@ from typing import Any
 
 from cankd_hf.commands import console as plain_console
 from cankd_hf.errors import InputError
+from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
 from cankd_hf.label.folder import Merged
 from cankd_hf.label.images import LabelledSet, pictures_of
@@ -105,7 +105,7 @@ def _given(job: Job, labelled: LabelledSet) -> Iterator[tuple[Record, dict[str, 
 def _labels(job: Job) -> str:
     """Writes the class names, unless a person has changed them. Returns the hash of what was written."""
     file, report = job.records.out / LABELS, job.records.out / LABEL_FILE
-    before = json.loads(report.read_text(encoding="utf-8")).get("labels") if report.is_file() else None
+    before = read_json(report).get("labels")
     content = to_json(job.labelling.labels).encode()
     if file.is_file() and before is not None and content_hash(file.read_bytes()) != before:
         return str(before)

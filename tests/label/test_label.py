@@ -352,6 +352,10 @@ def test_other_folders_are_left_alone(
 ) -> None:
     out = tmp_path / "out"
     assert label.main([str(segmenter), str(photos), "--output", str(photos)]) == 2
+    assert "expected a folder outside of" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert label.main([str(segmenter), str(photos), "--output", str(tmp_path / "mine")]) == 2
     assert "expected an empty folder" in capsys.readouterr().err
     run(segmenter, photos, "--output", out)
     assert label.main([str(segmenter), str(save_images(tmp_path / "b", 1)), "--output", str(out)]) == 2
@@ -361,5 +365,8 @@ def test_other_folders_are_left_alone(
     (photos / "1.png").write_bytes(b"broken")
     assert label.main([str(segmenter), str(photos), "--output", str(tmp_path / "d")]) == 2
     assert capsys.readouterr().err.startswith("error: 1.png: expected an image that decodes")
+    (out / "train/metadata.jsonl").write_text("[]\n")
+    assert label.main([str(segmenter), str(photos), "--output", str(out), "data.on_error=skip"]) == 2
+    assert "metadata.jsonl line 1: expected a JSON object" in capsys.readouterr().err
     run(segmenter, photos, "--output", tmp_path / "d", "data.on_error=skip")
     assert len(lines_of(tmp_path / "d")) == 5
