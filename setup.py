@@ -3,10 +3,12 @@
 from setuptools import find_packages, setup
 
 SHIPPED = {"cankd_hf.shipped.recipes": "recipes", "cankd_hf.shipped.comparisons": "comparisons"}
+BESIDE = [
+    *("py.typed", "compare/comparison.html", "hub/card_template.md", "label/contact.html", "visualize/report.html")
+]
 
 setup(
     packages=[*find_packages(include=["cankd_hf*"]), *SHIPPED],
     package_dir=SHIPPED,
-    package_data={name: ["*.yaml"] for name in SHIPPED}
-    | {"cankd_hf": ["py.typed", "compare/comparison.html", "hub/card_template.md", "visualize/report.html"]},
+    package_data={name: ["*.yaml"] for name in SHIPPED} | {"cankd_hf": BESIDE},
 )

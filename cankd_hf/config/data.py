@@ -147,6 +147,8 @@ class DataConfig(Section):
         ignore_index: label ignored in losses and scores, outside the classes; default: that of the `labels` file, else
             255.
         reduce_labels: label 0 is void and the classes begin at 1 (ADE20K): 0 becomes `ignore_index`, k becomes k - 1.
+        soft_targets: segmentation: where a set holds soft masks (`cankd label --soft`), each view of a training image
+            draws its labels from their probabilities; false: from the masks alone.
         image_size: [height, width] to which images are resized in evaluation, and to which `scale` is relative in
             training; null: each at its own size. Scores are always computed at the size of the mask. No image may
             be smaller than the student's deepest stride.
@@ -199,6 +201,7 @@ class DataConfig(Section):
     num_labels: Annotated[int, Ge(1), Le(100_000)] | None = None
     ignore_index: Annotated[int, Ge(-(2**31)), Le(2**31 - 1)] | None = None
     reduce_labels: bool = False
+    soft_targets: bool = True
     image_size: Size | None = None
     crop_size: Size | None = None
     keep_aspect: bool = False

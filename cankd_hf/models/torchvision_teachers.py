@@ -64,7 +64,13 @@ class TorchvisionNet(nn.Module):
 
 
 def load_torchvision(name: str, weights: str | None = None, revision: str | None = None) -> tuple[TorchvisionNet, str]:
-    """A torchvision model with trained weights, loaded strictly, and the name of its weights.
+    """The modules of a torchvision model with trained weights; arguments and errors as of `load_whole`."""
+    model, source = load_whole(name, weights, revision)
+    return TorchvisionNet(model), source
+
+
+def load_whole(name: str, weights: str | None = None, revision: str | None = None) -> tuple[nn.Module, str]:
+    """A whole torchvision model with trained weights, loaded strictly, and the name of its weights.
 
     Args:
         name: `torchvision/NAME`, such as `torchvision/retinanet_resnet50_fpn_v2`.
@@ -83,7 +89,7 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
         hint = nearest(net, known).replace("mean ", f"mean {PREFIX}") or f"; known: {', '.join(known)}"
         raise InputError(f"{place}: torchvision has no such detector or segmentation model{hint}")
     if weights is not None:
-        return TorchvisionNet(_from_file(place, net, Path(weights))), Path(weights).name
+        return _from_file(place, net, Path(weights)), Path(weights).name
     choices = get_model_weights(net)
     if revision is not None and revision not in choices.__members__:
         raise InputError(
@@ -103,7 +109,7 @@ def load_torchvision(name: str, weights: str | None = None, revision: str | None
         ) from error
     except RuntimeError as error:
         raise InputError(f"{place}: torchvision's weights do not fit: {_line(error, 600)}") from error
-    return TorchvisionNet(model), chosen.name
+    return model, chosen.name
 
 
 def _from_file(place: str, net: str, file: Path) -> nn.Module:

@@ -20,6 +20,7 @@ from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
+from cankd_hf.tasks.labelling import Labelling
 
 NOTE = (
     "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
@@ -165,6 +166,17 @@ class Task(ABC):
         `scored`: they are for evaluation. Called for the first samples of a data set before training.
         """
         return None
+
+    # Labels by a teacher
+
+    @classmethod
+    def labelling(cls) -> type[Labelling]:
+        """How a teacher's predictions become labels of a data set, for `cankd label`.
+
+        Raises:
+            InputError: for a task without labels.
+        """
+        raise InputError(f"teacher: expected a model with a head whose outputs are labels, got one of {cls.name}")
 
     # Evaluation
 

@@ -45,6 +45,7 @@ from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
 from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
+from cankd_hf.tasks.detection_labels import BoxLabelling
 from cankd_hf.tasks.detection_outputs import SOFTMAX, best_pairs, detections_of, draw_detections
 from cankd_hf.tasks.detection_outputs import detections as detections  # named here by those who score by hand
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
@@ -166,6 +167,10 @@ class DetectionTask(PipelineTask):
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:
         return DetectionEvalTransform(config)
+
+    @classmethod
+    def labelling(cls) -> type[BoxLabelling]:
+        return BoxLabelling
 
     @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
+from cankd_hf.tasks.segmentation_labels import MaskLabelling
 
 
 class SegmentationTask(PipelineTask):
@@ -85,6 +86,10 @@ class SegmentationTask(PipelineTask):
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:
         return EvalTransform(config)
+
+    @classmethod
+    def labelling(cls) -> type[MaskLabelling]:
+        return MaskLabelling
 
     @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ LEVELS = {
     "visualize": 8,
     "benchmark": 8,
     "export": 8,
+    "label": 8,
     "cli": 9,
     "compare": 10,  # over everything that trains one run
     "train": 10,

@@ -102,8 +102,7 @@ class Decoder:
         naming the file, if it is missing, broken or too large. Raises WrongLabels if it holds a label outside the
         classes, or colours outside the palette.
         """
-        picture = self._open(data, name)
-        assert isinstance(picture, Image.Image)  # only upright images are decoded without Pillow
+        picture = self.picture(data, name)
         if picture.mode in ("L", "P"):
             labels = np.array(picture)
         elif picture.mode == "1" or picture.mode in SIXTEEN_BIT:
@@ -113,6 +112,12 @@ class Decoder:
         else:
             raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
         return self._finish(labels, name)
+
+    def picture(self, data: Data, name: str) -> Image.Image:
+        """Decode a picture as it is stored. Raises Unusable naming the file, if it is missing, broken or too large."""
+        found = self._open(data, name)
+        assert isinstance(found, Image.Image)  # only upright images are decoded without Pillow
+        return found
 
     def _open(self, data: Data, name: str, upright: bool = False) -> Image.Image | torch.Tensor:
         """Open and decode, after checking the size in the header; rotated by its EXIF orientation if `upright`.

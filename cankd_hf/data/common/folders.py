@@ -41,7 +41,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation"}
+MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation", "soft"}
+FILE_NAME = "_file_name"  # how the keys of files end in the metadata
 MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"]
 EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
 
@@ -120,7 +121,8 @@ def read_split(
 
     `image_column` is `auto` or `image` for the key `file_name`, another name X for the key `X_file_name`; the same
     goes for `mask_column`, None without masks. `keep` names the other keys whose values are returned, where a line has
-    them. Raises InputError listing every line that cannot be used; no path may leave the data folder `root`.
+    them; those of a key like `X_file_name` as names in the data folder. Raises InputError listing every line that
+    cannot be used; no path may leave the data folder `root`.
     """
     metadata, base = _metadata_file(root, folder)
     if metadata is None:
@@ -144,23 +146,26 @@ def read_split(
         image_key = _key_of(image_column, lines)
     if mask_column is not None and lines:
         mask_key = _mask_key(metadata, mask_column, lines)
-    names, masks, values = list[str](), list[str](), list[dict[str, Any]]()
+    names, masks, others, values = list[str](), list[str](), list[str](), list[dict[str, Any]]()
     before = f"{relative_to(base, root)}/".removeprefix("./")
     for number, line in lines:
         place = f"{relative_to(metadata, root)} line {number}"
         # null, or an empty cell of a csv file: an image without a mask
         bare = mask_key is None or (mask_key in line and line[mask_key] in (None, ""))
-        wrong = [path_problem(place, key, line) for key in [image_key, *([] if bare else [mask_key])] if key]
+        beside = [key for key in keep if key.endswith(FILE_NAME) and line.get(key)]
+        wrong = [path_problem(place, key, line) for key in [image_key, *([] if bare else [mask_key]), *beside] if key]
         if any(wrong):
             problems += [problem for problem in wrong if problem]
             continue
         names.append(before + normal_name(line[image_key]))
         masks.append("" if bare or mask_key is None else before + normal_name(line[mask_key]))
         values.append({key: line[key] for key in keep if key in line})
-    problems += outside(root, (os.path.join(root, name) for name in [*names, *filter(None, masks)]))
+        values[-1] |= {key: before + normal_name(line[key]) for key in beside}
+        others += [values[-1][key] for key in beside]
+    problems += outside(root, (os.path.join(root, name) for name in [*names, *filter(None, masks), *others]))
     if problems:
         raise InputError(shortened(problems))
-    return Rows(root, names, masks), values, _notices(root, folder, metadata, names, masks)
+    return Rows(root, names, masks), values, _notices(root, folder, metadata, names, masks, others)
 
 
 _PART = r"\[(\d{,18})(%?):(\d{,18})(%?)(?::(\d{1,9}))?(?:@(\d{1,9}))?\]"
@@ -275,7 +280,9 @@ def _mask_key(metadata: Path, column: str, lines: list[tuple[int, dict[str, Any]
     )
 
 
-def _notices(root: Path, folder: Path, metadata: Path, names: list[str], masks: list[str]) -> list[str]:
+def _notices(
+    root: Path, folder: Path, metadata: Path, names: list[str], masks: list[str], beside: list[str]
+) -> list[str]:
     """Warnings about files listed twice and files not listed."""
     warnings = []
     for name, count in Counter(names).items() if len({*names}) < len(names) else ():
@@ -283,7 +290,7 @@ def _notices(root: Path, folder: Path, metadata: Path, names: list[str], masks: 
             listed = [mask for other, mask in zip(names, masks, strict=True) if other == name]
             others = f" with the masks {', '.join(listed)}" if len(set(listed)) > 1 else ""
             warnings.append(f"{relative_to(metadata, root)}: {name} is listed {count} times{others}")
-    known = {*names, *masks}
+    known = {*names, *masks, *beside}
     # without labels, unlisted masks do not matter
     unlisted = [name for name in _image_files(root, folder, masks=any(masks)) if name not in known]
     if unlisted:

@@ -16,6 +16,9 @@ from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
+from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
+from cankd_hf.data.common.soft import KEY as SOFT_KEY
+from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.common.strong import strongly
 from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
@@ -87,10 +90,14 @@ class Folder:
         return list(self.folders)
 
     def source(self, name: str) -> AnySource:
-        rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, self.mask_column)
+        keep = () if self.mask_column is None else (SOFT_KEY,)
+        folder, column = self.folders[name], self.config.image_column
+        rows, values, warnings = read_split(self.root, folder, column, self.mask_column, keep)
         self.warnings += warnings
-        masked = self.mask_column is not None
-        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=masked)
+        decoder, masked = make_decoder(self.config, self.labels), self.mask_column is not None
+        source = FolderSource(rows, decoder, masked=masked)
+        if self.config.soft_targets and any(line.get(SOFT_KEY) for line in values):
+            source = SoftSource(rows, decoder, masked=masked, soft=[line.get(SOFT_KEY) or "" for line in values])
         return stream_of(source) if self.config.streaming and rows else source
 
 
@@ -183,6 +190,12 @@ def by_role(
     return result
 
 
+def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:
+    """The splits without labels, in an order that can be asked for again."""
+    plain = replace(config, streaming=False)
+    return by_role(plain, open_set(plain, need_masks=False), roles)
+
+
 def _unlabelled(
     config: DataConfig, labelled: SplitCatalog, train: tuple[AnySource, Sequence[int]] | None
 ) -> tuple[AnySource, Sequence[int]]:
@@ -247,7 +260,10 @@ def wrap(
     if UNLABELLED in sources and config.check != "none":
         refuse_leaks(sources[UNLABELLED], {role: sources[role] for role in ("eval", "test") if role in sources})
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)
-    told = [*catalog.warnings, *_without_unlabelled(config)]
+    pseudo = PseudoLabels()
+    if labelled and "train" in sources:
+        pseudo = read_pseudo_labels(config, lambda: _pictures(config, list(sources)))
+    told = [*catalog.warnings, *_without_unlabelled(config), *pseudo.notices]
     noticed = list(dict.fromkeys(told))  # two slices of one split give the same warnings
     for warning in noticed:
         logger.warning("data: %s", warning)
@@ -264,6 +280,8 @@ def wrap(
         "skipped": {"count": len(report.skipped), "files": report.skipped},
         "warnings": noticed + report.warnings,
     }
+    if pseudo.cost:
+        facts["prepaid"] = {"pseudo-labels": pseudo.cost}
     if UNLABELLED in sizes:
         facts[UNLABELLED] = {
             "source": config.unlabelled,

@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.soft import SoftMask, drawn, hard
 from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, area_of, flip_and_jitter, whole
 
 
@@ -29,7 +30,8 @@ class TrainTransform(ImageTransform):
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
-    def unnormalized(self, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, Any]:
+    def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
+        label = drawn(label)
         given = [tv_tensors.Image(image), whole(image), *([] if label is None else [tv_tensors.Mask(label)])]
         picture, box, *masks = self.augment(*given)
         item = {"pixel_values": picture.as_subclass(torch.Tensor), **area_of(box)}
@@ -45,10 +47,10 @@ class EvalTransform(ImageTransform):
         self.size = config.image_size
         self.normalize = Normalize(config.image_mean, config.image_std)
 
-    def unnormalized(self, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, Any]:
+    def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
         if self.size is not None and list(image.shape[-2:]) != list(self.size):
             image = F.resize_image(image, list(self.size), antialias=True)
         item = {"pixel_values": image}
         if label is not None:
-            item["labels"] = label
+            item["labels"] = hard(label)
         return item
