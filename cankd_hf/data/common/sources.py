@@ -262,7 +262,7 @@ def wrap(
     report = preflight(config, sources, catalog.labels.id2label if labelled else None)
     pseudo = PseudoLabels()
     if labelled and "train" in sources:
-        pseudo = read_pseudo_labels(config, lambda: _pictures(config, list(sources)))
+        pseudo = read_pseudo_labels(config, lambda: _pictures(config, [role for role in sources if role in ROLES]))
     told = [*catalog.warnings, *_without_unlabelled(config), *pseudo.notices]
     noticed = list(dict.fromkeys(told))  # two slices of one split give the same warnings
     for warning in noticed:
