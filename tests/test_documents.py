@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cankd_hf import benchmark, compare, evaluate, export, label, push, train, visualize
+from cankd_hf import benchmark, cache, compare, evaluate, export, label, push, train, visualize
 from cankd_hf.compare.settings import load_comparison
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.runs.recipe import load_recipe
@@ -39,8 +39,8 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
     argv = shlex.split(words)
     if not argv or argv == ["--help"]:
         return
-    if module == "train":
-        options = train.parser().parse_intermixed_args(argv)
+    if module in ("train", "cache"):
+        options = (cache if module == "cache" else train).parser().parse_intermixed_args(argv)
         load_recipe(options.recipe, options.overrides + _needed(options.recipe, options.overrides))
     elif module == "evaluate":
         options = evaluate.parser().parse_intermixed_args(argv)

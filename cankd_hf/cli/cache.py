@@ -137,7 +137,7 @@ def _fill(trainer: Any) -> int:
         trainer.source.flush()
     trainer.close_loaders()
     trainer.accelerator.wait_for_everyone()
-    for name, one in stored.items():
+    for name, one in stored.items() if main else ():
         one.store.refresh()
         found = one.found
         print(

@@ -59,7 +59,7 @@ def found(made: CanKDTrainer) -> tuple[int, int]:
     return facts["hits"], facts["misses"]
 
 
-@pytest.mark.parametrize("codec", ["exact", "pca"])
+@pytest.mark.parametrize("codec", ["exact", pytest.param("pca", marks=pytest.mark.slow)])
 def test_a_run_that_reads_is_the_run_that_filled(codec: str, tmp_path: Path) -> None:
     """With `exact` both are the run without a cache, bit for bit; the teacher is run in neither view twice."""
     plain = run(tmp_path / "plain", live())
@@ -77,6 +77,7 @@ def test_a_run_that_reads_is_the_run_that_filled(codec: str, tmp_path: Path) -> 
     assert shares == [[0.0] * 8, [1.0] * 8]
 
 
+@pytest.mark.slow
 def test_pictures_repeat_after_the_views_and_the_teacher_is_left_alone(tmp_path: Path) -> None:
     made = run(tmp_path / "a", cached(tmp_path / "s", cache={"views": 1}))
     assert found(made) == (16, 16)
@@ -85,12 +86,14 @@ def test_pictures_repeat_after_the_views_and_the_teacher_is_left_alone(tmp_path:
     assert torch.equal(made.train_dataset[3]["pixel_values"], first)
 
 
+@pytest.mark.slow
 def test_seeds_share_the_pictures_where_the_cache_has_a_seed(tmp_path: Path) -> None:
     for number, (seed, views) in enumerate([(1, {"seed": 0}), (2, {"seed": 0}), (3, {})]):
         made = run(tmp_path / str(number), cached(tmp_path / "s", cache={"views": 2, **views}), seed=seed)
         assert found(made) == ((32, 0) if number == 1 else (0, 32))
 
 
+@pytest.mark.slow
 def test_another_teacher_gets_none_of_it(tmp_path: Path) -> None:
     run(tmp_path / "a", cached(tmp_path / "s"), max_steps=1)
     assert found(run(tmp_path / "b", cached(tmp_path / "s", 6), max_steps=1)) == (0, 4)
@@ -126,6 +129,7 @@ class Brighter(Images):
         return {**sample, "pixel_values": sample["pixel_values"] * 1.01}
 
 
+@pytest.mark.slow
 def test_changed_augmentation_is_computed_live_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path / "a", cached(tmp_path / "s", cache={"views": 2}))
     plain = run(tmp_path / "plain", live(), Brighter(16, noisy=True), max_steps=8)
@@ -181,6 +185,7 @@ def test_what_others_paid_is_charged(tmp_path: Path) -> None:
     assert charged[1] == pytest.approx(one.store.spent()["cpu_seconds"]), "all answers, each once, and the fit"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_and_pays_once(tmp_path: Path) -> None:
     settings = {**STEPS, "save_strategy": "steps", "save_steps": 4}
     whole = run(tmp_path / "a", cached(tmp_path / "s"), **settings)
@@ -204,7 +209,7 @@ def batches(made: CanKDTrainer) -> list[Batch]:
     return list(made.first_batches(2))
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "pca"])
+@pytest.mark.parametrize("codec", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fp16", "int8")), "pca"])
 @pytest.mark.parametrize("task", ["features", "segmentation", "detection"])
 def test_stored_answers_are_the_live_ones_within_the_bound(task: str, codec: str, tmp_path: Path) -> None:
     cache = CacheConfig(views=2, codec=codec, folder=str(tmp_path / "s"))  # type: ignore[arg-type]
@@ -246,6 +251,7 @@ def test_stored_answers_are_the_live_ones_within_the_bound(task: str, codec: str
     assert hits == misses > 0
 
 
+@pytest.mark.slow
 def test_an_arm_reads_what_another_arm_needed_more_of(tmp_path: Path) -> None:
     """Maps and logits were stored; a run that reads the maps alone finds them, and stores what both can use."""
 
@@ -274,6 +280,7 @@ def test_streams_and_teachers_that_disagree_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, teacher=None, teachers=two, terms=both)
 
 
+@pytest.mark.slow
 def test_a_store_of_elsewhere_is_compared_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = run(tmp_path / "a", cached(tmp_path / "s"), max_steps=2)
     file = next(iter(made.stored.values())).store.folder / "header.json"
