@@ -76,7 +76,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
         _draw(axis, block[0], lines, styled=block[3])
         for border, name in borders(main):
             axis.axvline(border, color="gray", linewidth=0.8, linestyle=":")
-            axis.annotate(name, (border, 1), xycoords=("data", "axes fraction"), fontsize=FONT - 2, color="gray")
+            axis.annotate(name, (border, 0.98), xycoords=("data", "axes fraction"), fontsize=FONT - 2, va="top")
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     return figure
