@@ -15,7 +15,7 @@ from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
 Grid = Literal["finer", "coarser", "student", "teacher"]
-RECOMMENDED_SHARE = 0.1  # of the gradient at the taps, for all terms on maps together
+RECOMMENDED_SHARE = 0.5  # of the gradient at the taps, for all terms on maps together
 # How a teacher's map is conditioned before a loss compares it: see `losses/targets.py`.
 Conditioning = Literal["none", "layer", "l2", "channel", "global", "phi_s", "clip"]
 GRIDS: tuple[str, ...] = get_args(Grid)
@@ -167,7 +167,7 @@ class LossTerm(Section):
         """
         weight = Share(share) if self.counts and self.reads_maps else self.weight
         options = {**self.options, "gate": 0.1} if self.loss == "cankd" else self.options
-        return replace(self, weight=weight, warmup=0.05, decay=0.0, fade=[0.3, 0.6], options=options)
+        return replace(self, weight=weight, warmup=0.05, decay=0.0, fade=[0.5, 0.9], options=options)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges: an unknown loss, a name that the logs or torch use otherwise."""

@@ -173,7 +173,7 @@ def test_recommended_weights_in_a_recipe() -> None:
     assert plain.guard is None and plain.guarding is None and plain.terms[0].weight == 2.5
     made = parse_recipe(text, ["distill.weights=recommended"]).distill
     cankd, kl, none = made.terms
-    assert cankd.weight == Share(0.1) and cankd.options == {"gate": 0.1} and cankd.warmup == 0.05 and not cankd.decay
+    assert cankd.weight == Share(0.5) and cankd.options == {"gate": 0.1} and cankd.warmup == 0.05 and not cankd.decay
     assert cankd.fade == kl.fade and kl.weight == 1 and none.weight == 0
     assert made.guarding == Guard() and DistillConfig(terms=made.terms, guard=True) == made
     assert parse_recipe(text, ["distill.weights=recommended", "distill.guard=false"]).distill.guarding is None
