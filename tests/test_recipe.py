@@ -272,3 +272,32 @@ def test_the_page_about_recipes_is_in_step() -> None:
     assert other == rendered(other, comparison_tables()), "run: python -m tests.recipe_tables"
     for path in RECIPES:
         assert f"`{path.stem}`" in page, f"docs/recipes.md does not name {path.stem}"
+
+
+def test_a_recipe_of_an_earlier_version_lacks_keys_that_had_their_defaults() -> None:
+    given = [
+        "distill.terms=[{loss: cankd}, {loss: kl, weight: {share: 0.1}}]",
+        "phases=[{name: first, share: 0.5}, {name: then, share: 0.5}]",
+        "teacher.cache.views=4",
+    ]
+    now = parse_recipe(TAUGHT, given)
+    old = yaml.safe_load(recipe_to_yaml(now))
+    lost = [(old, "schedule"), (old["data"], "strong"), (old["student"], "inherit"), (old["distill"], "task_weight")]
+    lost += [(old["distill"]["terms"][1], "fade"), (old["phases"][1], "carry"), (old["teacher"]["cache"], "codec")]
+    for section, key in lost:
+        del section[key]
+    saved = yaml.safe_dump(old)
+    assert recipe_differences(saved, now) == []
+    changed = parse_recipe(
+        TAUGHT, [*given, "distill.terms.1.fade=[0.1,0.2]", "teacher.cache.codec=exact", "data.strong.grey=0.5"]
+    )
+    assert set(recipe_differences(saved, changed)) == {
+        "distill.terms.1.fade.0: absent -> 0.1",
+        "distill.terms.1.fade.1: absent -> 0.2",
+        f"teacher.cache.codec: {now.teacher.cache.codec} -> exact",  # type: ignore[union-attr]
+        "data.strong.grey: 0.2 -> 0.5",
+    }
+    named = parse_recipe(SMALL.split("student")[0], ["students.a.model=x", "teacher.model=t"])
+    old = yaml.safe_load(recipe_to_yaml(named))
+    del old["students"]["a"]["inherit"]
+    assert recipe_differences(yaml.safe_dump(old), named) == []
