@@ -31,7 +31,9 @@ class CacheCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last: dict[str, Any] = cast(Any, state.log_history[-1]) if state.log_history else {}
         self.trainer.paid_files, self._before = dict(last.get(_FILES, {})), dict(last.get(_CHARGED, {}))
-        if any(not isinstance(one, dict) for one in self._before.values()):  # of an earlier version: all stores together
+        if any(
+            not isinstance(one, dict) for one in self._before.values()
+        ):  # of an earlier version: all stores together
             self._before = {"": cast(Any, self._before)}
         for one in self.trainer.stored.values():
             one.old = False
