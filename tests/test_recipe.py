@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from cankd_hf.config.data import DataConfig, StrongConfig
+from cankd_hf.config.distill import DistillConfig, Guard, LossTerm, Share
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.config.teacher import CacheConfig, TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.losses import LOSSES
 from cankd_hf.runs.recipe import load_recipe, parse_recipe
@@ -301,3 +305,20 @@ def test_a_recipe_of_an_earlier_version_lacks_keys_that_had_their_defaults() -> 
     old = yaml.safe_load(recipe_to_yaml(named))
     del old["students"]["a"]["inherit"]
     assert recipe_differences(yaml.safe_dump(old), named) == []
+
+
+def test_sections_in_python_may_be_mappings() -> None:
+    """As in a recipe; what is wrong with one is told as there."""
+    assert DataConfig(path="shapes", strong={"grey": 0.5}).strong == StrongConfig(grey=0.5)  # type: ignore[arg-type]
+    cache: Any = {"views": 3}
+    assert TeacherConfig(model="x", cache=cache).cache == CacheConfig(views=3)
+    assert DistillConfig(guard={}).guard == Guard()  # type: ignore[arg-type]
+    assert LossTerm(weight={"share": 0.1}).weight == Share(share=0.1)  # type: ignore[arg-type]
+    for given, said in (
+        ({"gray": 0.5}, "data.strong.gray: unknown key; did you mean 'grey'?"),
+        ({"grey": 5}, "data.strong.grey: expected a number from 0 to 1, got 5"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            DataConfig(path="shapes", strong=given).check_values()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"teacher\.cache\.views: missing"):
+        TeacherConfig(model="x", cache={}).check()  # type: ignore[arg-type]
