@@ -70,7 +70,7 @@ def test_from_the_plan_to_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([file, "--check"]) == 0 and capsys.readouterr().out.count("of 12 (allowed 0.001): as stored") == 5
     assert train.main([file]) == 0
     arm = read_json(tmp_path / "run" / "results.json")["arms"][-1]
-    assert (arm["cache"]["teacher"]["hits"], arm["prepaid"].keys()) == (24, {"teacher cache"})
+    assert (arm["cache"]["teacher"]["hits"], arm["prepaid"].keys()) == (24, {f"teacher cache {store.name[:6]}"})
     assert arm["cache"]["teacher"]["misses"] == 0
     capsys.readouterr()
     assert main([file, "--show"]) == 0

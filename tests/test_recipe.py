@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from cankd_hf.config.data import DataConfig, StrongConfig
+from cankd_hf.config.distill import DistillConfig, Guard, LossTerm, Share
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.config.recipe import Recipe, recipe_differences, recipe_to_yaml
+from cankd_hf.config.teacher import CacheConfig, TeacherConfig
 from cankd_hf.errors import InputError
 from cankd_hf.losses import LOSSES
 from cankd_hf.runs.recipe import load_recipe, parse_recipe
@@ -272,3 +276,49 @@ def test_the_page_about_recipes_is_in_step() -> None:
     assert other == rendered(other, comparison_tables()), "run: python -m tests.recipe_tables"
     for path in RECIPES:
         assert f"`{path.stem}`" in page, f"docs/recipes.md does not name {path.stem}"
+
+
+def test_a_recipe_of_an_earlier_version_lacks_keys_that_had_their_defaults() -> None:
+    given = [
+        "distill.terms=[{loss: cankd}, {loss: kl, weight: {share: 0.1}}]",
+        "phases=[{name: first, share: 0.5}, {name: then, share: 0.5}]",
+        "teacher.cache.views=4",
+    ]
+    now = parse_recipe(TAUGHT, given)
+    old = yaml.safe_load(recipe_to_yaml(now))
+    lost = [(old, "schedule"), (old["data"], "strong"), (old["student"], "inherit"), (old["distill"], "task_weight")]
+    lost += [(old["distill"]["terms"][1], "fade"), (old["phases"][1], "carry"), (old["teacher"]["cache"], "codec")]
+    for section, key in lost:
+        del section[key]
+    saved = yaml.safe_dump(old)
+    assert recipe_differences(saved, now) == []
+    changed = parse_recipe(
+        TAUGHT, [*given, "distill.terms.1.fade=[0.1,0.2]", "teacher.cache.codec=exact", "data.strong.grey=0.5"]
+    )
+    assert set(recipe_differences(saved, changed)) == {
+        "distill.terms.1.fade.0: absent -> 0.1",
+        "distill.terms.1.fade.1: absent -> 0.2",
+        f"teacher.cache.codec: {now.teacher.cache.codec} -> exact",  # type: ignore[union-attr]
+        "data.strong.grey: 0.2 -> 0.5",
+    }
+    named = parse_recipe(SMALL.split("student")[0], ["students.a.model=x", "teacher.model=t"])
+    old = yaml.safe_load(recipe_to_yaml(named))
+    del old["students"]["a"]["inherit"]
+    assert recipe_differences(yaml.safe_dump(old), named) == []
+
+
+def test_sections_in_python_may_be_mappings() -> None:
+    """As in a recipe; what is wrong with one is told as there."""
+    assert DataConfig(path="shapes", strong={"grey": 0.5}).strong == StrongConfig(grey=0.5)  # type: ignore[arg-type]
+    cache: Any = {"views": 3}
+    assert TeacherConfig(model="x", cache=cache).cache == CacheConfig(views=3)
+    assert DistillConfig(guard={}).guard == Guard()  # type: ignore[arg-type]
+    assert LossTerm(weight={"share": 0.1}).weight == Share(share=0.1)  # type: ignore[arg-type]
+    for given, said in (
+        ({"gray": 0.5}, "data.strong.gray: unknown key; did you mean 'grey'?"),
+        ({"grey": 5}, "data.strong.grey: expected a number from 0 to 1, got 5"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            DataConfig(path="shapes", strong=given).check_values()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"teacher\.cache\.views: missing"):
+        TeacherConfig(model="x", cache={}).check()  # type: ignore[arg-type]

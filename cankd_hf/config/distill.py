@@ -87,11 +87,6 @@ class LossTerm(Section):
     teacher: str | None = None
     conditioning: Conditioning = "none"
 
-    def __post_init__(self) -> None:
-        weight: Any = self.weight
-        if isinstance(weight, dict) and weight.keys() == {"share"}:  # as in a recipe
-            self.weight = Share(**weight)
-
     @property
     def label(self) -> str:
         """The name in logs."""
@@ -249,6 +244,7 @@ class DistillConfig(Section):
     guard: bool | Guard | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights == "recommended" and self.task_weight:
             mapped = sum(term.counts and term.reads_maps for term in self.terms)
             self.terms = [term.recommended(RECOMMENDED_SHARE / max(mapped, 1)) for term in self.terms]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
+from itertools import zip_longest
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len
@@ -296,12 +297,11 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
     """Differences between a saved recipe and this one that affect training: `training.max_steps: 100 -> 200`.
 
-    `saved` is YAML as `recipe_to_yaml` wrote it.
+    `saved` is YAML as `recipe_to_yaml` wrote it, perhaps of an earlier version: a key that it lacks had its default.
     """
     try:
-        before, now = (
-            settings_that_count(parse_yaml(text, RECIPE_FILE)[0] or {}) for text in (saved, recipe_to_yaml(recipe))
-        )
+        texts = (saved, recipe_to_yaml(recipe))
+        before, now = (settings_that_count(_completed(parse_yaml(text, RECIPE_FILE)[0], recipe)) for text in texts)
     except InputError as error:
         return [f"its recipe cannot be read: {error}"]
     keys = [*before, *(key for key in now if key not in before)]
@@ -310,6 +310,22 @@ def recipe_differences(saved: str, recipe: Recipe) -> list[str]:
         for key in keys
         if before.get(key) != now.get(key)
     ]
+
+
+def _completed(saved: Any, like: Any) -> Any:
+    """Plain data with the defaults of the keys that it lacks, at any depth, where `like` has a section there."""
+    if isinstance(saved, dict) and isinstance(like, dict):
+        return {key: _completed(value, like.get(key)) for key, value in saved.items()}
+    if isinstance(saved, list) and isinstance(like, list):
+        return [_completed(value, one) for value, one in zip_longest(saved, like[: len(saved)])]
+    if not (isinstance(saved, dict) and isinstance(like, Section)):
+        return {} if saved is None and isinstance(like, Recipe) else saved
+    known = {key: _completed(value, getattr(like, key, None)) for key, value in saved.items()}
+    for one in dataclasses.fields(like):  # type: ignore[arg-type]
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name not in saved and default is not MISSING:
+            known[one.name] = dataclasses.asdict(default) if isinstance(default, Section) else default
+    return known
 
 
 def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -31,6 +32,16 @@ class Section:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     place: ClassVar[str] = ""
     one_of: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Converts inner sections that are given in Python as a mapping, as in a recipe. One that cannot be converted
+        stays as it is for `raise_problems`, which tells all that is wrong with it."""
+        given = [name for name in _fields(type(self)) if isinstance(getattr(self, name), dict)]
+        for name in given:
+            hint = _fields(type(self))[name]
+            if any(dataclasses.is_dataclass(kind) for kind in members(bare(hint))):
+                with suppress(ValidationError):
+                    setattr(self, name, _adapter(hint).validate_python(getattr(self, name)))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

@@ -40,6 +40,8 @@ def identity(teacher: Teacher, device: torch.device, codec: str) -> dict[str, An
         "input": [teacher.rule.multiple, list(teacher.rule.fixed or ()), teacher.rule.strict],
         "normalisation": [teacher.input_scale.flatten().tolist(), teacher.input_shift.flatten().tolist()],
         "codec": codec,
+        # only where there is one, so that stores of earlier versions are found
+        **({} if teacher.class_order is None else {"class_order": list(teacher.class_order)}),
     }
 
 

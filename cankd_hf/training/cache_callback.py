@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 MANY, LEAST = 0.2, 32  # share of pictures without an answer, and their number, that is told when all views were seen
 _FILES, _CHARGED = "teacher_cache_files", "teacher_cache_seconds"  # in the log history
+_KEY = 6  # letters of the name of a store, by which it is charged
 
 
 class CacheCallback(TrainerCallback):
@@ -24,12 +25,16 @@ class CacheCallback(TrainerCallback):
 
     def __init__(self, trainer: CachingMixin) -> None:
         self.trainer = trainer
-        self._before: dict[str, float] = {}  # what was charged before an interruption
+        self._before: dict[str, dict[str, float]] = {}  # what was charged before an interruption, by store
         self._told = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last: dict[str, Any] = cast(Any, state.log_history[-1]) if state.log_history else {}
         self.trainer.paid_files, self._before = dict(last.get(_FILES, {})), dict(last.get(_CHARGED, {}))
+        if any(
+            not isinstance(one, dict) for one in self._before.values()
+        ):  # of an earlier version: all stores together
+            self._before = {"": cast(Any, self._before)}
         for one in self.trainer.stored.values():
             one.old = False
 
@@ -48,17 +53,20 @@ class CacheCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         stores = [one.store for one in self.trainer.stored.values()]
-        charged = dict(self._before)
+        charged = {key: dict(clocks) for key, clocks in self._before.items()}
         for store in stores:
+            of, spent = charged.setdefault(store.folder.name[:_KEY], {}), store.spent()
             for clock, seconds in store.charged().items():
-                most = store.spent().get(clock, seconds)
-                charged[clock] = min(charged.get(clock, 0.0) + seconds, self._before.get(clock, 0.0) + most)
+                of[clock] = min(of.get(clock, 0.0) + seconds, spent.get(clock, seconds))
         files = {**self.trainer.paid_files, **{store.writer: store.written for store in stores if store.written}}
         if stores:
             cast(Any, state.log_history[-1]).update({_FILES: files, _CHARGED: charged})
         meters = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, CostMeter)]
-        for meter in meters if any(charged.values()) else ():
-            meter.prepay("teacher cache", charged)
+        for key, clocks in charged.items():
+            for meter in meters if any(clocks.values()) else ():
+                name = f"teacher cache {key}".strip()
+                told = meter.prepaid.get(name, {})  # by an earlier phase that read the same store
+                meter.prepay(name, {clock: max(now, told.get(clock, 0.0)) for clock, now in clocks.items()})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.on_epoch_end(args, state, control)

@@ -31,6 +31,7 @@ from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
+from cankd_hf.training.pseudo import with_boxes
 from cankd_hf.training.unlabelled import is_shared_out
 
 logger = logging.getLogger(__name__)
@@ -178,16 +179,17 @@ class CachingMixin(TeachingTrainer):
         return max(math.ceil(views / passed) for passed in passes)
 
     def _needs(self, name: str) -> set[str]:
-        """What the terms read of a teacher: `maps.0`, `logits`, `dense`."""
+        """What the terms read of a teacher: `maps.0`, `logits`, `dense`, `queries`."""
         items = [item for item in self.distiller.placed if item.teacher == name]
-        return {reads(one.term) if one.pair is None else f"maps.{one.pair.teacher}" for one in items}
+        found = {reads(one.term) if one.pair is None else f"maps.{one.pair.teacher}" for one in items}
+        return with_boxes(found, self.teachers[name].model) - {"boxes"}
 
     def _temperature(self, name: str) -> float | None:
         """The largest temperature at which logits are read, if none is read but through a softmax over the classes."""
         losses = [i.loss for i in self.distiller.placed if i.teacher == name and reads(i.term) == "logits"]
+        # Not of a class made of these, which may read what int8 does not keep, nor of a sigmoid for each class.
         shifting = all(
-            isinstance(one, DKDLoss | DistLoss) or (isinstance(one, KLLoss) and one.activation == "softmax")
-            for one in losses
+            type(one) in (DKDLoss, DistLoss) or (type(one) is KLLoss and one.activation == "softmax") for one in losses
         )
         return max(float(one.temperature) for one in losses) if losses and shifting else None  # type: ignore[arg-type]
 
@@ -232,6 +234,7 @@ class CachingMixin(TeachingTrainer):
         other = needs - {need for need in needs if need.startswith("maps.")}
         wanted = [field for field in codecs if field in needs or (other and not field.startswith("maps."))]
         teacher.reads_logits |= "logits" in codecs
+        teacher.reads_queries |= "queries.boxes" in codecs  # a store keeps them whether this run reads them or not
         return StoredTeacher(
             store,
             lambda images: source.run(name, images),

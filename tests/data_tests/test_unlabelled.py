@@ -331,3 +331,11 @@ def test_generated_images_and_settings_without_effect() -> None:
         "no effect with data.unlabelled: null: data.unlabelled_split, data.unlabelled_ratio; remove what is meant for "
         "other data"
     ]
+
+
+def test_generated_images_are_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"train": 4, "validation": 2, "test": 2}
+    data = load_segmentation(DataConfig(path="shapes", generated=sizes, streaming=True, shuffle_buffer=3))
+    said = "no effect with generated images: data.streaming, data.shuffle_buffer"
+    assert said in data.facts["warnings"][0] and said in caplog.text
+    assert len(data.train) == 4 and data.facts["streaming"] is False

@@ -177,12 +177,31 @@ def test_what_others_paid_is_charged(tmp_path: Path) -> None:
         meter = CostMeter()
         made.add_callback(meter)
         made.train()
-        charged.append(meter.prepaid["teacher cache"]["cpu_seconds"])
+        (name,) = meter.prepaid
+        charged.append(meter.prepaid[name]["cpu_seconds"])
         assert meter.cost["cpu_seconds_prepaid"] == pytest.approx(charged[-1], abs=2e-3)
-        assert made.state.log_history[-1]["teacher_cache_seconds"]["cpu_seconds"] == charged[-1]
-    (one,) = made.stored.values()
+        (one,) = made.stored.values()
+        key = one.store.folder.name[:6]
+        assert name == f"teacher cache {key}"
+        assert made.state.log_history[-1]["teacher_cache_seconds"][key]["cpu_seconds"] == charged[-1]
     assert one.store.header["cost"]["cpu_seconds"] < charged[0] < charged[1]
     assert charged[1] == pytest.approx(one.store.spent()["cpu_seconds"]), "all answers, each once, and the fit"
+
+
+def test_stores_are_charged_each_by_itself(tmp_path: Path) -> None:
+    """A phase that reads another store than the one before adds its cost; one that reads the same, pays once."""
+    meter = CostMeter()
+    for name in ("s", "t", "s"):
+        of = {"s": 5, "t": 6}[name]
+        if not (tmp_path / name).exists():
+            run(tmp_path / f"fills {name}", cached(tmp_path / name, of))
+        made = trainer(tmp_path / "a", Images(16, noisy=True), teacher=cached(tmp_path / name, of), **STEPS)
+        made.add_callback(meter)
+        made.train()
+        (one,) = made.stored.values()
+        paid = meter.prepaid[f"teacher cache {one.store.folder.name[:6]}"]
+        assert paid["cpu_seconds"] == pytest.approx(one.store.spent()["cpu_seconds"])
+    assert len(meter.prepaid) == 2
 
 
 @pytest.mark.slow

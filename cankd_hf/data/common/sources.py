@@ -107,7 +107,8 @@ class _Shapes:
     def __init__(self, config: DataConfig, need_masks: bool) -> None:
         self.splits = generated_splits(config.generated, need_masks)
         self.labels = Labels(id2label=dict(SHAPE_CLASSES), palette=dict(SHAPE_PALETTE))
-        self.warnings = without_meaning(config, *OF_FILES, where="generated images")
+        of_streams = ("streaming", "shuffle_buffer")
+        self.warnings = without_meaning(config, *OF_FILES, *of_streams, where="generated images")
 
     def names(self) -> list[str]:
         return list(self.splits)
@@ -273,7 +274,7 @@ def wrap(
     facts: dict[str, Any] = {
         "source": config.path,
         "revision": config.revision,
-        "streaming": config.streaming,
+        "streaming": config.streaming and not isinstance(catalog, _Shapes),
         "classes": names,
         "splits": {role: sizes[role] for role in ROLES if role in sizes},
         "checked": report.checked,
