@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.data.generated import SHAPE_CLASSES
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.train import main
 
-from .training.detection_folders import write_boxes, write_coco
+from .training.detection_folders import NAMES, write_boxes, write_coco
 from .training.native_detector_configs import config, write_tokenizer
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
@@ -109,7 +110,7 @@ def small(path: Path, folder: Path) -> list[str]:
         "data.image_size": size,
         "data.labels": None,
         "data.num_labels": None,
-        "training.per_device_train_batch_size": 2,
+        "training.per_device_train_batch_size": 4 if "unlabelled" in recipe["data"] else 2,
         "training.dataloader_num_workers": 0,
         "training.bf16": False,
         "training.use_cpu": True,
@@ -131,7 +132,10 @@ def small(path: Path, folder: Path) -> list[str]:
         changes |= {"data.path": str(write(folder.with_name("boxes"))), "data.generated": {}}
     teacher = recipe.get("teacher")
     if teacher is not None and "model" in teacher:
-        changes |= {"teacher.model": None, "teacher.config": stand_in_teacher(teacher["model"])}
+        made = stand_in_teacher(teacher["model"])
+        if made["model_type"] == "cankd_fpn":  # trained on the same data
+            made["id2label"] = NAMES if detection else SHAPE_CLASSES
+        changes |= {"teacher.model": None, "teacher.config": made}
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 

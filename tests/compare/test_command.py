@@ -30,7 +30,7 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     given = [f"recipe.data.path={tmp_path}"]
     if "model: runs/" in path.read_text():  # a teacher that is trained before
         teacher = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
-        given.append(f"recipe.teacher={json.dumps({'config': teacher})}")
+        given.append(f"recipe.teacher={json.dumps({'model': None, 'config': teacher})}")
     config = load_comparison(path, given)
     records = Records(tmp_path / "records", tmp_path / "runs")
     arms = build_arms(config, records)
