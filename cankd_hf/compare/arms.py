@@ -8,6 +8,7 @@ from typing import Any
 
 from cankd_hf.compare.records import Records
 from cankd_hf.compare.settings import ComparisonConfig, as_overrides
+from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.parts import spanning, terms_of, with_terms
 from cankd_hf.config.places import missing_places
@@ -251,9 +252,20 @@ def _source(config: ComparisonConfig, recipe: Recipe, given: TeacherConfig) -> R
     if given.fit is None:
         return None
     student = StudentConfig(model=given.model, config=given.config)
-    training = {**recipe.training, "eval_strategy": "no", **given.fit}
-    learn = DistillConfig(terms=[])
-    return replace(recipe, student=student, teacher=None, teachers=None, distill=learn, training=training)
+    training = {**recipe.training, "ema": None, "eval_strategy": "no", **given.fit}
+    # What is for students alone must not make a teacher of its own for an arm.
+    students = {key: value for key, value in vars(DataConfig()).items() if key.startswith(("unlabelled", "strong"))}
+    images = {key: value for key, value in recipe.data.generated.items() if key != "unlabelled"}
+    return replace(
+        recipe,
+        data=replace(recipe.data, **students, generated=images),
+        student=student,
+        teacher=None,
+        teachers=None,
+        distill=DistillConfig(terms=[]),
+        phases=None,
+        training=training,
+    )
 
 
 def _random(given: TeacherConfig) -> TeacherConfig:

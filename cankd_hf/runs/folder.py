@@ -85,7 +85,11 @@ def holds_work(out: Path) -> bool:
     """Whether a folder contains a checkpoint or a finished arm, itself or in a subfolder, of a phase too."""
     written = f"{ASIDE}/checkpoint-*/{LIST_FILE}"  # to its end, but killed before it was in place
     patterns = ("checkpoint-*", ARM_FILE, written)
-    return any(True for pattern in patterns for depth in ("", "*/", "*/*/") for _ in out.glob(depth + pattern))
+    for pattern in patterns:
+        found = (place for depth in ("", "*/", "*/*/") for place in out.glob(depth + pattern))
+        if any(pattern == written or ASIDE not in place.parts for place in found):
+            return True
+    return False
 
 
 def set_aside(out: Path) -> None:

@@ -157,7 +157,8 @@ class _Session:
             scored = None
             if config.fit is not None:
                 student = StudentConfig(model=config.model, config=config.config)
-                scored = self.train(Part(arm, folder, self._plain(self.recipe)), {}, student, **config.fit)
+                part = Part(arm, folder, self._plain(self.recipe))
+                scored = self._kept(part) or self.train(part, {}, student, **config.fit)
                 config = replace(config, model=str(folder), config=None, fit=None)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
@@ -210,15 +211,13 @@ class _Session:
         arms: list[Arm] = []
         for part in parts:
             part.arms = list(arms)
-            arms.append(self.train(part, teachers))
+            arms.append((None if part.last else self._kept(part)) or self.train(part, teachers))
         return arms[-1]
 
     def train(
         self, part: Part, teachers: Mapping[str, Teacher], student: StudentConfig | None = None, **overrides: Any
     ) -> Arm:
         """Trains one part of an arm; with a `student` it is a teacher that is trained."""
-        if (done := self._kept(part)) is not None:
-            return done
         name, folder = part.name, part.folder
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
 from cankd_hf.teachers.store_files import ASIDE, HEADER, check_free, clean, publish_once, read_header, save
 
 logger = logging.getLogger(__name__)
@@ -305,7 +306,7 @@ class Store:
         """Writes how this run used the store, for `uses`."""
         with suppress(OSError):  # of somebody else, or on a full disk: what a run found is in its results too
             (self.folder / USES).mkdir(exist_ok=True)
-            (self.folder / USES / f"{self.writer}.json").write_text(json.dumps(facts), encoding="utf-8")
+            (self.folder / USES / f"{self.writer}.json").write_text(to_json(facts), encoding="utf-8")
 
     # Costs
 
@@ -342,7 +343,7 @@ def create_store(folder: Path, header: dict[str, Any], fitted: dict[str, Tensor]
             save(folder / header["codec_file"], {name: one.contiguous() for name, one in fitted.items()}, {})
         aside = folder / f"{ASIDE}{writer}.json"
         with aside.open("w", encoding="utf-8") as stream:
-            json.dump(header, stream, indent=1)
+            stream.write(to_json(header))
             stream.flush()
             os.fsync(stream.fileno())
         first = publish_once(aside, folder / HEADER)

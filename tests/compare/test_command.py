@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,11 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_comparison(path, [f"recipe.data.path={tmp_path}"])
+    given = [f"recipe.data.path={tmp_path}"]
+    if "model: runs/" in path.read_text():  # a teacher that is trained before
+        teacher = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+        given.append(f"recipe.teacher={json.dumps({'config': teacher})}")
+    config = load_comparison(path, given)
     records = Records(tmp_path / "records", tmp_path / "runs")
     arms = build_arms(config, records)
     first = [run.name for run in Planner(config, arms, records).sweep()]

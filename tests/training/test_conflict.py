@@ -26,6 +26,7 @@ from cankd_hf.runs.recipe import load_recipe, parse_recipe
 from cankd_hf.runs.run import run
 from cankd_hf.training.conflict import COUNT, FACTOR, IMAGES, LAYER, Conflict, told
 from cankd_hf.training.conflict_watch import hold_out
+from cankd_hf.training.predicting import Answers
 
 from .tiny_trainers import Images, largest_difference, student, teacher, trainer, weights
 
@@ -76,7 +77,7 @@ def test_the_angle_and_the_share_are_those_of_the_gradients(tmp_path: Path) -> N
     outputs = made.source(batch)
     task = distiller.student(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
     maps = distiller.taps.collect(tuple(batch["pixel_values"].shape[-2:]))
-    ((_, value),) = distiller.values(distiller.connect(maps, outputs), None, outputs)
+    ((_, value),) = distiller.values(distiller.connect(maps, outputs), Answers(distiller.student), outputs)
     tap = maps[-1] if maps[-1]._base is None else maps[-1]._base
     both = [torch.autograd.grad(loss, tap, retain_graph=True)[0] for loss in (value, task)]
     layers = [torch.einsum("bchw,bdhw->cd", gradient, maps[-1]).flatten() for gradient in both]

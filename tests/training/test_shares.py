@@ -14,6 +14,7 @@ from cankd_hf.config.distill import Share
 from cankd_hf.errors import InputError
 from cankd_hf.names import DISTILLER_FILE
 from cankd_hf.runs.recipe import parse_recipe
+from cankd_hf.training.predicting import Answers
 
 from .test_objective import segmenter
 from .tiny_trainers import Images, largest_difference, student, teacher, trainer, weights
@@ -32,7 +33,7 @@ def norms(made: Any) -> dict[str, float]:
     found = distiller.student(pixel_values=batch["pixel_values"], labels=batch["labels"])
     maps = distiller.taps.collect(tuple(batch["pixel_values"].shape[-2:]))
     losses = {"task": found.loss}
-    for item, value in distiller.values(distiller.connect(maps, outputs), None, outputs):
+    for item, value in distiller.values(distiller.connect(maps, outputs), Answers(distiller.student), outputs):
         losses[item.term.label] = distiller.shares.weight(item) * item.weight * value
     tap = maps[-1] if maps[-1]._base is None else maps[-1]._base  # a map may be a view of what the head reads
     return {name: torch.autograd.grad(loss, tap, retain_graph=True)[0].norm().item() for name, loss in losses.items()}
