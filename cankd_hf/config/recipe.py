@@ -18,7 +18,7 @@ from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.phases import Phase, Schedule, phase_problems, phases_of, without_teacher
 from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
-from cankd_hf.config.schema import Problems, Section
+from cankd_hf.config.schema import Problems, Section, plain
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.config.training import contradictions
@@ -324,7 +324,7 @@ def _completed(saved: Any, like: Any) -> Any:
     for one in dataclasses.fields(like):  # type: ignore[arg-type]
         default = one.default if one.default_factory is MISSING else one.default_factory()
         if one.name not in saved and default is not MISSING:
-            known[one.name] = dataclasses.asdict(default) if isinstance(default, Section) else default
+            known[one.name] = plain(default)
     return known
 
 

@@ -108,7 +108,7 @@ class Problems:
 
     def read(self, annotation: Any, value: Any, path: str) -> Any:
         """Converts a value to a type, leaving out its invalid parts; all problems are added."""
-        value = _plain(value)
+        value = plain(value)
         for attempt in range(4):  # removing a value can make a required one missing, which the next attempt fills in
             try:
                 return _adapter(annotation).validate_python(value)
@@ -238,14 +238,14 @@ def _fields(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Copies Python objects to plain data as in YAML: sections become mappings, tuples become lists."""
     if isinstance(value, Section):
-        return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
+        return {name: plain(getattr(value, name)) for name in _fields(type(value))}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
