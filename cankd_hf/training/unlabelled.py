@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from cankd_hf.config.data import check_mixed, labelled_in
+from cankd_hf.config.data import StrongConfig, check_mixed, labelled_in
 from cankd_hf.data.common.batch import Batch, BatchCollator
 from cankd_hf.data.common.strong import Strong
 from cankd_hf.data.common.unlabelled import MixedSampler, WithUnlabelled
@@ -62,6 +62,24 @@ class UnlabelledMixin(TeachingTrainer):
                     strong.set_strength(SPARED if small else 1.0)
                 if strong.config.cutmix:
                     check_mixed(name, sizes[name])
+                self._tell_coarse(strong.config, collator.stride)
+
+    def _tell_coarse(self, config: StrongConfig, stride: int) -> None:
+        """Warns of rectangles that are larger than asked for, or never fit, as they are multiples of a stride."""
+        height, width = self.distiller.image_size
+        least = stride * stride / (height * width)
+        for key, asked in {"cutmix": bool(config.cutmix), "erase": any(config.erase or ())}.items():
+            most = getattr(config, f"{key}_area")[1]
+            if asked and least > most:
+                none = stride > min(height, width)
+                effect = (
+                    "none fits, so nothing is done" if none else f"one takes at least {least:.0%}, not {most:.0%},"
+                )
+                logger.warning(
+                    "data.strong.%s: rectangles are multiples of %d pixels, the coarsest stride that is compared: %s "
+                    "in pictures of %d x %d; enlarge these, or compare finer levels (distill.terms.N.pairs)",
+                    *(key, stride, effect, height, width),
+                )
 
     def images_told(self) -> str | None:
         """How many images of each kind there are, how a batch is shared out, and how often each is seen."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cankd_hf.config.data import DataConfig
+from cankd_hf.config.data import DataConfig, StrongConfig
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
@@ -170,6 +170,17 @@ def test_a_mix_needs_two_pictures(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.strong\.cutmix"):
         of_shapes(tmp_path, per_device_train_batch_size=2)
     of_shapes(tmp_path, per_device_train_batch_size=2, cutmix=0.0)
+
+
+def test_rectangles_that_are_coarser_than_asked_for_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"cutmix": 0.5, "cutmix_area": [0.02, 0.1], "erase": [0.5], "erase_area": [0.02, 0.4]}
+    made = of_shapes(tmp_path, **asked)
+    stride, (height, width) = made.data_collator.stride, made.distiller.image_size
+    share = stride**2 / (height * width)
+    assert 0.1 < share < 0.4 and f"one takes at least {share:.0%}, not 10%, in pictures of {height} x" in caplog.text
+    assert "data.strong.cutmix: rectangles are" in caplog.text and "data.strong.erase:" not in caplog.text
+    made._tell_coarse(StrongConfig(**asked), 2 * max(height, width))
+    assert "data.strong.erase: rectangles are" in caplog.text and caplog.text.count("none fits") == 2
 
 
 def test_small_students_are_spared(tmp_path: Path) -> None:
