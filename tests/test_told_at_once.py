@@ -114,3 +114,16 @@ def test_splits_and_labels_are_told_together(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "mask_file_name": "masks/0.png"}\n')
     file = recipe(tmp_path, data={"path": str(tmp_path), "test_split": "tset", "crop_size": [32, 32]})
     assert told([file], capsys) == ["data.labels", "data.eval_split", "data.test_split"]
+
+
+def test_sets_of_unlabelled_images_are_looked_for_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(tmp_path)
+    phases = 'phases=[{name: a, share: 0.5, data: {unlabelled: "/no/b"}}, {name: b, share: 0.5}]'
+    assert train.main([file, "data.unlabelled=/no/a", phases, "--dry-run"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith("nothing is there")]
+    assert [line.split()[1] for line in lines] == [
+        "data.unlabelled",
+        "phases.0.data.unlabelled",
+    ] and "`rows`" in lines[0]
+    for name in ("rows", "shapes", "me/pictures", str(tmp_path)):
+        parse_recipe(Path(file).read_text(), [f"data.unlabelled={name}"], to_run=True)

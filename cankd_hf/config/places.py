@@ -19,11 +19,13 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     A name that may be a Hub id is not looked for.
     """
     path, labels = recipe.data.path or "", recipe.data.labels
-    phases = [(f"phases.{index}.data.path", phase.data) for index, phase in enumerate(recipe.phases or ())]
-    places = {"data.path": path, **{key: str(data["path"]) for key, data in phases if "path" in data}}
-    for key, place in places.items():
-        if place != "shapes" and not _is_there(place) and not _HUB_ID.fullmatch(place):
-            expected = "expected a folder, a parquet file, a Hub id or `shapes`"
+    sections = {"data": {"path": path, "unlabelled": recipe.data.unlabelled}}
+    sections |= {f"phases.{index}.data": phase.data for index, phase in enumerate(recipe.phases or ())}
+    named = {f"{where}.{key}": data.get(key) for where, data in sections.items() for key in ("path", "unlabelled")}
+    for key, place in {key: str(value) for key, value in named.items() if value is not None}.items():
+        if place not in ("shapes", "rows") and not _is_there(place) and not _HUB_ID.fullmatch(place):
+            rows = ", `rows`" if key.endswith("unlabelled") else ""
+            expected = f"expected a folder, a parquet file, a Hub id{rows} or `shapes`"
             yield key, f"{expected}, got {show(place)}; nothing is there"
     there = _is_there(path)
     if labels is not None and there:
