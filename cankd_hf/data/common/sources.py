@@ -126,9 +126,10 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     if is_table_path(path) or not os.path.lexists(path):
         return open_table(config, need_masks)
     root = folder_at(path)
+    named = need_masks and config.annotations != "auto"
     return (
         Folder(config, root, need_masks)
-        if described(root)
+        if described(root) and not named
         else FoundSet(config, root, "masks" if need_masks else None)
     )
 
@@ -136,8 +137,9 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
 def folder_at(path: str) -> Path:
     """The data folder at an existing path; InputError if it is none."""
     if not os.path.isdir(path):
-        kind = not_a_file(Path(path)) or f"the file {path}"
-        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {kind}; it is at {path}")
+        kind = not_a_file(Path(path))
+        said = f"{kind}; it is at {path}" if kind else f"the file {path}; give its folder, {Path(path).parent}"
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {said}")
     return Path(path)
 
 

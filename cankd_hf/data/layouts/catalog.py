@@ -12,15 +12,18 @@ from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
-from cankd_hf.data.layouts.base import Content
+from cankd_hf.data.layouts.base import Content, Found, Tree
+from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.drawn import DrawnSource
+from cankd_hf.errors import InputError
 
 
 class FoundSet:
     """The splits that `look` finds in a folder, with their masks if they are needed."""
 
     def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
-        self.found = look(root, need)
+        named = need == "masks" and config.annotations != "auto"
+        self.found = _named(root, config.annotations, need) if named else look(root, need)
         self.config, self.masked = config, need == "masks"
         self.warnings = list(self.found.notes)
 
@@ -52,3 +55,13 @@ class FoundSet:
         if self.masked and content.drawn is not None:
             source = DrawnSource(rows, decoder, content.drawn)
         return stream_of(source) if self.config.streaming and rows else source
+
+
+def _named(root: Path, annotations: str, need: str | None) -> Found:
+    """The set of the COCO json files that `data.annotations` names."""
+    found = CocoJson(annotations).find(Tree(root), need)
+    if found is None or need not in (None, *found.kinds):
+        raise InputError(
+            f"data.annotations: expected COCO json with outlines in {root}, got boxes alone in {annotations}"
+        )
+    return found
