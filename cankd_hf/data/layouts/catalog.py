@@ -13,6 +13,7 @@ from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content, Found, Tree
+from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
 from cankd_hf.data.layouts.classes import check_binary, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.drawn import DrawnSource
@@ -37,14 +38,17 @@ class FoundSet:
     @cached_property
     def labels(self) -> Labels:
         """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
-        masked = self.need == "masks"
         file = labels_file(self.config)
         if file is not None and file == self.found.root / self.found.label_source:
             file = None  # class names in another form, such as the labels.json of FiftyOne, which is COCO json
         if file is None and self.found.root != self.root:
             file = labels_file(replace(self.config, path=str(self.found.root)))
         known = read_labels(self.config, file, masks=self.need != "boxes")
-        labels, notes = chosen_labels(self.found, known, self.config) if masked else (self.found.labels or known, [])
+        if self.need != "masks":
+            return box_labels(self.found, known)
+        if self.found.kinds[0] != "masks":
+            return drawn_labels(self.found, known)
+        labels, notes = chosen_labels(self.found, known, self.config)
         self.warnings += notes
         return labels
 

@@ -82,7 +82,8 @@ def _parsed(file: Path, place: str) -> Element:
     for name, handler in handlers.items():
         setattr(parser, name, handler)
     try:
-        content = file.open("rb").read(XML_LIMIT + 1)
+        with file.open("rb") as opened:
+            content = opened.read(XML_LIMIT + 1)
         if len(content) > XML_LIMIT:
             raise InputError(f"{place}: expected an xml file of at most {XML_LIMIT} bytes, got more")
         parser.Parse(content, True)
