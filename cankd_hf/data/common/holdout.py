@@ -1,7 +1,8 @@
 """Parts of the training images that stand in for splits that a set does not have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.folders import slice_of, usual_split
@@ -61,17 +62,19 @@ def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[
     ends = [whole - each * (len(roles) - number) for number in range(len(roles) + 1)]
     names = ["train", *roles]
     bounds = [("", ends[0]), *((str(first), last) for first, last in zip(ends, ends[1:], strict=False))]
-    slices = {
+    return {
         name: f"{train}[{first and first + unit}:{'' if last == whole else f'{last}{unit}'}@{SEED}]"
         for name, (first, last) in zip(names, bounds, strict=True)
     }
-    return slices
 
 
 def with_held_out(config: DataConfig, size: int, roles: Sequence[str], path: str) -> tuple[DataConfig, str]:
     """The same section with slices of the training split for `roles`, and what to tell of it."""
     slices = held_out(config.train_split, size, roles, config.holdout)
-    parts = " and ".join(ROLES[role] for role in roles)
+    parts = " or ".join(ROLES[role] for role in roles)
     lines = ", ".join(f"data.{role}_split={split}" for role, split in slices.items())
-    splits: Mapping[str, str] = {f"{role}_split": split for role, split in slices.items()}
-    return replace(config, **splits), f"no {parts} split in {path}: held out of {config.train_split} by {lines}"
+    splits: dict[str, Any] = {f"{role}_split": split for role, split in slices.items()}
+    return replace(config, **splits), (
+        f"no {parts} split in {path}: a part of {config.train_split} is held out for it, the same in each run, "
+        f"as with {lines}"
+    )

@@ -63,7 +63,7 @@ class Found:
         notes: what was assumed, and what was left out, told to the user.
         label_source: where the class names are from, such as `data.yaml`; "" where the data has none.
         settings: settings of the `data:` section that this set needs beside its path and splits.
-        held_out: role -> slice, such as `train[:90%@0]`, where the set has no splits.
+        held_out: role (`train`, `eval`) -> slice, such as `train[:90%@0]`, where the set has no validation split.
     """
 
     layout: str
@@ -78,10 +78,10 @@ class Found:
 
     def section(self) -> dict[str, Any]:
         """The `data:` section to paste, which says what `data.path` alone finds."""
-        roles = {"train_split": "train", "eval_split": "validation", "test_split": "test"}
-        chosen = {key: self.held_out.get(name, name if name in self.splits else None) for key, name in roles.items()}
-        chosen["train_split"] = chosen["train_split"] or next(iter(self.splits))
-        return {"path": str(self.root), **chosen, **self.settings}
+        usual = {"train": "train", "eval": "validation", "test": "test"}
+        chosen = {role: self.held_out.get(role, name if name in self.splits else None) for role, name in usual.items()}
+        chosen["train"] = chosen["train"] or next(iter(self.splits))
+        return {"path": str(self.root), **{f"{role}_split": split for role, split in chosen.items()}, **self.settings}
 
 
 class Tree:
@@ -106,7 +106,8 @@ class Tree:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name.lower() in NOT_DATA:
                         continue
-                    is_folder = entry.is_dir()
+                    # a folder named as an image is told of when it is read; `entry.is_dir` raises for circles of links
+                    is_folder = os.path.isdir(entry.path) and not is_image(entry.name)
                     (folders if is_folder else files).append(entry.name)
                     if is_folder and entry.is_symlink():
                         links.add(entry.name)
