@@ -216,11 +216,7 @@ def test_key_points_are_left_out(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "text, said",
-    [
-        ("train: {{{", "does not parse"),
-        ("names: 3\ntrain: images/train", "names: expected a list"),
-        ("a: &a [*a]", ""),
-    ],
+    [("train: {{{", "not valid YAML"), ("names: 3\ntrain: images/train", "names: expected a list"), ("a: 1", "")],
 )
 def test_a_broken_description(text: str, said: str, root: Path) -> None:
     yolo(root)
@@ -336,3 +332,56 @@ def test_each_wrong_line_of_a_table_is_named(root: Path) -> None:
     told = problems_of(lambda: load(root))
     assert [text.partition(":")[0].rpartition(" ")[2] for text in told] == ["6", "7", "8"]
     assert "gone.jpg" in told[0]
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "data.yaml", "labels/train/5.txt", "val.txt"])
+def test_no_small_file_leads_out_of_the_folder(name: str, root: Path) -> None:
+    secret = root.parent / "secret"
+    secret.write_text("root:x:0:0\n")
+    yolo(root)
+    if name != "data.yaml":
+        (root / "data.yaml").write_text(
+            "train: images/train\nval: val.txt\n" + "names: [a, b, c]\n" * (name != "classes.txt")
+        )
+        (root / "val.txt").write_text("images/val/5.jpg\n")
+    target = root / {"labels/train/5.txt": "labels/train/IMG 1.txt"}.get(name, name)
+    target.unlink(missing_ok=True)
+    target.symlink_to(secret)
+    told = "\n".join(problems_of(lambda: load(root, eval_split="validation")))
+    assert "link to" in told and "root:x" not in told
+
+
+def test_lists_of_images_without_a_description(root: Path) -> None:
+    yolo(root)
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    (root / "train.txt").write_text("./images/train/IMG 1.JPG\n./images/train/a.b.png\n")
+    (root / "val.txt").write_text("./images/val/5.jpg\n")
+    data = load(root)
+    assert objects(data) == {stem: EXPECTED[stem] for stem in ("IMG 1", "a.b", "5")}
+    assert "3 images are in no split of the lists of images" in "\n".join(data.facts["warnings"])
+
+
+def test_two_classes_of_one_name_and_a_bomb(root: Path) -> None:
+    yolo(root)
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [a, b, a]\n")
+    told = problems_of(lambda: load(root))
+    assert told == ["data.yaml: expected a name of its own for each class, got 'a' for [0, 2]; rename them"]
+    levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+    (root / "data.yaml").write_text(f"a0: &a0 [x]\n{levels}\nnames: *a11\ntrain: images/train\n")
+    assert "at most 20,000 values" in problems_of(lambda: load(root))[0]
+
+
+def test_frames_of_several_films_have_the_same_names(root: Path) -> None:
+    coco(root)
+    for film in ("a", "b"):
+        (root / f"train2017/{film}").mkdir()
+        shutil.copy(root / "train2017/IMG 1.JPG", root / f"train2017/{film}/0001.jpg")
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = "/else/where/b/0001.jpg"
+    write_json(file, content)
+    assert any(name.endswith("b/0001.jpg") for name in map(load(root).train.name, range(4)))
+    content["images"][0]["file_name"] = "0001.jpg"  # which of them, nobody knows
+    write_json(file, content)
+    assert problems_of(lambda: load(root))[0].endswith("0001.jpg: the file does not exist")
