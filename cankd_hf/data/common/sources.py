@@ -130,7 +130,7 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     return (
         Folder(config, root, need_masks)
         if described(root)
-        else FoundSet(config, root, "masks" if need_masks else None)
+        else FoundSet(config, root, "masks" if need_masks else "images")
     )
 
 

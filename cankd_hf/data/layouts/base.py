@@ -157,7 +157,7 @@ class Layout(Protocol):
     name: str
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        """The set in a folder, if it is of this layout.
+        """The set in a folder, if it is of this layout and gives what is needed; "images" is given by every set.
 
         Args:
             tree: what the folder holds.

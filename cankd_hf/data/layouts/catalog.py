@@ -14,13 +14,13 @@ from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content, Found
 from cankd_hf.data.layouts.classes import check_binary, classes_of
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 
 class FoundSet:
     """The splits that `look` finds in a folder, with their masks if they are needed."""
 
-    def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
+    def __init__(self, config: DataConfig, root: Path, need: str) -> None:
         self.config, self.root, self.need = config, root, need
         self.warnings: list[str] = []
 
@@ -34,6 +34,10 @@ class FoundSet:
     @cached_property
     def labels(self) -> Labels:
         """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
+        if self.need == "images":
+            return read_labels(self.config, None)
+        masks = self.need == "masks"
+        together(lambda: read_labels(self.config, labels_file(self.config), masks=masks), lambda: self.found)
         labels, notes = labels_of(self.found, self.config, self.need)
         self.warnings += notes
         return labels
@@ -57,7 +61,7 @@ class FoundSet:
         return stream_of(source) if self.config.streaming and rows else source
 
 
-def labels_of(found: Found, config: DataConfig, need: str | None) -> tuple[Labels, list[str]]:
+def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list[str]]:
     """The classes of a set, and what to tell of them: those of a labels file and of `data.num_labels`, else those of
     the data, else, of masks, those that are counted in them.
 
@@ -70,7 +74,7 @@ def labels_of(found: Found, config: DataConfig, need: str | None) -> tuple[Label
         InputError: for a labels file that cannot be read, and for settings and files that contradict each other.
     """
     file = labels_file(config) or labels_file(replace(config, path=str(found.root)))
-    known = read_labels(config, file, masks=need != "boxes")
+    known = read_labels(config, file, masks=need == "masks")
     if need != "masks":
         return (known if known.id2label else found.labels or known), []
     own = found.labels
