@@ -212,6 +212,8 @@ def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) ->
     if source is None or isinstance(source, StreamSource):
         return config
     size = len(slice_of(config.train_split, len(source))[1])
+    if size <= len(roles):  # nothing to cut: the split is missing, which is told below
+        return config
     config, said = with_held_out(config, size, roles, str(config.path))
     catalog.warnings.append(said)
     return config
