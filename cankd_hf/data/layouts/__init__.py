@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cankd_hf.config.data import DataConfig
@@ -44,7 +44,8 @@ def look(root: Path, need: str | None = None) -> Found:
 
     Args:
         root: the folder; what is in a folder of its own inside it is found too.
-        need: what is needed of it, of `KINDS`; None: anything, the most telling first.
+        need: what is needed of it, of `KINDS`; None: anything, the most telling first. For "images" any set will do,
+            whatever may be wrong with its labels.
 
     Raises:
         InputError: if no layout fits: with what is there, what was expected, and all that is missing.
@@ -52,22 +53,20 @@ def look(root: Path, need: str | None = None) -> Found:
     whole = Tree(root)
     inner = _own_folder(whole)
     problems: list[str] = []
-    others: list[Found] = []
     for layout in LAYOUTS:
         tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:
             found = layout.find(tree, need)
         except InputError as error:
-            problems += error.problems
+            if need != "images":
+                raise
+            problems += error.problems  # of labels, while the images may be found by another layout
             continue
-        if found is None:
-            continue
-        if need is None or need in found.kinds:
+        if found is not None and (need in (None, "images") or need in found.kinds):
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             return _with_held_out(found)
-        others.append(found)
-    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need, others))
+    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
 
 def _with_held_out(found: Found) -> Found:
@@ -94,23 +93,27 @@ def _telling(name: str) -> bool:
     return meaning(name) is not None
 
 
-def _nothing(root: Path, tree: Tree, need: str | None, others: Sequence[Found]) -> list[str]:
+def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
     """What to say where no layout fits."""
     wanted = EXPECTED.get(need or "images", "images")
     said = f"data.path: expected {wanted}, got {root} with {contents(tree)}"
-    if others:
+    for name in tree.folders[""]:
+        if (found := _any(tree.below(name), need)) is not None and (need is None or need in found.kinds):
+            return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}", *tree.linked]
+    if (found := _any(tree, None)) is not None:
         beside = _masks_beside(root) if need == "masks" else None
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
-        return [f"{said}, which is read as {others[0].layout}; {fix}"]
-    for name in tree.folders[""]:
-        for layout in LAYOUTS:
-            try:
-                found = layout.find(tree.below(name), need)
-            except InputError:
-                continue
-            if found is not None and (need is None or need in found.kinds):
-                return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}"]
+        return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
     return [said, *tree.linked]
+
+
+def _any(tree: Tree, need: str | None) -> Found | None:
+    """The first set that a layout finds, those that are incomplete left out."""
+    for layout in LAYOUTS:
+        with suppress(InputError):
+            if (found := layout.find(tree, need)) is not None:
+                return found
+    return None
 
 
 def _masks_beside(root: Path) -> str | None:

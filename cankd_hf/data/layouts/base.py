@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import outside
 from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
+from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
@@ -79,6 +81,9 @@ class Found:
     def section(self) -> dict[str, Any]:
         """The `data:` section to paste, which says what `data.path` alone finds."""
         usual = {"train": "train", "eval": "validation", "test": "test"}
+        if not self.held_out and "validation" not in self.splits and "train" in self.splits:  # known by reading alone
+            size = len(self.splits["train"].content.rows)
+            self.held_out = held_out("train", size, ["eval"], DataConfig().holdout) if size > 1 else {}
         chosen = {role: self.held_out.get(role, name if name in self.splits else None) for role, name in usual.items()}
         chosen["train"] = chosen["train"] or next(iter(self.splits))
         return {"path": str(self.root), **{f"{role}_split": split for role, split in chosen.items()}, **self.settings}
@@ -159,7 +164,7 @@ class Layout(Protocol):
     name: str
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        """The set in a folder, if it is of this layout.
+        """The set in a folder, if it is of this layout and gives what is needed; "images" is given by every set.
 
         Args:
             tree: what the folder holds.

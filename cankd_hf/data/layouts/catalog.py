@@ -17,13 +17,13 @@ from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
 from cankd_hf.data.layouts.classes import check_binary, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.drawn import DrawnSource
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 
 class FoundSet:
     """The splits that `look` finds in a folder, with their masks if they are needed."""
 
-    def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
+    def __init__(self, config: DataConfig, root: Path, need: str) -> None:
         self.config, self.root, self.need = config, root, need
         self.warnings: list[str] = []
 
@@ -38,6 +38,10 @@ class FoundSet:
     @cached_property
     def labels(self) -> Labels:
         """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
+        if self.need == "images":
+            return read_labels(self.config, None)
+        masks = self.need == "masks"
+        together(lambda: read_labels(self.config, labels_file(self.config), masks=masks), lambda: self.found)
         labels, notes = labels_of(self.found, self.config, self.need)
         self.warnings += notes
         return labels
@@ -64,7 +68,7 @@ class FoundSet:
         return stream_of(source) if self.config.streaming and rows else source
 
 
-def labels_of(found: Found, config: DataConfig, need: str | None) -> tuple[Labels, list[str]]:
+def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list[str]]:
     """The classes of a set, and what to tell of them: those of a labels file and of `data.num_labels`, else those of
     the data, else, of masks, those that are counted in them.
 
@@ -79,9 +83,11 @@ def labels_of(found: Found, config: DataConfig, need: str | None) -> tuple[Label
     file = labels_file(config) or labels_file(replace(config, path=str(found.root)))
     if file is not None and file == found.root / found.label_source:
         file = None  # not a labels file, such as the labels.json of FiftyOne, which is COCO json
-    known = read_labels(config, file, masks=need != "boxes")
-    if need != "masks":
+    known = read_labels(config, file, masks=need == "masks")
+    if need == "boxes":
         return box_labels(found, known), []
+    if need != "masks":
+        return (known if known.id2label else found.labels or known), []
     if "boxes" in found.kinds:
         return drawn_labels(found, known), []
     own = found.labels
