@@ -16,14 +16,13 @@ from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
-from cankd_hf.data.layouts.roboflow_masks import RoboflowMasks
 from cankd_hf.data.layouts.voc_boxes import VocBoxes
 from cankd_hf.data.layouts.voc_masks import VocMasks
 from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), RoboflowMasks(), ImagesAndMasks())
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
 BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
 LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
 FIXES = {

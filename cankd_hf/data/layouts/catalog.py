@@ -16,6 +16,7 @@ from cankd_hf.data.layouts.base import Content, Found, Tree
 from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
 from cankd_hf.data.layouts.classes import check_binary, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.coco_json import is_coco
 from cankd_hf.data.layouts.drawn import DrawnSource
 from cankd_hf.errors import InputError, together
 
@@ -41,7 +42,7 @@ class FoundSet:
         if self.need == "images":
             return read_labels(self.config, None)
         masks = self.need == "masks"
-        together(lambda: read_labels(self.config, labels_file(self.config), masks=masks), lambda: self.found)
+        together(lambda: read_labels(self.config, _labels_file(self.config), masks=masks), lambda: self.found)
         labels, notes = labels_of(self.found, self.config, self.need)
         self.warnings += notes
         return labels
@@ -80,9 +81,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
     Raises:
         InputError: for a labels file that cannot be read, and for settings and files that contradict each other.
     """
-    file = labels_file(config) or labels_file(replace(config, path=str(found.root)))
-    if file is not None and file == found.root / found.label_source:
-        file = None  # not a labels file, such as the labels.json of FiftyOne, which is COCO json
+    file = _labels_file(config) or _labels_file(replace(config, path=str(found.root)))
     known = read_labels(config, file, masks=need == "masks")
     if need == "boxes":
         return box_labels(found, known), []
@@ -112,6 +111,12 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
         ignore_index=known.ignore_index,
         reduce_labels=own.reduce_labels or known.reduce_labels,
     ), []
+
+
+def _labels_file(config: DataConfig) -> Path | None:
+    """The labels file, if any; the `labels.json` of FiftyOne is none, but COCO json."""
+    file = labels_file(config)
+    return None if file is not None and config.labels is None and is_coco(file) else file
 
 
 def _named(root: Path, annotations: str) -> Found:
