@@ -11,14 +11,20 @@ from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.layouts.ade20k import Ade20k
 from cankd_hf.data.layouts.base import Found, Layout, Tree
 from cankd_hf.data.layouts.cityscapes import Cityscapes
+from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
+from cankd_hf.data.layouts.voc_boxes import VocBoxes
 from cankd_hf.data.layouts.voc_masks import VocMasks
+from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-LAYOUTS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks(), Flat())
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
+BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
+LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
 FIXES = {
     "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
     "boxes": "add the files with the boxes, or list them in metadata.jsonl",

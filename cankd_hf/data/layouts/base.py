@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import outside
-from cankd_hf.data.common.folders import IMAGE_ENDINGS, SPLIT_NAMES
+from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
 from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
+from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 
@@ -29,6 +30,7 @@ class Content:
     rows: Rows
     objects: AnnotationTable | None = None  # the boxes of each row
     classes: Sequence[int] | None = None  # the class of each row
+    drawn: DrawnMasks | None = None  # masks that are drawn from outlines
     bare: Sequence[int] = ()  # indices of the images of which nobody said what they show
     notes: list[str] = field(default_factory=list)  # told to the user, as those of `Found`
 
@@ -185,7 +187,7 @@ def is_image(name: str) -> bool:
 
 def canonical(name: str) -> str:
     """The usual name of a split: `val` is `validation`; another name is kept."""
-    return SPLIT_NAMES.get(name.lower(), name)
+    return usual_split(name)
 
 
 def ordered(splits: Mapping[str, Split]) -> dict[str, Split]:
