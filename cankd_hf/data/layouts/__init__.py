@@ -64,6 +64,7 @@ def look(root: Path, need: str | None = None) -> Found:
         if found is not None and (need in (None, "images") or need in found.kinds):
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
+            found.notes += tree.notes
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
@@ -103,7 +104,7 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
         beside = _masks_beside(root) if need == "masks" else None
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
-    return [said, *tree.linked]
+    return [said, *tree.linked, *tree.notes]
 
 
 def _any(tree: Tree, need: str | None) -> Found | None:
@@ -117,8 +118,10 @@ def _any(tree: Tree, need: str | None) -> Found | None:
 
 def _masks_beside(root: Path) -> str | None:
     """The folder of masks beside a folder of images that was given instead of the one that holds both."""
-    with os.scandir(root.resolve().parent) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        names = sorted(os.listdir(root.resolve().parent))
+    except OSError:  # only a hint is lost
+        return None
     return next((f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks"), None)
 
 

@@ -14,7 +14,7 @@ from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content, Found, Tree
 from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
-from cankd_hf.data.layouts.classes import check_binary, classes_of
+from cankd_hf.data.layouts.classes import checked, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.coco_json import is_coco
 from cankd_hf.data.layouts.drawn import DrawnSource
@@ -93,7 +93,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
     if own is None and not known.id2label:
         return classes_of(found, config)
     if own is None:
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     if known.reduce_labels and (own.values or own.codes):
         raise InputError(f"data.reduce_labels: expected false, as {found.label_source} says what masks hold, got true")
     if known.id2label and (len(known.id2label) != len(own.id2label) or known.values or known.codes):
@@ -102,7 +102,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
                 f"data.num_labels: expected {len(own.id2label)}, the classes of {found.label_source}, got "
                 f"{config.num_labels}; drop it, or name other classes in data.labels"
             )
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     generic = all(name == f"class_{label}" for label, name in known.id2label.items())
     return replace(
         own,
