@@ -82,9 +82,9 @@ def meaning(name: str) -> Meaning | None:
                 return Meaning(kind, SPLITS[split], word)
     parts = re.split(r"[\W_]+", low)
     said = next((_kind(part) for part in reversed(parts) if part in _CLEAR), None)
-    split = next((SPLITS[part] for part in parts if part in SPLITS), None)
+    of_split = next((SPLITS[part] for part in parts if part in SPLITS), None)
     rest = "_".join(part for part in parts if part not in _CLEAR and part not in SPLITS)
-    return Meaning(said, split, plain, rest) if said else None
+    return Meaning(said, of_split, plain, rest) if said else None
 
 
 def _kind(word: str) -> str | None:
