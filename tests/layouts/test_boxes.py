@@ -242,3 +242,15 @@ def test_outlines_for_another_size_are_refused(root: Path) -> None:
     write_json(root / "result.json", content)
     told = problems_of(lambda: load_segmentation(DataConfig(path=str(root))))
     assert "Größe_2.jpeg: outlines are for 32 x 48 pixels, the image has 48 x 32" in told[0]
+
+
+def test_wrong_masks_do_not_matter_for_boxes_nor_wrong_xml_for_masks(root: Path) -> None:
+    yolo(root)
+    for picture in PICTURES:
+        picture.write(root / "masks" / picture.split)
+    for file in (root / "masks" / "train").iterdir():
+        file.rename(file.with_stem(f"{file.stem} of nothing"))
+    assert objects(load(root)) == EXPECTED
+    roboflow_masks(root / "other")
+    (root / "other" / "a.xml").write_text("<annotation ")
+    assert len(load_segmentation(DataConfig(path=str(root / "other"))).id2label) == 4

@@ -54,6 +54,8 @@ def look(root: Path, need: str | None = None) -> Found:
     inner = _own_folder(whole)
     problems: list[str] = []
     for layout in LAYOUTS:
+        if need == "boxes" and layout in MASKS:  # what is wrong with masks does not matter
+            continue
         tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:
             found = layout.find(tree, need)
@@ -104,7 +106,7 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
     if (found := _any(tree, None)) is not None:
         beside = _masks_beside(root) if need == "masks" else None
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
-        if task := OTHER_TASKS.get((need, found.kinds[0])):
+        if task := OTHER_TASKS.get((need or "", found.kinds[0])):
             fix = f"take a recipe with task: {task}, or {fix}"
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
     return [said, *tree.linked, *tree.notes]
