@@ -110,7 +110,8 @@ def _of_colours(held: Held, root: Path) -> tuple[Labels, str]:
     labels = Labels(_numbered(len(codes)), palette=dict(enumerate(colours)))
     labels.codes = {colour_code(colour): label for label, colour in labels.palette.items()}
     listed = ", ".join(map(str, colours[:8])) + (", ..." if len(colours) > 8 else "")
-    return labels, f"{len(codes)} colours ({listed})"
+    black = "; black is void if it is left out of both lists" if codes[0] == 0 else ""
+    return labels, f"{len(codes)} colours ({listed}{black})"
 
 
 def _of_values(held: Held, root: Path, config: DataConfig) -> tuple[Labels, str]:
