@@ -21,6 +21,7 @@ from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
+from cankd_hf.tasks.showing import Showing
 
 NOTE = (
     "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
@@ -63,7 +64,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     }
 
 
-class Task(ABC):
+class Task(Showing, ABC):
     """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
     name: ClassVar[str]  # in a recipe
