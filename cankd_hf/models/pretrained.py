@@ -13,7 +13,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
-from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
+from cankd_hf.models.fpn.configuration_cankd_fpn import DEPTH_HEADS, DETECTION_HEADS, FPNConfig
 from cankd_hf.models.unreadable import NOT_LOADED
 
 # Class name endings of dense-prediction models, whose auto classes are `AutoModel` and the ending.
@@ -21,6 +21,11 @@ _DENSE = (
     *("ForSemanticSegmentation", "ForUniversalSegmentation", "ForInstanceSegmentation"),
     *("ForObjectDetection", "ForDepthEstimation"),
 )
+# The auto class of a pyramid model by its head, where that is not segmentation.
+_BY_HEAD = {
+    **dict.fromkeys(DETECTION_HEADS, "AutoModelForObjectDetection"),
+    **dict.fromkeys(DEPTH_HEADS, "AutoModelForDepthEstimation"),
+}
 # Class names of zero-shot detectors end like those of other detectors.
 _ZERO_SHOT = "AutoModelForZeroShotObjectDetection"
 # Two-tower models: their vision tower.
@@ -43,8 +48,8 @@ def dense_or_plain_class(config: PretrainedConfig) -> str | None:
             return f"AutoModel{ending}"
     if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
         return None
-    if isinstance(config, FPNConfig) and not architecture:  # the head decides between the two tasks
-        return f"AutoModelFor{'ObjectDetection' if config.head in DETECTION_HEADS else 'SemanticSegmentation'}"
+    if isinstance(config, FPNConfig) and not architecture:  # the head decides between the tasks
+        return _BY_HEAD.get(config.head, "AutoModelForSemanticSegmentation")
     for ending in () if architecture else _DENSE:  # a bare configuration: with a dense head, if there is one
         if type(config) in getattr(transformers, f"AutoModel{ending}")._model_mapping:
             return f"AutoModel{ending}"

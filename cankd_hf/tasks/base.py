@@ -168,6 +168,10 @@ class Task(Showing, ABC):
         """
         return None
 
+    def why_not_scored(self, model: PreTrainedModel) -> str | None:
+        """Why another model of this task, such as a teacher, has no score on this task's data; None if it has."""
+        return None if class_labels(model) == self.id2label else "its classes differ from those of the data"
+
     # Labels by a teacher
 
     @classmethod

@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from cankd_hf.config.advice import nearest
 from cankd_hf.data.common.batch import META, Batch
 from cankd_hf.errors import InputError
+from cankd_hf.features.grids import logits_of
 from cankd_hf.tasks import Task
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.finite import StepGuard
@@ -226,5 +227,5 @@ class EvaluationMixin(TeachingTrainer):
 def _as_ours(outputs: Any) -> Any:
     """What `Task.statistics` reads, also where a `compute_loss` of the user returns the student's own output."""
     return (
-        outputs if isinstance(outputs, DistillerOutput) else DistillerOutput(logits=outputs["logits"], outputs=outputs)
+        outputs if isinstance(outputs, DistillerOutput) else DistillerOutput(logits=logits_of(outputs), outputs=outputs)
     )

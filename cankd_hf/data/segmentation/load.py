@@ -37,7 +37,7 @@ def load_segmentation(
     """
     config.check_values()
     catalog = open_set(config, need_masks=need_labels)
-    of_boxes = "objects_column", "annotations", "box_format", "keep_aspect"
+    of_boxes = "objects_column", "annotations", "box_format", "keep_aspect", "depth"
     catalog.warnings += without_meaning(config, *of_boxes, where="masks")
     _, sources = together(
         lambda: catalog.labels.check_names(config, "sky") if need_labels else None,
