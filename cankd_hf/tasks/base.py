@@ -64,6 +64,14 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     }
 
 
+def trusted(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What the code of a card needs where the model is one of ours: a line before, an argument, and a note."""
+    ours = bool(config.get("auto_map"))
+    local = not ours and str(config.get("model_type")).startswith("cankd_")
+    before = "import cankd_hf  # knows the model\n" if local else ""
+    return before, ", trust_remote_code=True" if ours else "", NOTE if ours else ""
+
+
 class Task(Showing, ABC):
     """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
@@ -264,17 +272,14 @@ class PipelineTask(Task):
 
     @classmethod
     def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        ours = bool(config.get("auto_map"))
-        trust = ", trust_remote_code=True" if ours else ""
-        local = not ours and str(config.get("model_type")).startswith("cankd_")
+        before, trust, note = trusted(config)
         code = (
-            f"{'import cankd_hf  # knows the model' if local else ''}\n"
-            "from transformers import pipeline\n\n"
+            f"{before}from transformers import pipeline\n\n"
             f'predict = pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(name)}{trust})\n'
             f'for found in predict("photo.jpg"{cls.call_arguments(config)}):\n'
             f'    print(found["label"], {cls.prints})'
         )
-        return code.lstrip(), NOTE if ours else ""
+        return code, note
 
     @classmethod
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:

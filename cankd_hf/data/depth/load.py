@@ -11,8 +11,9 @@ from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import AnySource, Source
-from cankd_hf.data.common.folders import FILE_NAME, FolderSource, metadata_keys, read_split
+from cankd_hf.data.common.folders import FILE_NAME, FolderSource, described, metadata_keys, read_split
 from cankd_hf.data.common.labels import Labels
+from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
     OF_FILES,
     ROLES,
@@ -27,9 +28,9 @@ from cankd_hf.data.common.sources import (
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import holds_images, is_table_path, open_table
 from cankd_hf.data.depth.decode import depth_decoder
-from cankd_hf.data.depth.pairs import pairs_of
 from cankd_hf.data.depth.transforms import DepthTrainTransform
 from cankd_hf.data.generated import generated_splits
+from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
@@ -64,7 +65,8 @@ def _open(config: DataConfig) -> SplitCatalog:
         return _Shapes(config)
     if is_table_path(path) or not os.path.lexists(path):
         return _DepthTable(config)
-    return _DepthFolder(config, folder_at(path))
+    root = folder_at(path)
+    return _DepthFolder(config, root) if described(root) else _FoundDepth(config, root)
 
 
 class _Shapes:
@@ -84,25 +86,40 @@ class _Shapes:
 
 
 class _DepthFolder(Folder):
-    """A local folder of images, whose depth maps its metadata name, or which have the same names in another folder."""
+    """A local folder of images, whose depth maps its metadata name."""
 
     def __init__(self, config: DataConfig, root: Path) -> None:
         super().__init__(config, root, need_masks=False)
-        self.labels = Labels()
-        self.pairs = pairs_of(root)
-        if self.pairs:
-            self.folders = dict.fromkeys(self.pairs, root)
+
+    @property
+    def labels(self) -> Labels:
+        return Labels()
 
     def source(self, name: str) -> AnySource:
-        if name in self.pairs:
-            rows = self.pairs[name]()
-        else:
-            keys = metadata_keys(self.root, self.folders[name])
-            column = _column(self.config, [key.removesuffix(FILE_NAME) for key in keys if key != "file_name"], keys)
-            rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, column)
-            self.warnings += warnings
-        source = FolderSource(rows, depth_decoder(self.config), masked=True)
-        return stream_of(source) if self.config.streaming and rows else source
+        keys = metadata_keys(self.root, self.folders[name])
+        column = _column(self.config, [key.removesuffix(FILE_NAME) for key in keys if key != "file_name"], keys)
+        rows, _, warnings = read_split(self.root, self.folders[name], self.config.image_column, column)
+        self.warnings += warnings
+        return _source(self.config, rows)
+
+
+class _FoundDepth(FoundSet):
+    """A local folder of images and depth maps of the same names."""
+
+    def __init__(self, config: DataConfig, root: Path) -> None:
+        super().__init__(config, root, "depth")
+
+    @property
+    def labels(self) -> Labels:
+        return Labels()
+
+    def source(self, name: str) -> AnySource:
+        return _source(self.config, self.content(name).rows)
+
+
+def _source(config: DataConfig, rows: Rows) -> AnySource:
+    source = FolderSource(rows, depth_decoder(config), masked=True)
+    return stream_of(source) if config.streaming and rows else source
 
 
 class _DepthTable:

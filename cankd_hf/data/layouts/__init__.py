@@ -6,17 +6,19 @@ from pathlib import Path
 
 from cankd_hf.data.common.files import shown
 from cankd_hf.data.layouts.base import Found, Layout, Tree
+from cankd_hf.data.layouts.depth import DepthMaps
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-LAYOUTS: tuple[Layout, ...] = (Flat(),)
-PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images"}
+LAYOUTS: tuple[Layout, ...] = (DepthMaps(), Flat())
+PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images", "depth": "depth maps"}
 EXPECTED = {
     "masks": "images/ and masks/ with equal names, or another layout with masks",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects",
     "classes": "a folder of images for each class",
     "images": "images",
+    "depth": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name",
 }
 
 
