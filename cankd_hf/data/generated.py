@@ -25,6 +25,7 @@ SHAPE_PALETTE = {
     5: (240, 228, 66),
 }
 NEAREST, FARTHEST, HAZE = 1.0, 10.0, 6.0  # metres, of the generated distances
+HORIZON = 0.25  # of the height
 SPLITS = {"train": 0, "validation": 1, "test": 2, "unlabelled": 3}
 
 
@@ -80,13 +81,13 @@ class DepthSource(ShapesSource):
         random = np.random.default_rng([self.seed, SPLITS[self.split], index, 1])
         rows = (np.arange(self.pixels) + 0.5) / self.pixels
         # the ground of a camera at a fixed height: the distance is as the inverse of the rows below the horizon
-        ground = NEAREST / np.maximum(rows, NEAREST / FARTHEST)
+        ground = NEAREST / np.maximum((rows - HORIZON) / (1 - HORIZON), NEAREST / FARTHEST)
         depth = np.repeat(ground[:, None], self.pixels, 1)
         image = _texture(random, self.pixels)
         for distance in sorted(random.uniform(1.5 * NEAREST, 0.8 * FARTHEST, random.integers(3, 7)), reverse=True):
-            foot = NEAREST / distance, random.uniform(0.1, 0.9)
-            radius = 0.45 * NEAREST / distance + 0.04
-            place = (foot[0] - 0.5 * radius) * self.pixels, foot[1] * self.pixels
+            radius = 0.4 * NEAREST / distance + 0.04
+            foot = HORIZON + (1 - HORIZON) * NEAREST / distance
+            place = (foot - 0.7 * radius) * self.pixels, random.uniform(0.1, 0.9) * self.pixels
             inside = _outline(random, int(random.integers(1, len(SHAPE_CLASSES))), self.pixels, radius, place)
             image = np.where(inside, _texture(random, self.pixels), image)
             depth = np.where(inside, distance, depth)

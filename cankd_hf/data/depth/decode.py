@@ -85,7 +85,8 @@ class DepthDecoder(Decoder):
             values = np.load(data, mmap_mode="r") if isinstance(data, Path) else np.load(io.BytesIO(data))
         except Exception as error:  # whatever the bytes make of numpy
             raise Unusable(f"{name}: expected an array of numpy, got a file that does not load ({error})") from None
-        values = np.squeeze(values)
+        if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):  # with an axis of channels
+            values = values[0] if values.shape[0] == 1 else values[..., 0]
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise WrongLabels(
                 f"{name}: expected numbers [H, W], got an array {list(values.shape)} of {values.dtype}; save one number "

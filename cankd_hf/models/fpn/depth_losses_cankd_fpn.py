@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 1e-3  # metres: smaller predictions count as this, so that their logarithm is finite
+LEAST = 1e-3  # metres: below it the logarithm goes on as a straight line, finite and with a gradient
 VARIANCE_FOCUS = 0.5  # the lambda of Eigen et al. 2014
 TINY = 1e-6
 
@@ -33,7 +33,8 @@ def over_images(values: Tensor, valid: Tensor) -> Tensor:
 
 def log_difference(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
     """The difference of the logarithms, [B, H, W]; 0 where there is no depth."""
-    return predicted.clamp(min=LEAST).log() - depth.where(valid, 1).log()
+    logarithm = predicted.clamp(min=LEAST).log() - F.relu(LEAST - predicted) / LEAST
+    return logarithm - depth.where(valid, 1).log()
 
 
 def silog(predicted: Tensor, depth: Tensor) -> Tensor:
