@@ -124,10 +124,10 @@ class DepthConfig(Section):
     """The `data.depth:` section: what the numbers of depth maps mean, and what a student of depth learns from them.
 
     Attributes:
-        column: column, or key of `metadata.jsonl` (`X` or `X_file_name`), with the depth map; `auto` looks for the usual
-            names, such as `depth_file_name`, then for the only other image.
-        kind: `metric`: the student predicts metres; `relative`: inverse depth up to scale and shift, as MiDaS and Depth
-            Anything, for data of several cameras and units.
+        column: column, or key of `metadata.jsonl` (`X` or `X_file_name`), with the depth map; `auto` looks for the
+            usual names, such as `depth_file_name`, then for the only other image.
+        kind: `metric`: the student predicts metres; `relative`: inverse depth up to scale and shift, as MiDaS and
+            Depth Anything, for data of several cameras and units.
         scale: what the numbers are divided by to be metres: 1000 for millimetres (NYU), 256 for KITTI; null: 1000 for
             whole numbers of 16 bits and more, 1 for floating point numbers.
         min: metres; what is nearer counts as unknown, as do 0, NaN and infinity.

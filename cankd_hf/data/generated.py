@@ -99,8 +99,8 @@ class DepthSource(ShapesSource):
 
 
 def generated_splits(sizes: dict[str, int], masks: bool = True, kind: str = "masks") -> dict[str, ShapesSource]:
-    """The splits, with `sizes` in place of the defaults of `GENERATED`, and with labels of this kind. Raises InputError
-    for a size below 1, a seed below 0 or images under 16 pixels."""
+    """The splits, with `sizes` in place of the defaults of `GENERATED`, and with labels of this kind. Raises
+    InputError for a size below 1, a seed below 0 or images under 16 pixels."""
     values = GENERATED | sizes
     problems = [f"data.generated.{key}: expected at least 1, got {values[key]}" for key in SPLITS if values[key] < 1]
     if values["size"] < 16:
@@ -123,13 +123,13 @@ def _outline(
     radius: float | None = None,
     centre: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Whether each pixel lies inside a shape of random angle, and of random size and position where they are not given:
-    [H, W], bool. `radius` is a part of the picture, `centre` in pixels."""
+    """Whether each pixel lies inside a shape of random angle, and of random size and position where they are not
+    given: [H, W], bool. `radius` is a part of the picture, `centre` in pixels."""
     radius = (random.uniform(0.12, 0.26) if radius is None else radius) * pixels
-    centre = random.uniform(0.1, 0.9, 2) * pixels if centre is None else centre
+    middle = random.uniform(0.1, 0.9, 2) * pixels if centre is None else centre
     turn = random.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:pixels, 0:pixels] + 0.5
-    y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
+    y, x = (y - middle[0]) / radius, (x - middle[1]) / radius
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     distance = np.hypot(u, v)
     if label == 1:

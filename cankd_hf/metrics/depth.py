@@ -89,8 +89,9 @@ def depth_scores(sums: Tensor | np.ndarray) -> dict[str, float]:
         sums: [..., 9], from `depth_sums`.
 
     Returns:
-        Over all pixels with a depth: `abs_rel`, mean of `|p - d| / d`; `rmse`, in metres; `delta1`, `delta2`, `delta3`,
-        share of pixels where `max(p / d, d / p)` is below 1.25, its square and its cube; `sq_rel`, `rmse_log`, `log10`.
+        Over all pixels with a depth: `abs_rel`, mean of `|p - d| / d`; `rmse`, in metres; `delta1`, `delta2`,
+        `delta3`, share of pixels where `max(p / d, d / p)` is below 1.25, its square and its cube; `sq_rel`,
+        `rmse_log`, `log10`.
         And `image_abs_rel`, `image_rmse`, `image_delta1`: the mean over images of the score of each, as many papers
         report (Eigen et al. 2014, BTS). nan where there is no pixel.
 
@@ -105,9 +106,7 @@ def depth_scores(sums: Tensor | np.ndarray) -> dict[str, float]:
     whole, images = _means(table.sum(0, keepdims=True)), _means(table)
     scores = {name: float(values.mean()) if len(table) else float("nan") for name, values in whole.items()}
     of_images = ("abs_rel", "rmse", "delta1")
-    return scores | {
-        f"image_{name}": float(images[name].mean()) if len(table) else float("nan") for name in of_images
-    }
+    return scores | {f"image_{name}": float(images[name].mean()) if len(table) else float("nan") for name in of_images}
 
 
 def image_abs_rel(sums: np.ndarray) -> np.ndarray:

@@ -65,7 +65,8 @@ def build_student(
         auto_class: the task's, e.g. `AutoModelForSemanticSegmentation`; None for a bare backbone (label-free runs).
         id2label: name of each class.
         ignore_index: label left out of the loss; None for tasks without one.
-        fewest: number of classes that the head needs; None: 2 with an `ignore_index`, as the background is one, else 1.
+        fewest: number of classes that the head needs; None: 2 with an `ignore_index`, as the background is one,
+            else 1.
         settings: further fields of the configuration, which the task decides.
 
     Raises:
@@ -139,10 +140,7 @@ def _bare_student(config: StudentConfig) -> PreTrainedModel:
 
 
 def _fpn_student(
-    config: StudentConfig,
-    source: str | dict[str, Any],
-    auto_class: Any,
-    fields: Mapping[str, Any],
+    config: StudentConfig, source: str | dict[str, Any], auto_class: Any, fields: Mapping[str, Any]
 ) -> PreTrainedModel:
     cls = FPN_CLASSES[auto_class.__name__]
     inner = backbone_config(source, **_hub(config))
@@ -219,7 +217,7 @@ def _loaded_student(
         model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
     except NOT_LOADED as error:
         raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
-    _check_head(name, model, info, before, config.num_labels)
+    _check_head(name, model, info, before, config.num_labels or 0)
     return model
 
 

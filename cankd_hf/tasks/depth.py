@@ -212,8 +212,8 @@ class DepthTask(Task):
     def limits(cls, config: Mapping[str, Any]) -> list[str]:
         if depth_kind(config) == "relative":
             return [
-                "It predicts inverse depth up to a scale and a shift that differ between images: larger is nearer. Its "
-                "scores are those after the best fit of both to the true depth of each image."
+                "It predicts inverse depth up to a scale and a shift that differ between images: larger is nearer. "
+                "Its scores are those after the best fit of both to the true depth of each image."
             ]
         said = "Its metres hold for cameras with the field of view of the training images; others see other sizes."
         limit = config.get("max_depth")

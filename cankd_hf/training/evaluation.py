@@ -227,5 +227,7 @@ class EvaluationMixin(TeachingTrainer):
 def _as_ours(outputs: Any) -> Any:
     """What `Task.statistics` reads, also where a `compute_loss` of the user returns the student's own output."""
     return (
-        outputs if isinstance(outputs, DistillerOutput) else DistillerOutput(logits=logits_of(outputs), outputs=outputs)
+        outputs
+        if isinstance(outputs, DistillerOutput)
+        else DistillerOutput(logits=logits_of(outputs), outputs=outputs)
     )

@@ -67,7 +67,9 @@ def test_depth_maps_of_all_formats_are_metres(ending: str, tmp_path: Path) -> No
     np.testing.assert_allclose(label.numpy(), METRES, atol=6e-4)
 
 
-@pytest.mark.parametrize("paths", ["{split}/images/{n}.png {split}/depth/{n}.png", "rgb/{split}/{n}.png depth/{split}/{n}.npy"])
+@pytest.mark.parametrize(
+    "paths", ["{split}/images/{n}.png {split}/depth/{n}.png", "rgb/{split}/{n}.png depth/{split}/{n}.npy"]
+)
 def test_folders_of_pairs_are_found(paths: str, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for number in range(2):

@@ -71,7 +71,9 @@ def scene() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_its_equation(name: str) -> None:
     predicted, depth = scene()
-    values = [NAIVE[name](*known(p, d)) for p, d in zip(predicted.double().numpy(), depth.double().numpy()[:2])]
+    values = [
+        NAIVE[name](*known(p, d)) for p, d in zip(*(x[:2].double().numpy() for x in (predicted, depth)), strict=True)
+    ]
     assert float(depth_loss(name, predicted, depth)) == pytest.approx(np.mean(values), rel=2e-5)
     double = LOSSES[name](predicted.double(), depth.double())
     assert float(double) == pytest.approx(np.mean(values), rel=1e-12)

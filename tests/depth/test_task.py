@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from cankd_hf import evaluate, export, train
 from cankd_hf.config.data import DataConfig
@@ -64,11 +62,18 @@ def test_the_best_student_has_the_lowest_error(finished: Path) -> None:
     errors = {entry["step"]: entry["eval_abs_rel"] for entry in state["log_history"] if "eval_abs_rel" in entry}
     assert state["best_global_step"] == min(errors, key=lambda step: errors[step])
     results = json.loads((finished / "results.json").read_text())
-    assert results["greater_is_better"] is False and {"abs_rel", "rmse", "delta1"} <= set(results["arms"][-1]["scores"])
+    assert results["greater_is_better"] is False and {"abs_rel", "rmse", "delta1"} <= set(
+        results["arms"][-1]["scores"]
+    )
     with Image.open(finished / "predictions.png") as picture:
         assert picture.size[0] > 300
     card = (finished / "README.md").read_text()
-    for words in ("tells the distance of every pixel", "pipeline_tag: depth-estimation", "type: abs_rel", "at most 12 m"):
+    for words in (
+        "tells the distance of every pixel",
+        "pipeline_tag: depth-estimation",
+        "type: abs_rel",
+        "at most 12 m",
+    ):
         assert words in card, card
 
 
@@ -102,7 +107,9 @@ def test_pictures_say_what_was_fitted(finished: Path) -> None:
     painted = made.paint(np.zeros((32, 32, 3)), answer, truth)
     assert painted.dtype == np.uint8 and painted.shape == (32, 32, 3)
     assert made.caption(answer, truth).startswith("AbsRel ") and "fitted" not in made.caption(answer, truth)
-    assert made.caption((answer[0], True), truth).endswith("scale and shift fitted") and "m" in made.caption(truth, truth)
+    assert made.caption((answer[0], True), truth).endswith("scale and shift fitted") and "m" in made.caption(
+        truth, truth
+    )
     worst = made.image_scores(np.array([[4.0, 1, 0, 0, 0, 0, 0, 0, 0], [0.0] * 9]))
     assert worst.values[0] == 0.25 and np.isnan(worst.values[1]) and not worst.greater_is_better
 
@@ -112,7 +119,11 @@ def test_a_task_without_classes_scores_its_teacher(tmp_path: Path, capsys: pytes
     """Native models have two nameless classes in their configuration, whatever their task."""
     teacher = TASKS["depth"].from_data(DataConfig(**DATA))[0].build_student(_of(FAMILIES["glpn"]))
     teacher.save_pretrained(tmp_path / "teacher")
-    changes = {"teacher": {"model": str(tmp_path / "teacher")}, "baseline": False, "student": {"config": FAMILIES["glpn"]}}
+    changes = {
+        "teacher": {"model": str(tmp_path / "teacher")},
+        "baseline": False,
+        "student": {"config": FAMILIES["glpn"]},
+    }
     training = {"max_steps": 1, "use_cpu": True, "eval_strategy": "no", "per_device_train_batch_size": 2}
     assert train.main([str(recipe(tmp_path, training=training, **changes))]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -136,7 +147,10 @@ def test_eight_images_are_learned_by_heart(kind: str, tmp_path: Path) -> None:
         **{"lr_scheduler_type": "cosine", "eval_strategy": "no", "logging_steps": 100, "disable_tqdm": True},
     }
     changes = {"data": data, "training": training, "teacher": None, "baseline": False, "distill": {}}
-    changes["student"] = {"backbone": {**RESNET, "hidden_sizes": [16, 32, 48, 64], "embedding_size": 16}, "fpn": {"dropout": 0.0}}
+    changes["student"] = {
+        "backbone": {**RESNET, "hidden_sizes": [16, 32, 48, 64], "embedding_size": 16},
+        "fpn": {"dropout": 0.0},
+    }
     assert train.main([str(recipe(tmp_path, **changes))]) == 0
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["arms"][-1]["scores"]
     assert scores["abs_rel"] <= 0.05, scores

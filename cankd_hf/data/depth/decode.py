@@ -54,8 +54,8 @@ class DepthDecoder(Decoder):
         if scale is None:
             if values.dtype.itemsize == 1:
                 raise WrongLabels(
-                    f"{name}: expected a depth map of 16 bits or of floating point numbers, got one of 8 bits, which is "
-                    "rather a picture of one; if its numbers are distances, set data.depth.scale"
+                    f"{name}: expected a depth map of 16 bits or of floating point numbers, got one of 8 bits, which "
+                    "is rather a picture of one; if its numbers are distances, set data.depth.scale"
                 )
             scale = 1.0 if values.dtype.kind == "f" else MILLIMETRES
         metres = values.astype(np.float64) / scale
@@ -89,8 +89,8 @@ class DepthDecoder(Decoder):
             values = values[0] if values.shape[0] == 1 else values[..., 0]
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise WrongLabels(
-                f"{name}: expected numbers [H, W], got an array {list(values.shape)} of {values.dtype}; save one number "
-                "a pixel"
+                f"{name}: expected numbers [H, W], got an array {list(values.shape)} of {values.dtype}; save one "
+                "number a pixel"
             )
         if values.size > self.max_pixels:
             raise Unusable(

@@ -23,8 +23,8 @@ def depth_problem(labels: Any, size: Sequence[int], scored: bool) -> str | None:
     if not scored and tuple(labels.shape) != tuple(size):
         (height, width), (rows, columns) = size, labels.shape
         return (
-            f"labels: expected a depth map of the size of its image, {height} x {width}, got {rows} x {columns}; resize "
-            "both alike, the depth by its nearest neighbours"
+            f"labels: expected a depth map of the size of its image, {height} x {width}, got {rows} x {columns}; "
+            "resize both alike, the depth by its nearest neighbours"
         )
     if (labels < 0).any():
         return f"labels: expected metres, 0 where unknown, got {float(labels.min()):g}; set what is below 0 to 0"

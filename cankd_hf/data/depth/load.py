@@ -37,8 +37,10 @@ from cankd_hf.errors import InputError
 
 DEPTH_COLUMNS = ["depth", "depth_map", "depths", "depth_maps"]
 # Settings that are about masks and boxes.
-OF_OTHERS = ("mask_column", "objects_column", "annotations", "box_format", "labels", "num_labels", "ignore_index")
-OF_OTHERS += ("reduce_labels", "soft_targets", "keep_aspect")
+OF_OTHERS = (
+    *("mask_column", "objects_column", "annotations", "box_format", "labels", "num_labels", "ignore_index"),
+    *("reduce_labels", "soft_targets", "keep_aspect"),
+)
 EXAMPLE = '{"file_name": "images/a.jpg", "depth_file_name": "depth/a.png"}'
 
 
@@ -151,7 +153,7 @@ def _column(config: DataConfig, known: Sequence[str], listed: Sequence[str]) -> 
     found = next((name for name in DEPTH_COLUMNS if name in known), others[0] if len(others) == 1 else None)
     if found is None:
         raise InputError(
-            f"data.depth.column: expected a column of {config.path} with depth maps, got {list(listed)}; name it, write "
-            f"metadata.jsonl with lines like {EXAMPLE}, or put them into a folder depth/ under the names of the images"
+            f"data.depth.column: expected a column of {config.path} with depth maps, got {list(listed)}; name it, "
+            f"write metadata.jsonl with lines like {EXAMPLE}, or put them into depth/ beside images/"
         )
     return found

@@ -12,7 +12,13 @@ from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
 LAYOUTS: tuple[Layout, ...] = (DepthMaps(), Flat())
-PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images", "depth": "depth maps"}
+PLURAL = {
+    "masks": "a mask for each image",
+    "boxes": "boxes",
+    "classes": "a class for each image",
+    "images": "images",
+    "depth": "depth maps",
+}
 EXPECTED = {
     "masks": "images/ and masks/ with equal names, or another layout with masks",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects",

@@ -46,7 +46,9 @@ class DepthMaps:
         by_split: dict[str, list[Key]] = {}
         for key in images:
             by_split.setdefault(key[0], []).append(key)
-        splits = {name: Split(len(keys), partial(_read, tree, keys, images, depths)) for name, keys in by_split.items()}
+        splits = {
+            name: Split(len(keys), partial(_read, tree, keys, images, depths)) for name, keys in by_split.items()
+        }
         notes = [f"{len(missing)} images have no depth map, first {images[missing[0]][0]}"] if missing else []
         return Found(self.name, ("depth", "images"), tree.root, ordered(splits), notes=notes)
 

@@ -190,10 +190,14 @@ class FPNConfig(PretrainedConfig):
 
     def _check_depth(self) -> None:
         if self.depth_kind not in DEPTH_KINDS:
-            raise ValueError(f"FPNConfig.depth_kind: expected one of {', '.join(DEPTH_KINDS)}, got {self.depth_kind!r}")
+            raise ValueError(
+                f"FPNConfig.depth_kind: expected one of {', '.join(DEPTH_KINDS)}, got {self.depth_kind!r}"
+            )
         if self.depth_loss not in DEPTH_LOSSES[self.depth_kind]:
             known = ", ".join(DEPTH_LOSSES[self.depth_kind])
-            raise ValueError(f"FPNConfig.depth_loss: expected one of {known} for {self.depth_kind} depth, got {self.depth_loss!r}")
+            raise ValueError(
+                f"FPNConfig.depth_loss: expected one of {known} for {self.depth_kind} depth, got {self.depth_loss!r}"
+            )
         if self.max_depth is not None and not (self.depth_kind == "metric" and self.max_depth > 0):
             raise ValueError(f"FPNConfig.max_depth: expected above 0, and of metric depth, got {self.max_depth!r}")
 
