@@ -14,6 +14,7 @@ from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Source
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, described, read_split, slice_of, split_folders
+from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
 from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
@@ -129,7 +130,7 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     return (
         Folder(config, root, need_masks)
         if described(root)
-        else FoundSet(config, root, "masks" if need_masks else None)
+        else FoundSet(config, root, "masks" if need_masks else "images")
     )
 
 
@@ -162,6 +163,7 @@ def by_role(
     names = catalog.names()
     result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []
+    config = _settled(config, catalog, names)
     for role in roles:
         wanted = split_of(config, role)
         if wanted is None:
@@ -195,6 +197,26 @@ def by_role(
     if problems:
         raise InputError(dict.fromkeys(problems))
     return result
+
+
+def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) -> DataConfig:
+    """The same section with parts of the training images for standard splits that the set lacks, which is told."""
+    roles, untested = lacking(config, names)
+    if untested:
+        catalog.warnings.append(f"no test split in {config.path}: the validation split is scored")
+        return replace(config, test_split=None)
+    if not roles:
+        return config
+    name = find_split(config.train_split, names)
+    source = None if name is None else catalog.source(name)
+    if source is None or isinstance(source, StreamSource):
+        return config
+    size = len(slice_of(config.train_split, len(source))[1])
+    if size <= len(roles):  # nothing to cut: the split is missing, which is told below
+        return config
+    config, said = with_held_out(config, size, roles, str(config.path))
+    catalog.warnings.append(said)
+    return config
 
 
 def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:

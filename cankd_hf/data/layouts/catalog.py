@@ -12,24 +12,35 @@ from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
-from cankd_hf.data.layouts.base import Content
+from cankd_hf.data.layouts.base import Content, Found
+from cankd_hf.data.layouts.classes import check_binary, classes_of
+from cankd_hf.errors import InputError, together
 
 
 class FoundSet:
     """The splits that `look` finds in a folder, with their masks if they are needed."""
 
-    def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
-        self.found = look(root, need)
-        self.config, self.masked = config, need == "masks"
-        self.warnings = list(self.found.notes)
+    def __init__(self, config: DataConfig, root: Path, need: str) -> None:
+        self.config, self.root, self.need = config, root, need
+        self.warnings: list[str] = []
+
+    @cached_property
+    def found(self) -> Found:
+        """What was found; looked for when it is asked for, so that its problems are told with others."""
+        found = look(self.root, self.need)
+        self.warnings += found.notes
+        return found
 
     @cached_property
     def labels(self) -> Labels:
-        """Its classes: those of a labels file, else those of the data."""
-        file = labels_file(self.config) or labels_file(replace(self.config, path=str(self.found.root)))
-        if file is not None or self.found.labels is None:
-            return read_labels(self.config, file, masks=self.masked)
-        return self.found.labels
+        """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
+        if self.need == "images":
+            return read_labels(self.config, None)
+        masks = self.need == "masks"
+        together(lambda: read_labels(self.config, labels_file(self.config), masks=masks), lambda: self.found)
+        labels, notes = labels_of(self.found, self.config, self.need)
+        self.warnings += notes
+        return labels
 
     def names(self) -> list[str]:
         """Its splits."""
@@ -43,6 +54,48 @@ class FoundSet:
 
     def source(self, name: str) -> AnySource:
         """The samples of one split."""
-        rows = self.content(name).rows
-        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=self.masked)
+        rows, masked = self.content(name).rows, self.need == "masks"
+        # without masks there is nothing to decode by classes, which to count might take long
+        labels = self.labels if masked else Labels()
+        source = FolderSource(rows, make_decoder(self.config, labels), masked=masked)
         return stream_of(source) if self.config.streaming and rows else source
+
+
+def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list[str]]:
+    """The classes of a set, and what to tell of them: those of a labels file and of `data.num_labels`, else those of
+    the data, else, of masks, those that are counted in them.
+
+    Args:
+        found: the set.
+        config: the `data:` section.
+        need: what is needed of it, of `KINDS`.
+
+    Raises:
+        InputError: for a labels file that cannot be read, and for settings and files that contradict each other.
+    """
+    file = labels_file(config) or labels_file(replace(config, path=str(found.root)))
+    known = read_labels(config, file, masks=need == "masks")
+    if need != "masks":
+        return (known if known.id2label else found.labels or known), []
+    own = found.labels
+    if own is None and not known.id2label:
+        return classes_of(found, config)
+    if own is None:
+        return check_binary(found, known, config)
+    if known.reduce_labels and (own.values or own.codes):
+        raise InputError(f"data.reduce_labels: expected false, as {found.label_source} says what masks hold, got true")
+    if known.id2label and (len(known.id2label) != len(own.id2label) or known.values or known.codes):
+        if config.num_labels is not None and len(known.id2label) == config.num_labels != len(own.id2label):
+            raise InputError(
+                f"data.num_labels: expected {len(own.id2label)}, the classes of {found.label_source}, got "
+                f"{config.num_labels}; drop it, or name other classes in data.labels"
+            )
+        return check_binary(found, known, config)
+    generic = all(name == f"class_{label}" for label, name in known.id2label.items())
+    return replace(
+        own,
+        id2label=own.id2label if generic else known.id2label,
+        palette=known.palette or own.palette,
+        ignore_index=known.ignore_index,
+        reduce_labels=own.reduce_labels or known.reduce_labels,
+    ), []
