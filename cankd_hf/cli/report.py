@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cankd_hf.commands import console as plain_console
 from cankd_hf.hub.sections import ema_line
-from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_FILE
+from cankd_hf.names import CARD_FILE, PICTURE_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -58,16 +58,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(f"Spent before on {name}, charged to {arm.name}: {seconds}", soft_wrap=True, markup=False)
     for finding in report.findings:
         console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
-    gap = report.gap_closed()
-    if gap is not None and gap < 0:
-        console.print("The distilled student is worse than the student alone here: distillation did not help.")
-    elif gap is not None:
-        console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
-    elif report.teachers() and any(arm.name == ALONE for arm in report.arms) and not report.weak_teachers():
-        console.print("The teacher is not better than the student alone here: there is no gap to close.")
-    picture = Path(report.output_dir) / PICTURE_FILE
-    if picture.is_file():
-        console.print(f"Look first: {picture}", soft_wrap=True)
+    if line := report.gap_line():
+        console.print(line)
+    folder = Path(report.output_dir)
+    if look := [str(folder / name) for name in (PICTURE_FILE, REPORT_FILE) if (folder / name).is_file()]:
+        console.print(f"Look first: {', then '.join(look)}", soft_wrap=True)
     console.print("Load the student with:")
     console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
     console.print(end_line(report), soft_wrap=True, highlight=False, markup=False)

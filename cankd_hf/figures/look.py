@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cankd_hf.features.taps import Taps
+from cankd_hf.tasks.panels import evaluating
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.placing import Pair
@@ -102,7 +103,7 @@ def look(
         output = teacher(batch.to(teacher.input_scale.device))
         seen.teachers[label] = [found[0].float().cpu() for found in output.maps]
     for subject in subjects:
-        with _eval_mode(subject.taps.model):
+        with evaluating(subject.taps.model):
             device = next(subject.taps.model.parameters()).device
             maps = subject.taps.run(batch.to(device), **subject.taps.forward_kwargs)
         seen.students[subject.name] = [found[0].float().cpu() for found in maps]
@@ -132,14 +133,3 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
         if item.pair is not None
     ]
 
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module is in the mode it had, frozen BatchNorms too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

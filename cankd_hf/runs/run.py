@@ -30,13 +30,16 @@ from cankd_hf.runs.build import (
     problems_of,
     training_args,
 )
+from cankd_hf.runs.details import details_of, read_details, write_details
 from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
+from cankd_hf.runs.page import Page, write_page
 from cankd_hf.runs.phases import Part, open_phase, parts_of, problems_in
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
 from cankd_hf.runs.sharing import Sharing
 from cankd_hf.tasks import TASKS, Task, TaskData
+from cankd_hf.tasks.panels import Stats
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.callbacks import Stopwatch
@@ -130,6 +133,8 @@ class _Session:
     ) -> None:
         self.recipe, self.task, self.data, self.resume, self.sharing = recipe, task, data, resume, sharing
         self.teachers: dict[str, Teacher] = {}
+        self.details: dict[str, dict[str, Any]] = {}  # by name of the arm, of those that were scored
+        self.stats: dict[str, Stats] = {}  # normalisation of the images of teachers that were not trained here
         self._opened: dict[str, TaskData] = {}  # of phases with data of their own
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
 
@@ -249,7 +254,7 @@ class _Session:
             raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
-        scores = self._scores(trainer) if part.scored else {}
+        scores = self._scores(trainer, name) if part.scored else {}
         trainer.accelerator.wait_for_everyone()  # until what the next part begins with is written
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
@@ -258,6 +263,7 @@ class _Session:
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
             arm = part.ended(arm)
+            write_details(folder, self.details.get(name, {}))
             write_arm(folder, arm, _taps(trainer))
         return arm
 
@@ -274,24 +280,30 @@ class _Session:
         trainer = CanKDTrainer(model, None, args, task=self.task)
         dataset = self.scored_set
         mean, std = list(teacher.stats.mean), list(teacher.stats.std)
+        self.stats[name] = mean, std
         if dataset is not None and (mean, std) != (self.recipe.data.image_mean, self.recipe.data.image_std):
             config = replace(self.recipe.data, image_mean=mean, image_std=std, check="none")
             role = "test" if self.split == "test" else "eval"
             data = type(self.task).from_data(config, splits=(role,))[1]
             dataset = data.test if role == "test" else data.eval
-        return Arm(name, folder, self._scores(trainer, dataset), model.num_parameters())
+        return Arm(name, folder, self._scores(trainer, name, dataset), model.num_parameters())
 
     def picture(self, report: Report) -> None:
+        """Draws the answers of all models, and writes the page of the run."""
         if self.scored_set is None:
             return
-        models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
+        models = {arm.name: self.task.load(arm.folder) for arm in reversed(report.arms) if Path(arm.folder).is_dir()}
         self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
+        details = {arm.name: self.details.get(arm.name) or read_details(Path(arm.folder)) for arm in report.arms}
+        write_page(report, Page(self.recipe, self.task, self.scored_set, details, models, self.stats))
 
-    def _scores(self, trainer: CanKDTrainer, dataset: Any = None) -> dict[str, float]:
+    def _scores(self, trainer: CanKDTrainer, name: str, dataset: Any = None) -> dict[str, float]:
         dataset = self.scored_set if dataset is None else dataset
         if dataset is None:
             return {}
-        metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
+        with trainer.keeping_details() as details:
+            metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
+        self.details[name] = details_of(self.task, details, self.split, dataset)
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 

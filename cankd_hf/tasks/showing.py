@@ -47,6 +47,7 @@ class Showing:
     """Methods of `Task` for pictures and reports; a task with `pictured` has `answer`, `truth` and `paint`."""
 
     pictured: ClassVar[bool] = False
+    picture_note: ClassVar[str] = ""  # a line above pictures of answers without further settings
 
     # Scores
 
