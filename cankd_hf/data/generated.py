@@ -12,7 +12,7 @@ import torch
 
 from cankd_hf.config.data import GENERATED
 from cankd_hf.data.common.decode import Sample
-from cankd_hf.data.common.targets import DepthMap, Mask
+from cankd_hf.data.common.targets import ClassId, DepthMap, Mask
 from cankd_hf.errors import InputError
 
 SHAPE_CLASSES = {0: "ground", 1: "disc", 2: "ring", 3: "square", 4: "triangle", 5: "star"}
@@ -98,6 +98,23 @@ class DepthSource(ShapesSource):
         return Sample(torch.from_numpy(pixels), target, self.name(index))
 
 
+@dataclass(eq=False)
+class ShapeSource(ShapesSource):
+    """The same with one shape in each image, which gives it its class: 0..4."""
+
+    def load(self, index: int) -> Sample:
+        """Draw image [3, H, W]."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.name(index)}: the split holds {self.size} images")
+        random = np.random.default_rng([self.seed, SPLITS[self.split], index, 2])
+        label, radius = int(random.integers(1, len(SHAPE_CLASSES))), random.uniform(0.2, 0.4)
+        inside = _outline(random, label, self.pixels, radius, random.uniform(0.35, 0.65, 2) * self.pixels)
+        image = np.where(inside, _texture(random, self.pixels), _texture(random, self.pixels))
+        image = image * _light(random, self.pixels) + random.normal(0, 6, image.shape)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        return Sample(torch.from_numpy(pixels), ClassId(label - 1) if self.masks else None, self.name(index))
+
+
 def generated_splits(sizes: dict[str, int], masks: bool = True, kind: str = "masks") -> dict[str, ShapesSource]:
     """The splits, with `sizes` in place of the defaults of `GENERATED`, and with labels of this kind. Raises
     InputError for a size below 1, a seed below 0 or images under 16 pixels."""
@@ -113,7 +130,7 @@ def generated_splits(sizes: dict[str, int], masks: bool = True, kind: str = "mas
     return {split: made(split, values[split], values["size"], values["seed"], masks) for split in SPLITS}
 
 
-KINDS: dict[str, type[ShapesSource]] = {"masks": ShapesSource, "depth": DepthSource}
+KINDS: dict[str, type[ShapesSource]] = {"masks": ShapesSource, "depth": DepthSource, "classes": ShapeSource}
 
 
 def _outline(

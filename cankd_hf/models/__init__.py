@@ -10,6 +10,7 @@ def register() -> None:
         AutoConfig,
         AutoImageProcessor,
         AutoModelForDepthEstimation,
+        AutoModelForImageClassification,
         AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
         SegformerImageProcessor,
@@ -18,6 +19,7 @@ def register() -> None:
 
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
+    from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
     from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
@@ -25,5 +27,6 @@ def register() -> None:
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
     AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
     AutoModelForDepthEstimation.register(FPNConfig, FPNForDepthEstimation, exist_ok=True)
+    AutoModelForImageClassification.register(FPNConfig, FPNForImageClassification, exist_ok=True)
     processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

@@ -13,7 +13,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
-from cankd_hf.models.fpn.configuration_cankd_fpn import DEPTH_HEADS, DETECTION_HEADS, FPNConfig
+from cankd_hf.models.fpn.configuration_cankd_fpn import CLASSIFICATION_HEADS, DEPTH_HEADS, DETECTION_HEADS, FPNConfig
 from cankd_hf.models.unreadable import NOT_LOADED
 
 # Class name endings of dense-prediction models, whose auto classes are `AutoModel` and the ending.
@@ -25,6 +25,7 @@ _DENSE = (
 _BY_HEAD = {
     **dict.fromkeys(DETECTION_HEADS, "AutoModelForObjectDetection"),
     **dict.fromkeys(DEPTH_HEADS, "AutoModelForDepthEstimation"),
+    **dict.fromkeys(CLASSIFICATION_HEADS, "AutoModelForImageClassification"),
 }
 # Class names of zero-shot detectors end like those of other detectors.
 _ZERO_SHOT = "AutoModelForZeroShotObjectDetection"
@@ -34,13 +35,18 @@ _VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 _UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
 
 
-def dense_or_plain_class(config: PretrainedConfig) -> str | None:
-    """The auto class that loads a model that is not a backbone; None for a backbone.
+def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> str | None:
+    """The auto class that loads a model that is not a backbone; None for a backbone. `head` is the auto class of a task,
+    which goes before a backbone where the checkpoint, or a bare configuration, has it.
 
     A checkpoint's architecture decides; a bare configuration means a backbone if there is one, else the model with a
     dense-prediction head, else (a plain ViT) `AutoModel`.
     """
     architecture = (config.architectures or [""])[0]
+    ending = "" if head is None else head.removeprefix("AutoModel")
+    if head is not None and (not architecture or architecture.endswith(ending)):
+        if type(config) in getattr(transformers, head)._model_mapping:
+            return head
     if type(config) in getattr(transformers, _ZERO_SHOT)._model_mapping:
         return _ZERO_SHOT if not architecture or architecture.endswith("ForObjectDetection") else "AutoModel"
     for ending in _DENSE:

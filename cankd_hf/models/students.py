@@ -24,6 +24,7 @@ from cankd_hf.models.backbones import (
 from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
 from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.unreadable import NOT_LOADED
@@ -37,9 +38,10 @@ FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {
     "AutoModelForSemanticSegmentation": FPNForSemanticSegmentation,
     "AutoModelForObjectDetection": FPNForObjectDetection,
     "AutoModelForDepthEstimation": FPNForDepthEstimation,
+    "AutoModelForImageClassification": FPNForImageClassification,
 }
 # The head that is meant where a recipe names none.
-USUAL_HEADS = {"AutoModelForDepthEstimation": "depth"}
+USUAL_HEADS = {"AutoModelForDepthEstimation": "depth", "AutoModelForImageClassification": "linear"}
 # The native models' settings for the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 

@@ -195,6 +195,7 @@ def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
     Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
     """
     with problems_of(recipe.teacher_path(name)):
-        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name))
+        head = TASKS[recipe.task].teacher_head
+        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name), head=head)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

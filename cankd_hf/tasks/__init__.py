@@ -11,6 +11,7 @@ from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.names import FACTS_FILE
 from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.classification import ClassificationTask
 from cankd_hf.tasks.depth import DepthTask
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
@@ -20,11 +21,13 @@ TASKS: dict[str, type[Task]] = {
     "segmentation": SegmentationTask,
     "detection": DetectionTask,
     "depth": DepthTask,
+    "classification": ClassificationTask,
     "features": FeaturesTask,
 }
 
 __all__ = [
     "TASKS",
+    "ClassificationTask",
     "DepthTask",
     "DetectionTask",
     "FeaturesTask",

@@ -87,6 +87,8 @@ class Task(Showing, ABC):
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
+    # The auto class by which teachers that have this head are loaded with it; None: as backbones where they have one.
+    teacher_head: ClassVar[str | None] = None
     ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes
 

@@ -26,7 +26,7 @@ from cankd_hf.metrics.depth import aligned, depth_scores, depth_sums, image_abs_
 from cankd_hf.models.depth import depth_kind, with_loss
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, Task, stretched, trusted
-from cankd_hf.tasks.depth_pictures import draw_depths, painted
+from cankd_hf.tasks.depth_pictures import painted, with_scale
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.showing import ImageScores
 
@@ -56,6 +56,7 @@ class DepthTask(Task):
     takes_labels = True
     ignore_index = 0  # of pixels without a depth
     pictured = True
+    picture_note = "near is red, far is blue, in the range of the true depth; relative depth is fitted to it"
 
     def __init__(self, config: DepthConfig | None = None) -> None:
         self.config = config or DepthConfig()
@@ -166,7 +167,9 @@ class DepthTask(Task):
         return aligned(found, known, known > 0, self.config.max) if relative else found
 
     def paint(self, image: np.ndarray, answer: Any, truth: Any) -> np.ndarray:
-        return painted(self.metres(answer, truth).numpy(), truth[0].numpy(), hide=answer is truth)
+        if answer is truth:
+            return with_scale(truth[0].numpy())
+        return painted(self.metres(answer, truth).numpy(), truth[0].numpy())
 
     def caption(self, answer: Any, truth: Any) -> str:
         if answer is truth:
@@ -175,10 +178,6 @@ class DepthTask(Task):
         sums = depth_sums(answer[0][None], truth[0][None], answer[1], self.config.max)
         fitted = ", scale and shift fitted" if answer[1] else ""
         return f"AbsRel {float(image_abs_rel(sums.numpy())[0]):.3f}{fitted}"
-
-    def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        draw_depths(self, data, models, file, config)
-        return True
 
     # The card
 

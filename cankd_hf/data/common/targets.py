@@ -96,3 +96,21 @@ def _review_depth(doubtful: Sequence[str], counted: int, class_names: dict[int, 
         f"{len(doubtful)} depth maps have a median below {DOUBTFUL[0]:g} m or above {DOUBTFUL[1]:g} m, first that of "
         f"{doubtful[0]}; set data.depth.scale to what their numbers are divided by to be metres"
     ]
+
+
+@dataclass(frozen=True)
+class ClassId:
+    """The label of one image as a whole: the number `value` of its class."""
+
+    value: int
+
+    def standing_in(self) -> ClassId:
+        """No class, ignored in losses and scores."""
+        return ClassId(NO_CLASS)
+
+    def summary(self) -> Summary:
+        """Its class."""
+        return Summary(frozenset({self.value} - {NO_CLASS}))
+
+
+NO_CLASS = -100  # what cross entropy leaves out

@@ -42,7 +42,12 @@ class ClassFolders:
         }
         labels = Labels(dict(enumerate(names)))
         return Found(
-            self.name, ("classes", "images"), tree.root, ordered(splits), labels, label_source="the names of the folders"
+            self.name,
+            ("classes", "images"),
+            tree.root,
+            ordered(splits),
+            labels,
+            label_source="the names of the folders",
         )
 
 
