@@ -130,7 +130,7 @@ def generated_splits(sizes: dict[str, int], masks: bool = True, kind: str = "mas
     return {split: made(split, values[split], values["size"], values["seed"], masks) for split in SPLITS}
 
 
-KINDS: dict[str, type[ShapesSource]] = {"masks": ShapesSource, "depth": DepthSource, "classes": ShapeSource}
+KINDS: dict[str, type[ShapesSource]] = {"masks": ShapesSource, "depths": DepthSource, "classes": ShapeSource}
 
 
 def _outline(
@@ -138,7 +138,7 @@ def _outline(
     label: int,
     pixels: int,
     radius: float | None = None,
-    centre: Sequence[float] | None = None,
+    centre: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Whether each pixel lies inside a shape of random angle, and of random size and position where they are not
     given: [H, W], bool. `radius` is a part of the picture, `centre` in pixels."""

@@ -36,16 +36,15 @@ _UNREAD = re.compile(r"(^|\.)(pooler|head)\.|(^|\.)mask_token$")
 
 
 def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> str | None:
-    """The auto class that loads a model that is not a backbone; None for a backbone. `head` is the auto class of a task,
-    which goes before a backbone where the checkpoint, or a bare configuration, has it.
+    """The auto class that loads a model that is not a backbone; None for a backbone. `head` is the auto class of a
+    task, which goes before a backbone where the checkpoint, or a bare configuration, has it.
 
     A checkpoint's architecture decides; a bare configuration means a backbone if there is one, else the model with a
     dense-prediction head, else (a plain ViT) `AutoModel`.
     """
     architecture = (config.architectures or [""])[0]
-    ending = "" if head is None else head.removeprefix("AutoModel")
-    if head is not None and (not architecture or architecture.endswith(ending)):
-        if type(config) in getattr(transformers, head)._model_mapping:
+    if head is not None and type(config) in getattr(transformers, head)._model_mapping:
+        if not architecture or architecture.endswith(head.removeprefix("AutoModel")):
             return head
     if type(config) in getattr(transformers, _ZERO_SHOT)._model_mapping:
         return _ZERO_SHOT if not architecture or architecture.endswith("ForObjectDetection") else "AutoModel"

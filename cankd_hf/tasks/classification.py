@@ -104,7 +104,7 @@ class ClassificationTask(PipelineTask):
         return labels
 
     def counted_labels(self, labels: Any) -> tuple[Any, Tensor | None]:
-        """If no image of [B] has a class, class 0 stands in for the first, so that the mean is finite, and counts 0."""
+        """If no image of [B] has a class, class 0 stands in for the first, so that the mean is finite; it counts 0."""
         counts = (labels >= 0).any()
         first = torch.where(counts, labels[:1], torch.zeros_like(labels[:1]))
         return torch.cat([first, labels[1:]]), counts.float()

@@ -175,7 +175,7 @@ def test_augmentation_keeps_distances_true() -> None:
 
 
 def test_the_generated_set_has_true_depth() -> None:
-    split = generated_splits({"size": 32, "train": 4}, kind="depth")["train"]
+    split = generated_splits({"size": 32, "train": 4}, kind="depths")["train"]
     sample = split.load(2)
     assert torch.equal(sample.image, split.load(2).image) and sample.target is not None
     depth = sample.target.value

@@ -23,7 +23,7 @@ TAGS = {
     "image-classification",
 }
 # Parts of a class name or of a pipeline tag that tell a task.
-PARTS = ("ObjectDetection", "object-detection", "Segmentation", "zero-shot", "DepthEstimation", "ImageClassification")
+PARTS = ("ObjectDetection", "object-detection", "Segmentation", "zero-shot", "DepthEstimation")
 CLASSES = {"FPNForObjectDetection", "FPNForSemanticSegmentation", "Objects", "ShapesSource"}
 TASK_CLASSES = {"ClassificationTask", "DepthTask", "DetectionTask", "FeaturesTask", "SegmentationTask"}
 # What holds a task or its name.

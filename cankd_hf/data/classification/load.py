@@ -156,9 +156,7 @@ class _ClassFolder(Folder):
         keys = metadata_keys(self.root, folder)
         column = next((name for name in LABEL_COLUMNS if name in keys), None)
         if column is None:
-            raise InputError(
-                f"{folder}: expected metadata with lines like {EXAMPLE}, got the keys {keys}; add a class"
-            )
+            raise InputError(f"{folder}: expected metadata with lines like {EXAMPLE}, got the keys {keys}")
         rows, values, warnings = read_split(self.root, folder, self.config.image_column, None, [column])
         return rows, [None if line.get(column) in (None, "") else line[column] for line in values], warnings
 
@@ -210,7 +208,7 @@ def _names_of(values: set[Any], place: Path) -> list[str]:
 
 
 def _number(value: Any, labels: Labels, name: str) -> int:
-    """The number 0..K-1 of a class that is given by its id or its name; -1 for none. Raises WrongLabels for another."""
+    """The number 0..K-1 of a class that is given by its id or its name; -1 for none. Raises WrongLabels for others."""
     if value is None:
         return -1
     if isinstance(value, int) and not isinstance(value, bool) and value in labels.own_ids:

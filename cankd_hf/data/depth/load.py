@@ -75,7 +75,7 @@ class _Shapes:
     """The generated set with the distance of each shape."""
 
     def __init__(self, config: DataConfig) -> None:
-        self.splits = generated_splits(config.generated, kind="depth")
+        self.splits = generated_splits(config.generated, kind="depths")
         self.labels = Labels()
         others = ("streaming", "shuffle_buffer")
         self.warnings = without_meaning(config, *(set(OF_FILES) - {*OF_OTHERS}), *others, where="generated images")
@@ -109,7 +109,7 @@ class _FoundDepth(FoundSet):
     """A local folder of images and depth maps of the same names."""
 
     def __init__(self, config: DataConfig, root: Path) -> None:
-        super().__init__(config, root, "depth")
+        super().__init__(config, root, "depths")
 
     @property
     def labels(self) -> Labels:

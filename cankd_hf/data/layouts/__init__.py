@@ -26,13 +26,13 @@ FIXES = {
     "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
     "boxes": "add the files with the boxes, or list them in metadata.jsonl",
     "classes": "sort the images into a folder for each class",
-    "depth": "put the depth maps in a folder depth/, named as their images are, or list them in metadata.jsonl",
+    "depths": "put the depth maps in a folder depth/, named as their images are, or list them in metadata.jsonl",
 }
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
     "classes": "a folder of images for each class (docs/data.md)",
-    "depth": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
+    "depths": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
     "images": "images (docs/data.md)",
 }
 

@@ -16,7 +16,7 @@ from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.errors import InputError
 
-KINDS = ("masks", "boxes", "classes", "depth", "images")  # what a set can give
+KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
 DEEPEST = 8  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 

@@ -29,7 +29,7 @@ class ClassFolders:
             return None
         train = by_split.get("train") or next(iter(by_split.values()))
         strange = [
-            f"data.path: {split}/{name}: expected a class of the training images ({', '.join(sorted(train)[:8])}, ...), "
+            f"data.path: {split}/{name}: expected a class of the training images ({', '.join(sorted(train)[:8])}), "
             "got one that they do not have; add images of it, or remove the folder"
             for split, classes in by_split.items()
             for name in sorted(classes.keys() - train.keys())
@@ -64,7 +64,7 @@ def _classes(tree: Tree) -> dict[str, dict[str, list[str]]]:
 
 
 def _clearly(by_split: Mapping[str, Mapping[str, list[str]]]) -> bool:
-    """Whether folders are rather classes than anything else: several, the same in all splits, none with a usual name."""
+    """Whether folders are rather classes than anything else: several, alike in all splits, none with a usual name."""
     first, *others = (set(classes) for classes in by_split.values())
     return len(first) > 1 and all(one <= first for one in others) and not any(map(meaning, first))
 

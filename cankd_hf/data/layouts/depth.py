@@ -27,13 +27,13 @@ class DepthMaps:
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
         """The pairs of a folder. Raises InputError with all images that have no depth map, or several."""
-        if need not in (None, "depth", "images"):
+        if need not in (None, "depths", "images"):
             return None
         images, depths = _sides(tree)
         if not depths or not images:
             return None
         missing = [key for key in images if len(depths.get(key, ())) != 1]
-        if missing and need == "depth":
+        if missing and need == "depths":
             raise InputError(
                 shortened(
                     [
@@ -50,7 +50,7 @@ class DepthMaps:
             name: Split(len(keys), partial(_read, tree, keys, images, depths)) for name, keys in by_split.items()
         }
         notes = [f"{len(missing)} images have no depth map, first {images[missing[0]][0]}"] if missing else []
-        return Found(self.name, ("depth", "images"), tree.root, ordered(splits), notes=notes)
+        return Found(self.name, ("depths", "images"), tree.root, ordered(splits), notes=notes)
 
 
 def _sides(tree: Tree) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:

@@ -1,6 +1,6 @@
 """Students of whole images: backbone -> mean of the last map -> one linear layer.
 
-This file travels with every saved student of this kind (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
+This file travels with every saved classifier (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 Letters in shapes: B images, H and W of the images, K classes.
 """
 
