@@ -43,9 +43,9 @@ def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> s
     dense-prediction head, else (a plain ViT) `AutoModel`.
     """
     architecture = (config.architectures or [""])[0]
-    if head is not None and type(config) in getattr(transformers, head)._model_mapping:
-        if not architecture or architecture.endswith(head.removeprefix("AutoModel")):
-            return head
+    known = head is not None and type(config) in getattr(transformers, head)._model_mapping
+    if known and (not architecture or architecture.endswith(str(head).removeprefix("AutoModel"))):
+        return head
     if type(config) in getattr(transformers, _ZERO_SHOT)._model_mapping:
         return _ZERO_SHOT if not architecture or architecture.endswith("ForObjectDetection") else "AutoModel"
     for ending in _DENSE:
