@@ -1,8 +1,7 @@
 """Runs one image through students and teachers: the maps that the figures are drawn from."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
@@ -132,4 +131,3 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
         for item in distiller.placed
         if item.pair is not None
     ]
-

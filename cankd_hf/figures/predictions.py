@@ -110,7 +110,10 @@ class PredictionsCallback(DrawingCallback):
         task, pictures, captions = self.trainer.task, [], []
         for sample, fixed in zip(self._samples, self._fixed, strict=True):
             own = panels(task, sample, {"": self.trainer.student}, self._config)
-            for rows, one, other in ((pictures, fixed.pictures, own.pictures), (captions, fixed.captions, own.captions)):
+            for rows, one, other in (
+                (pictures, fixed.pictures, own.pictures),
+                (captions, fixed.captions, own.captions),
+            ):
                 rows.append([*one[:2], other[2], *one[2:]])
         heading = "; ".join(text for text in (self._heading, task.picture_note) if text)
         titles = ["image", "ground truth", "prediction", *self._teachers]

@@ -68,5 +68,8 @@ def confused(confusion: dict[str, Any], count: int = 10) -> list[tuple[str, str,
     np.fill_diagonal(wrong, 0)
     places = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [(int(place // len(counts)), int(place % len(counts))) for place in places]
-    return [(names[row], names[column], int(wrong[row, column]), float(wrong[row, column] / totals[row]))
-            for row, column in pairs if wrong[row, column]]
+    return [
+        (names[row], names[column], int(wrong[row, column]), float(wrong[row, column] / totals[row]))
+        for row, column in pairs
+        if wrong[row, column]
+    ]

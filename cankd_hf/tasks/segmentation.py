@@ -136,7 +136,11 @@ class SegmentationTask(PipelineTask):
         return confusion_counts(outputs["logits"], inputs["labels"], len(self.id2label), self.ignore_index, sizes)
 
     def confusion(self, statistics: np.ndarray, tally: np.ndarray | None) -> Confusion | None:
-        return None if tally is None else Confusion([self.id2label[key] for key in sorted(self.id2label)], tally, "pixels")
+        return (
+            None
+            if tally is None
+            else Confusion([self.id2label[key] for key in sorted(self.id2label)], tally, "pixels")
+        )
 
     @torch.no_grad()
     def answer(self, model: PreTrainedModel, pixel_values: Tensor, **settings: Any) -> np.ndarray:
@@ -177,4 +181,3 @@ class SegmentationTask(PipelineTask):
         return PixelsForm(
             model, {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
         )
-
