@@ -15,6 +15,7 @@ from cankd_hf.commands import console as plain_console
 from cankd_hf.hub.sections import ema_line
 from cankd_hf.names import CARD_FILE, PICTURE_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
+from cankd_hf.training.monitoring.progress import duration
 
 if TYPE_CHECKING:
     from cankd_hf.runs.record import Arm, Report
@@ -100,16 +101,7 @@ def end_line(report: Report) -> str:
     *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
     beside = f"{', '.join(first)} and {last}" if first else last
     steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
-    return f"{reached} {steps} in {_duration(student.seconds)}; student: {folder}; {beside} beside it."
-
-
-def _duration(seconds: float) -> str:
-    """`48 s`, `1 min 52 s`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{reached} {steps} in {duration(student.seconds)}; student: {folder}; {beside} beside it."
 
 
 def _columns(report: Report) -> list[str]:

@@ -30,10 +30,10 @@ from cankd_hf.runs.build import (
     problems_of,
     training_args,
 )
+from cankd_hf.runs.clock import run_clock
 from cankd_hf.runs.details import details_of, read_details, write_details
 from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
-from cankd_hf.runs.page import Page, write_page
 from cankd_hf.runs.phases import Part, open_phase, parts_of, problems_in
 from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
@@ -137,6 +137,7 @@ class _Session:
         self.stats: dict[str, Stats] = {}  # normalisation of the images of teachers that were not trained here
         self._opened: dict[str, TaskData] = {}  # of phases with data of their own
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
+        self.clock = run_clock(recipe, data, self.scored_set)
 
     def prepare_teachers(self, notes: Sequence[str]) -> list[Arm]:
         """Trains the teachers that have `fit`, and loads all of them; returns the arms of those with scores.
@@ -234,13 +235,7 @@ class _Session:
         trainer = self._trainer(part, model, teachers, args, inherited)
         part.go_on(trainer.distiller)
         checkpoint = self._checkpoint(part, args)
-        start = f"from {checkpoint}" if checkpoint else "from the start"
-        logger.warning("%s: training %s -> %s", part.title, start, folder)
-        if args.process_index == 0 and (images := trainer.images_told()):
-            logger.warning("%s", images)
-        stopwatch = Stopwatch()
-        trainer.add_callback(stopwatch)
-        trainer.add_callback(meter)
+        stopwatch = self._watch(trainer, part, checkpoint, meter)
         if self.sharing is not None:
             self.sharing.join(trainer, meter)
         try:
@@ -267,6 +262,21 @@ class _Session:
             write_arm(folder, arm, _taps(trainer))
         return arm
 
+    def _watch(self, trainer: CanKDTrainer, part: Part, checkpoint: str | None, meter: CostMeter) -> Stopwatch:
+        """Says which part begins, and has its time, its cost and what is left of the run measured."""
+        line, start = self.clock.begin(part.title), f", goes on from {checkpoint}" if checkpoint else ""
+        if trainer.args.process_index == 0:
+            logger.warning("%s -> %s%s", line, part.folder, start)
+            if images := trainer.images_told():
+                logger.warning("%s", images)
+        stopwatch = Stopwatch()
+        for callback in (stopwatch, meter, self.clock):
+            trainer.add_callback(callback)
+        trainer.working.says_the_end = not part.last  # that of the arm is in the report of the run
+        if trainer.progress is not None and len(self.clock.parts) > 1:
+            trainer.progress.whole = self.clock.left
+        return stopwatch
+
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
         """The teacher's own score, with its own normalisation; None if it is not a model of this task."""
         folder, found = teacher.config.model, cast(PreTrainedModel, teacher.model)
@@ -292,6 +302,8 @@ class _Session:
         """Draws the answers of all models, and writes the page of the run."""
         if self.scored_set is None:
             return
+        from cankd_hf.runs.page import Page, write_page  # matplotlib: only where it draws
+
         models = {arm.name: self.task.load(arm.folder) for arm in reversed(report.arms) if Path(arm.folder).is_dir()}
         self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
         details = {arm.name: self.details.get(arm.name) or read_details(Path(arm.folder)) for arm in report.arms}

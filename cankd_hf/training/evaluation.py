@@ -232,7 +232,7 @@ class EvaluationMixin(TeachingTrainer):
         with torch.no_grad():
             statistics = self.task.statistics(_as_ours(outputs), batch.inputs, self.student)
             if self._details is not None and (counts := self.task.tally(_as_ours(outputs), batch.inputs)) is not None:
-                self._details.add(self._gather(counts))
+                self._details.add(self.gather_function(counts))
         self._unlabelled = labels is None
         # The Trainer computes metrics only if there are labels; the statistics already include them.
         mark = torch.zeros(len(batch["pixel_values"]), device=self.args.device)

@@ -99,13 +99,16 @@ def visualize(
     figure = figures.training_curves(opened.histories, task.metric)
     curves = None if figure is None else _save("curves", "", figure, output / "curves.png")
     scores = {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
-    keeps_best = opened.recipe is not None and bool(opened.recipe.training.get("load_best_model_at_end"))
-    signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better, keeps_best)
+    signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better, _keeps_best(opened))
     for said in [*_working(opened), *(f"warning sign: {sign}" for sign in signs)]:
         say(said)
     report = output / "report.html"
     report.write_text(_html(checkpoint, opened, drawn, curves, signs), encoding="utf-8")
     return report
+
+
+def _keeps_best(opened: OpenedCheckpoint) -> bool:
+    return opened.recipe is not None and bool(opened.recipe.training.get("load_best_model_at_end"))
 
 
 def _working(opened: OpenedCheckpoint) -> list[str]:
