@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
+from cankd_hf.data.common.folders import slice_of, usual_split
 
 SEED = 0  # of the shuffle before the training images are cut
 ROLES = {"eval": "validation", "test": "test"}
@@ -23,18 +23,14 @@ def lacking(config: DataConfig, names: Sequence[str]) -> tuple[list[str], bool]:
         the roles (`eval`, `test`) that a part of the training images stands in for, and whether the test split is left
         out, as there is a validation split to score. Other names of splits are the business of whoever looks for them.
     """
-    usual = {SPLIT_NAMES.get(name.lower(), name) for name in names}
+    usual = {usual_split(name) for name in names}
     asked = {"eval": config.eval_split, "test": config.test_split}
     missing = [
         role
         for role, split in asked.items()
-        if split is not None and SPLIT_NAMES.get(split.lower()) == ROLES[role] and ROLES[role] not in usual
+        if split is not None and usual_split(split) == ROLES[role] and ROLES[role] not in usual
     ]
-    if (
-        config.streaming
-        or "train" not in usual
-        or SPLIT_NAMES.get(slice_of(config.train_split, 0)[0].lower()) != "train"
-    ):
+    if config.streaming or "train" not in usual or usual_split(slice_of(config.train_split, 0)[0]) != "train":
         return [], False
     if "validation" in usual:
         return [], "test" in missing

@@ -13,7 +13,7 @@ from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, described, read_split, slice_of, split_folders
+from cankd_hf.data.common.folders import FolderSource, described, read_split, slice_of, split_folders, usual_split
 from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
@@ -127,9 +127,10 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     if is_table_path(path) or not os.path.lexists(path):
         return open_table(config, need_masks)
     root = folder_at(path)
+    named = need_masks and config.annotations != "auto"
     return (
         Folder(config, root, need_masks)
-        if described(root)
+        if described(root) and not named
         else FoundSet(config, root, "masks" if need_masks else "images")
     )
 
@@ -137,8 +138,9 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
 def folder_at(path: str) -> Path:
     """The data folder at an existing path; InputError if it is none."""
     if not os.path.isdir(path):
-        kind = not_a_file(Path(path)) or f"the file {path}"
-        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {kind}; it is at {path}")
+        kind = not_a_file(Path(path))
+        said = f"{kind}; it is at {path}" if kind else f"the file {path}; give its folder, {Path(path).parent}"
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {said}")
     return Path(path)
 
 
@@ -147,8 +149,7 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
     name = slice_of(wanted, 0)[0]
     if name in names:
         return name
-    meaning = SPLIT_NAMES.get(name.lower(), name)
-    return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
+    return next((other for other in names if usual_split(other) == usual_split(name)), None)
 
 
 def split_of(config: DataConfig, role: str) -> str | None:

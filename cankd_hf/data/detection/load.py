@@ -47,7 +47,9 @@ from cankd_hf.data.detection.objects import (
 )
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.data.layouts.box_labels import renumbered
 from cankd_hf.data.layouts.catalog import FoundSet
+from cankd_hf.data.layouts.coco_json import ImagesOf
 from cankd_hf.errors import InputError, together
 
 logger = logging.getLogger(__name__)
@@ -211,7 +213,9 @@ class _Coco:
     def _split(self, name: str) -> CocoSplit:
         if name not in self._read:
             skip = self.config.on_error == "skip"
-            self._read[name] = read_coco(self.root, name, self.files[name], skip)
+            file = self.files[name].relative_to(self.root).as_posix()
+            locate = partial(ImagesOf(self.root).locate, file, name)
+            self._read[name] = read_coco(self.root, name, self.files[name], skip, locate)
         return self._read[name]
 
 
@@ -221,7 +225,8 @@ class _FoundObjects(FoundSet):
     def source(self, name: str) -> AnySource:
         content = self.content(name)
         assert content.objects is not None  # a layout with boxes reads them
-        return _annotated(self.config, content.rows, content.objects, self.labels, content.bare)
+        objects = renumbered(content.objects, self.found, self.labels)
+        return _annotated(self.config, content.rows, objects, self.labels, content.bare)
 
 
 class _ObjectTable:

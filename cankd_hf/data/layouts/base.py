@@ -9,15 +9,17 @@ from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import outside
-from cankd_hf.data.common.folders import IMAGE_ENDINGS, SPLIT_NAMES
+from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
 from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
+from cankd_hf.data.layouts.drawn import DrawnMasks
+from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 
 KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
-DEEPEST = 8  # folders below the given one that are looked into
+DEEPEST = 32  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 
 
@@ -28,6 +30,7 @@ class Content:
     rows: Rows
     objects: AnnotationTable | None = None  # the boxes of each row
     classes: Sequence[int] | None = None  # the class of each row
+    drawn: DrawnMasks | None = None  # masks that are drawn from outlines
     bare: Sequence[int] = ()  # indices of the images of which nobody said what they show
     notes: list[str] = field(default_factory=list)  # told to the user, as those of `Found`
 
@@ -97,7 +100,8 @@ class Tree:
         self.root = root
         self.files: dict[str, list[str]] = {}  # folder -> its files, sorted
         self.folders: dict[str, list[str]] = {}  # folder -> the folders in it, sorted
-        self.linked: list[str] = []  # problems: links that lead out
+        self.linked: list[str] = []  # problems: links out of it that are called as a part of a set is
+        self.notes: list[str] = []  # other folders that are not looked into
         self._seen: set[str] = set()
         self._list("", 0)
 
@@ -115,14 +119,17 @@ class Tree:
                     if is_folder and entry.is_symlink():
                         links.add(entry.name)
         except OSError as error:
-            raise InputError(f"data.path: expected a folder that can be read, got {where}: {error.strerror}") from None
+            said = f"expected a folder that can be read, got {where}: {error.strerror}"
+            if not folder:
+                raise InputError(f"data.path: {said}") from None
+            self.notes.append(said)
         self.files[folder], self.folders[folder] = sorted(files), sorted(folders)
         for name in self.folders[folder] if depth < DEEPEST else ():
             if name in links:
                 path = os.path.join(where, name)
                 problems, real = outside(self.root, [path]), os.path.realpath(path)
                 if problems or real in self._seen or self._within(real):
-                    self.linked += problems
+                    (self.linked if meaning(name) else self.notes).extend(problems)
                     continue
                 self._seen.add(real)
             self._list(f"{folder}/{name}" if folder else name, depth + 1)
@@ -180,7 +187,7 @@ def is_image(name: str) -> bool:
 
 def canonical(name: str) -> str:
     """The usual name of a split: `val` is `validation`; another name is kept."""
-    return SPLIT_NAMES.get(name.lower(), name)
+    return usual_split(name)
 
 
 def ordered(splits: Mapping[str, Split]) -> dict[str, Split]:
