@@ -207,7 +207,8 @@ def test_the_bar_stays_where_warnings_are_hidden(tmp_path: Path) -> None:
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # by which transformers decides
-        text = "{output_dir: x, data: {path: shapes}, student: {backbone: {model_type: resnet}}, training: {max_steps: 1}}"
+        student = "student: {backbone: {model_type: resnet}}"
+        text = f"{{output_dir: x, data: {{path: shapes}}, {student}, training: {{max_steps: 1}}}}"
         assert training_args(parse_recipe(text, []), tmp_path).disable_tqdm is False
         assert training_args(parse_recipe(text, ["training.disable_tqdm=true"]), tmp_path).disable_tqdm is True
     finally:
