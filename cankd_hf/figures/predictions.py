@@ -107,7 +107,9 @@ class PredictionsCallback(DrawingCallback):
         self.send({"predictions": made}, state.global_step)
 
     def _answers(self, file: Path) -> Image.Image:
-        task, pictures, captions = self.trainer.task, [], []
+        task = self.trainer.task
+        pictures: list[list[np.ndarray]] = []
+        captions: list[list[str]] = []
         for sample, fixed in zip(self._samples, self._fixed, strict=True):
             own = panels(task, sample, {"": self.trainer.student}, self._config)
             for rows, one, other in (
