@@ -231,6 +231,14 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
     return None, folder
 
 
+def metadata_keys(root: Path, folder: Path) -> list[str]:
+    """The keys in the metadata of a split; none without metadata."""
+    metadata, _ = _metadata_file(root, folder)
+    if metadata is None or outside(root, [metadata]):  # told where it is read
+        return []
+    return list(dict.fromkeys(key for _, line in _read_lines(metadata) for key in line))
+
+
 def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and content of each entry."""
     lines = read_lines(metadata)
