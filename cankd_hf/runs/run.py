@@ -304,7 +304,9 @@ class _Session:
             return
         from cankd_hf.runs.page import Page, write_page  # matplotlib: only where it draws
 
-        models = {arm.name: self.task.load(arm.folder) for arm in reversed(report.arms) if Path(arm.folder).is_dir()}
+        device = training_args(self.recipe, Path(report.output_dir), **SCORE_ONLY).device
+        there = [arm for arm in reversed(report.arms) if Path(arm.folder).is_dir()]
+        models: dict[str, Any] = {arm.name: self.task.load(arm.folder).to(device) for arm in there}  # type: ignore[arg-type]
         self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
         details = {arm.name: self.details.get(arm.name) or read_details(Path(arm.folder)) for arm in report.arms}
         write_page(report, Page(self.recipe, self.task, self.scored_set, details, models, self.stats))
