@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -99,7 +99,7 @@ def _run(
 ) -> Report:
     out = Path(recipe.output_dir)
     claim(out, recipe, args)
-    open_target(out, args)
+    open_target(out, args, asdict(recipe))
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.labelled)
     claim_data(out, recipe, data, args)
     session = _Session(recipe, task, data, resume, sharing)
