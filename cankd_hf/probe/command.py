@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.commands import console
 from cankd_hf.config.advice import not_one_of
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    disable_progress_bar()  # of loading weights
     config = load_data_config(None, [f"data.path={options.folder}", *options.overrides])
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     models = [options.checkpoint, *options.beside]
@@ -127,17 +129,27 @@ def _probed(
     for probe in probes:
         probe.fit(features, labels, images)
     del features
-    found: list[list[np.ndarray]] = [[] for _ in probes]
+    scored: list[list[np.ndarray]] = [[] for _ in probes]
     for feature_map, label in _maps(frozen, test, options.batch_size, f"{title} scoring"):
-        for probe, into in zip(probes, found, strict=True):
-            into.append(probe.statistics(feature_map, label))
-    for probe, rows in zip(probes, found, strict=True):
+        for probe, rows in zip(probes, scored, strict=True):
+            rows.append(probe.statistics(feature_map, label))
+    for probe, rows in zip(probes, scored, strict=True):
         statistics = np.stack(rows)
         drawn = resampled(statistics, probe.score, options.seed)
         made = Result("", probe.title, [], frozen.stride, frozen.channels, len(train), len(test))
         made.score, (made.low, made.high), made.drawn = probe.score(statistics.sum(0)), interval(drawn), drawn
         made.lower_is_better = probe.lower_is_better
         yield made
+
+
+def _maps(frozen: Frozen, images: Any, size: int, title: str) -> Iterator[tuple[torch.Tensor, Any]]:
+    """The map and label of each image."""
+    device = next(frozen.teacher.parameters()).device
+    samples = (images[index] for index in range(len(images)))
+    with tqdm(total=len(images), desc=title, unit="image", ncols=80) as bar:
+        for pixels, labels in batches(samples, size):
+            yield from zip(frozen(pixels.to(device)), labels, strict=True)
+            bar.update(len(labels))
 
 
 def _short(name: str) -> str:
