@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -62,6 +63,10 @@ class TeacherConfig(Section):
         weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.
         trust_remote_code: whether code from the model's repository may run.
         compile: whether `torch.compile` is used.
+        device: where it computes, if elsewhere than the student: `cpu`, or in a run of one process another
+            accelerator, such as `cuda:1`; its outputs are copied to the student's.
+        offload: whether its weights rest in main memory and are on the device only while it computes: teachers that
+            do not fit side by side take turns, at the price of a copy in each step.
         image_mean: mean of its input normalisation; by default that of its image processor.
         image_std: standard deviation of its input normalisation; by default that of its image processor.
         class_map: for losses on its logits: the student's names of classes that it calls otherwise,
@@ -83,6 +88,8 @@ class TeacherConfig(Section):
     weights: str | None = None
     trust_remote_code: bool = False
     compile: bool = False
+    device: str | None = None
+    offload: bool = False
     image_mean: Mean | None = None
     image_std: Std | None = None
     class_map: dict[str, str] | None = None
@@ -93,6 +100,10 @@ class TeacherConfig(Section):
         """Problems beyond types and ranges."""
         if self.weights is not None and not self.from_torchvision:
             yield "weights", f"expected `model: torchvision/NAME` beside it, got {self.model!r}; leave it out"
+        if self.device is not None and not re.fullmatch(r"cpu|(cuda|xpu|mps|npu)(:\d+)?", self.device):
+            yield "device", f"expected cpu or an accelerator such as cuda:1, got {self.device!r}"
+        elif self.device is not None and self.offload:
+            yield "offload", f"its weights lie on {self.device}; leave one of the two out"
         if self.fit is not None and self.from_torchvision:
             yield "fit", "a torchvision net cannot be trained here; leave fit out"
 
