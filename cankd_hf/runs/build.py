@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
+from cankd_hf.runs import adapting
 from cankd_hf.runs.device import choices, device_of
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
@@ -98,15 +100,27 @@ def build_student(
 
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
-    """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
+    """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights, adapted ones random
+    necks and heads."""
     configs = recipe.named_teachers()
     *found, model = together(
-        *(partial(build_teacher, recipe, name, config) for name, config in configs.items()),
+        *(partial(_untrained_teacher, recipe, task, name, config) for name, config in configs.items()),
         partial(build_student, recipe, task),
     )
     teachers = dict(zip(configs, found, strict=True))
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
+
+
+def _untrained_teacher(recipe: Recipe, task: Task, name: str, config: TeacherConfig) -> Teacher:
+    """A teacher as it is before a run trains it, if it does."""
+    if config.adapt is None:
+        return build_teacher(recipe, name, config)
+    model = build_student(recipe, task, adapting.untrained(config), name)
+    adapting.with_adapters(model, config.adapt)()  # for its problems
+    teacher = Teacher(model, replace(config, adapt=None), name=str(config.model))
+    teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
+    return teacher
 
 
 def inherit_parts(recipe: Recipe, model: PreTrainedModel, teachers: Mapping[str, Teacher], name: str) -> list[str]:

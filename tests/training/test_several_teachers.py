@@ -33,7 +33,9 @@ def trained(folder: Path, given: Any, **settings: Any) -> dict[str, Tensor]:
 
 def test_one_teacher_in_a_dictionary_equals_one_alone(tmp_path: Path) -> None:
     alone = trained(tmp_path / "alone", {"teacher": teacher()})
-    named = trained(tmp_path / "named", {"teacher": None, "teachers": {"dino": teacher()}}, terms=terms(teacher="dino"))
+    named = trained(
+        tmp_path / "named", {"teacher": None, "teachers": {"dino": teacher()}}, terms=terms(teacher="dino")
+    )
     assert largest_difference(alone, named) == 0.0
 
 
