@@ -170,6 +170,10 @@ def make_trainer(
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
 
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
+    if args.prediction_images > 0 and args.eval_strategy != IntervalStrategy.NO:
+        from cankd_hf.figures.predictions import PredictionsCallback
+
+        trainer.add_callback(PredictionsCallback(trainer, args.prediction_images))
     return trainer
 
 
@@ -205,6 +209,7 @@ def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
     Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
     """
     with problems_of(recipe.teacher_path(name)):
-        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name))
+        head = TASKS[recipe.task].teacher_head
+        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name), head=head)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

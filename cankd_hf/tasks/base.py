@@ -21,6 +21,9 @@ from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
+from cankd_hf.tasks.panels import panels
+from cankd_hf.tasks.pictures import ROWS, draw_grid, sample_evenly
+from cankd_hf.tasks.showing import Showing
 
 NOTE = (
     "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
@@ -63,7 +66,15 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     }
 
 
-class Task(ABC):
+def trusted(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What the code of a card needs where the model is one of ours: a line before, an argument, and a note."""
+    ours = bool(config.get("auto_map"))
+    local = not ours and str(config.get("model_type")).startswith("cankd_")
+    before = "import cankd_hf  # knows the model\n" if local else ""
+    return before, ", trust_remote_code=True" if ours else "", NOTE if ours else ""
+
+
+class Task(Showing, ABC):
     """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
     name: ClassVar[str]  # in a recipe
@@ -76,6 +87,8 @@ class Task(ABC):
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
+    # The auto class by which teachers that have this head are loaded with it; None: as backbones where they have one.
+    teacher_head: ClassVar[str | None] = None
     ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes
 
@@ -167,6 +180,10 @@ class Task(ABC):
         """
         return None
 
+    def why_not_scored(self, model: PreTrainedModel) -> str | None:
+        """Why another model of this task, such as a teacher, has no score on this task's data; None if it has."""
+        return None if class_labels(model) == self.id2label else "its classes differ from those of the data"
+
     # Labels by a teacher
 
     @classmethod
@@ -201,8 +218,17 @@ class Task(ABC):
         """Scores from the statistics of all images, arrays [N, ...]; exact for any number of processes."""
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        """Draws predictions of the models into a file. Returns whether the task has such a picture."""
-        return False
+        """Draws answers of the models to a few images, spread over the data, into a file, see `Showing`.
+
+        Returns:
+            Whether the task has such a picture.
+        """
+        if not self.pictured:
+            return False
+        rows = [panels(self, sample, models, config) for sample in sample_evenly(data, ROWS)]
+        titles, pictures, captions = ["image", "ground truth", *models], *zip(*rows, strict=True)
+        draw_grid(file, titles, pictures, self.legend(), self.picture_note, captions)
+        return True
 
     # The card; `config` is the student's config.json, `name` or `folder` what `from_pretrained` takes
 
@@ -259,17 +285,14 @@ class PipelineTask(Task):
 
     @classmethod
     def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        ours = bool(config.get("auto_map"))
-        trust = ", trust_remote_code=True" if ours else ""
-        local = not ours and str(config.get("model_type")).startswith("cankd_")
+        before, trust, note = trusted(config)
         code = (
-            f"{'import cankd_hf  # knows the model' if local else ''}\n"
-            "from transformers import pipeline\n\n"
+            f"{before}from transformers import pipeline\n\n"
             f'predict = pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(name)}{trust})\n'
             f'for found in predict("photo.jpg"{cls.call_arguments(config)}):\n'
             f'    print(found["label"], {cls.prints})'
         )
-        return code.lstrip(), NOTE if ours else ""
+        return code, note
 
     @classmethod
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:

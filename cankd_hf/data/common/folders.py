@@ -40,6 +40,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+YEAR = re.compile(r"[-_]?(19|20)\d\d$")  # at the end of a split's name, as in `train2017`
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation", "soft"}
 FILE_NAME = "_file_name"  # how the keys of files end in the metadata
@@ -92,7 +93,7 @@ class FolderSource:
     def load(self, index: int) -> Sample:
         row = self.rows[index]
         if self.masked and row.mask is None:
-            raise Unlabelled(f"{row.name}: the metadata give it no mask")
+            raise Unlabelled(f"{row.name}: the metadata give it no {self.decoder.noun}")
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 
@@ -112,6 +113,17 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise InputError(f"{root}: expected one folder for {split}, got {found[split].name} and {folder.name}")
         found[split] = folder
     return found or {"train": root}
+
+
+def usual_split(name: str) -> str:
+    """The usual name of a split: `val`, `dev` and `val2017` are `validation`; another name is kept."""
+    return SPLIT_NAMES.get(YEAR.sub("", name.lower()), name)
+
+
+def described(root: Path) -> bool:
+    """Whether a folder, or one of its split folders, has a metadata file that says what belongs to what."""
+    folders = [root, *split_folders(root).values()]
+    return any(_metadata_file(root, folder)[0] is not None for folder in folders)
 
 
 def read_split(
@@ -216,6 +228,14 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
             if os.path.lexists(base / name):
                 return base / name, base
     return None, folder
+
+
+def metadata_keys(root: Path, folder: Path) -> list[str]:
+    """The keys in the metadata of a split; none without metadata."""
+    metadata, _ = _metadata_file(root, folder)
+    if metadata is None or outside(root, [metadata]):  # told where it is read
+        return []
+    return list(dict.fromkeys(key for _, line in _read_lines(metadata) for key in line))
 
 
 def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,144 @@
+"""Data as people have it: the layouts of folders that `data.path` finds, one file each."""
+
+import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.files import shown
+from cankd_hf.data.common.holdout import held_out
+from cankd_hf.data.layouts.ade20k import Ade20k
+from cankd_hf.data.layouts.base import Found, Layout, Tree
+from cankd_hf.data.layouts.cityscapes import Cityscapes
+from cankd_hf.data.layouts.class_folders import ClassFolders
+from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.csv_boxes import CsvBoxes
+from cankd_hf.data.layouts.depth import DepthMaps
+from cankd_hf.data.layouts.flat import Flat
+from cankd_hf.data.layouts.images_masks import ImagesAndMasks
+from cankd_hf.data.layouts.names import meaning
+from cankd_hf.data.layouts.voc_boxes import VocBoxes
+from cankd_hf.data.layouts.voc_masks import VocMasks
+from cankd_hf.data.layouts.yolo import Yolo
+from cankd_hf.errors import InputError
+
+# Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
+BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
+LAYOUTS: tuple[Layout, ...] = (DepthMaps(), *MASKS, *BOXES, ClassFolders(), Flat())
+FIXES = {
+    "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
+    "boxes": "add the files with the boxes, or list them in metadata.jsonl",
+    "classes": "sort the images into a folder for each class",
+    "depths": "put the depth maps in a folder depth/, named as their images are, or list them in metadata.jsonl",
+}
+EXPECTED = {
+    "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
+    "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
+    "classes": "a folder of images for each class (docs/data.md)",
+    "depths": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
+    "images": "images (docs/data.md)",
+}
+
+
+def look(root: Path, need: str | None = None) -> Found:
+    """Finds out what a folder holds, from names and small files alone.
+
+    Args:
+        root: the folder; what is in a folder of its own inside it is found too.
+        need: what is needed of it, of `KINDS`; None: anything, the most telling first. For "images" any set will do,
+            whatever may be wrong with its labels.
+
+    Raises:
+        InputError: if no layout fits: with what is there, what was expected, and all that is missing.
+    """
+    whole = Tree(root)
+    inner = _own_folder(whole)
+    problems: list[str] = []
+    for layout in LAYOUTS:
+        tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
+        try:
+            found = layout.find(tree, need)
+        except InputError as error:
+            if need != "images":
+                raise
+            problems += error.problems  # of labels, while the images may be found by another layout
+            continue
+        if found is not None and (need in (None, "images") or need in found.kinds):
+            if tree.root != root:
+                found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
+            found.notes += tree.notes
+            return _with_held_out(found)
+    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
+
+
+def _with_held_out(found: Found) -> Found:
+    """The same with the parts of its training images that a run takes where there is no validation split."""
+    size = found.splits["train"].size if "train" in found.splits else None
+    if "validation" not in found.splits and size is not None and size > 1:
+        found.held_out = held_out("train", size, ["eval"], DataConfig().holdout)
+    return found
+
+
+def _own_folder(tree: Tree) -> Tree:
+    """The tree below folders that hold one folder and nothing else: an archive unzipped in a folder of its own."""
+    folder = ""
+    while not tree.files[folder] and len(tree.folders[folder]) == 1 and not any(map(_telling, tree.folders[folder])):
+        inner = f"{folder}/{tree.folders[folder][0]}".lstrip("/")
+        if inner not in tree.files:
+            break
+        folder = inner
+    return tree.below(folder) if folder else tree
+
+
+def _telling(name: str) -> bool:
+    """Whether a folder's name is part of a layout."""
+    return (said := meaning(name)) is not None and not said.rest
+
+
+def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
+    """What to say where no layout fits."""
+    wanted = EXPECTED.get(need or "images", "images")
+    said = f"data.path: expected {wanted}, got {root} with {contents(tree)}"
+    for name in tree.folders[""]:
+        if (found := _any(tree.below(name), need)) is not None and (need is None or need in found.kinds):
+            return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}", *tree.linked]
+    if (found := _any(tree, None)) is not None:
+        beside = _masks_beside(root) if need == "masks" else None
+        fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
+        return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
+    return [said, *tree.linked, *tree.notes]
+
+
+def _any(tree: Tree, need: str | None) -> Found | None:
+    """The first set that a layout finds, those that are incomplete left out."""
+    for layout in LAYOUTS:
+        with suppress(InputError):
+            if (found := layout.find(tree, need)) is not None:
+                return found
+    return None
+
+
+def _masks_beside(root: Path) -> str | None:
+    """The folder of masks beside a folder of images that was given instead of the one that holds both."""
+    try:
+        names = sorted(os.listdir(root.resolve().parent))
+    except OSError:  # only a hint is lost
+        return None
+    return next((f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks"), None)
+
+
+def contents(tree: Tree) -> str:
+    """What a folder holds, in a line: its folders, and how many files of each ending are below it."""
+    endings = Counter(Path(name).suffix.lower() or name for names in tree.files.values() for name in names)
+    files = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
+    folders = ", ".join(f"{name}/" for name in tree.folders[""][:8])
+    more = len(tree.folders[""]) - 8
+    folders += f" and {more} more" if more > 0 else ""
+    return f"{f'the folders {folders} and ' if folders else ''}{shown_plain(files)}"
+
+
+def shown_plain(text: str) -> str:
+    """A text without quotes, cut to about a line."""
+    return shown(text).strip("'\"")
