@@ -19,7 +19,9 @@ from cankd_hf.commands import console
 from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.reading import load_data_config
+from cankd_hf.data.common.folders import described
 from cankd_hf.data.common.sources import find_split, open_set
+from cankd_hf.data.layouts import look
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.probe.features import Frozen, batches
@@ -27,6 +29,8 @@ from cankd_hf.probe.intervals import interval, resampled
 from cankd_hf.probe.kinds import MOST, Probe, probes_for
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
+
+KINDS = {"masks": "segmentation", "depth": "depth", "classes": "classification"}  # labels that a probe reads -> task
 
 
 @dataclass
@@ -87,7 +91,7 @@ def _open(
     options: argparse.Namespace, config: DataConfig, size: Sequence[int] | None
 ) -> tuple[Any, Any, tuple[int, int]]:
     """Training and test images as they are scored, and number of classes and void label."""
-    named = options.task or "segmentation"
+    named = options.task or _task_of(config)
     if named not in TASKS:
         raise InputError(f"--task: {not_one_of(named, TASKS)}")
     task = TASKS[named]
@@ -108,7 +112,19 @@ def _open(
         raise InputError(
             f"--size: expected one, as the images have several, got {sorted(sizes)}; give height and width"
         )
-    return known.eval, test, (len(made.id2label), getattr(made, "ignore_index", -100))
+    return known.eval, test, (len(getattr(made, "id2label", None) or {}), getattr(made, "ignore_index", -100))
+
+
+def _task_of(config: DataConfig) -> str:
+    """The task whose labels a set holds, as far as its folder tells."""
+    root = Path(str(config.path))
+    if not root.is_dir() or described(root):
+        return KINDS["masks"]
+    kinds = look(root).kinds
+    found = next((task for kind, task in KINDS.items() if kind in kinds), None)
+    if found is None:
+        raise InputError(f"{root}: expected {', '.join(KINDS)}, got {', '.join(kinds)}; name a set with such labels")
+    return found
 
 
 def _probed(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.metrics.depth import depth_scores, depth_sums
+from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
 from cankd_hf.probe.features import at_cells
-from cankd_hf.probe.fit import PENALTIES, Linear, chosen, classifier, held_out, neighbours
+from cankd_hf.probe.fit import PENALTIES, Linear, chosen, classifier, held_out, neighbours, regression
 
 MOST = 2**27  # values of features that are kept to fit on (512 MB); of more, random cells are taken
 
@@ -75,17 +77,39 @@ class LinearSegmentation(_OfCells):
         self.linear = _best_classifier(features, labels, images, self.classes)
 
     def statistics(self, feature_map: Tensor, label: Any) -> np.ndarray:
-        from cankd_hf.metrics.segmentation import segmentation_areas
-
         areas = segmentation_areas(
             self.linear.on_map(feature_map)[None], torch.as_tensor(label)[None].long(), self.classes, self.ignore
         )
         return areas[0].numpy()
 
     def score(self, sums: np.ndarray) -> float:
-        from cankd_hf.metrics.segmentation import segmentation_scores
-
         return segmentation_scores(sums, {index: str(index) for index in range(self.classes)})["miou"]
+
+
+class LinearDepth(_OfCells):
+    """Ridge regression of the logarithm of each cell's depth, resized to each depth map; AbsRel over all pixels."""
+
+    title = "linear depth, AbsRel"
+    lower_is_better = True
+
+    def known(self, labels: Tensor) -> Tensor:
+        return (labels > 0) & labels.isfinite()
+
+    def fit(self, features: Tensor, labels: Tensor, images: Tensor) -> None:
+        first, last = held_out(images)
+        logs, scores = labels.float().log(), []
+        for penalty in PENALTIES:
+            tried = regression(features[first], logs[first], penalty)
+            found = tried(features[last])[:, 0].exp()
+            scores.append(-float(((found - labels[last]).abs() / labels[last]).mean()))
+        self.linear = regression(features, logs, chosen(scores))
+
+    def statistics(self, feature_map: Tensor, label: Any) -> np.ndarray:
+        metres = self.linear.on_map(feature_map)[0].exp()
+        return depth_sums(metres[None], torch.as_tensor(label)[None])[0].numpy()
+
+    def score(self, sums: np.ndarray) -> float:
+        return depth_scores(sums)["abs_rel"]
 
 
 class KnnClassification(Probe):
@@ -139,4 +163,6 @@ def probes_for(label: Any, classes: int, ignore_index: int) -> list[Probe]:
     value = torch.as_tensor(label)
     if value.ndim == 0:
         return [KnnClassification(classes, ignore_index), LinearClassification(classes, ignore_index)]
+    if value.is_floating_point():
+        return [LinearDepth(classes, ignore_index)]
     return [LinearSegmentation(classes, ignore_index)]

@@ -18,7 +18,7 @@ from cankd_hf.probe import main
 from cankd_hf.probe.features import Frozen, at_cells, batches
 from cankd_hf.probe.fit import classifier, held_out, neighbours, regression
 from cankd_hf.probe.intervals import interval, resampled
-from cankd_hf.probe.kinds import KnnClassification, LinearClassification, LinearSegmentation, probes_for
+from cankd_hf.probe.kinds import KnnClassification, LinearClassification, LinearDepth, LinearSegmentation, probes_for
 from cankd_hf.teachers.load import load_teacher
 
 DRAW = torch.Generator().manual_seed(0)
@@ -107,7 +107,23 @@ def test_classes_of_images(kind: Any) -> None:
     assert probe.score(wrong.sum(0)) == 0.0
 
 
+def test_depth_of_cells() -> None:
+    probe = LinearDepth(0, -100)
+    logs = torch.rand(10, 4, 4, generator=DRAW) * 2
+    maps = torch.stack([logs, torch.randn(10, 4, 4, generator=DRAW)], 1)
+    depths = logs.exp().repeat_interleave(8, 1).repeat_interleave(8, 2)
+    depths[:, :8, :8] = 0  # unknown
+    kept = [probe.features(one, depth, 100, DRAW) for one, depth in zip(maps, depths, strict=True)]
+    assert all(len(labels) == 15 for _, labels in kept)
+    probe.fit(*(torch.cat(values) for values in zip(*kept, strict=True)), torch.arange(10).repeat_interleave(15))
+    assert torch.allclose(probe.linear.on_map(maps[0])[0], logs[0], atol=0.1)
+    rows = np.stack([probe.statistics(one, depth) for one, depth in zip(maps, depths, strict=True)])
+    assert rows[:, 0].sum() == 10 * 15 * 64 and probe.score(rows.sum(0)) < 0.3
+    assert probe.lower_is_better
+
+
 def test_probes_follow_from_labels() -> None:
+    assert [type(one) for one in probes_for(torch.ones(4, 4), 0, 255)] == [LinearDepth]
     assert [type(one) for one in probes_for(torch.zeros(4, 4, dtype=torch.int64), 2, 255)] == [LinearSegmentation]
     assert [type(one) for one in probes_for(3, 5, -100)] == [KnnClassification, LinearClassification]
     with pytest.raises(InputError, match="got boxes"):
@@ -158,6 +174,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (first["train_images"], first["test_images"], first["size"]) == (12, 5, [32, 32])
     assert first["low"] <= first["score"] <= first["high"]
     assert second["beside"]["score"] == pytest.approx(first["score"] - second["score"])
+
+
+@pytest.mark.parametrize(("task", "probe"), [("depth", "linear depth, AbsRel"), ("classification", "kNN")])
+def test_other_labels(task: str, probe: str, tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 1, 1, 1], layer_type="basic")
+    ResNetBackbone(config).save_pretrained(tmp_path / "one")
+    sizes = "data.generated={train: 12, validation: 4, test: 5, size: 32}"
+    words = [str(tmp_path / "one"), "shapes", sizes, "--task", task, "--size", "32", "32"]
+    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
+    results = json.loads((tmp_path / "scores.json").read_text())["results"]
+    assert probe in results[0]["probe"] and len(results) == 1 + (task == "classification")
+    assert results[0]["lower_is_better"] is (task == "depth") and results[0]["score"] >= 0
 
 
 @pytest.mark.parametrize(
