@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": "compare arms of one recipe, at equal steps and at equal cost",
     "evaluate": "score a saved student",
     "label": "write a teacher's masks or boxes for a folder of images as a data set",
+    "probe": "score a model's frozen features by linear and kNN probes, beside others",
     "visualize": "look at a student, its teacher and their training",
     "push": "push a student to the Hub",
     "export": "export a student to other formats",

@@ -15,7 +15,7 @@ from cankd_hf.config.distill import DistillConfig, Guard, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe
-from cankd_hf.config.teacher import CacheConfig
+from cankd_hf.config.teacher import AdaptConfig, CacheConfig
 from cankd_hf.losses import LOSSES
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import CanKDConfig
@@ -123,6 +123,7 @@ def tables() -> dict[str, str]:
         "student": table(hints["student"], "student."),
         "fpn": signature_table(FPNConfig.__init__, FPNConfig, {"backbone_config", "semantic_loss_ignore_index"}),
         "teacher": table(teacher, "teacher."),
+        "adapt": table(AdaptConfig, "teacher.adapt."),
         "cache": table(CacheConfig, "teacher.cache."),
         "distill": table(DistillConfig, "distill."),
         "term": table(LossTerm, "distill.terms.N."),

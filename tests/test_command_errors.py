@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("cankd_hf.evaluate", ["folder"], "cankd_hf.config.reading.load_data_config"),
     "push": ("cankd_hf.push", ["folder", "me/name"], "cankd_hf.hub.upload.plan"),
     "export": ("cankd_hf.export", ["folder", "--format", "torch-export"], "cankd_hf.export.command.run"),
+    "probe": ("cankd_hf.probe", ["model", "folder"], "cankd_hf.probe.command.run"),
     "label": ("cankd_hf.label", ["teacher", "folder"], "cankd_hf.label.command.run"),
     "visualize": ("cankd_hf.visualize", ["folder"], "cankd_hf.visualize.session.visualize"),
     "benchmark loss": ("cankd_hf.benchmark", ["loss"], "cankd_hf.benchmark.loss.run"),
@@ -99,7 +100,9 @@ def test_bad_input_interrupts_and_full_disks(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "push", "export", "label", "visualize", "benchmark", "compare"])
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "push", "export", "label", "probe", "visualize", "benchmark", "compare"]
+)
 def test_the_help_names_the_exit_codes_and_usage_errors_hide_tokens(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

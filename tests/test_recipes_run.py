@@ -99,7 +99,7 @@ def small(path: Path, folder: Path) -> list[str]:
     """Overrides that make a recipe small and independent of downloads."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     student, detection = recipe["student"], recipe.get("task") == "detection"
-    size = [56, 84] if "dinov2" in path.stem and not detection else [64, 64]
+    size = [56, 84] if {"dinov2", "two"} & {*path.stem.split("_")} and not detection else [64, 64]
     if detection and "backbone" not in student:
         size = [128, 128]  # a norm over groups of one cell, where strides go up to 64, cannot be
     changes: dict[str, Any] = {
@@ -130,14 +130,17 @@ def small(path: Path, folder: Path) -> list[str]:
         splits = {"train": recipe["data"].get("train_split", "train"), "val": recipe["data"]["eval_split"]}
         write = write_boxes if splits["val"] == "validation" else partial(write_coco, splits=splits)
         changes |= {"data.path": str(write(folder.with_name("boxes"))), "data.generated": {}}
-    teacher = recipe.get("teacher")
-    if teacher is not None and "model" in teacher:
+    alone = {"teacher": recipe["teacher"]} if recipe.get("teacher") else {}
+    several = {f"teachers.{name}": teacher for name, teacher in recipe.get("teachers", {}).items()}
+    for place, teacher in (alone | several).items():
+        if "model" not in teacher:
+            continue
         made = stand_in_teacher(teacher["model"])
         if made["model_type"] == "cankd_fpn":  # trained on the same data
             made["id2label"] = NAMES if detection else SHAPE_CLASSES
         if recipe.get("task") == "classification":
             made["id2label"] = {key - 1: name for key, name in SHAPE_CLASSES.items() if key}
-        changes |= {"teacher.model": None, "teacher.config": made}
+        changes |= {f"{place}.model": None, f"{place}.config": made}
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 

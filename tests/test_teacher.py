@@ -377,3 +377,19 @@ def test_offline_from_the_cache(folders: dict[str, Path], tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert snapshot.name in done.stdout and "[0.5, 0.5, 0.5]" in done.stdout and "size=(4, 6)" in done.stdout
+
+
+def test_a_folder_with_timms_files_is_a_teacher(tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    name = "test_resnet.r160_in1k"
+    made = timm.create_model(name.partition(".")[0], pretrained=False)
+    config = {"architecture": "test_resnet", "num_classes": 1000, "model_args": {"num_classes": 1000}}
+    config["pretrained_cfg"] = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "num_classes": 1000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(made.state_dict(), tmp_path / "model.safetensors")
+    teacher = load_teacher(str(tmp_path))
+    assert teacher.stats.mean == (0.5, 0.5, 0.5) and len(teacher.levels((64, 64))) > 1
+    weight = next(iter(made.state_dict().values()))
+    assert any(torch.equal(weight, own) for own in teacher.state_dict().values() if own.shape == weight.shape)

@@ -27,6 +27,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("repo", metavar="me/name", help="where to push; created where it does not exist")
     made.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
     made.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    made.add_argument(
+        "--license-of",
+        action="append",
+        default=[],
+        metavar="NAME=LICENSE",
+        help="licence of a teacher, data set or first weights whose card states none; can be repeated",
+    )
+    made.add_argument(
+        "--cleared",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what it comes from and whose licence does not bind it, by a permission of your own; can be repeated",
+    )
     made.add_argument("--message", default="Distilled student", help="of the commit")
     made.add_argument("--dry-run", action="store_true", help="list the files with their sizes and push nothing")
     return made
@@ -48,7 +62,10 @@ def _run(options: argparse.Namespace) -> int:
         if holds_secret(getattr(options, name) or ""):
             raise InputError(f"{name}: looks like a token or password, which others would read; sign in with HF_TOKEN")
     check_name(options.repo)
-    uploads = plan(options.checkpoint, options.repo)
+    stated = {name: licence for name, _, licence in (given.partition("=") for given in options.license_of)}
+    if wrong := [name for name, licence in stated.items() if not (name and licence)]:
+        raise InputError(f"--license-of: expected NAME=LICENSE, such as me/teacher=apache-2.0, got {wrong[0]!r}")
+    uploads = plan(options.checkpoint, options.repo, stated=stated, cleared=options.cleared)
     table = Table(title=f"{options.checkpoint} -> {options.repo}", title_justify="left")
     table.add_column("file")
     table.add_column("bytes", justify="right")
@@ -62,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     check_target(options.repo)
     name, private = open_repo(options.repo, private=not options.public, revision=options.revision)
     if name != options.repo:  # given without its owner; the card needs the whole name
-        uploads = plan(options.checkpoint, name)
+        uploads = plan(options.checkpoint, name, stated=stated, cleared=options.cleared)
     commit = push(uploads, name, options.message, options.revision)
     print(f"Pushed to {commit.repo_url} ({'private' if private else 'public'}), commit {commit.oid[:12]}")
     print(f'Load it with from_pretrained("{name}"); the lines are in its card.')

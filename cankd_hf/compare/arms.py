@@ -17,6 +17,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.errors import InputError, together
+from cankd_hf.runs import adapting
 from cankd_hf.runs.recipe import load_recipe
 
 REFERENCE, NO_BLOCK, UNTRAINED, TWIN = "reference", "no block", "untrained teacher", "twin"
@@ -242,7 +243,7 @@ def _with_teachers(
             continue
         run = _teacher_run(records, teacher, source, untrained)
         runs.append(run)
-        made[teacher] = replace(given, model=_folder(records, run.key), config=None, fit=None, revision=None)
+        made[teacher] = given.fitted(_folder(records, run.key))
     if recipe.teacher is not None:
         recipe = replace(recipe, teacher=made["teacher"])
     elif recipe.teachers is not None:
@@ -257,7 +258,12 @@ def _source(config: ComparisonConfig, recipe: Recipe, given: TeacherConfig) -> R
         return for_comparison(load_recipe(config.teacher, data), 0)
     if given.fit is None:
         return None
-    student = StudentConfig(model=given.model, config=given.config)
+    if given.adapt is not None and given.adapt.tune == "lora":
+        raise InputError(
+            "teacher.adapt.tune: lora is for a run of its own, got it in a comparison; run the recipe once, and name "
+            "the teacher that it leaves (OUTPUT_DIR/teacher) as teacher.model, with teacher.adapt: null"
+        )
+    student = adapting.untrained(given)
     training = {**recipe.training, "ema": None, "eval_strategy": "no", **given.fit}
     # What is for students alone must not make a teacher of its own for an arm.
     students = {key: value for key, value in vars(DataConfig()).items() if key.startswith(("unlabelled", "strong"))}
@@ -268,7 +274,7 @@ def _source(config: ComparisonConfig, recipe: Recipe, given: TeacherConfig) -> R
         student=student,
         teacher=None,
         teachers=None,
-        distill=DistillConfig(terms=[]),
+        distill=DistillConfig(terms=[], frozen=adapting.frozen(given.adapt)),
         phases=None,
         training=training,
     )

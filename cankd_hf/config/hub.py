@@ -29,7 +29,11 @@ class HubConfig(Section):
         strategy: when to push: at the `end`, also at `every_save`, or also checkpoints in folders of their own
             (`checkpoint`: only the newest, `all_checkpoints`: all).
         revision: branch to push to; by default `main`.
-        license: the student's licence as a Hub identifier, such as `apache-2.0`; by default `unknown`.
+        license: the student's licence as a Hub identifier, such as `apache-2.0`; by default the only one that the
+            licences of teachers, data and first weights leave, else `unknown`.
+        licenses: the licences of teachers, data sets and first weights whose cards state none: name -> Hub identifier.
+        cleared: teachers, data sets and first weights whose licence does not bind the student, by a permission of
+            your own; the card says so.
         tags: additional tags of the card.
     """
 
@@ -41,6 +45,8 @@ class HubConfig(Section):
     strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"
     revision: str | None = None
     license: str | None = None
+    licenses: dict[str, str] = field(default_factory=dict)
+    cleared: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len
@@ -45,6 +47,37 @@ class CacheConfig(Section):
 
 
 @dataclass
+class AdaptConfig(Section):
+    """A bare backbone as a teacher of the task: a pyramid and a head on it are trained first, on the recipe's data.
+
+    Attributes:
+        fpn: neck and head on it, as `student.fpn`; a plain ViT needs `{neck: simple_pyramid}`.
+        tune: what is trained beside neck and head: `head`: nothing, the backbone is frozen; `lora`: low-rank adapters
+            in its attention (needs `peft`), which are merged into its weights afterwards; `all`: the whole backbone
+            (`training: {backbone_lr_scale: 0.1}` moves it slower).
+        rank: of the adapters.
+        alpha: their scale is alpha / rank; null: 2 rank.
+        targets: last names of the linear layers that get adapters, such as [q_proj, v_proj]; null: all in attention.
+        training: settings of `training` for this, as in `teacher.fit`.
+    """
+
+    place: ClassVar[str] = "teacher.adapt"
+
+    fpn: dict[str, Any] = field(default_factory=dict)
+    tune: Literal["head", "lora", "all"] = "head"
+    rank: Annotated[int, Ge(1), Le(1024)] = 8
+    alpha: Annotated[float, Gt(0)] | None = None
+    targets: Annotated[list[str], Len(1)] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Settings of adapters where there are none."""
+        for key, default in (("rank", 8), ("alpha", None), ("targets", None)):
+            if self.tune != "lora" and getattr(self, key) != default:
+                yield key, f"counts for tune: lora only, got tune: {self.tune}; leave it out"
+
+
+@dataclass
 class TeacherConfig(Section):
     """A teacher: how it is loaded and run.
 
@@ -62,11 +95,17 @@ class TeacherConfig(Section):
         weights: for `torchvision/NAME`: a local `.safetensors` or `.pth` file instead of torchvision's own weights.
         trust_remote_code: whether code from the model's repository may run.
         compile: whether `torch.compile` is used.
+        device: where it computes, if elsewhere than the student: `cpu`, or in a run of one process another
+            accelerator, such as `cuda:1`; its outputs are copied to the student's.
+        offload: whether its weights rest in main memory and are on the device only while it computes: teachers that
+            do not fit side by side take turns, at the price of a copy in each step.
         image_mean: mean of its input normalisation; by default that of its image processor.
         image_std: standard deviation of its input normalisation; by default that of its image processor.
         class_map: for losses on its logits: the student's names of classes that it calls otherwise,
             `{teacher's name: student's name}`; classes of equal names are put in the student's order by themselves.
         fit: settings of `training` with which a run first trains the teacher on the task; only used in recipes.
+        adapt: the model is a bare backbone: a neck and a head are put on it and trained first (`fit` is then
+            `adapt.training`). The raw one is one override away: `teacher.adapt=null`.
         cache: stores its answers, so that it is run once for each picture.
     """
 
@@ -83,20 +122,38 @@ class TeacherConfig(Section):
     weights: str | None = None
     trust_remote_code: bool = False
     compile: bool = False
+    device: str | None = None
+    offload: bool = False
     image_mean: Mean | None = None
     image_std: Std | None = None
     class_map: dict[str, str] | None = None
     fit: dict[str, Any] | None = None
+    adapt: AdaptConfig | None = None
     cache: CacheConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapt is not None and self.fit is None:
+            self.fit = dict(self.adapt.training)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""
         if self.weights is not None and not self.from_torchvision:
             yield "weights", f"expected `model: torchvision/NAME` beside it, got {self.model!r}; leave it out"
+        if self.device is not None and not re.fullmatch(r"cpu|(cuda|xpu|mps|npu)(:\d+)?", self.device):
+            yield "device", f"expected cpu or an accelerator such as cuda:1, got {self.device!r}"
+        elif self.device is not None and self.offload:
+            yield "offload", f"its weights lie on {self.device}; leave one of the two out"
+        if self.adapt is not None and self.fit != self.adapt.training:
+            yield "fit", "expected the settings of adapt.training, or none beside adapt; write them there"
         if self.fit is not None and self.from_torchvision:
             yield "fit", "a torchvision net cannot be trained here; leave fit out"
 
     check = Section.raise_problems
+
+    def fitted(self, folder: str | Path) -> TeacherConfig:
+        """The teacher as it is read after its training, from the folder it was saved to."""
+        return replace(self, model=str(folder), config=None, fit=None, adapt=None, revision=None)
 
     @property
     def from_torchvision(self) -> bool:

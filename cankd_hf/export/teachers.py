@@ -76,7 +76,7 @@ def _configs(source: Source) -> dict[str, TeacherConfig]:
         configs = {TEACHER: TeacherConfig(model=str(root / TEACHER))}
     fitted = {name: root / (TEACHER if len(configs) == 1 else f"{TEACHER}-{name}") for name in configs}
     return {
-        name: replace(config, model=str(fitted[name]), config=None, fit=None)
+        name: config.fitted(fitted[name])
         if (fitted[name] / "config.json").is_file() and (config.fit is not None or not _is_there(config))
         else config
         for name, config in configs.items()

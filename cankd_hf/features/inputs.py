@@ -125,6 +125,14 @@ def timm_stats(name: str) -> ImageStats:
     return ImageStats(tuple(config.mean), tuple(config.std), f"timm's configuration of {name}")
 
 
+def timm_folder_stats(folder: str) -> ImageStats:
+    """Statistics in the `config.json` of a folder with timm's files, as timm's repositories on the Hub have one."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("pretrained_cfg") or {}
+    if not (config.get("mean") and config.get("std")):
+        return ImageStats()
+    return ImageStats(tuple(config["mean"]), tuple(config["std"]), f"timm's configuration in {folder}")
+
+
 def timm_stages(name: str) -> list[int]:
     """The `out_indices` to take of a timm model: the last map of each stride from 4 on; of a plain ViT its last."""
     import timm

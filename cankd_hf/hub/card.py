@@ -12,13 +12,13 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cankd_hf.hub import escape, sections
 from cankd_hf.hub.facts import Facts, hub_id, read_facts
+from cankd_hf.hub.licences import NAMED_OTHERS, UNKNOWN, inherited, told
 from cankd_hf.names import CARD_FILE
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 _MARK = "<!-- written by cankd_hf "
-UNKNOWN = "unknown"  # the Hub's identifier for an unstated licence
 
 
 def write_card(
@@ -33,7 +33,8 @@ def write_card(
 
     Args:
         folder: of a run or of a checkpoint.
-        licence: a Hub identifier such as `apache-2.0`; default: the recipe's `hub.license`, else `unknown`.
+        licence: a Hub identifier such as `apache-2.0`; default: the recipe's `hub.license`, else the only one that the
+            licences of teachers, data and first weights leave, else `unknown`.
         tags: further tags, beside the recipe's.
         title: heading; default: the folder's name.
         more: metadata beside what was recorded, see `card_data`.
@@ -88,6 +89,7 @@ def render_card(
         made=sections.made(facts),
         phases=sections.markdown(sections.phases_table(facts)),
         terms=sections.markdown(sections.terms_table(facts)),
+        licences=[escape.text(line) for line in told(facts)],
         limits=sections.limits(facts),
         citation=sections.citation(facts),
     )
@@ -128,8 +130,11 @@ def card_data(
     elif unused := [key for key in ("tasks", "dataset", "dataset_args") if given.get(key)]:
         logger.warning("the card has no scores that %s could describe; left out", ", ".join(unused))
     own = ["cankd"] + (["knowledge-distillation"] if facts.teachers else [])
+    own_licence = licence or facts.hub.get("license") or inherited(facts) or UNKNOWN
+    if own_licence in NAMED_OTHERS:
+        more["license_name"], own_licence = own_licence, "other"
     return ModelCardData(
-        license=licence or facts.hub.get("license") or UNKNOWN,
+        license=own_licence,
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
         tags=list(dict.fromkeys([*own, *(facts.hub.get("tags") or ()), *tags])),

@@ -81,6 +81,13 @@ def read_facts(folder: str | Path) -> Facts:
     return Facts(config, run, results, settings)
 
 
+def planned_facts(recipe: dict[str, Any]) -> Facts:
+    """What a recipe says of a student that is not made yet."""
+    named = recipe.get("teachers") or {"teacher": recipe.get("teacher")}
+    teachers = {name: section for name, section in named.items() if section}
+    return Facts({}, {"teachers": teachers}, {}, recipe)
+
+
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Writes what the trainer recorded beside the student."""
     (folder / FACTS_FILE).write_text(to_json(facts), encoding="utf-8")
@@ -96,14 +103,14 @@ def hub_id(name: object) -> str | None:
 
 
 @cache
-def licence_of(model: str | None, revision: str | None = None) -> str | None:
-    """The licence in a model's own card; None where the card cannot be read or names none."""
+def licence_of(model: str | None, revision: str | None = None, kind: str = "model") -> str | None:
+    """The licence in the card of a model (or a `dataset`); None where the card cannot be read or names none."""
     if model is None:
         return None
     try:
         file = Path(model) / CARD_FILE
         if not file.is_file():
-            file = Path(hf_hub_download(model, CARD_FILE, revision=revision, etag_timeout=5))
+            file = Path(hf_hub_download(model, CARD_FILE, revision=revision, repo_type=kind, etag_timeout=5))
         card = ModelCard.load(file)
     except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError):
         return None  # offline, gated or without a card

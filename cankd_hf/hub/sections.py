@@ -262,10 +262,9 @@ def limits(facts: Facts) -> list[str]:
         said.append("No score was recorded for these weights.")
     else:
         said.append("The scores come from one run; how far another seed would be from them is not known.")
-    if len(facts.teachers) > 1:
-        said.append("What is wrong with its teachers may be wrong with it, and their licences may bind it too.")
-    elif facts.teachers:
-        said.append("What is wrong with its teacher may be wrong with it, and the teacher's licence may bind it too.")
+    if facts.teachers:
+        whose = "its teachers" if len(facts.teachers) > 1 else "its teacher"
+        said.append(f"What is wrong with {whose} may be wrong with it.")
     return said
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.card import card_for
+from cankd_hf.hub.facts import read_facts
 from cankd_hf.hub.files import Upload, check_no_secret, student_files
+from cankd_hf.hub.licences import UNKNOWN, check_licences
 from cankd_hf.names import CARD_FILE, EMA, RAW
 
 logger = logging.getLogger(__name__)
@@ -112,13 +114,21 @@ def open_repo(
     return name, is_private
 
 
-def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> list[Upload]:
+def plan(
+    folder: str | Path,
+    repo: str,
+    subfolders: tuple[str, ...] = ("",),
+    stated: Mapping[str, str] | None = None,
+    cleared: Sequence[str] = (),
+) -> list[Upload]:
     """What a push of a run or checkpoint would upload: the student, and a card that names the repository.
 
-    Each of the repository's `subfolders` ("" for its root) gets the whole student.
+    Each of the repository's `subfolders` ("" for its root) gets the whole student. `stated` and `cleared` are those of
+    `check_licences`.
 
     Raises:
-        InputError: if there is no student, or a file contains a token.
+        InputError: if there is no student, a file contains a token, or a licence of what the student comes from
+            forbids the student's own, or is not known.
     """
     folder = Path(folder)
     files = [_without_home(Upload(file.name, file)) for file in student_files(folder)]
@@ -126,8 +136,12 @@ def plan(folder: str | Path, repo: str, subfolders: tuple[str, ...] = ("",)) -> 
         if (folder / beside / CONFIG_NAME).is_file():
             inner = student_files(folder / beside)
             files += [_without_home(Upload(f"{beside}/{file.name}", file)) for file in inner]
-    files.append(Upload(CARD_FILE, card_for(folder, repo).encode()))
+    card = card_for(folder, repo)
+    files.append(Upload(CARD_FILE, card.encode()))
     check_no_secret(files)
+    metadata = ModelCard(card).data
+    licence = metadata.get("license_name") or metadata.get("license") or UNKNOWN
+    check_licences(read_facts(folder), str(licence), stated, cleared, owner=repo.rpartition("/")[0])
     return [
         Upload(str(PurePosixPath(subfolder) / upload.name), upload.source)
         for subfolder in subfolders

@@ -62,7 +62,7 @@ def load_backbone(
     if out_indices is not None:
         overrides["out_indices"] = out_indices
         overrides.pop("out_features", None)
-    if (from_timm := _timm_source(name)) is not None:
+    if (from_timm := timm_source(name)) is not None:
         return _timm_backbone(*from_timm, overrides, dtype)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _overridden(name, overrides, hub)
@@ -90,7 +90,7 @@ def backbone_config(
     Raises InputError as `load_backbone` does.
     """
     name, overrides = _split(source)
-    from_timm = None if name is None else _timm_source(name)
+    from_timm = None if name is None else timm_source(name)
     if name is None:
         config = config_from_dict(overrides, "backbone")
     elif from_timm is not None:
@@ -186,7 +186,7 @@ def check_complete(place: str, missing: Iterable[str], mismatched: Iterable[str]
         logger.info("%s: %d parameters of norms that the Backbone class adds start as the identity", place, len(added))
 
 
-def _timm_source(name: str) -> tuple[str, str] | None:
+def timm_source(name: str) -> tuple[str, str] | None:
     """Architecture and weights of timm's models: `timm/NAME`, a bare timm name, or a folder that timm wrote (its
     `config.json` has a key `architecture`)."""
     if Path(name).is_dir():

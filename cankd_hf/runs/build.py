@@ -20,6 +20,7 @@ from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.names import TEACHER
+from cankd_hf.runs import adapting
 from cankd_hf.runs.device import choices, device_of
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.teachers.load import load_teacher
@@ -100,10 +101,11 @@ def build_student(
 
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
-    """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
-    configs = {name: _to_be_fitted(config, task) for name, config in recipe.named_teachers().items()}
+    """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights, adapted ones random
+    necks and heads."""
+    configs = recipe.named_teachers()
     *found, model = together(
-        *(partial(build_teacher, recipe, name, config) for name, config in configs.items()),
+        *(partial(_untrained_teacher, recipe, task, name, config) for name, config in configs.items()),
         partial(build_student, recipe, task),
     )
     teachers = dict(zip(configs, found, strict=True))
@@ -111,11 +113,17 @@ def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **ov
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
 
 
-def _to_be_fitted(config: TeacherConfig, task: Task) -> TeacherConfig:
-    """A teacher that is to be trained on the data has its classes, before it is trained too."""
-    if config.fit is None or config.config is None or not task.id2label:
-        return config
-    return replace(config, config={**config.config, "id2label": dict(task.id2label)})
+def _untrained_teacher(recipe: Recipe, task: Task, name: str, config: TeacherConfig) -> Teacher:
+    """A teacher as it is before a run trains it, if it does; one that is to be trained has the classes of the data."""
+    if config.adapt is None:
+        if config.fit is not None and config.config is not None and task.id2label:
+            config = replace(config, config={**config.config, "id2label": dict(task.id2label)})
+        return build_teacher(recipe, name, config)
+    model = build_student(recipe, task, adapting.untrained(config), name)
+    adapting.with_adapters(model, config.adapt)()  # for its problems
+    teacher = Teacher(model, replace(config, adapt=None), name=str(config.model))
+    teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
+    return teacher
 
 
 def inherit_parts(recipe: Recipe, model: PreTrainedModel, teachers: Mapping[str, Teacher], name: str) -> list[str]:

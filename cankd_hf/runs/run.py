@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from cankd_hf.config.parts import part_of, terms_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
-from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import InputError, together
 from cankd_hf.hub.files import read_json
 from cankd_hf.hub.publish import open_target, publish
 from cankd_hf.names import ALONE, ARM_FILE, DISTILLED, FACTS_FILE, PICTURE_FILE, RESULTS_FILE, STATE_FILE, STUDENT
+from cankd_hf.runs import adapting
 from cankd_hf.runs.arms import finished_arm, write_arm
 from cankd_hf.runs.build import (
     SCORE_ONLY,
@@ -102,7 +102,7 @@ def _run(
 ) -> Report:
     out = Path(recipe.output_dir)
     claim(out, recipe, args)
-    open_target(out, args)
+    open_target(out, args, asdict(recipe))
     task, data = TASKS[recipe.task].from_data(recipe.data, labelled=recipe.labelled)
     claim_data(out, recipe, data, args)
     session = _Session(recipe, task, data, resume, sharing)
@@ -162,10 +162,11 @@ class _Session:
             folder = Path(self.recipe.output_dir) / (f"teacher-{name}" if several else "teacher")
             scored = None
             if config.fit is not None:
-                student = StudentConfig(model=config.model, config=config.config)
-                part = Part(arm, folder, self._plain(self.recipe))
-                scored = self._kept(part) or self.train(part, {}, student, **config.fit)
-                config = replace(config, model=str(folder), config=None, fit=None)
+                plain = self._plain(self.recipe)
+                plain = replace(plain, distill=replace(plain.distill, frozen=adapting.frozen(config.adapt)))
+                part = Part(arm, folder, plain)
+                scored = self._kept(part) or self.train(part, {}, config, **config.fit)
+                config = config.fitted(folder)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
                 with problems_of(self.recipe.teacher_path(name)):
@@ -221,17 +222,18 @@ class _Session:
         return arms[-1]
 
     def train(
-        self, part: Part, teachers: Mapping[str, Teacher], student: StudentConfig | None = None, **overrides: Any
+        self, part: Part, teachers: Mapping[str, Teacher], taught: TeacherConfig | None = None, **overrides: Any
     ) -> Arm:
-        """Trains one part of an arm; with a `student` it is a teacher that is trained."""
+        """Trains one part of an arm; with `taught` it is a teacher that is trained."""
         name, folder = part.name, part.folder
         if folder != Path(self.recipe.output_dir):
             overrides["push_to_hub"] = False  # the run's repository is for its student
         args, meter = training_args(part.recipe, folder, **part.settings, **overrides), CostMeter()
         part.charge(meter, self._data_of(part))
         # Every arm starts from the same weights and sees the same images.
-        model = build_student(self.recipe, self.task, student, name)
-        inherited = [] if student is not None else inherit_parts(self.recipe, model, self.teachers, name)
+        model = build_student(self.recipe, self.task, None if taught is None else adapting.untrained(taught), name)
+        inherited = [] if taught is not None else inherit_parts(self.recipe, model, self.teachers, name)
+        merge = adapting.with_adapters(model, None if taught is None else taught.adapt)
         trainer = self._trainer(part, model, teachers, args, inherited)
         part.go_on(trainer.distiller)
         checkpoint = self._checkpoint(part, args)
@@ -248,6 +250,7 @@ class _Session:
             expect_change(Path(self.recipe.output_dir), error.problems)
             raise
         seconds = stopwatch.seconds
+        merge()
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
         scores = self._scores(trainer, name) if part.scored else {}
         trainer.accelerator.wait_for_everyone()  # until what the next part begins with is written

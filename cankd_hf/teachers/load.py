@@ -19,6 +19,7 @@ from cankd_hf.features.inputs import (
     image_stats,
     input_rule,
     is_timm_name,
+    timm_folder_stats,
     timm_stages,
     timm_stats,
 )
@@ -96,7 +97,7 @@ def _torchvision_teacher(config: TeacherConfig) -> Teacher:
 def _build(config: TeacherConfig, head: str | None) -> tuple[nn.Module, ImageStats]:
     """The model with only the requested stages, and its input normalisation."""
     from cankd_hf.models import register
-    from cankd_hf.models.backbones import load_backbone, load_config
+    from cankd_hf.models.backbones import load_backbone, load_config, timm_source
     from cankd_hf.models.configs import config_from_dict
     from cankd_hf.models.pretrained import dense_or_plain_class, load_dense_or_plain
 
@@ -108,6 +109,9 @@ def _build(config: TeacherConfig, head: str | None) -> tuple[nn.Module, ImageSta
         name = "timm/" + name.removeprefix("timm/")
         found = _stage_indices(stages, TIMM_STAGES) or timm_stages(name.removeprefix("timm/"))
         return load_backbone(name, out_indices=found), image_stats(name)
+    if Path(name).is_dir() and (files := timm_source(name)) is not None:  # of timm, not of transformers
+        found = _stage_indices(stages, TIMM_STAGES) or timm_stages(files[0])
+        return load_backbone(name, out_indices=found), timm_folder_stats(name)
     hf_config = load_config(name, hub) if name else config_from_dict(config.config or {}, "teacher.config")
     stats = image_stats(name, config.revision) if name else ImageStats()
     auto_class = dense_or_plain_class(hf_config, head if stages is None else None)

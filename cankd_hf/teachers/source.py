@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from torch import Tensor
+
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
 from cankd_hf.teachers.teacher import Teacher, TeacherOutput
 
@@ -23,4 +25,18 @@ class LiveTeachers:
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
         """See `TeacherSource`."""
         wanted = self.teachers if names is None else names
-        return {name: self.teachers[name](batch.get(TEACHER_VIEW, batch["pixel_values"])) for name in wanted}
+        return {name: asked(self.teachers[name], batch.get(TEACHER_VIEW, batch["pixel_values"])) for name in wanted}
+
+
+def asked(teacher: Teacher, images: Tensor) -> TeacherOutput:
+    """The outputs of a teacher for images, on their device, wherever its weights are.
+
+    One that is offloaded is moved to the device of the images and back; one that is elsewhere computes there.
+    """
+    if not teacher.config.offload:
+        return teacher(images.to(teacher.device)).to(images.device)  # type: ignore[no-any-return]
+    teacher.to(images.device)
+    try:
+        return teacher(images)  # type: ignore[no-any-return]
+    finally:
+        teacher.to("cpu")

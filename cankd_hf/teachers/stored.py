@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cankd_hf.data.common.batch import PICTURES, Batch
 from cankd_hf.teachers.codecs import Rows, fields_of, output_of
-from cankd_hf.teachers.source import LiveTeachers
+from cankd_hf.teachers.source import LiveTeachers, asked
 from cankd_hf.teachers.store import Cost, Damaged, Ref, Seen, Store
 from cankd_hf.teachers.teacher import TeacherOutput
 
@@ -222,8 +222,7 @@ class StoredTeachers:
         if name not in self._placed:
             self.place(name)
             self._placed.add(name)
-        output: TeacherOutput = self.live.teachers[name](images)
-        return output
+        return asked(self.live.teachers[name], images)
 
     def flush(self) -> None:
         """Writes what was computed."""

@@ -59,6 +59,19 @@ class TeacherOutput(Sequence[Tensor]):
     def __getitem__(self, index: Any) -> Any:
         return self.maps[index]
 
+    def to(self, device: torch.device) -> TeacherOutput:
+        """The same on a device."""
+        held = [*self.maps, *([] if self.logits is None else [self.logits])]
+        held += [value for of in (self.dense, self.queries) for value in (of or {}).values()]
+        if all(value.device == device for value in held):
+            return self
+        logits = None if self.logits is None else self.logits.to(device, non_blocking=True)
+        dense, queries = (
+            None if of is None else {name: value.to(device, non_blocking=True) for name, value in of.items()}
+            for of in (self.dense, self.queries)
+        )
+        return TeacherOutput([x.to(device, non_blocking=True) for x in self.maps], logits, dense, queries)
+
 
 def in_order(output: TeacherOutput, order: Sequence[int]) -> TeacherOutput:
     """The output with its classes in another order; a last one that is none ("no object") stays the last."""
@@ -225,7 +238,14 @@ class Teacher(nn.Module):
         """The dtype the model computes in."""
         if self.config.dtype != "auto":
             return DTYPES[self.config.dtype]
-        return auto_dtype(self.input_scale.device.type)
+        if self.config.offload and torch.accelerator.is_available():  # it rests elsewhere than where it computes
+            return auto_dtype(str(torch.accelerator.current_accelerator()))
+        return auto_dtype(self.device.type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.input_scale.device
 
     def num_parameters(self) -> int:
         """Number of parameters, without blocks after the last tap that were removed."""

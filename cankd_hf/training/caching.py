@@ -78,8 +78,30 @@ class CachingMixin(TeachingTrainer):
         self._unopened = list(self.caches)
 
     def place_teacher(self, name: str) -> None:
-        """Moves a teacher to the device."""
-        teacher = self.teachers[name].to(self.args.device)
+        """Moves a teacher to its device, by default the student's.
+
+        Raises:
+            InputError: for a device of its own in a run of several processes, or where the student's features go
+                through its head.
+        """
+        teacher, config = self.teachers[name], self.teachers[name].config
+        if config.device is not None or config.offload:
+            place = "teacher" if len(self.teachers) == 1 else f"teachers.{name}"
+            key, value = ("device", config.device) if config.device is not None else ("offload", "true")
+            if ":" in str(config.device) and self.args.world_size > 1:
+                raise InputError(f"{place}.device: expected cpu in a run of several processes, got {config.device}")
+            if any(item.term.loss == "cross_head" and item.teacher == name for item in self.distiller.placed):
+                raise InputError(f"{place}.{key}: expected none with `cross_head`, which runs its head, got {value}")
+        device = "cpu" if config.offload else config.device or self.args.device
+        try:
+            teacher = teacher.to(device)
+        except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+            if config.device is None:
+                raise
+            said = " ".join(str(error).split())[:150]
+            raise InputError(
+                f"teacher.device: expected a device of this machine, got {config.device} ({said})"
+            ) from error
         if self.args.channels_last:
             teacher.to(memory_format=torch.channels_last)
 

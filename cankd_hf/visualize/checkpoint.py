@@ -131,7 +131,7 @@ def _teachers(opened: OpenedCheckpoint, recipe: Recipe, weights: Path | None) ->
         if config.fit is not None:
             beside = opened.root / _arm_of(recipe, name).replace(" ", "-")
             place = beside if beside.is_dir() else Path(recipe.output_dir) / beside.name
-            config = replace(config, model=str(place), config=None, fit=None)
+            config = config.fitted(place)
         try:
             teachers[name] = teacher = build_teacher(recipe, name, config)
         except InputError as error:

@@ -175,7 +175,7 @@ def test_several_teachers_are_all_named(tmp_path: Path) -> None:
         "| cankd | dino | 16 | 14 | 10 | 5 |",
         "| control | local | 16 | 14 | 1 |  |",
         "| kl | local | logits | logits | 2 |  |",
-        "their licences may bind it too",
+        "What is wrong with its teachers may be wrong with it.",
     ):
         assert words in card, words
     assert data.base_model == ["timm/resnet18.a1_in1k", "facebook/dinov2-base", "facebook/sam"]

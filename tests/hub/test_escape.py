@@ -108,7 +108,7 @@ def test_a_card_of_nasty_names(name: str, tmp_path: Path) -> None:
     links = [token.attrs["href"] for token in found if token.type == "link_open"]
     assert all(link.startswith("https://huggingface.co/") or link == "recipe.yaml" for link in links), links
     headings = [token.tag for token in found if token.type == "heading_open"]
-    assert headings == ["h1", "h2", "h2", "h2", "h2", "h2"]
+    assert headings == ["h1", "h2", "h2", "h2", "h2", "h2", "h2"]
     assert [token.info for token in found if token.type == "fence"] == ["python", "bibtex"]
     cells, row = [], 0
     for token in found:

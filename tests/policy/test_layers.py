@@ -35,6 +35,7 @@ LEVELS = {
     "benchmark": 8,
     "export": 8,
     "label": 8,
+    "probe": 8,
     "cli": 9,
     "compare": 10,  # over everything that trains one run
     "train": 10,

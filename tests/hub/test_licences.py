@@ -1,0 +1,175 @@
+"""What the licences of teachers, data and first weights let through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+
+from cankd_hf.errors import InputError
+from cankd_hf.hub import licences
+from cankd_hf.hub.card import render_card
+from cankd_hf.hub.facts import Facts, planned_facts
+from cankd_hf.hub.licences import TERMS, check_licences, inherited, known_name, sources, told
+from cankd_hf.hub.upload import plan
+
+# Under which of these a student may be shared whose teacher has the licence of the row.
+STUDENTS = ["unknown", "apache-2.0", "cc-by-nc-4.0", "agpl-3.0", "dinov3-license"]
+LETS_THROUGH = {
+    "apache-2.0": "yyyyy",
+    "mit": "yyyyy",
+    "bsd-3-clause": "yyyyy",
+    "cc-by-4.0": "yyyyy",
+    "nvidia-open-model-license": "yyyyy",
+    "cc-by-sa-4.0": "nnnnn",
+    "cc-by-nc-4.0": "ynynn",
+    "nvidia-source-code-license": "ynynn",
+    "cc-by-nc-sa-4.0": "nnnnn",
+    "cc-by-nd-4.0": "nnnnn",
+    "gpl-3.0": "nnnnn",
+    "agpl-3.0": "nnnyn",
+    "dinov3-license": "nnnny",
+    "fair-noncommercial-research-license": "nnnnn",
+    "apple-amlr": "nnnnn",
+    "openrail": "nnnnn",
+}
+
+
+def facts(hub: dict[str, Any] | None = None, **teachers: str) -> Facts:
+    recipe = {"teachers": {name: {"model": model} for name, model in teachers.items()}, "hub": hub}
+    return planned_facts({**recipe, "data": {"path": "shapes"}})
+
+
+def cards(monkeypatch: pytest.MonkeyPatch, known: dict[str, str | None]) -> None:
+    monkeypatch.setattr(licences, "licence_of", lambda model, revision=None, kind="model": known.get(model))
+
+
+@pytest.mark.parametrize("licence", LETS_THROUGH)
+def test_what_a_teachers_licence_lets_through(licence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"me/teacher": licence})
+    found = ""
+    for student in [*STUDENTS, licence]:
+        try:
+            check_licences(facts(teacher="me/teacher"), student)
+            found += "y"
+        except InputError as error:
+            (line,) = error.problems
+            assert "me/teacher (teacher)" in line and TERMS[licence].rule in line and "hub.cleared" in line
+            found += "n"
+    # Its own licence always does, unless derivatives may not be shared at all.
+    assert found == LETS_THROUGH[licence] + ("n" if "nd" in licence.split("-") else "y")
+    check_licences(facts(teacher="me/teacher"), "apache-2.0", cleared=["me/teacher"])
+    check_licences(facts({"cleared": ["me/teacher"]}, teacher="me/teacher"), "apache-2.0")
+
+
+def test_two_teachers_that_bind_differently_leave_no_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"a/one": "dinov3-license", "b/two": "agpl-3.0", "c/free": "mit"})
+    both = facts(one="a/one", two="b/two", free="c/free")
+    assert inherited(both) is None
+    for licence in ("dinov3-license", "agpl-3.0"):
+        with pytest.raises(InputError) as error:
+            check_licences(both, licence)
+        assert len(error.value.problems) == 1
+    assert inherited(facts(one="a/one", free="c/free")) == "dinov3-license"
+    assert inherited(facts(free="c/free")) is None
+
+
+def test_an_unknown_licence_is_told_and_must_be_stated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"a/silent": None, "a/odd": "my-own-terms", "a/unknown": "unknown"})
+    for model in ("a/silent", "a/odd", "a/unknown"):
+        with pytest.raises(InputError, match="state it once: hub.licenses"):
+            check_licences(facts(teacher=model), "mit")
+        check_licences(facts({"licenses": {model: "Apache License 2.0"}}, teacher=model), "mit")
+        check_licences(facts(teacher=model), "mit", stated={model: "mit"})
+        check_licences(facts(teacher=model), "mit", owner="a") if model != "a/odd" else None
+    assert told(facts(teacher="a/silent")) == ["a/silent (teacher): its licence is not known"]
+    assert "its terms are not listed here" in told(facts(teacher="a/odd"))[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Apache License 2.0", "apache-2.0"),
+        ("DINOv3 License", "dinov3-license"),
+        ("dinov3", "dinov3-license"),
+        ("NVIDIA Open Model License Agreement", "nvidia-open-model-license"),
+        ("FAIR Noncommercial Research License", "fair-noncommercial-research-license"),
+        ("AGPL-3.0", "agpl-3.0"),
+        ("agpl-3.0-or-later", "agpl-3.0"),
+        ("GPL-3.0-only", "gpl-3.0"),
+        ("CC-BY-NC-4.0", "cc-by-nc-4.0"),
+        ("MIT License", "mit"),
+        ("something else", "something-else"),
+    ],
+)
+def test_other_spellings(written: str, meant: str) -> None:
+    assert known_name(written) == meant
+
+
+def test_every_source_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {})
+    trained = tmp_path / "teacher"  # with this package
+    trained.mkdir()
+    (trained / "distillation.json").write_text(json.dumps({"teacher": {"model": "meta/dino", "revision": "a"}}))
+    recipe = {"data": {"path": "sets/streets"}, "student": {"backbone": "timm/resnet18.a1_in1k"}}
+    (trained / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    fitted = {"config": {"backbone_config": {"pretrained": "timm/vit.x"}}, "fit": {"max_steps": 3}}
+    student = planned_facts(
+        {
+            "data": {"path": "me/photos", "unlabelled": "me/more"},
+            "student": {"backbone": {"pretrained": "microsoft/resnet-18"}},
+            "teachers": {
+                "ours": {"model": str(trained)},
+                "bare": {"model": str(bare)},
+                "fitted": fitted,
+                "theirs": {"model": "torchvision/fcn_resnet50"},
+            },
+        }
+    )
+    found = {source.name: source.role for source in sources(student)}
+    assert found == {
+        "microsoft/resnet-18": "first weights",
+        "timm/resnet18.a1_in1k": "first weights of the teacher",
+        "meta/dino": "teacher of the teacher",
+        "sets/streets": "data of the teacher",
+        str(bare): "teacher",
+        "timm/vit.x": "first weights of the teacher",
+        "torchvision/fcn_resnet50": "teacher",
+        "me/photos": "data",
+        "me/more": "data",
+    }
+    # Nothing is inherited from what the run makes itself.
+    assert sources(planned_facts({"data": {"path": "shapes"}, "teacher": {"config": {}, "fit": {}}})) == []
+
+
+def test_the_card_names_clauses_and_carries_the_inherited_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"facebook/dinov3-vits16": "dinov3-license"})
+    made = facts(teacher="facebook/dinov3-vits16")
+    made.run["pipeline_tag"], made.config["model_type"] = "image-segmentation", "cankd_fpn"
+    text = render_card(made, "me/student")
+    data = ModelCard(text).data
+    assert (data.license, data.license_name) == ("other", "dinov3-license")
+    assert "facebook/dinov3-vits16 (teacher): dinov3-license: derivative works only under this agreement" in text
+    assert ModelCard(render_card(made, "me/student", licence="mit")).data.license == "mit"
+
+
+def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"facebook/dinov3-vits16": "dinov3-license"})
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "distillation.json").write_text(
+        json.dumps({"teacher": {"model": "facebook/dinov3-vits16"}, "pipeline_tag": "image-feature-extraction"})
+    )
+    assert plan(tmp_path, "me/student")  # under the teacher's own
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"hub": {"license": "apache-2.0"}}))
+    with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0 .*1b i"):
+        plan(tmp_path, "me/student")
+    assert plan(tmp_path, "me/student", cleared=["facebook/dinov3-vits16"])

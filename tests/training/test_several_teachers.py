@@ -1,0 +1,95 @@
+"""Several teachers: one in a dictionary is one alone, and where their weights are changes no number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from cankd_hf import TeacherOutput, load_teacher
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.errors import InputError
+from cankd_hf.teachers.source import asked
+from cankd_hf.teachers.teacher import Teacher
+
+from .tiny_trainers import dinov2, largest_difference, teacher, terms, trainer, weights
+
+
+def placed(seed: int = 1, **config: Any) -> Teacher:
+    set_seed(seed)
+    return load_teacher(TeacherConfig(config=dinov2(), **config))
+
+
+def trained(folder: Path, given: Any, **settings: Any) -> dict[str, Tensor]:
+    made = trainer(folder, **given, **settings)
+    made.train()
+    return weights(made)
+
+
+def test_one_teacher_in_a_dictionary_equals_one_alone(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "alone", {"teacher": teacher()})
+    named = trained(
+        tmp_path / "named", {"teacher": None, "teachers": {"dino": teacher()}}, terms=terms(teacher="dino")
+    )
+    assert largest_difference(alone, named) == 0.0
+
+
+@pytest.mark.parametrize("config", [{"offload": True}, {"device": "cpu"}])
+def test_where_the_weights_of_a_teacher_are_changes_no_number(config: dict[str, Any], tmp_path: Path) -> None:
+    usual = trained(tmp_path / "usual", {"teacher": placed()})
+    assert largest_difference(usual, trained(tmp_path / "moved", {"teacher": placed(**config)})) == 0.0
+
+
+def test_an_offloaded_teacher_is_on_the_device_only_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, moves = placed(offload=True), []
+    monkeypatch.setattr(type(made), "to", lambda self, device: moves.append(str(device)) or self)
+    monkeypatch.setattr(type(made), "forward", lambda self, images: moves.append("forward") or TeacherOutput([]))
+    asked(made, torch.zeros(1, 3, 28, 28))
+    assert moves == ["cpu", "forward", "cpu"]  # the first is the device of the images
+    moves.clear()
+
+    def broken(self: Teacher, images: Tensor) -> TeacherOutput:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(made), "forward", broken)
+    with pytest.raises(RuntimeError):
+        asked(made, torch.zeros(1, 3, 28, 28))
+    assert moves == ["cpu", "cpu"]
+
+
+def test_outputs_are_moved_whole() -> None:
+    values = {"class_logits": torch.zeros(1, 4, 3), "boxes": torch.zeros(1, 4, 4)}
+    output = TeacherOutput([torch.zeros(1, 2, 3, 3)] * 2, torch.zeros(1, 3, 3, 3), values, values)
+    assert output.to(torch.device("cpu")) is output
+    moved = output.to(torch.device("meta"))
+    found = [*moved.maps, moved.logits, *moved.dense.values(), *moved.queries.values()]  # type: ignore[union-attr]
+    assert len(found) == 7 and all(one is not None and one.is_meta for one in found)
+    only = TeacherOutput([], torch.zeros(1, 3)).to(torch.device("meta"))
+    assert only.logits is not None and only.logits.is_meta
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"device": "gpu"}, "expected cpu or an accelerator such as cuda:1, got 'gpu'"),
+        ({"device": "cpu", "offload": True}, "leave one of the two out"),
+    ],
+)
+def test_bad_places_are_told(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        placed(**config)
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="teacher.device: expected a device of this machine, got xpu"):
+        trainer(tmp_path, teacher=placed(device="xpu")).train()
+    made = trainer(tmp_path, teacher=placed(offload=True))
+    through_its_head = SimpleNamespace(term=SimpleNamespace(loss="cross_head"), teacher="teacher")
+    monkeypatch.setattr(type(made.distiller), "placed", [through_its_head])
+    with pytest.raises(InputError, match="teacher.offload: expected none with `cross_head`"):
+        made.place_teacher("teacher")
