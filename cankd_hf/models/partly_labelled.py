@@ -225,8 +225,9 @@ def _run_ours(model: FPNForObjectDetection, inputs: Mapping[str, Any], labels: L
         output["loss"] = output["loss"] if _rows(labels) else output["loss"] * 0
         return output
     if not isinstance(model.head, DenseDetector):
+        head = model.config.head
         raise InputError(
-            "pseudo_boxes: expected a student whose loss can leave uncertain boxes out, got the head faster_rcnn; "
+            f"pseudo_boxes: expected a student whose loss can leave uncertain boxes out, got the head {head}; "
             "take fcos, retinanet or reppoints, or a DETR-like detector"
         )
     (height, width), _ = model.map_frame((inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1]))

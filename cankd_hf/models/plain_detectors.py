@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import nms, roi_align
 
+from cankd_hf.models.fpn.cascade_cankd_fpn import CascadeRCNNDetector
 from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDetector
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
@@ -149,18 +151,29 @@ class FasterRCNNForm(DetectorForm):
         head = self.model.head
         assert isinstance(head, FasterRCNNDetector)
         proposals, present = self._propose(head, maps, size, covered)
-        batch, count = proposals.shape[:2]
-        images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
-        pooled = self._pool(head, maps, torch.cat([images.float(), proposals.flatten(0, 1)], dim=1))
-        roi = head.roi_heads
-        logits, shifts = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
-        rated = logits.float().softmax(-1)[:, 1:]
-        boxes = roi.box_coder.decode_single(shifts.float(), proposals.flatten(0, 1)).unflatten(1, (-1, 4))[:, 1:]
-        boxes = clip(boxes, size)
+        batch = len(proposals)
+        rated, boxes = self._rate(head, maps, proposals, size)
         big = (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(dim=-1) & present.flatten().unsqueeze(1)
         rated = torch.where(big, rated, ABSENT)
         labels = torch.arange(self.model.config.num_labels).expand_as(rated)
         return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
+
+    def _rate(
+        self, head: FasterRCNNDetector, maps: list[Tensor], proposals: Tensor, size: Size
+    ) -> tuple[Tensor, Tensor]:
+        """Probabilities `[B n, K]` and boxes `[B n, K, 4]` of the classes of all proposals `[B, n, 4]`."""
+        roi = head.roi_heads
+        logits, shifts = self._classify(roi, maps, proposals)
+        boxes = roi.box_coder.decode_single(shifts, proposals.flatten(0, 1)).unflatten(1, (-1, 4))[:, 1:]
+        return logits.softmax(-1)[:, 1:], clip(boxes, size)
+
+    def _classify(self, roi: RoIHeads, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits and box regression of boxes `[B, n, 4]`."""
+        batch, count = boxes.shape[:2]
+        images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
+        pooled = self._pool(roi, maps, torch.cat([images.float(), boxes.flatten(0, 1)], dim=1))
+        logits, shifts = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
+        return logits.float(), shifts.float()
 
     def _propose(
         self, head: FasterRCNNDetector, maps: list[Tensor], size: Size, covered: Size
@@ -185,9 +198,9 @@ class FasterRCNNForm(DetectorForm):
         kept, places = suppress(together, rated, groups, rpn.nms_thresh, len(maps), rpn.post_nms_top_n())
         return rows_of(together, places), kept > ABSENT
 
-    def _pool(self, head: FasterRCNNDetector, maps: list[Tensor], regions: Tensor) -> Tensor:
+    def _pool(self, roi: RoIHeads, maps: list[Tensor], regions: Tensor) -> Tensor:
         """Features `[n, C, 7, 7]` of each region `[n, 5]`, from the level that matches its size."""
-        pool = head.roi_heads.box_roi_pool
+        pool = roi.box_roi_pool
         strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
         area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
         finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
@@ -199,3 +212,24 @@ class FasterRCNNForm(DetectorForm):
             result = result + read * (levels == level).float().reshape(-1, 1, 1, 1)
         assert isinstance(result, Tensor)
         return result
+
+
+class CascadeRCNNForm(FasterRCNNForm):
+    """Cascade R-CNN with a fixed number of proposals an image: three stages, the mean of their scores, the last's
+    boxes."""
+
+    def _rate(
+        self, head: FasterRCNNDetector, maps: list[Tensor], proposals: Tensor, size: Size
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(head, CascadeRCNNDetector)
+        boxes, rated = proposals, []
+        for stage in head.in_order():
+            logits, shifts = self._classify(stage, maps, boxes)
+            rated.append(logits.softmax(-1)[:, 1:])
+            decoded = stage.box_coder.decode_single(shifts, boxes.flatten(0, 1))
+            boxes = clip(decoded, size).reshape(proposals.shape)
+        mean = torch.stack(rated).mean(0)
+        return mean, boxes.flatten(0, 1)[:, None].expand(-1, mean.shape[1], -1)
+
+
+FORMS: dict[str, type[DetectorForm]] = {"faster_rcnn": FasterRCNNForm, "cascade_rcnn": CascadeRCNNForm}

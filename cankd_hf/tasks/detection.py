@@ -42,7 +42,7 @@ from cankd_hf.models import prompts, register
 from cankd_hf.models.backbones import load_config
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-from cankd_hf.models.plain_detectors import DenseForm, FasterRCNNForm
+from cankd_hf.models.plain_detectors import FORMS, DenseForm
 from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
@@ -269,7 +269,7 @@ class DetectionTask(PipelineTask):
     @classmethod
     def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
         if isinstance(model, FPNForObjectDetection):
-            made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
+            made = FORMS.get(model.config.head, DenseForm)
             return DetectionsForm(model, DETECTIONS, detections_of, made(model), ("torchvision",))
         return QueriesForm(model, QUERIES, imports=("torchvision",))
 

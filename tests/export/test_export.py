@@ -140,7 +140,7 @@ def test_a_finished_export_is_not_lost(
 
 
 def test_dense_detectors_select_as_torchvision_does() -> None:
-    for kind in ("retinanet_resnet", "fcos_resnet", "faster_rcnn_resnet"):
+    for kind in ("retinanet_resnet", "fcos_resnet", "faster_rcnn_resnet", "cascade_rcnn_resnet"):
         torch.manual_seed(0)
         source = Source(kind, "detection", talkative(kind))
         form = source.form()

@@ -18,6 +18,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet_resnet": {"backbone_config": RESNET, "head": "retinanet"},
     "fcos_resnet": {"backbone_config": RESNET, "head": "fcos"},
     "faster_rcnn_resnet": {"backbone_config": RESNET, "head": "faster_rcnn", "head_channels": 16},
+    "cascade_rcnn_resnet": {"backbone_config": RESNET, "head": "cascade_rcnn", "head_channels": 16},
     "reppoints_resnet": {"backbone_config": RESNET, "head": "reppoints"},
     "retinanet_group_convnext": {"backbone_config": CONVNEXT, "head": "retinanet", "norm": "group"},
     "fcos_dinov2": {"backbone_config": DINOV2, "head": "fcos", "neck": "simple_pyramid"},

@@ -22,7 +22,7 @@ from transformers import (
 from cankd_hf.features.taps import Taps
 from cankd_hf.hub.files import student_files
 from cankd_hf.models import register
-from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, FPNConfig
+from cankd_hf.models.fpn.configuration_cankd_fpn import DETECTION_HEADS, TWO_STAGE_HEADS, FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection, FPNObjectDetectionOutput
 
@@ -135,7 +135,7 @@ def test_levels_are_what_the_neck_gives_and_a_tap_finds(kind: str) -> None:
     for x, (_, stride) in zip(maps, model.levels, strict=True):
         assert x.shape[-2:] == (math.ceil(224 / stride), math.ceil(448 / stride))
     assert len(maps) == 5
-    strides = [4, 8, 16, 32, 64] if kind.startswith("faster") else [8, 16, 32, 64, 128]
+    strides = [4, 8, 16, 32, 64] if "_rcnn" in kind else [8, 16, 32, 64, 128]
     assert [stride for _, stride in model.levels] == strides
     taps.remove()
 
@@ -242,6 +242,7 @@ def test_saves_and_loads_the_same_and_carries_its_code(kind: str, tmp_path: Path
     torch.testing.assert_close(got.pred_boxes, expected.pred_boxes)
     assert {key.split(".")[0] for key in model.state_dict()} <= {"backbone", "neck", "head"}
     assert sorted(path.name for path in tmp_path.glob("*.py")) == [
+        "cascade_cankd_fpn.py",
         "configuration_cankd_fpn.py",
         "detection_heads_cankd_fpn.py",
         "modeling_cankd_fpn.py",
@@ -260,8 +261,9 @@ def test_a_head_starts_as_published(head: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     other = AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     for made, classes in ((model, len(NAMES)), (other, 7)):
-        if head == "faster_rcnn":
-            predictor = made.head.roi_heads.box_predictor.cls_score
+        if head in TWO_STAGE_HEADS:
+            roi = made.head.stages[-1] if head == "cascade_rcnn" else made.head.roi_heads
+            predictor = roi.box_predictor.cls_score
             assert len(predictor.bias) == classes + 1 and predictor.bias.abs().max() > 0
             assert predictor.weight.abs().max() <= predictor.in_features**-0.5
             assert 0.008 < made.head.rpn.head.cls_logits.weight.std() < 0.012

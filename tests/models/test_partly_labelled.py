@@ -15,7 +15,7 @@ from tests.training.native_detector_configs import FAMILIES
 
 from .detectors import detector, pictures
 
-OURS = ["fcos_resnet", "retinanet_resnet", "reppoints_resnet", "faster_rcnn_resnet"]
+OURS = ["fcos_resnet", "retinanet_resnet", "reppoints_resnet", "faster_rcnn_resnet", "cascade_rcnn_resnet"]
 PROMPTED = ("grounding-dino", "mm-grounding-dino")
 CHECKED = ("rt_detr", "detr")
 NATIVE = [

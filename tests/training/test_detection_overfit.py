@@ -16,7 +16,7 @@ from cankd_hf.metrics.detection import detection_scores, detection_statistics
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.detection_outputs import detections
 
-STEPS = {"retinanet": 300, "fcos": 300, "faster_rcnn": 200, "reppoints": 400}
+STEPS = {"retinanet": 300, "fcos": 300, "faster_rcnn": 200, "cascade_rcnn": 200, "reppoints": 400}
 BACKBONE = {
     "model_type": "resnet",
     "embedding_size": 16,
@@ -29,6 +29,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "retinanet": {"head_layers": 2, "anchor_scale": 2.5, "norm": "group"},
     "fcos": {"head_layers": 2},
     "faster_rcnn": {"head_channels": 128, "anchor_scale": 5.0},
+    "cascade_rcnn": {"head_channels": 128, "anchor_scale": 5.0},
     "reppoints": {"head_layers": 2},
 }
 

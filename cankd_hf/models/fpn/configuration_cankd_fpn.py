@@ -12,7 +12,8 @@ from transformers import AutoConfig, PretrainedConfig
 NECKS = ("fpn", "simple_pyramid", "none")
 UNNECKED = ("psp", "aspp", "linear")  # heads that read the backbone's last map
 SEGMENTATION_HEADS = ("fpn", "psp", "aspp")
-DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn", "reppoints")
+DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn", "cascade_rcnn", "reppoints")
+TWO_STAGE_HEADS = ("faster_rcnn", "cascade_rcnn")
 DEPTH_HEADS = ("depth",)
 CLASSIFICATION_HEADS = ("linear",)
 HEADS = SEGMENTATION_HEADS + DETECTION_HEADS + DEPTH_HEADS + CLASSIFICATION_HEADS
@@ -23,6 +24,7 @@ NORMS = dict.fromkeys((*SEGMENTATION_HEADS, *DEPTH_HEADS), ("batch", "group")) |
     "retinanet": ("none", "group"),
     "fcos": ("group",),
     "faster_rcnn": ("none",),
+    "cascade_rcnn": ("none",),
     "reppoints": ("group",),
 }
 # What torchvision's detectors and the published RepPoints have; the first level of Faster R-CNN is finer than that of
@@ -30,7 +32,10 @@ NORMS = dict.fromkeys((*SEGMENTATION_HEADS, *DEPTH_HEADS), ("batch", "group")) |
 DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
     "retinanet": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
     "fcos": {"strides": [8, 16, 32], "anchor_scale": 1.0, "score_threshold": 0.2, "nms_threshold": 0.6},
-    "faster_rcnn": {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "score_threshold": 0.05, "nms_threshold": 0.5},
+    **dict.fromkeys(
+        TWO_STAGE_HEADS,
+        {"strides": [4, 8, 16, 32], "anchor_scale": 8.0, "score_threshold": 0.05, "nms_threshold": 0.5},
+    ),
     "reppoints": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
 }
 DETECTION_LAYERS = {"retinanet": 4, "fcos": 4, "reppoints": 3}  # in each tower
@@ -52,21 +57,21 @@ class FPNConfig(PretrainedConfig):
         fpn_channels: width of every map of the neck.
         strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the
             backbone from 4 on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
-            For detection 8, 16, 32, to which two coarser levels come (`"faster_rcnn"`: 4, 8, 16, 32, and one more).
+            For detection 8, 16, 32, to which two coarser levels come (two-stage heads: 4, 8, 16, 32, and one more).
         head: `"fpn"`: all levels fused at the finest; `"psp"`: pyramid pooling on the last map (Zhao et al. 2017);
             `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
             are made for an output stride of 8, which timm backbones offer (`output_stride: 8`). For detection:
             `"retinanet"` (Lin et al. 2017), `"fcos"` (Tian et al. 2019), `"faster_rcnn"` (Ren et al. 2015), all
-            torchvision's, and `"reppoints"` (Yang et al. 2019). For depth `"depth"`: as `"fpn"`, with one output. For
+            torchvision's, `"cascade_rcnn"` (Cai & Vasconcelos 2018), and `"reppoints"` (Yang et al. 2019). For depth `"depth"`: as `"fpn"`, with one output. For
             whole images `"linear"`: one linear layer on the mean of the last map.
-        head_channels: width of a segmentation head (128), and of the two linear layers of `"faster_rcnn"` (1024);
+        head_channels: width of a segmentation head (128), and of the linear layers of two-stage heads (1024);
             the dense detection heads are as wide as the neck.
         head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation and depth, 4 in each tower of
             `"retinanet"` (at most 4) and `"fcos"`, 3 in those of `"reppoints"`, 1 before the proposals of
-            `"faster_rcnn"`.
+            two-stage heads.
         norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own). For detection as
             published: `"none"` (or `"group"`) for `"retinanet"`, `"group"` for `"fcos"` and `"reppoints"`, `"none"`
-            for `"faster_rcnn"`.
+            for two-stage heads.
         dropout: share of channels dropped before the classifier, 0 to below 1.
         pool_bins: grid sizes of the `"psp"` head.
         atrous_rates: dilations of the `"aspp"` head.
@@ -74,7 +79,7 @@ class FPNConfig(PretrainedConfig):
             authors' Cityscapes configurations.
         semantic_loss_ignore_index: label that is left out of the loss.
         anchor_scale: side of the smallest square anchor of a level over its stride: 4 for `"retinanet"`, 8 for
-            `"faster_rcnn"`; of `"fcos"` the radius of what counts as an object's centre and the range of sizes of a
+            two-stage heads; of `"fcos"` the radius of what counts as an object's centre and the range of sizes of a
             level grow with it (1); of `"reppoints"` the sizes of a level's objects, and the unit of its losses (4).
         score_threshold: detections below it are dropped, 0 to 1.
         nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
@@ -131,7 +136,9 @@ class FPNConfig(PretrainedConfig):
         self.fpn_channels = fpn_channels
         self.strides = None if strides is None else list(strides)
         self.head = head
-        self.head_channels = head_channels if head_channels is not None else {"faster_rcnn": 1024}.get(head, 128)
+        self.head_channels = (
+            head_channels if head_channels is not None else dict.fromkeys(TWO_STAGE_HEADS, 1024).get(head, 128)
+        )
         self.head_layers = head_layers if head_layers is not None else DETECTION_LAYERS.get(head, 1)
         self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
@@ -206,8 +213,8 @@ class FPNConfig(PretrainedConfig):
             raise ValueError(f"FPNConfig: the {self.head!r} head needs a neck; set it to 'fpn' or 'simple_pyramid'")
         if self.head == "retinanet" and self.head_layers > MAX_RETINANET_LAYERS:
             raise ValueError(f"FPNConfig.head_layers: 'retinanet' has at most 4, got {self.head_layers}")
-        if self.head == "faster_rcnn" and self.head_layers < 1:
-            raise ValueError("FPNConfig.head_layers: 'faster_rcnn' needs at least 1, got 0")
+        if self.head in TWO_STAGE_HEADS and self.head_layers < 1:
+            raise ValueError(f"FPNConfig.head_layers: {self.head!r} needs at least 1, got 0")
         if not self.anchor_scale > 0:
             raise ValueError(f"FPNConfig.anchor_scale: expected above 0, got {self.anchor_scale!r}")
         for name in ("score_threshold", "nms_threshold"):

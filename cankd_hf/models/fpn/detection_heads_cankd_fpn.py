@@ -21,11 +21,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
-from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
 
-from .configuration_cankd_fpn import FPNConfig
+from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
 from .modeling_cankd_fpn import make_norm
 from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
@@ -89,7 +89,7 @@ def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
     if config.head == "retinanet":
         octaves = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in sides)
         return Anchors(octaves, (RATIOS,) * len(sides))
-    ratios = RATIOS if config.head == "faster_rcnn" else (1.0,)
+    ratios = RATIOS if config.head in TWO_STAGE_HEADS else (1.0,)
     return Anchors(tuple((side,) for side in sides), (ratios,) * len(sides))
 
 
@@ -301,9 +301,12 @@ class FasterRCNNDetector(FasterRCNN):
                 losses.update(self._box_losses(maps, images, proposals, known))
         if self.training:
             return losses, []
-        logits, regression = self._classify(maps, images, proposals)
+        return losses, self._detect(maps, images, proposals)
+
+    def _detect(self, maps: Maps, images: ImageList, proposals: list[Tensor]) -> list[Boxes]:
+        logits, regression = self._classify(self.roi_heads, maps, images, proposals)
         found = self.roi_heads.postprocess_detections(logits, regression, proposals, images.image_sizes)
-        return losses, [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
+        return [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
 
     def _propose(self, maps: Maps, images: ImageList, targets: list[Boxes] | None) -> tuple[list[Tensor], Losses]:
         """torchvision's `RegionProposalNetwork.forward`, with losses in eval mode too."""
@@ -324,9 +327,10 @@ class FasterRCNNDetector(FasterRCNN):
             objectness_loss, box_loss = rpn.compute_loss(objectness, deltas, labels, wanted)
         return kept, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
 
-    def _classify(self, maps: list[Tensor], images: ImageList, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _classify(
+        self, roi: RoIHeads, maps: list[Tensor], images: ImageList, proposals: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Class logits `[n, K + 1]` and box deltas `[n, 4 (K + 1)]` of all proposals of the batch."""
-        roi = self.roi_heads
         levels = {str(i): x.float() for i, x in enumerate(maps)}
         # The padded size: torchvision infers the strides from the largest unpadded image, wrongly for small ones.
         pooled = roi.box_roi_pool(levels, proposals, [tuple(images.tensors.shape[-2:])])
@@ -335,18 +339,12 @@ class FasterRCNNDetector(FasterRCNN):
 
     def _box_losses(self, maps: Maps, images: ImageList, proposals: list[Tensor], targets: list[Boxes]) -> Losses:
         sampled, _, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
-        logits, regression = self._classify(maps, images, sampled)
+        logits, regression = self._classify(self.roi_heads, maps, images, sampled)
         with torch.autocast(logits.device.type, enabled=False):
             class_loss, box_loss = fastrcnn_loss(logits, regression, labels, wanted)
         return {"loss_classifier": class_loss, "loss_box_reg": box_loss}
 
 
-DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector | RepPointsDetector]] = {
-    "retinanet": RetinaNetDetector,
-    "fcos": FCOSDetector,
-    "faster_rcnn": FasterRCNNDetector,
-    "reppoints": RepPointsDetector,
-}
 FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead, RepPointsHead)
 CONVOLUTIONAL = (*FOCAL, RetinaNetRegressionHead, FCOSRegressionHead, RPNHead)
 

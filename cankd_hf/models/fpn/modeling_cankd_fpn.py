@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cankd_fpn import FPNConfig
+from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
 
 PROBE_SIZE = 224  # divisible by every usual stride and patch: 4, 8, 14, 16, 32
 
@@ -85,7 +85,7 @@ def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
     """The levels a detection head adds to the backbone's, and their strides relative to its last."""
     if config.head in ("retinanet", "fcos", "reppoints"):
         return LastLevelP6P7(config.fpn_channels, config.fpn_channels), [2, 4]
-    if config.head == "faster_rcnn":
+    if config.head in TWO_STAGE_HEADS:
         return LastLevelMaxPool(), [2]
     return None, []
 

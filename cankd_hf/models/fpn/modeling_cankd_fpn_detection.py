@@ -1,4 +1,4 @@
-"""Pyramid detectors: backbone -> neck -> one of torchvision's detection heads, or that of RepPoints.
+"""Pyramid detectors: backbone -> neck -> a detection head of torchvision's, Cascade R-CNN, or RepPoints.
 
 Boxes are those of the native detectors of `transformers`: centre x, centre y, width and height, divided by the width
 and height of `pixel_values` (with its padding). Classes count from 0, in labels and in predictions, for every head.
@@ -22,11 +22,26 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .cascade_cankd_fpn import CascadeRCNNDetector
 from .configuration_cankd_fpn import FPNConfig
-from .detection_heads_cankd_fpn import DETECTORS, Boxes, starting_biases
+from .detection_heads_cankd_fpn import (
+    Boxes,
+    FasterRCNNDetector,
+    FCOSDetector,
+    RepPointsDetector,
+    RetinaNetDetector,
+    starting_biases,
+)
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
 from .reppoints_cankd_fpn import MomentTransform
 
+DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector | RepPointsDetector]] = {
+    "retinanet": RetinaNetDetector,
+    "fcos": FCOSDetector,
+    "faster_rcnn": FasterRCNNDetector,
+    "cascade_rcnn": CascadeRCNNDetector,
+    "reppoints": RepPointsDetector,
+}
 MULTIPLE = 32  # of the images' size, as in torchvision, which reads the strides of the maps off their sizes
 CANNOT_EXPORT = (
     "FPNForObjectDetection: forward cannot be exported, because the number of detections depends on the image; save "
@@ -62,7 +77,7 @@ class FPNObjectDetectionOutput(ModelOutput):
 
 
 class FPNForObjectDetection(FPNPreTrainedModel):
-    """Object detection: backbone, neck and one of four heads (see `FPNConfig`).
+    """Object detection: backbone, neck and one of five heads (see `FPNConfig`).
 
     Save it with `DeformableDetrImageProcessor` (keeps the aspect ratio, pads, gives `pixel_mask`) or
     `RTDetrImageProcessor` (one fixed size): their `post_process_object_detection` takes scores and classes from the
