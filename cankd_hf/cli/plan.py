@@ -1,0 +1,115 @@
+"""The table of what a run will take: time, memory and disk of each choice, in 80 columns."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from cankd_hf.host import Host
+from cankd_hf.runs.forecast import Choice, Forecast, summed
+
+WIDTH = 80
+# What no measured step can know.
+UNKNOWN = (
+    "Not counted: start and downloads, saving, pictures. Steps take longer where other programs keep cores busy, and "
+    "on a laptop that gets warm."
+)
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as a person reads them: `0.21 s`, `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    if seconds < 9.95:
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    for unit, length, most in (("min", 60, 120), ("h", 3600, 72)):
+        if seconds / length < most:
+            amount = seconds / length
+            return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def size_text(size: float) -> str:
+    """Bytes as a person reads them: `12.3 MiB`, `4.56 GiB`."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def print_plan(
+    console: Console,
+    parts: Sequence[tuple[str, Forecast]],
+    extra: Sequence[Choice],
+    total: Choice,
+    out: str,
+    host: Host,
+) -> None:
+    """Prints what each choice costs, what the recipe does in all, and what is not known.
+
+    Args:
+        console: where to.
+        parts: (name, forecast) of each phase; of a run without phases one with an empty name.
+        extra: what is trained beside: teachers.
+        total: the whole recipe.
+        out: folder of the run, on whose disk it writes.
+        host: what other programs used when it was measured.
+    """
+    forecasts = [part for _, part in parts]
+    steps, images = sum(part.steps for part in forecasts), forecasts[0].measured.images
+    table = Table(
+        title=f"plan: {steps:,} steps of {images} images",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0),
+    )
+    table.add_column("choice", no_wrap=True)
+    for name in ("step", "training", "scoring", "total", "memory", "disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for choice in summed(forecasts) if len(forecasts) > 1 else forecasts[0].choices:
+        _row(table, choice)
+    for name, part in parts if len(parts) > 1 else ():
+        _row(table, part.chosen, f"> phase {name}")
+    for choice in extra:
+        _row(table, choice, f"> {choice.name}")
+    table.add_section()
+    _row(table, total, "this recipe in all")
+    console.print(table, width=WIDTH)
+    for line in [*_said(forecasts, total, Path(out)), *_uncertain(forecasts, host)]:
+        console.print(line, soft_wrap=False, highlight=False, width=WIDTH)
+
+
+def _row(table: Table, choice: Choice, name: str | None = None) -> None:
+    said = name or f"{'>' if choice.chosen else ' '} {choice.name}"
+    times = (choice.step, choice.training, choice.scoring, choice.total)
+    table.add_row(said[:24], *map(time_text, times), size_text(choice.memory), size_text(choice.disk))
+
+
+def _said(parts: Sequence[Forecast], total: Choice, out: Path) -> list[str]:
+    """What the numbers of the table hold, and what there is too little of."""
+    lines = []
+    cached = [choice for part in parts for choice in part.choices if choice.stored]
+    if cached and len(parts) == 1:
+        told = "; ".join(
+            f"{choice.name.removeprefix('cached, ')}: {time_text(choice.filling)}, {size_text(choice.stored)}"
+            for choice in cached
+        )
+        lines.append(f"Of a cache, filling it (in training and disk above): {told}. A filled one serves other runs.")
+    place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if total.disk > free:
+        lines.append(f"Warning: {size_text(free)} are free in {place}, {size_text(total.disk)} are needed.")
+    return lines + list(dict.fromkeys(note for part in parts for note in part.notes))
+
+
+def _uncertain(parts: Sequence[Forecast], host: Host) -> list[str]:
+    """How much the numbers can be off."""
+    measured = [part.measured for part in parts]
+    laps, spread = min(one.laps for one in measured), max(one.spread for one in measured)
+    found = f"Measured here: > is the recipe. Medians of {laps} steps after a warm-up"
+    found += f", which differ by up to {math.ceil(spread * 100)}%" if laps > 1 else ""
+    if host.others >= 0.1:
+        found += f"; other programs used {host.others:.1f} of {host.cores} cores"
+    return [f"{found}. {UNKNOWN}"]
