@@ -114,6 +114,12 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found or {"train": root}
 
 
+def described(root: Path) -> bool:
+    """Whether a folder, or one of its split folders, has a metadata file that says what belongs to what."""
+    folders = [root, *split_folders(root).values()]
+    return any(_metadata_file(root, folder)[0] is not None for folder in folders)
+
+
 def read_split(
     root: Path, folder: Path, image_column: str, mask_column: str | None, keep: Sequence[str] = ()
 ) -> tuple[Rows, list[dict[str, Any]], list[str]]:

@@ -13,7 +13,7 @@ from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
+from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, described, read_split, slice_of, split_folders
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
 from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
@@ -23,6 +23,7 @@ from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.common.strong import strongly
 from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
+from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,12 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
         return _Shapes(config, need_masks)
     if is_table_path(path) or not os.path.lexists(path):
         return open_table(config, need_masks)
-    return Folder(config, folder_at(path), need_masks)
+    root = folder_at(path)
+    return (
+        Folder(config, root, need_masks)
+        if described(root)
+        else FoundSet(config, root, "masks" if need_masks else None)
+    )
 
 
 def folder_at(path: str) -> Path:
