@@ -13,7 +13,7 @@ from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, described, read_split, slice_of, split_folders
+from cankd_hf.data.common.folders import FolderSource, described, read_split, slice_of, split_folders, usual_split
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
 from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
@@ -146,8 +146,7 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
     name = slice_of(wanted, 0)[0]
     if name in names:
         return name
-    meaning = SPLIT_NAMES.get(name.lower(), name)
-    return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
+    return next((other for other in names if usual_split(other) == usual_split(name)), None)
 
 
 def split_of(config: DataConfig, role: str) -> str | None:

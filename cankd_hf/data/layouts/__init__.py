@@ -6,11 +6,16 @@ from pathlib import Path
 
 from cankd_hf.data.common.files import shown
 from cankd_hf.data.layouts.base import Found, Layout, Tree
+from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
+from cankd_hf.data.layouts.roboflow_masks import RoboflowMasks
+from cankd_hf.data.layouts.voc_boxes import VocBoxes
+from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-LAYOUTS: tuple[Layout, ...] = (Flat(),)
+LAYOUTS: tuple[Layout, ...] = (RoboflowMasks(), CocoJson(), VocBoxes(), Yolo(), CsvBoxes(), Flat())
 PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images"}
 EXPECTED = {
     "masks": "images/ and masks/ with equal names, or another layout with masks",

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cankd_hf.data.common.files import outside
-from cankd_hf.data.common.folders import IMAGE_ENDINGS, SPLIT_NAMES
+from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
+from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.errors import InputError
 
 KINDS = ("masks", "boxes", "classes", "images")  # what a set can give
@@ -26,6 +27,7 @@ class Content:
     rows: Rows
     objects: AnnotationTable | None = None  # the boxes of each row
     classes: Sequence[int] | None = None  # the class of each row
+    drawn: DrawnMasks | None = None  # masks that are drawn from outlines
     bare: Sequence[int] = ()  # indices of the images of which nobody said what they show
     notes: list[str] = field(default_factory=list)  # told to the user, as those of `Found`
 
@@ -174,7 +176,7 @@ def is_image(name: str) -> bool:
 
 def canonical(name: str) -> str:
     """The usual name of a split: `val` is `validation`; another name is kept."""
-    return SPLIT_NAMES.get(name.lower(), name)
+    return usual_split(name)
 
 
 def ordered(splits: Mapping[str, Split]) -> dict[str, Split]:

@@ -13,6 +13,7 @@ from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content
+from cankd_hf.data.layouts.drawn import DrawnSource
 
 
 class FoundSet:
@@ -27,6 +28,8 @@ class FoundSet:
     def labels(self) -> Labels:
         """Its classes: those of a labels file, else those of the data."""
         file = labels_file(self.config) or labels_file(replace(self.config, path=str(self.found.root)))
+        if file is not None and file == self.found.root / self.found.label_source:
+            file = None  # class names in another form, such as the labels.json of FiftyOne, which is COCO json
         if file is not None or self.found.labels is None:
             return read_labels(self.config, file, masks=self.masked)
         return self.found.labels
@@ -43,6 +46,9 @@ class FoundSet:
 
     def source(self, name: str) -> AnySource:
         """The samples of one split."""
-        rows = self.content(name).rows
-        source = FolderSource(rows, make_decoder(self.config, self.labels), masked=self.masked)
+        content = self.content(name)
+        rows, decoder = content.rows, make_decoder(self.config, self.labels)
+        source = FolderSource(rows, decoder, masked=self.masked)
+        if self.masked and content.drawn is not None:
+            source = DrawnSource(rows, decoder, content.drawn)
         return stream_of(source) if self.config.streaming and rows else source
