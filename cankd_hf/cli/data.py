@@ -184,7 +184,7 @@ def fitting_recipes(seen: Seen) -> list[str]:
 
     default, found = DataConfig(), []
     for file in shipped_files("recipe"):
-        recipe = parse_yaml(read_text(file, "recipe"), file.name)
+        recipe = parse_yaml(read_text(file, "recipe"), file.name)[0]
         data, teacher = recipe["data"], recipe.get("teacher") or {}
         needs_run = str(teacher.get("model", "")).startswith("runs/") or not teacher
         if recipe["task"] != seen.task.name or needs_run or data["path"] not in ("???", "shapes"):

@@ -32,6 +32,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS, Task
 from cankd_hf.tasks.overview import Overview
 
+ORDER = ("train", "validation", "test")
 PICTURES = 12
 SECONDS = 20.0  # for reading images, shared out among the splits
 THREADS = 4  # that decode: Pillow and torchvision release the GIL
@@ -99,7 +100,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     layout = found.layout if found is not None else _named(path)
     seen = Seen(path, layout, task.label_kind, kinds, task, task.overview(catalog.labels))
     sources: dict[str, Source] = {}
-    for name in catalog.names():
+    for name in sorted(catalog.names(), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         try:
             source = catalog.source(name)
         except InputError as error:
@@ -122,7 +123,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
 def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tuple[str, ...]]:
     """What `look` found, the task that learns from the labels, and the kinds of labels that there are."""
     found = None
-    if os.path.isdir(path) and not is_table_path(path):
+    if os.path.isdir(path) and not is_table_path(path) and not described(Path(path)):
         found = look(Path(path), kind)
     by_kind = {task.label_kind: task for task in reversed(TASKS.values())}
     if found is not None:
@@ -149,6 +150,8 @@ def _named(path: str) -> str:
     """What a set is that is no folder of images."""
     if path == "shapes":
         return "generated images"
+    if os.path.isdir(path) and not is_table_path(path):
+        return "images with a metadata file"
     return "a table of images" if is_table_path(path) else "a data set of the Hub"
 
 
@@ -271,8 +274,12 @@ def shape_lines(seen: Seen) -> list[str]:
         middle = f"{statistics.median(widths):.0f} x {statistics.median(heights):.0f}"
         lines = [f"{small[0]} x {small[1]} to {large[0]} x {large[1]} pixels, median {middle}"]
         if max(shapes) - min(shapes) > ALIKE:
-            lines[0] += f"; width by height {min(shapes):.2f} to {max(shapes):.2f}, median {statistics.median(shapes):.2f}"
-    kinds = ", ".join(f"{mode} ({count})" if len(seen.modes) > 1 else mode for mode, count in seen.modes.most_common(5))
+            lines[0] += (
+                f"; width by height {min(shapes):.2f} to {max(shapes):.2f}, median {statistics.median(shapes):.2f}"
+            )
+    kinds = ", ".join(
+        f"{mode} ({count})" if len(seen.modes) > 1 else mode for mode, count in seen.modes.most_common(5)
+    )
     lines.append(f"{kinds}; read as three channels" + (f"; {seen.rotated} turned by EXIF" if seen.rotated else ""))
     return lines
 

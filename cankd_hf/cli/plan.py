@@ -2,15 +2,23 @@
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cankd_hf.config.parts import spanning
+from cankd_hf.config.recipe import Recipe
 from cankd_hf.host import Host
-from cankd_hf.runs.forecast import Choice, Forecast, summed
+from cankd_hf.runs.build import SCORE_ONLY, build_trainer
+from cankd_hf.runs.forecast import Choice, Forecast, forecast, summed
+from cankd_hf.runs.measured import measure, ready
+from cankd_hf.tasks import TASKS
 
 WIDTH = 80
 # What no measured step can know.
@@ -113,3 +121,74 @@ def _uncertain(parts: Sequence[Forecast], host: Host) -> list[str]:
     if host.others >= 0.1:
         found += f"; other programs used {host.others:.1f} of {host.cores} cores"
     return [f"{found}. {UNKNOWN}"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan that fills a given time.
+
+    Attributes:
+        steps: optimizer steps.
+        cached: whether the teacher's answers are stored.
+        forecast: what that costs.
+    """
+
+    steps: int
+    cached: bool
+    forecast: Forecast
+
+
+class Planned:
+    """A recipe in one part with its measured step; its data and models are loaded on entering.
+
+    Raises:
+        InputError: for data or models that cannot be loaded.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._scratch = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> "Planned":
+        recipe = self.recipe
+        task, data = TASKS[recipe.task].from_data(replace(recipe.data, check=16), labelled=recipe.labelled)
+        overrides = {**SCORE_ONLY, "disable_tqdm": True}
+        self.trainer, self.data = build_trainer(recipe, task, data, Path(self._scratch.name), **overrides), data
+        self.measured = measure(self.trainer, *ready(self.trainer))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._scratch.cleanup()
+
+    def at(self, steps: int) -> Forecast:
+        """The choices at a number of steps."""
+        scaled = spanning(self.recipe, steps)
+        return forecast(scaled, self.trainer, self.data, self.measured, steps=steps)
+
+    def within(self, seconds: float, views: int) -> Fitted:
+        """The steps that take so long, with a cache of so many views where that saves a fifth of the time and takes at
+        most a quarter of the free disk."""
+        cached, steps = False, self._fitting(seconds, None)
+        stored = _of(self.at(steps), f"cached, {views} views")
+        if stored is not None and stored.stored < 0.25 * shutil.disk_usage(Path.cwd()).free:
+            cached = stored.total < 0.8 * self.at(steps).chosen.total
+        if cached:
+            steps = self._fitting(seconds, stored and stored.name)
+        found = self.at(steps)
+        if cached and stored is not None:
+            found.choices = [replace(one, chosen=one.name == stored.name) for one in found.choices]
+        return Fitted(steps, cached, found)
+
+    def _fitting(self, seconds: float, name: str | None) -> int:
+        """Steps, in two digits, of which the choice of this name (None: the recipe's) takes at most so long."""
+        steps = 1000
+        for _ in range(4):  # a cache is filled once, so that time does not grow evenly with the steps
+            one = _of(self.at(steps), name) if name else self.at(steps).chosen
+            assert one is not None
+            unit = 10 ** max(0, len(str(int(steps * seconds / one.total))) - 2)
+            steps = max(20, int(steps * seconds / one.total // unit * unit))
+        return steps
+
+
+def _of(found: Forecast, name: str) -> Choice | None:
+    return next((choice for choice in found.choices if choice.name == name), None)

@@ -41,14 +41,16 @@ def draw_samples(file: Path, heading: str, pictures: Sequence[tuple[str, Sample]
     across = max(1, int(width / (0.35 + 0.085 * max((len(name[:28]) for name, _ in legend), default=1))))
     bottom = 0.24 * -(-len(legend) // across) + (0.1 if legend else 0)
     with any_letters(), rc_context(NAMES_AS_THEY_ARE):
-        figure = Figure(figsize=(width, rows * (CELL * share + 0.42) + 0.5 + bottom), layout="constrained")
+        figure = Figure(figsize=(width, rows * (CELL * share + 0.24) + 0.4 + bottom), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
         for axis, (split, sample) in zip(axes, pictures, strict=False):
             overview.draw(axis, _small(sample), sample)
-            title = textwrap.wrap(f"{split}: {sample.name.removeprefix(split + '/')}", TITLE, max_lines=2, placeholder="…")
+            title = textwrap.wrap(
+                f"{split}: {sample.name.removeprefix(split + '/')}", TITLE, max_lines=2, placeholder="…"
+            )
             axis.set_title("\n".join(title), fontsize=8, color="0.25", pad=3)
         figure.suptitle("\n".join(textwrap.wrap(heading, int(width * 8.5))), fontsize=12, weight="bold")
         if legend:

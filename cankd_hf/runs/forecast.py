@@ -201,7 +201,12 @@ class _Costing:
 
 
 def forecast(
-    recipe: Recipe, trainer: CanKDTrainer, data: TaskData, measured: Measured, phase: Phase | None = None
+    recipe: Recipe,
+    trainer: CanKDTrainer,
+    data: TaskData,
+    measured: Measured,
+    phase: Phase | None = None,
+    steps: int | None = None,
 ) -> Forecast:
     """What a part of a run costs, and what it would cost with other choices.
 
@@ -211,8 +216,9 @@ def forecast(
         data: its data sets.
         measured: the parts of one of its steps.
         phase: whose share of the steps is its own.
+        steps: other optimizer steps than those of the recipe.
     """
-    total = steps_of(trainer)  # before further arguments are made, which end the trainer's accelerator
+    total = steps or steps_of(trainer)  # before further arguments are made, which end the trainer's accelerator
     steps = total if phase is None else max(1, round(total * phase.share))
     args = training_args(spanning(recipe, steps, total) if phase is not None else recipe, Path(recipe.output_dir))
     notes = []

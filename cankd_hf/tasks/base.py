@@ -22,6 +22,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
 from cankd_hf.tasks.overview import Overview
+from cankd_hf.tasks.starting import Starter
 
 NOTE = (
     "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
@@ -78,6 +79,7 @@ class Task(ABC):
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
     label_kind: ClassVar[str] = "images"  # what a data set must have: `masks`, `boxes`, ...; `images` alone
     overview: ClassVar[type[Overview]] = Overview  # counts the labels of a data set, and draws them
+    starter: ClassVar[Starter | None] = None  # of its first recipe, for `cankd init`
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes

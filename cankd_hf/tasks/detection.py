@@ -50,6 +50,7 @@ from cankd_hf.tasks.detection_outputs import SOFTMAX, best_pairs, detections_of,
 from cankd_hf.tasks.detection_outputs import detections as detections  # named here by those who score by hand
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
 from cankd_hf.tasks.overview import BoxOverview
+from cankd_hf.tasks.starting import BOXES
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class DetectionTask(PipelineTask):
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
     further_scores = ("ap_", "ar")
     pipeline_tag = "object-detection"
-    label_kind, overview = "boxes", BoxOverview
+    label_kind, overview, starter = "boxes", BoxOverview, BOXES
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True

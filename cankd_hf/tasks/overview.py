@@ -219,14 +219,14 @@ class BoxOverview(Overview):
 
     def legend(self, samples: Sequence[Sample]) -> list[tuple[str, Any]]:
         """The classes of the boxes."""
-        return self._legend({int(label) for sample in samples if sample.label is not None for label in sample.label.classes})
+        return self._legend(
+            {int(label) for sample in samples if sample.label is not None for label in sample.label.classes}
+        )
 
 
 def _resized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels [H, W] at another size, each the nearest one."""
-    rows, columns = (
-        (np.arange(new) + 0.5) * old / new for new, old in zip(size, labels.shape, strict=True)
-    )
+    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, labels.shape, strict=True))
     return labels[rows.astype(int)[:, None], columns.astype(int)[None]]
 
 

@@ -28,6 +28,7 @@ from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
 from cankd_hf.tasks.overview import MaskOverview
 from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
 from cankd_hf.tasks.segmentation_labels import MaskLabelling
+from cankd_hf.tasks.starting import MASKS
 
 
 class SegmentationTask(PipelineTask):
@@ -48,7 +49,7 @@ class SegmentationTask(PipelineTask):
     }
     further_scores = ("iou_",)
     pipeline_tag = "image-segmentation"
-    label_kind, overview = "masks", MaskOverview
+    label_kind, overview, starter = "masks", MaskOverview, MASKS
     takes_labels = True
     prints = 'found["mask"].size'
 
