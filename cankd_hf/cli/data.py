@@ -1,4 +1,4 @@
-"""`python -m cankd_hf.data FOLDER`: what a data set is, pictures of it, what is wrong with it, and how to train on it."""
+"""`python -m cankd_hf.data FOLDER`: what a data set is, with pictures, what is wrong with it, and what comes next."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   python -m cankd_hf.data /data/large --limit 2000
   python -m cankd_hf.data /data/mine --json > mine.json
 
-It reads a sample of large sets and says so; nothing is written but the picture. docs/data.md shows the layouts that are
-found, docs/plan.md what comes next.
+It reads a sample of large sets and says so; nothing is written but the picture. docs/data.md shows the layouts that
+are found, docs/plan.md what comes next.
 
 exit codes: 0 done, whatever problems it tells, 2 there is no data set"""
 LIMIT = 500
