@@ -48,6 +48,7 @@ from cankd_hf.data.detection.objects import (
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
 from cankd_hf.data.layouts.catalog import FoundSet
+from cankd_hf.data.layouts.coco_json import ImagesOf
 from cankd_hf.errors import InputError, together
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,9 @@ class _Coco:
     def _split(self, name: str) -> CocoSplit:
         if name not in self._read:
             skip = self.config.on_error == "skip"
-            self._read[name] = read_coco(self.root, name, self.files[name], skip)
+            file = self.files[name].relative_to(self.root).as_posix()
+            locate = partial(ImagesOf(self.root).locate, file, name)
+            self._read[name] = read_coco(self.root, name, self.files[name], skip, locate)
         return self._read[name]
 
 

@@ -5,23 +5,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cankd_hf.data.common.files import shown
+from cankd_hf.data.layouts.ade20k import Ade20k
 from cankd_hf.data.layouts.base import Found, Layout, Tree
+from cankd_hf.data.layouts.cityscapes import Cityscapes
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
+from cankd_hf.data.layouts.images_masks import ImagesAndMasks
+from cankd_hf.data.layouts.names import meaning
 from cankd_hf.data.layouts.roboflow_masks import RoboflowMasks
 from cankd_hf.data.layouts.voc_boxes import VocBoxes
+from cankd_hf.data.layouts.voc_masks import VocMasks
 from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-LAYOUTS: tuple[Layout, ...] = (RoboflowMasks(), CocoJson(), VocBoxes(), Yolo(), CsvBoxes(), Flat())
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), RoboflowMasks(), ImagesAndMasks())
+BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
+LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
 PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images"}
 EXPECTED = {
-    "masks": "images/ and masks/ with equal names, or another layout with masks",
-    "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects",
-    "classes": "a folder of images for each class",
-    "images": "images",
+    "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
+    "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
+    "classes": "a folder of images for each class (docs/data.md)",
+    "images": "images (docs/data.md)",
 }
 
 
@@ -35,10 +42,12 @@ def look(root: Path, need: str | None = None) -> Found:
     Raises:
         InputError: if no layout fits: with what is there, what was expected, and all that is missing.
     """
-    tree = _own_folder(Tree(root))
+    whole = Tree(root)
+    inner = _own_folder(whole)
     problems: list[str] = []
     others: list[Found] = []
     for layout in LAYOUTS:
+        tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:
             found = layout.find(tree, need)
         except InputError as error:
@@ -51,7 +60,7 @@ def look(root: Path, need: str | None = None) -> Found:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             return found
         others.append(found)
-    raise InputError(problems or _nothing(root, tree, need, others))
+    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need, others))
 
 
 def _own_folder(tree: Tree) -> Tree:
@@ -67,8 +76,6 @@ def _own_folder(tree: Tree) -> Tree:
 
 def _telling(name: str) -> bool:
     """Whether a folder's name is part of a layout."""
-    from cankd_hf.data.layouts.names import meaning
-
     return meaning(name) is not None
 
 
@@ -77,8 +84,8 @@ def _nothing(root: Path, tree: Tree, need: str | None, others: Sequence[Found]) 
     wanted = EXPECTED.get(need or "images", "images")
     said = f"data.path: expected {wanted}, got {root} with {contents(tree)}"
     if others:
-        known = others[0]
-        return [f"{said}; it is {known.layout}, which gives {', '.join(PLURAL[kind] for kind in known.kinds)}"]
+        known = [f"{one.layout} ({', '.join(PLURAL[kind] for kind in one.kinds)})" for one in others]
+        return [f"{said}, which is read as {known[0]}; name the folder that holds {PLURAL[need or 'images']} too"]
     for name in tree.folders[""]:
         for layout in LAYOUTS:
             try:
@@ -87,7 +94,7 @@ def _nothing(root: Path, tree: Tree, need: str | None, others: Sequence[Found]) 
                 continue
             if found is not None and (need is None or need in found.kinds):
                 return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}"]
-    return [f"{said}; docs/data.md shows the layouts that are found", *tree.linked]
+    return [said, *tree.linked]
 
 
 def contents(tree: Tree) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.labels import Labels
-from cankd_hf.data.detection.coco import CocoSplit, read_coco
-from cankd_hf.data.layouts.base import Content, Found, Split, Tree, ordered
+from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
+from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
 from cankd_hf.data.layouts.coco_json import ImagesOf, class_names, coco_files_of, has_outlines
 from cankd_hf.data.layouts.drawn import VOID, DrawnMasks
 from cankd_hf.errors import InputError
@@ -22,8 +22,15 @@ class CocoJson:
 
     name = "COCO json"
 
+    def __init__(self, annotations: str = "auto") -> None:
+        self.annotations = annotations  # as `data.annotations`
+
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        files, notes = coco_files_of(tree, need)
+        if self.annotations == "auto":
+            files, notes = coco_files_of(tree, need)
+        else:
+            named, notes = coco_files(tree.root, self.annotations), []
+            files = {canonical(name): file.relative_to(tree.root).as_posix() for name, file in named.items()}
         if not files:
             return None
         if problems := tree.refuse_links(list(files.values())):
@@ -59,7 +66,7 @@ class _Reading:
 
     def file(self, split: str) -> CocoSplit:
         """What the file of a split says."""
-        images, file = ImagesOf(self.tree), self.files[split]
+        images, file = ImagesOf(self.tree.root), self.files[split]
         locate = partial(images.locate, file, split)
         return read_coco(self.tree.root, split, self.tree.path(file), False, locate, self.masks)
 

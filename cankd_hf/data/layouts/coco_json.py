@@ -5,6 +5,8 @@ import mmap
 import os
 import re
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cankd_hf.data.common.files import not_a_file
@@ -80,8 +82,13 @@ def has_outlines(tree: Tree, file: str) -> bool:
 class ImagesOf:
     """Finds the images of a COCO json in a folder, wherever its `file_name` is relative to, or from."""
 
-    def __init__(self, tree: Tree) -> None:
-        self.names = ByName(tree, file_name)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def names(self) -> ByName:
+        """The images of the folder, which is listed when the first is asked for."""
+        return ByName(Tree(self.root), file_name)
 
     def locate(self, file: str, split: str, names: Sequence[str]) -> list[str]:
         """Names in the tree of the images that a json of a split names; those not found as they are written."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from cankd_hf.data.common.files import read_lines, shortened, shown
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
@@ -52,7 +54,8 @@ class CsvBoxes:
             for name in tree.images.get(folder, ()):  # an image without an object has no line
                 parts[split].setdefault(join(folder, name), _Image())
         problems += tree.refuse_links([name for part in parts.values() for name in part])
-        if problems:
+        if problems:  # with what reading the splits would tell
+            problems += [text for part in parts.values() for image in part.values() for text in image.faults]
             raise InputError(shortened(problems))
         used = {name for part in parts.values() for name in part}
         if left := [name for names in images.known.values() for name in names if name not in used]:
@@ -98,8 +101,8 @@ def _read(tree: Tree, file: str, split: str, images: ByName, problems: list[str]
                 corners = [float(values[key]) for key in CORNERS]
             except (KeyError, ValueError):
                 corners = [math.nan]
-            if not name or not all(map(math.isfinite, corners)):
-                wanted = f"a class and numbers as {', '.join(CORNERS)}"
+            if not name or not all(map(math.isfinite, corners)) or min(np.subtract(corners[2:], corners[:2])) < 0:
+                wanted = f"a class and numbers as {', '.join(CORNERS)}, the first two the smaller"
                 image.faults.append(f"{file} line {number}: expected {wanted}, got {shown(','.join(line))}")
                 continue
             image.boxes.append(corners)

@@ -3,9 +3,9 @@
 from functools import partial
 
 from cankd_hf.data.common.files import shortened
-from cankd_hf.data.common.folders import MASK_FOLDERS
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
+from cankd_hf.data.layouts.names import place_of
 from cankd_hf.errors import InputError
 
 
@@ -15,16 +15,12 @@ class Flat:
     name = "images without labels"
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        """The images of a folder, if it has any outside of folders of masks."""
-        from cankd_hf.data.layouts.names import split_of
-
+        """The images of a folder, those in folders of masks only if there are no others."""
+        pictures = {folder: names for folder, names in tree.images.items() if place_of(folder).kind != "masks"}
         by_split: dict[str, list[str]] = {}
-        for folder, names in tree.images.items():
-            parts = folder.split("/") if folder else []
-            if any(part.lower() in MASK_FOLDERS for part in parts):
-                continue
-            split = next((found for part in parts if (found := split_of(part))), "train")
-            by_split.setdefault(canonical(split), []).extend(f"{folder}/{name}".lstrip("/") for name in names)
+        for folder, names in (pictures or tree.images).items():
+            split = canonical(place_of(folder).split or "train")
+            by_split.setdefault(split, []).extend(f"{folder}/{name}".lstrip("/") for name in names)
         if not by_split:
             return None
         splits = {name: Split(len(files), partial(_read, tree, files)) for name, files in by_split.items()}

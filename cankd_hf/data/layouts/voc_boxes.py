@@ -49,7 +49,9 @@ class VocBoxes:
                 f"{tree.root}: expected the images of {len(xmls)} xml files, such as `JPEGImages/{stem(xmls[0])}.jpg` "
                 f"for {xmls[0]}, got none"
             )
-        if problems:
+        if problems:  # with what reading the splits would tell
+            problems += [text for found in pairs.problems.values() for text in found]
+            problems += [text for file in pairs.files.values() for text in file.problems]
             raise InputError(shortened(problems))
         if pairs.alone:
             notes.append(f"{len(pairs.alone)} xml files belong to no image and are not used, first {pairs.alone[0]}")

@@ -1,5 +1,6 @@
 """The xml files of Pascal VOC, read without entities."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,4 +114,7 @@ def _object(entry: Element, place: str) -> VocObject | str:
     except ValueError:
         got = "no <bndbox>" if box is None else shown(dict(zip(CORNERS, texts, strict=True)))
         return f"{place} ({name}): expected numbers as {', '.join(CORNERS)}, got {got}"
+    if right < left or bottom < top or not all(map(math.isfinite, (left, top, right, bottom))):
+        shown_box = f"[{left:g}, {top:g}, {right:g}, {bottom:g}]"
+        return f"{place} ({name}): expected xmin up to xmax and ymin up to ymax, got {shown_box}; correct or drop it"
     return VocObject(place, name, (left, top, right, bottom), (entry.findtext("difficult") or "").strip() == "1")

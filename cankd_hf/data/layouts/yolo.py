@@ -74,13 +74,14 @@ class Yolo:
     name = "YOLO"
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        files, said = LabelFiles(tree), described(tree)
+        problems: list[str] = []
+        files, said = LabelFiles(tree), described(tree, problems)
         images = [join(folder, name) for folder, names in tree.images.items() for name in names]
         labelled = [file for image in images if (file := files.of(image)) is not None]
         columns = {_columns(tree, file) for file in labelled[:: max(1, len(labelled) // LOOKED_AT)]} - {0}
         if said is None and not columns:
             return None
-        said, problems, notes = said or Description(), list[str](), list[str]()
+        said, notes = said or Description(), list[str]()
         listed = _described_splits(tree, said, problems, notes) if said.splits else _by_folder(images)
         used = list(dict.fromkeys(image for part in listed.values() for image in part))
         if used and not labelled:
@@ -89,6 +90,8 @@ class Yolo:
                 f"{len(used)} images"
             )
         problems += tree.refuse_links([*used, *labelled])
+        if problems:  # with what reading the labels would tell
+            problems += [text for file in labelled for text in label_lines(tree.path(file), file, said.keypoints)[1]]
         if problems or not used:
             raise InputError(shortened(problems) or f"{tree.root}: expected images of a YOLO set, got none")
         names, source = _names(tree, said, labelled)

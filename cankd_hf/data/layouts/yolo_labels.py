@@ -43,7 +43,7 @@ def label_lines(file: Path, place: str, keypoints: int = 0) -> tuple[list[Line],
     try:
         lines = list(enumerate(read_lines(file), start=1))
     except InputError as error:
-        return [], error.problems
+        return [], [problem.replace(str(file), place, 1) for problem in error.problems]
     for number, line in lines:
         if words := line.split():
             read = _line(words, f"{place} line {number}", keypoints)

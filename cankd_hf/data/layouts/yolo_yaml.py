@@ -35,15 +35,15 @@ class Description:
     keypoints: int = 0
 
 
-def described(tree: Tree) -> Description | None:
-    """The description of the set at the top of a tree, if it has one. Raises InputError for one with faults."""
+def described(tree: Tree, problems: list[str]) -> Description | None:
+    """The description of the set at the top of a tree, if it has one; what is wrong with it is added to `problems`."""
     yamls = [name for name in tree.files[""] if name.lower().endswith((".yaml", ".yml"))]
     usual = [name for name in yamls if name.lower() in USUAL]
     found = [name for name in usual or yamls if _is_description(_loaded(tree.path(name), name, strict=name in usual))]
     if len(found) > 1:
-        raise InputError(f"{tree.root}: expected one description of a YOLO set, got {', '.join(found)}; keep one")
+        problems.append(f"{tree.root}: expected one description of a YOLO set, got {', '.join(found)}; keep one")
     if found:
-        return _of_yaml(_loaded(tree.path(found[0]), found[0], strict=True), found[0])
+        return _of_yaml(_loaded(tree.path(found[0]), found[0], strict=True), found[0], problems)
     darknet = [name for name in tree.files[""] if name.lower().endswith(".data")]
     return next((said for name in darknet if (said := _of_darknet(tree, name)) is not None), None)
 
@@ -89,9 +89,8 @@ def _is_description(content: dict[str, Any]) -> bool:
     return bool({"names", "nc"} & content.keys() and {*SPLIT_KEYS, "path"} & content.keys())
 
 
-def _of_yaml(content: dict[str, Any], file: str) -> Description:
-    """The description in a yaml file. Raises InputError with all its faults."""
-    problems: list[str] = []
+def _of_yaml(content: dict[str, Any], file: str, problems: list[str]) -> Description:
+    """The description in a yaml file; its faults are added to `problems`."""
     names: dict[int, str] = {}
     given = content.get("names")
     pairs = dict(enumerate(given)) if isinstance(given, list) else given
@@ -119,8 +118,6 @@ def _of_yaml(content: dict[str, Any], file: str) -> Description:
     shape = content.get("kpt_shape")
     numbers = shape if isinstance(shape, list) and all(isinstance(n, int) and 0 < n < 1000 for n in shape) else []
     base = content.get("path")
-    if problems:
-        raise InputError(problems)
     return Description(file, names, splits, base if isinstance(base, str) else "", math.prod(numbers or [0]))
 
 
