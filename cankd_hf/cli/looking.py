@@ -250,7 +250,8 @@ def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
     if seen.shapes:
         settings["image_size"] = list(image_size(seen.shapes))
     default = DataConfig()
-    kept = {key: value for key, value in settings.items() if key == "path" or value != getattr(default, key)}
+    splits = ("train_split", "eval_split")
+    kept = {key: value for key, value in settings.items() if key in splits or value != getattr(default, key)}
     return {"path": path, **kept}
 
 

@@ -173,7 +173,7 @@ class Planned:
         if stored is not None and stored.stored < 0.25 * shutil.disk_usage(Path.cwd()).free:
             cached = stored.total < 0.8 * self.at(steps).chosen.total
         if cached:
-            steps = self._fitting(seconds, stored and stored.name)
+            steps = self._fitting(seconds, f"cached, {views} views")
         found = self.at(steps)
         if cached and stored is not None:
             found.choices = [replace(one, chosen=one.name == stored.name) for one in found.choices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +148,6 @@ def _line(text: str, why: str) -> str:
 
 
 def _comments(sentences: Sequence[str]) -> list[str]:
-    import textwrap
-
     return [
         line for one in sentences for line in textwrap.wrap(one, 112, initial_indent="# - ", subsequent_indent="#   ")
     ]

@@ -30,6 +30,7 @@ def draw_samples(file: Path, heading: str, pictures: Sequence[tuple[str, Sample]
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Patch
 
     shapes = [sample.image.shape[-2] / sample.image.shape[-1] for _, sample in pictures]
@@ -41,8 +42,8 @@ def draw_samples(file: Path, heading: str, pictures: Sequence[tuple[str, Sample]
     across = max(1, int(width / (0.35 + 0.085 * max((len(name[:28]) for name, _ in legend), default=1))))
     bottom = 0.24 * -(-len(legend) // across) + (0.1 if legend else 0)
     with any_letters(), rc_context(NAMES_AS_THEY_ARE):
-        figure = Figure(figsize=(width, rows * (CELL * share + 0.24) + 0.4 + bottom), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+        engine = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.0)
+        figure = Figure(figsize=(width, rows * (CELL * share + 0.24) + 0.4 + bottom), layout=engine)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
@@ -55,7 +56,7 @@ def draw_samples(file: Path, heading: str, pictures: Sequence[tuple[str, Sample]
         figure.suptitle("\n".join(textwrap.wrap(heading, int(width * 8.5))), fontsize=12, weight="bold")
         if legend:
             handles = [Patch(facecolor=colour, edgecolor="0.4", lw=0.4, label=name[:28]) for name, colour in legend]
-            place = {"loc": "outside lower center", "ncols": min(across, len(handles))}
+            place = {"loc": "outside lower center", "ncols": -(-len(handles) // -(-len(handles) // across))}
             figure.legend(handles=handles, fontsize=9, frameon=False, handlelength=1.2, **place)
         figure.savefig(file, dpi=130, facecolor="w")
 

@@ -144,12 +144,12 @@ class MaskOverview(Overview):
         tint = np.zeros(image.shape, np.float32)
         for label in np.unique(labels).tolist():
             tint[labels == label] = table.get(label, (0, 0, 0))
-        mixed = 0.42 * image + 0.58 * tint
+        mixed = 0.45 * image + 0.55 * tint
         mixed[labels == self.labels.ignore_index] = 0.25 * image[labels == self.labels.ignore_index]
         edges = np.zeros(labels.shape, bool)
         edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
         edges[1:] |= labels[1:] != labels[:-1]
-        mixed[edges] = mixed[edges] * 0.35 + 255 * 0.65
+        mixed[edges] = mixed[edges] * 0.55 + 255 * 0.45
         axis.imshow(mixed.clip(0, 255).astype(np.uint8), interpolation="bilinear")
         return None
 
