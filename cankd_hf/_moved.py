@@ -44,7 +44,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "report": ("cli.report",),
     "runner": ("runs.run", "runs.build", "runs.folder", "runs.record"),
     "schema": ("config.schema", "config.advice"),
-    "tasks.detection_pictures": ("tasks.detection_outputs",),
+    "tasks.detection_pictures": ("tasks.detection_outputs", "tasks.detection"),
     "teacher": ("teachers.teacher", "teachers.load", "config.teacher"),
     "trainer": ("training.trainer",),
     "visualize.report": ("visualize.session",),

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cankd_hf.errors import InputError
+from cankd_hf.quiet import quiet_libraries
 from cankd_hf.tokens import mask
 
 DEBUG = "CANKD_DEBUG"  # environment variable: exceptions are raised with their traceback
 # Exit codes of all commands. Beside them 2 is bad input, 0 that everything was done.
 BUG, INTERRUPTED, UNREAD, TERMINATED = 1, 130, 141, 143
 _OTHER_CODES = f"""
-Further exit codes: {BUG} an unexpected error (the message names a file with its traceback; {DEBUG}=1 shows it),
-{UNREAD} nobody reads the output any more, {TERMINATED} terminated (SIGTERM)."""
+Further exit codes: {BUG} an unexpected error (the message names a file with its traceback; {DEBUG}=1 shows it, and
+all warnings of libraries), {UNREAD} nobody reads the output any more, {TERMINATED} terminated (SIGTERM)."""
 # What to do about errors of the machine.
 _FIXES = {
     errno.ENOSPC: "free space on the disk, then the same command goes on",
@@ -73,7 +74,8 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
     """Runs a command and returns its exit code; whatever it raises is told in lines without a traceback.
 
     Bad input is a line per problem. Any other exception is one line with its place, and the name of a file with the
-    traceback. With the environment variable CANKD_DEBUG=1 exceptions are raised instead. Tokens are never printed.
+    traceback. Warnings of other libraries are hidden. With the environment variable CANKD_DEBUG=1 exceptions are
+    raised instead, and all warnings are shown. Tokens are never printed.
 
     Args:
         command: returns the exit code.
@@ -84,7 +86,7 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
         reads the output; 143 after SIGTERM.
     """
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), quiet_libraries(_debugging()):
             code = command()
             sys.stdout.flush()
             return code
@@ -97,13 +99,17 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
             return INTERRUPTED
         if _nobody_reads(error):
             return UNREAD
-        if os.environ.get(DEBUG, "0") not in ("", "0") or isinstance(error, SystemExit):
+        if _debugging() or isinstance(error, SystemExit):
             raise
         if isinstance(error, InputError):
             _say(*(f"error: {problem}" for problem in error.problems))
             return 2
         _say(f"error: {unexpected(error)}")
         return BUG
+
+
+def _debugging() -> bool:
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def unexpected(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 ARM_FILE = "arm.json"  # a finished arm
 AVERAGE_FILE = "ema.safetensors"  # what a training with `training.ema` resumes from
 CARD_FILE = "README.md"
+DETAILS_FILE = "details.json"  # scores of single images and what is confused with what
 DATA_FILE = "data_files.json"  # files, sizes and class names of the data set of a run
 DISTILLER_FILE = "distiller.safetensors"  # connectors and losses
 FACTS_FILE = "distillation.json"  # what the trainer recorded about a student
@@ -10,7 +11,9 @@ LABEL_FILE = "label.json"  # how `cankd label` made a data set, and what it cost
 LABEL_RECORDS = "label.jsonl"  # what it wrote of each image
 MANIFEST_FILE = "teacher_manifest.json"
 PICTURE_FILE = "predictions.png"
+PICTURES_FOLDER = "predictions"  # those of earlier evaluations
 RECIPE_FILE = "recipe.yaml"
+REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
 THREADS_FILE = "threads.json"  # the number of CPU threads that a run began with
 STATE_FILE = "trainer_state.json"  # written by transformers

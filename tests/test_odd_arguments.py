@@ -60,7 +60,7 @@ def test_settings_without_effect_are_told(caplog: pytest.LogCaptureFixture) -> N
 def test_letters_that_a_font_lacks_are_drawn_without_warnings(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_grid(tmp_path / "a.png", ["image"], [[np.zeros((8, 8, 3))]], [("\u65e5\u672c", "k")], cell=1.0)
+        draw_grid(tmp_path / "a.png", ["image"], [[np.zeros((8, 8, 3))]], [("\u65e5\u672c", "k")], width=100)
     assert (tmp_path / "a.png").stat().st_size
 
 

@@ -6,12 +6,13 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
 from cankd_hf.commands import command_parser, console, exit_code, importing
-from cankd_hf.host import Host, read_host
+from cankd_hf.host import Host, Load, read_host
 
 EXAMPLES = """examples:
   python -m cankd_hf.doctor
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
 
 exit codes: 0 all is well or only slow, 1 something that is needed is missing"""
 _GIB = 1024**3
+_HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _LEAST_DISK, _LEAST_MEMORY = 5 * _GIB, 2 * _GIB
 
 
@@ -50,6 +52,8 @@ def _run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     host = read_host()
+    if host.asked is not None and host.processes == 1:  # where it is asked for, a run does not look
+        host = replace(host, others=Load().others(host.cores, 0.2))
     with importing():
         findings = [*packages(), *devices(), *machine(host), *hub(options.offline)]
     table = Table(title="this machine", title_justify="left")
@@ -96,13 +100,7 @@ def devices() -> Iterator[Finding]:
 
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
-        built = torch.version.cuda or getattr(torch.version, "hip", None)
-        advice = (
-            "torch is built for a GPU and finds none: look at nvidia-smi (driver, container options)"
-            if built and shutil.which("nvidia-smi")
-            else "training runs on the CPU: small students and images; see docs/scaling.md"
-        )
-        yield Finding("accelerator", "none", advice)
+        yield Finding("accelerator", "none", _without_accelerator())
     for index in range(torch.accelerator.device_count() if kind is not None else 0):
         if kind is not None and kind.type == "cuda":
             found = torch.cuda.get_device_properties(index)
@@ -119,8 +117,20 @@ def devices() -> Iterator[Finding]:
     yield Finding(
         "cpu",
         f"{capability}, bf16 instructions: {'yes' if fast else 'no'}",
-        "" if fast else "set training.bf16=false for training on the CPU: without these instructions it is slower",
+        "" if fast or kind else "set training.bf16=false where a recipe has bf16: here it is slower",
     )
+
+
+def _without_accelerator() -> str:
+    import torch
+
+    built = torch.version.cuda or getattr(torch.version, "hip", None)
+    hidden = next((name for name in _HIDING if os.environ.get(name, "0") in ("", "-1")), None)
+    if built and hidden is not None:
+        return f"{hidden} hides all GPUs; unset it to train on one"
+    if built and shutil.which("nvidia-smi"):
+        return "torch is built for a GPU and finds none: look at nvidia-smi (driver, container options)"
+    return "training runs on the CPU: small students and images; see docs/scaling.md"
 
 
 def machine(host: Host) -> Iterator[Finding]:
@@ -130,11 +140,15 @@ def machine(host: Host) -> Iterator[Finding]:
     threads = host.asked or f"{host.threads()} will be used"
     busy = f", {host.others:.1f} in use by other programs" if host.others >= 0.1 else ""
     advice = "other programs keep cores busy: steps take longer, and threads sleep in barriers" if host.shared else ""
-    asked = host.asked is not None and host.asked.partition("=")[2].partition(",")[0] == "1" and host.cores > 1
+    single = host.asked is not None and host.asked.partition("=")[2].partition(",")[0] == "1"
+    idle = host.threads() - 1  # cores that are free beside the one that is used
+    asked = single and idle > 0
     yield Finding(
         "cores",
         f"{host.cores}{busy}; threads: {threads}",
-        f"{host.asked} leaves {host.cores - 1} cores idle: unset it for one run at a time" if asked else advice,
+        f"{host.asked} leaves {idle} core{'s' if idle > 1 else ''} idle: unset it for one run at a time"
+        if asked
+        else advice,
     )
     memory = psutil.virtual_memory()
     low = "close programs, or make batches and images smaller" if memory.available < _LEAST_MEMORY else ""

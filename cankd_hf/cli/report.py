@@ -13,8 +13,9 @@ from rich.table import Table
 
 from cankd_hf.commands import console as plain_console
 from cankd_hf.hub.sections import ema_line
-from cankd_hf.names import ALONE, CARD_FILE, PICTURE_FILE, RECIPE_FILE, RESULTS_FILE
+from cankd_hf.names import CARD_FILE, PICTURE_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
+from cankd_hf.training.monitoring.progress import duration
 
 if TYPE_CHECKING:
     from cankd_hf.runs.record import Arm, Report
@@ -58,16 +59,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(f"Spent before on {name}, charged to {arm.name}: {seconds}", soft_wrap=True, markup=False)
     for finding in report.findings:
         console.print(f"Warning: {finding}", soft_wrap=True, highlight=False, markup=False)
-    gap = report.gap_closed()
-    if gap is not None and gap < 0:
-        console.print("The distilled student is worse than the student alone here: distillation did not help.")
-    elif gap is not None:
-        console.print(f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher.")
-    elif report.teachers() and any(arm.name == ALONE for arm in report.arms) and not report.weak_teachers():
-        console.print("The teacher is not better than the student alone here: there is no gap to close.")
-    picture = Path(report.output_dir) / PICTURE_FILE
-    if picture.is_file():
-        console.print(f"Look first: {picture}", soft_wrap=True)
+    if line := report.gap_line():
+        console.print(line)
+    folder = Path(report.output_dir)
+    if look := [str(folder / name) for name in (PICTURE_FILE, REPORT_FILE) if (folder / name).is_file()]:
+        console.print(f"Look first: {', then '.join(look)}", soft_wrap=True)
     console.print("Load the student with:")
     console.print(_load_code(report), soft_wrap=True, highlight=False, markup=False)
     console.print(end_line(report), soft_wrap=True, highlight=False, markup=False)
@@ -105,16 +101,7 @@ def end_line(report: Report) -> str:
     *first, last = [name for name, file in files.items() if (folder / file).is_file()] or ["nothing"]
     beside = f"{', '.join(first)} and {last}" if first else last
     steps = "1 step" if student.steps == 1 else f"{student.steps} steps"
-    return f"{reached} {steps} in {_duration(student.seconds)}; student: {folder}; {beside} beside it."
-
-
-def _duration(seconds: float) -> str:
-    """`48 s`, `1 min 52 s`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{reached} {steps} in {duration(student.seconds)}; student: {folder}; {beside} beside it."
 
 
 def _columns(report: Report) -> list[str]:

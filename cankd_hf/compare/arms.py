@@ -23,7 +23,13 @@ REFERENCE, NO_BLOCK, UNTRAINED, TWIN = "reference", "no block", "untrained teach
 ALONE, INSTANCE_MSE = "alone", "instance_mse"
 _WITH_BLOCK = ("cankd", "static_linear")
 # Settings of every run of a comparison; what is sent, shown and kept is not its business.
-_EVERY_RUN = {"report_to": "none", "push_to_hub": False, "disable_tqdm": True, "log_figures_steps": 0}
+_EVERY_RUN = {
+    "report_to": "none",
+    "push_to_hub": False,
+    "disable_tqdm": True,
+    "log_figures_steps": 0,
+    "prediction_images": 0,
+}
 
 
 @dataclass(frozen=True)

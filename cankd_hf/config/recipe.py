@@ -43,6 +43,7 @@ _HARMLESS = {
     "training.hub_revision",
     "training.hub_strategy",
     "training.log_figures_steps",
+    "training.prediction_images",
     "training.max_nonfinite_steps",
     "training.push_to_hub",
     "training.report_to",

@@ -59,7 +59,7 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
         "logging_steps save_steps eval_steps",
     ),
-    ("a whole number of images, or 0 for never", lambda value: value >= 0, "check_images"),
+    ("a whole number of images, or 0 for never", lambda value: value >= 0, "check_images prediction_images"),
     ("a number of steps, or 0 for never", lambda value: value >= 0, "log_figures_steps"),
     ("a whole number from 0 to 1024", lambda value: 0 <= value <= 1024, "dataloader_num_workers"),
     ("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32, "seed data_seed"),

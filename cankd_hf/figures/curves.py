@@ -133,6 +133,7 @@ def warning_signs(
     metric: str,
     scores: Mapping[str, Mapping[str, Any]] | None = None,
     greater_is_better: bool = True,
+    keeps_best: bool = False,
 ) -> list[str]:
     """Warnings about a run, one sentence each.
 
@@ -141,6 +142,7 @@ def warning_signs(
         metric: the task's score.
         scores: scores of each arm of the run by name (`student alone`, `student distilled`), as far as measured.
         greater_is_better: the direction of the score.
+        keeps_best: whether the run kept its best checkpoint, with `load_best_model_at_end`.
     """
     sign = 1 if greater_is_better else -1
     found = [sign for key in loss_keys(history) for sign in _of_term(history, key)]
@@ -158,7 +160,7 @@ def warning_signs(
     points = series(history, f"eval_{metric}")
     if len(points) > 1:
         best, last = max(points, key=lambda point: sign * point[1]), points[-1]
-        if sign * last[1] < sign * best[1] * (1 - sign * WORSE):
+        if not keeps_best and sign * last[1] < sign * best[1] * (1 - sign * WORSE):
             found.append(
                 f"Validation {metric} was best at step {best[0]:g} ({best[1]:.4f}) and ends at {last[1]:.4f}; "
                 "`load_best_model_at_end: true` keeps the best."
@@ -210,8 +212,11 @@ def _of_term(history: History, key: str) -> list[str]:
     known = {kind: end for kind, end in ends.items() if end is not None}
     if loss[1] > (1 - FELL) * loss[0] or not known or any(end[1] - end[0] >= MOVED for end in known.values()):
         return []
+    block = keys_with(history, f"branch_share/{name.partition('/')[0]}/")
+    learnt = "The block or the connector learnt" if block else "The connector learnt"
+    fix = "compare with the control `loss: instance_mse`" if block else "try a lower training.learning_rate"
     text = " and ".join(f"raw {kind} only went from {end[0]:.2f} to {end[1]:.2f}" for kind, end in known.items())
     return [
-        f"{name}: the loss fell by {1 - loss[1] / loss[0]:.0%} while {text}. The block or the connector learnt, not "
-        "the student (the shortcut): compare with the control `loss: instance_mse`."
+        f"{name}: the loss fell by {1 - loss[1] / loss[0]:.0%} while {text}. {learnt}, not the student (the "
+        f"shortcut): {fix}."
     ]

@@ -1,8 +1,7 @@
 """Runs one image through students and teachers: the maps that the figures are drawn from."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cankd_hf.features.taps import Taps
+from cankd_hf.tasks.panels import evaluating
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.placing import Pair
@@ -102,7 +102,7 @@ def look(
         output = teacher(batch.to(teacher.input_scale.device))
         seen.teachers[label] = [found[0].float().cpu() for found in output.maps]
     for subject in subjects:
-        with _eval_mode(subject.taps.model):
+        with evaluating(subject.taps.model):
             device = next(subject.taps.model.parameters()).device
             maps = subject.taps.run(batch.to(device), **subject.taps.forward_kwargs)
         seen.students[subject.name] = [found[0].float().cpu() for found in maps]
@@ -131,15 +131,3 @@ def _connect(seen: Seen, name: str, distiller: Distiller) -> None:
         for item in distiller.placed
         if item.pair is not None
     ]
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module is in the mode it had, frozen BatchNorms too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

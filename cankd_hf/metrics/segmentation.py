@@ -97,6 +97,33 @@ def prediction_areas(
     right. Raises ValueError, as that does, for a label or a prediction that is none of these, or maps of two sizes."""
     if prediction.shape != labels.shape:
         raise ValueError(f"expected maps of one size, got {tuple(prediction.shape)} and {tuple(labels.shape)}")
+    matrix, outside = _matrix(prediction, labels, num_labels, ignore_index)
+    areas = torch.stack([matrix.diagonal(), matrix.sum(0)[:-1], matrix.sum(1)])
+    return areas if labels.is_cpu else torch.where(outside.any(), WRONG_LABEL, areas)
+
+
+@torch.no_grad()
+def confusion_counts(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    ignore_index: int = 255,
+    label_sizes: torch.Tensor | np.ndarray | None = None,
+) -> torch.Tensor:
+    """Confusion matrices int64 [B, K, K], labels in rows and predictions in columns; arguments as those of
+    `segmentation_areas`. Labels on an accelerator that are no class are left out."""
+    sizes = [list(labels.shape[-2:])] * len(labels) if label_sizes is None else label_sizes.tolist()
+    found = [
+        _matrix(likeliest(one, (height, width)), label[:height, :width], num_labels, ignore_index)[0]
+        for one, label, (height, width) in zip(logits, labels, sizes, strict=True)
+    ]
+    return torch.stack(found)[..., :num_labels]
+
+
+def _matrix(
+    prediction: torch.Tensor, labels: torch.Tensor, num_labels: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The counts [K, K + 1] of each pair of label and prediction, and where a label is none that is known."""
     counted = labels != ignore_index
     outside = counted & ((labels < 0) | (labels >= num_labels))
     if labels.is_cpu:
@@ -108,9 +135,7 @@ def prediction_areas(
     bins = num_labels + 1
     cells = labels.to(torch.int64 if bins > 2**15 else torch.int32).masked_fill(~counted | outside, num_labels)
     cells = cells.mul_(bins).add_(prediction).flatten()
-    matrix = _count(cells, bins**2).view(bins, bins)[:-1]
-    areas = torch.stack([matrix.diagonal(), matrix.sum(0)[:-1], matrix.sum(1)])
-    return areas if labels.is_cpu else torch.where(outside.any(), WRONG_LABEL, areas)
+    return _count(cells, bins**2).view(bins, bins)[:-1], outside
 
 
 def _count(values: torch.Tensor, bins: int) -> torch.Tensor:
@@ -153,6 +178,20 @@ def segmentation_scores(areas: torch.Tensor | np.ndarray, id2label: dict[int, st
         "mean_accuracy": _mean(recall),
     }
     return scores | {key: float(iou[index]) for index, key in class_keys("iou", id2label, scores).items()}
+
+
+def image_ious(areas: np.ndarray) -> np.ndarray:
+    """The mean IoU of each image [N], over the classes in its labels or predictions; nan without a label.
+
+    Args:
+        areas: [N, 3, K], from `segmentation_areas`.
+    """
+    hit, predicted, labelled = np.moveaxis(np.asarray(areas), 1, 0).astype(np.float64)
+    union = predicted + labelled - hit
+    there = union > 0
+    ious = np.divide(hit, union, out=np.zeros_like(hit), where=there)
+    count = np.where(labelled.sum(1) > 0, there.sum(1), 0)
+    return np.divide(ious.sum(1), count, out=np.full(len(ious), np.nan), where=count > 0)
 
 
 def _mean(values: np.ndarray) -> float:

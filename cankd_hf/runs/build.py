@@ -156,6 +156,10 @@ def make_trainer(
         from cankd_hf.figures.callback import FeatureFiguresCallback  # matplotlib: only where it draws
 
         trainer.add_callback(FeatureFiguresCallback(trainer, args.log_figures_steps))
+    if args.prediction_images > 0 and args.eval_strategy != IntervalStrategy.NO:
+        from cankd_hf.figures.predictions import PredictionsCallback
+
+        trainer.add_callback(PredictionsCallback(trainer, args.prediction_images))
     return trainer
 
 

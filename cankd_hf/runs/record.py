@@ -59,6 +59,17 @@ class Report:
             return None
         return (distilled - alone) / (teacher - alone)
 
+    def gap_line(self) -> str:
+        """What distillation brought, in a sentence; empty where nothing can be said."""
+        gap = self.gap_closed()
+        if gap is not None and gap < 0:
+            return "The distilled student is worse than the student alone here: distillation did not help."
+        if gap is not None:
+            return f"Distillation closed {gap:.0%} of the gap between the student alone and the teacher."
+        if self.teachers() and any(arm.name == ALONE for arm in self.arms) and not self.weak_teachers():
+            return "The teacher is not better than the student alone here: there is no gap to close."
+        return ""
+
     def teachers(self) -> list[Arm]:
         """The arms that are teachers: `teacher`, or `teacher NAME` of several."""
         return [arm for arm in self.arms if arm.name.split()[0] == TEACHER]

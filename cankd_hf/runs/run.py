@@ -30,6 +30,8 @@ from cankd_hf.runs.build import (
     problems_of,
     training_args,
 )
+from cankd_hf.runs.clock import run_clock
+from cankd_hf.runs.details import details_of, read_details, write_details
 from cankd_hf.runs.device import device_of, told
 from cankd_hf.runs.folder import claim, claim_data, expect_change, set_aside
 from cankd_hf.runs.phases import Part, open_phase, parts_of, problems_in
@@ -37,6 +39,7 @@ from cankd_hf.runs.record import Arm, Report, as_dict, write_json
 from cankd_hf.runs.session import check_session
 from cankd_hf.runs.sharing import Sharing
 from cankd_hf.tasks import TASKS, Task, TaskData
+from cankd_hf.tasks.panels import Stats
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.callbacks import Stopwatch
@@ -130,8 +133,11 @@ class _Session:
     ) -> None:
         self.recipe, self.task, self.data, self.resume, self.sharing = recipe, task, data, resume, sharing
         self.teachers: dict[str, Teacher] = {}
+        self.details: dict[str, dict[str, Any]] = {}  # by name of the arm, of those that were scored
+        self.stats: dict[str, Stats] = {}  # normalisation of the images of teachers that were not trained here
         self._opened: dict[str, TaskData] = {}  # of phases with data of their own
         self.split, self.scored_set = ("test", data.test) if data.test is not None else ("validation", data.eval)
+        self.clock = run_clock(recipe, data, self.scored_set)
 
     def prepare_teachers(self, notes: Sequence[str]) -> list[Arm]:
         """Trains the teachers that have `fit`, and loads all of them; returns the arms of those with scores.
@@ -229,13 +235,7 @@ class _Session:
         trainer = self._trainer(part, model, teachers, args, inherited)
         part.go_on(trainer.distiller)
         checkpoint = self._checkpoint(part, args)
-        start = f"from {checkpoint}" if checkpoint else "from the start"
-        logger.warning("%s: training %s -> %s", part.title, start, folder)
-        if args.process_index == 0 and (images := trainer.images_told()):
-            logger.warning("%s", images)
-        stopwatch = Stopwatch()
-        trainer.add_callback(stopwatch)
-        trainer.add_callback(meter)
+        stopwatch = self._watch(trainer, part, checkpoint, meter)
         if self.sharing is not None:
             self.sharing.join(trainer, meter)
         try:
@@ -249,7 +249,7 @@ class _Session:
             raise
         seconds = stopwatch.seconds
         trainer.save_model(str(folder), _internal_call=True)  # pushed at the end, when there are scores
-        scores = self._scores(trainer) if part.scored else {}
+        scores = self._scores(trainer, name) if part.scored else {}
         trainer.accelerator.wait_for_everyone()  # until what the next part begins with is written
         steps = trainer.state.global_step
         arm = Arm(name, str(folder), scores, model.num_parameters(), steps, round(seconds, 1), inherited, meter.cost)
@@ -258,8 +258,24 @@ class _Session:
         if args.process_index == 0:
             trainer.state.save_to_json(str(folder / STATE_FILE))
             arm = part.ended(arm)
+            write_details(folder, self.details.get(name, {}))
             write_arm(folder, arm, _taps(trainer))
         return arm
+
+    def _watch(self, trainer: CanKDTrainer, part: Part, checkpoint: str | None, meter: CostMeter) -> Stopwatch:
+        """Says which part begins, and has its time, its cost and what is left of the run measured."""
+        line, start = self.clock.begin(part.title), f", goes on from {checkpoint}" if checkpoint else ""
+        if trainer.args.process_index == 0:
+            logger.warning("%s -> %s%s", line, part.folder, start)
+            if images := trainer.images_told():
+                logger.warning("%s", images)
+        stopwatch = Stopwatch()
+        for callback in (stopwatch, meter, self.clock):
+            trainer.add_callback(callback)
+        trainer.working.says_the_end = not part.last  # that of the arm is in the report of the run
+        if trainer.progress is not None and len(self.clock.parts) > 1:
+            trainer.progress.whole = self.clock.left
+        return stopwatch
 
     def score_teacher(self, name: str, teacher: Teacher) -> Arm | None:
         """The teacher's own score, with its own normalisation; None if it is not a model of this task."""
@@ -274,24 +290,32 @@ class _Session:
         trainer = CanKDTrainer(model, None, args, task=self.task)
         dataset = self.scored_set
         mean, std = list(teacher.stats.mean), list(teacher.stats.std)
+        self.stats[name] = mean, std
         if dataset is not None and (mean, std) != (self.recipe.data.image_mean, self.recipe.data.image_std):
             config = replace(self.recipe.data, image_mean=mean, image_std=std, check="none")
             role = "test" if self.split == "test" else "eval"
             data = type(self.task).from_data(config, splits=(role,))[1]
             dataset = data.test if role == "test" else data.eval
-        return Arm(name, folder, self._scores(trainer, dataset), model.num_parameters())
+        return Arm(name, folder, self._scores(trainer, name, dataset), model.num_parameters())
 
     def picture(self, report: Report) -> None:
+        """Draws the answers of all models, and writes the page of the run."""
         if self.scored_set is None:
             return
-        models = {arm.name: self.task.load(arm.folder) for arm in report.arms if Path(arm.folder).is_dir()}
-        self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
+        from cankd_hf.runs.page import Page, write_page  # matplotlib: only where it draws
 
-    def _scores(self, trainer: CanKDTrainer, dataset: Any = None) -> dict[str, float]:
+        models = {arm.name: self.task.load(arm.folder) for arm in reversed(report.arms) if Path(arm.folder).is_dir()}
+        self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)
+        details = {arm.name: self.details.get(arm.name) or read_details(Path(arm.folder)) for arm in report.arms}
+        write_page(report, Page(self.recipe, self.task, self.scored_set, details, models, self.stats))
+
+    def _scores(self, trainer: CanKDTrainer, name: str, dataset: Any = None) -> dict[str, float]:
         dataset = self.scored_set if dataset is None else dataset
         if dataset is None:
             return {}
-        metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
+        with trainer.keeping_details() as details:
+            metrics = trainer.evaluate(dataset, metric_key_prefix=self.split)
+        self.details[name] = details_of(self.task, details, self.split, dataset)
         prefix = f"{self.split}_"
         return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 

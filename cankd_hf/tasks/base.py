@@ -22,6 +22,9 @@ from cankd_hf.errors import InputError
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
 from cankd_hf.tasks.overview import Overview
+from cankd_hf.tasks.panels import panels
+from cankd_hf.tasks.pictures import ROWS, draw_grid, sample_evenly
+from cankd_hf.tasks.showing import Showing
 from cankd_hf.tasks.starting import Starter
 
 NOTE = (
@@ -65,7 +68,7 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     }
 
 
-class Task(ABC):
+class Task(Showing, ABC):
     """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
     name: ClassVar[str]  # in a recipe
@@ -215,8 +218,17 @@ class Task(ABC):
         """Scores from the statistics of all images, arrays [N, ...]; exact for any number of processes."""
 
     def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        """Draws predictions of the models into a file. Returns whether the task has such a picture."""
-        return False
+        """Draws answers of the models to a few images, spread over the data, into a file, see `Showing`.
+
+        Returns:
+            Whether the task has such a picture.
+        """
+        if not self.pictured:
+            return False
+        rows = [panels(self, sample, models, config) for sample in sample_evenly(data, ROWS)]
+        titles, pictures, captions = ["image", "ground truth", *models], *zip(*rows, strict=True)
+        draw_grid(file, titles, pictures, self.legend(), self.picture_note, captions)
+        return True
 
     # The card; `config` is the student's config.json, `name` or `folder` what `from_pretrained` takes
 

@@ -36,6 +36,7 @@ from cankd_hf.data.detection.mixing import mixed_labels
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule, input_rule
+from cankd_hf.metrics.boxes import match_boxes
 from cankd_hf.metrics.detection import detection_scores, detection_tables
 from cankd_hf.models import prompts, register
 from cankd_hf.models.backbones import load_config
@@ -46,10 +47,12 @@ from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed
 from cankd_hf.tasks.detection_labels import BoxLabelling
-from cankd_hf.tasks.detection_outputs import SOFTMAX, best_pairs, detections_of, draw_detections
+from cankd_hf.tasks.detection_outputs import SOFTMAX, THRESHOLD, best_pairs, detections_of, draw_boxes, found_in
 from cankd_hf.tasks.detection_outputs import detections as detections  # named here by those who score by hand
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
 from cankd_hf.tasks.overview import BoxOverview
+from cankd_hf.tasks.pictures import class_colours
+from cankd_hf.tasks.showing import Confusion, ImageScores
 from cankd_hf.tasks.starting import BOXES
 
 logger = logging.getLogger(__name__)
@@ -83,6 +86,8 @@ class DetectionTask(PipelineTask):
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True
+    pictured = True
+    picture_note = f"boxes with a score of at least {THRESHOLD:g}"
 
     def __init__(self, id2label: dict[int, str], model_type: str = "cankd_fpn") -> None:
         self.id2label = dict(id2label)
@@ -204,9 +209,34 @@ class DetectionTask(PipelineTask):
     def scores(self, statistics: np.ndarray) -> dict[str, float]:
         return detection_scores(statistics, self.id2label)
 
-    def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        draw_detections(self.id2label, data, models, file, config)
-        return True
+    def image_scores(self, statistics: np.ndarray) -> ImageScores:
+        found = match_boxes(statistics, len(self.id2label))
+        name = f"F1 of the image at IoU 0.5, scores from {found.threshold:.2f}"
+        return ImageScores(name, found.f1, settings={"threshold": found.threshold})
+
+    def confusion(self, statistics: np.ndarray, tally: np.ndarray | None) -> Confusion:
+        found = match_boxes(statistics, len(self.id2label))
+        note = (
+            f"Boxes match from an IoU of 0.5 on, first those of one class. Detections with a score of at least "
+            f"{found.threshold:.2f} count: there the F1 score of this set is best."
+        )
+        names = [self.id2label[key] for key in sorted(self.id2label)]
+        return Confusion([*names, "background"], found.confusion, "boxes", note)
+
+    def answer(self, model: PreTrainedModel, pixel_values: Tensor, **settings: Any) -> dict[str, Tensor]:
+        """`scores`, `labels` and `boxes` (corners, in pixels) of detections from the score `threshold` on."""
+        return found_in(model, pixel_values, settings.get("threshold", THRESHOLD))
+
+    def truth(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        objects = original_objects(sample["labels"], torch.tensor(sample["pixel_values"].shape[-2:]))
+        return {"labels": objects["class_labels"], "boxes": objects["boxes"]}
+
+    def paint(self, image: np.ndarray, answer: dict[str, Tensor], truth: dict[str, Tensor]) -> np.ndarray:
+        return draw_boxes(image, answer["boxes"], answer["labels"], class_colours(len(self.id2label), None))
+
+    def legend(self) -> list[tuple[str, Any]]:
+        colours = class_colours(len(self.id2label), None) / 255
+        return [(self.id2label[key], colours[key]) for key in sorted(self.id2label)[:24]]
 
     @classmethod
     def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
@@ -249,6 +279,13 @@ class DetectionTask(PipelineTask):
             made = FasterRCNNForm if model.config.head == "faster_rcnn" else DenseForm
             return DetectionsForm(model, DETECTIONS, detections_of, made(model), ("torchvision",))
         return QueriesForm(model, QUERIES, imports=("torchvision",))
+
+
+def draw_detections(
+    id2label: Mapping[int, str], data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig
+) -> None:
+    """`DetectionTask.picture` of detectors without a task."""
+    DetectionTask(dict(id2label)).picture(data, models, file, config)
 
 
 def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> PreTrainedModel:

@@ -1,24 +1,23 @@
 """Detections of every family of detectors, read from their outputs and drawn beside the ground truth."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageDraw
 from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
-from cankd_hf.config.data import DataConfig
-from cankd_hf.data.detection.collate import detection_collate, original_objects
+from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.features.dense import SOFTMAX as SOFTMAX
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS
 from cankd_hf.models.prompts import PROMPTED, phrase_probabilities
-from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
+from cankd_hf.tasks.pictures import fitted
 
-THRESHOLD = 0.3  # detections with a lower score are not drawn
+THRESHOLD = 0.3  # detections with a lower score are not drawn, where no better threshold is known
+DRAWN_WIDTH = 320  # least width of an image with boxes, in pixels
 
 
 def detections(outputs: Any, sizes: Tensor, model_type: str, limit: int = MAX_DETECTIONS) -> list[dict[str, Tensor]]:
@@ -68,48 +67,29 @@ def detections_of(output: Any) -> list[Tensor]:
     return [scores, torch.where(scores > 0, labels, -1), box_convert(output.pred_boxes, "cxcywh", "xyxy")]
 
 
-def draw_detections(
-    id2label: Mapping[int, str], data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig
-) -> None:
-    """Writes a PNG with one sample a row: the image with its true boxes, then with the boxes of each model."""
-    samples, titles = sample_evenly(data, ROWS), ["ground truth", *models]
-    colours = class_colours(len(id2label), None) / 255
-    images = [denormalize(sample["pixel_values"], config.image_mean, config.image_std) for sample in samples]
-    found = [
-        [
-            original_objects(sample["labels"], torch.tensor(image.shape[:2])),
-            *(_found(model, sample) for model in models.values()),
-        ]
-        for sample, image in zip(samples, images, strict=True)
-    ]
-
-    def mark(axis: Any, row: int, column: int) -> None:
-        objects = found[row][column]
-        labels = objects["labels"] if "labels" in objects else objects["class_labels"]
-        _draw_boxes(axis, objects["boxes"].tolist(), labels.tolist(), colours)
-
-    rows = [[image] * len(titles) for image in images]
-    legend = [(id2label[label], colours[label]) for label in sorted(id2label)[:24]]
-    title = f"detections with a score of at least {THRESHOLD:g}"
-    draw_grid(file, titles, rows, legend, 3.2, mark, ncols=3 * len(titles), title=title, title_fontsize=9)
-
-
-def _draw_boxes(axis: Any, boxes: Sequence[Sequence[float]], labels: Sequence[int], colours: np.ndarray) -> None:
-    from matplotlib.patches import Rectangle
-
-    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
-        # A dark line under the coloured one makes it visible on any background.
-        for colour, line in (("k", 2.2), (colours[label], 1.5)):
-            box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line)
-            axis.add_patch(box)
-
-
 @torch.no_grad()
-def _found(model: PreTrainedModel, sample: Mapping[str, Any]) -> dict[str, Tensor]:
-    model.eval()
+def found_in(model: PreTrainedModel, pixel_values: Tensor, threshold: float) -> dict[str, Tensor]:
+    """The detections of one image [3, H, W] with at least this score, boxes in its pixels; on the CPU."""
     rule = input_rule(model)
-    batch = detection_collate([{"pixel_values": sample["pixel_values"]}], rule.multiple if rule.strict else 1)
+    batch = detection_collate([{"pixel_values": pixel_values}], rule.multiple if rule.strict else 1)
     padded = torch.tensor(batch["pixel_values"].shape[-2:])
     inputs = {key: value.to(model.device) for key, value in batch.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     found = detections(model(**inputs), padded[None], model.config.model_type)[0]
-    return {key: value[found["scores"] >= THRESHOLD].cpu() for key, value in found.items()}
+    return {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}
+
+
+def draw_boxes(image: np.ndarray, boxes: Tensor, labels: Tensor, colours: np.ndarray) -> np.ndarray:
+    """The image [H, W, 3], enlarged to a width of at least `DRAWN_WIDTH`, with boxes [n, 4] in colours [K, 3]."""
+    height, width = image.shape[:2]
+    factor = max(1, -(-DRAWN_WIDTH // width))
+    page = fitted(image, (width * factor, height * factor))
+    pen, line = ImageDraw.Draw(page), max(2, round(page.width / 160))
+    for box, label in zip((boxes * factor).tolist(), labels.tolist(), strict=True):
+        left, top, right, bottom = (round(value) for value in box)
+        if right <= left or bottom <= top:
+            continue
+        # A dark line around the coloured one makes it visible on any background.
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=line + 2)
+        pen.rectangle((left, top, right, bottom), outline=tuple(colours[label].tolist()), width=line)
+    return np.asarray(page)

@@ -21,13 +21,14 @@ from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.expected import mask_problem
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.data.segmentation.transforms import EvalTransform
-from cankd_hf.metrics.segmentation import segmentation_areas, segmentation_scores
+from cankd_hf.metrics.segmentation import confusion_counts, image_ious, segmentation_areas, segmentation_scores
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
 from cankd_hf.tasks.overview import MaskOverview
-from cankd_hf.tasks.pictures import ROWS, class_colours, denormalize, draw_grid, sample_evenly
+from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.segmentation_labels import MaskLabelling
+from cankd_hf.tasks.showing import Confusion, ImageScores
 from cankd_hf.tasks.starting import MASKS
 
 
@@ -52,6 +53,7 @@ class SegmentationTask(PipelineTask):
     label_kind, overview, starter = "masks", MaskOverview, MASKS
     takes_labels = True
     prints = 'found["mask"].size'
+    pictured = True
 
     def __init__(
         self, id2label: dict[int, str], ignore_index: int = 255, palette: Mapping[int, Sequence[int]] | None = None
@@ -133,21 +135,42 @@ class SegmentationTask(PipelineTask):
     def scores(self, statistics: np.ndarray) -> dict[str, float]:
         return segmentation_scores(statistics, self.id2label)
 
-    def picture(self, data: Any, models: Mapping[str, PreTrainedModel], file: Path, config: DataConfig) -> bool:
-        colours, rows, void = class_colours(len(self.id2label), self.palette), [], []
-        for sample in sample_evenly(data, ROWS):
-            truth = np.asarray(sample["labels"])
-            void.append(truth == self.ignore_index)
-            maps = [truth, *(_predicted(model, sample["pixel_values"], truth.shape) for model in models.values())]
-            painted = [colours[np.clip(labels, 0, len(colours) - 1)] for labels in maps]
-            # Predictions without a label are not shown.
-            painted = [np.where(void[-1][..., None], np.uint8(0), one) for one in painted]
-            rows.append([denormalize(sample["pixel_values"], config.image_mean, config.image_std), *painted])
-        legend = [(self.id2label[label], colours[label] / 255) for label in sorted(self.id2label)[:24]]
-        if any(mask.any() for mask in void):
-            legend.append(("no label", "k"))
-        draw_grid(file, ["image", "ground truth", *models], rows, legend, cell=2.6)
-        return True
+    def image_scores(self, statistics: np.ndarray) -> ImageScores:
+        return ImageScores("mIoU of the image", image_ious(statistics))
+
+    def tally(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
+        sizes = inputs.get("label_sizes")
+        return confusion_counts(outputs["logits"], inputs["labels"], len(self.id2label), self.ignore_index, sizes)
+
+    def confusion(self, statistics: np.ndarray, tally: np.ndarray | None) -> Confusion | None:
+        return (
+            None
+            if tally is None
+            else Confusion([self.id2label[key] for key in sorted(self.id2label)], tally, "pixels")
+        )
+
+    @torch.no_grad()
+    def answer(self, model: PreTrainedModel, pixel_values: Tensor, **settings: Any) -> np.ndarray:
+        """The class of every pixel, [H, W]."""
+        logits = model(pixel_values=pixel_values[None].to(model.device, model.dtype)).logits.float()
+        size = pixel_values.shape[-2:]
+        logits = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        return logits[0].argmax(dim=0).cpu().numpy()
+
+    def truth(self, sample: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(sample["labels"])
+
+    def paint(self, image: np.ndarray, answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Classes in their colours, black where there is no label."""
+        colours = class_colours(len(self.id2label), self.palette)
+        rows, columns = (np.arange(own) * there // own for own, there in zip(answer.shape, truth.shape, strict=True))
+        void = truth[rows[:, None], columns] == self.ignore_index
+        painted: np.ndarray = np.where(void[..., None], np.uint8(0), colours[np.clip(answer, 0, len(colours) - 1)])
+        return painted
+
+    def legend(self) -> list[tuple[str, Any]]:
+        colours = class_colours(len(self.id2label), self.palette)
+        return [*((self.id2label[key], colours[key] / 255) for key in sorted(self.id2label)[:24]), ("no label", "k")]
 
     @classmethod
     def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
@@ -165,11 +188,3 @@ class SegmentationTask(PipelineTask):
         return PixelsForm(
             model, {"logits": "[B, K, h, w] float32, classes by pixel; resize to the image, then argmax"}
         )
-
-
-@torch.no_grad()
-def _predicted(model: PreTrainedModel, pixel_values: Tensor, size: Sequence[int]) -> np.ndarray:
-    model.eval()
-    logits = model(pixel_values=pixel_values[None].to(model.device, model.dtype)).logits.float()
-    logits = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-    return logits[0].argmax(dim=0).cpu().numpy()

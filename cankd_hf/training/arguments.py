@@ -83,6 +83,13 @@ class CanKDConfig(TrainingArguments):
             "conditioning are measured before the first step, by the teachers alone."
         },
     )
+    prediction_images: int = field(
+        default=4,
+        metadata={
+            "help": "Number of validation images for which `predictions.png` is drawn after each evaluation of a "
+            "recipe's training; 0: never."
+        },
+    )
     log_figures_steps: int = field(
         default=0,
         metadata={

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -21,18 +22,40 @@ from cankd_hf.training.output import DistillerOutput
 from cankd_hf.training.streaming import is_ragged
 
 
+@dataclass
+class Details:
+    """What an evaluation keeps beside the scores, exact for any number of processes.
+
+    Attributes:
+        statistics: of all images, [N, ...], in the order of the data set.
+        tally: the sum of `Task.tally` over all images; None for a task without one.
+    """
+
+    statistics: Any = None
+    tally: Tensor | None = None
+
+    def add(self, counts: Tensor) -> None:
+        """Adds the counts [B, ...] of a batch of all processes."""
+        summed = counts.sum(0).cpu()
+        self.tally = summed if self.tally is None else self.tally + summed
+
+
 class TaskScores:
     """The `compute_metrics` of a trainer that is given none: the task's scores, from the statistics of all images."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.details: Details | None = None  # where the statistics are kept
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """`compute_result` is part of the Trainer's signature; the statistics always are of the whole data set."""
         found: Any = prediction.predictions
-        if isinstance(found, list):  # one for each batch, with eval_do_concat_batches=False
-            return self.task.scores(_joined([_statistics(batch) for batch in found]))
-        return self.task.scores(_statistics(found))
+        # a list of one for each batch with eval_do_concat_batches=False
+        one = isinstance(found, list)
+        statistics = _joined([_statistics(batch) for batch in found]) if one else _statistics(found)
+        if self.details is not None:
+            self.details.statistics = statistics
+        return self.task.scores(statistics)
 
 
 class _Scored(tuple[Any, ...]):
@@ -71,6 +94,7 @@ class EvaluationMixin(TeachingTrainer):
     _predicting = False
     _unlabelled = False
     _form: Any = None
+    _details: Details | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -82,6 +106,21 @@ class EvaluationMixin(TeachingTrainer):
         """Whether the user brings the metrics."""
         ours = self.compute_metrics is None or isinstance(self.compute_metrics, TaskScores)
         return not ours or self.preprocess_logits_for_metrics is not None
+
+    @contextmanager
+    def keeping_details(self) -> Iterator[Details]:
+        """An evaluation inside of the context keeps what `Task.image_scores` and `Task.confusion` read."""
+        details = Details()
+        scores = self.compute_metrics
+        self._details = details
+        if isinstance(scores, TaskScores):
+            scores.details = details
+        try:
+            yield details
+        finally:
+            self._details = None
+            if isinstance(scores, TaskScores):
+                scores.details = None
 
     def evaluation_loop(
         self,
@@ -191,6 +230,8 @@ class EvaluationMixin(TeachingTrainer):
             return loss, predictions, labels
         with torch.no_grad():
             statistics = self.task.statistics(_as_ours(outputs), batch.inputs, self.student)
+            if self._details is not None and (counts := self.task.tally(_as_ours(outputs), batch.inputs)) is not None:
+                self._details.add(self._gather(counts))
         self._unlabelled = labels is None
         # The Trainer computes metrics only if there are labels; the statistics already include them.
         mark = torch.zeros(len(batch["pixel_values"]), device=self.args.device)

@@ -166,7 +166,7 @@ def as_asked(distiller: Distiller, args: CanKDConfig) -> Distiller:
     """The same module, with the norms and the memory layout that the arguments ask for."""
     if args.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
-    allow_single_values(distiller)
+    allow_single_values(distiller, args)
     return channels_last(distiller, args.device) if args.channels_last else distiller
 
 

@@ -176,7 +176,7 @@ class CanKDTrainer(
         self._flops: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
         self._factors_now: tuple[list[float], Tensor | None] = ([], None)
         self._means, self._kept = PartMeans(), KeptClasses()
-        self._clock = BatchClock(args)
+        self._clock = BatchClock(args, train_dataset)
 
     def _collator(self, own: Any, model: PreTrainedModel) -> BatchCollator:
         return BatchCollator(own) if own else BatchCollator(self.task.collate, model.dtype, self.task.mix_labels)
@@ -184,7 +184,7 @@ class CanKDTrainer(
     def _add_callbacks(self, train_dataset: Any) -> None:
         """Adds the callbacks of every run, and groups the names that trackers show."""
         group_names(self.callback_handler.callbacks)
-        show_progress(self.callback_handler.callbacks, self.task.metric)
+        self.progress = show_progress(self.callback_handler.callbacks, self.task.metric)
         self.energy = EnergyMeter()
         self.add_callback(self.energy)
         self.graceful = GracefulStopCallback()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 import torch
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cankd_hf import figures
@@ -98,12 +99,16 @@ def visualize(
     figure = figures.training_curves(opened.histories, task.metric)
     curves = None if figure is None else _save("curves", "", figure, output / "curves.png")
     scores = {arm["name"]: arm.get("scores") or {} for arm in opened.facts.results.get("arms") or []}
-    signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better)
+    signs = figures.warning_signs(history, task.metric, scores, task.greater_is_better, _keeps_best(opened))
     for said in [*_working(opened), *(f"warning sign: {sign}" for sign in signs)]:
         say(said)
     report = output / "report.html"
     report.write_text(_html(checkpoint, opened, drawn, curves, signs), encoding="utf-8")
     return report
+
+
+def _keeps_best(opened: OpenedCheckpoint) -> bool:
+    return opened.recipe is not None and bool(opened.recipe.training.get("load_best_model_at_end"))
 
 
 def _working(opened: OpenedCheckpoint) -> list[str]:
@@ -154,6 +159,7 @@ def _html(
     facts = opened.facts
     table, note = sections.results_table(facts)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        style=Markup(figures.STYLE.read_text(encoding="utf-8")),
         name=name,
         purpose=escape.plain(sections.purpose(facts)),
         working=_working(opened),

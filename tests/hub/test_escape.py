@@ -148,4 +148,4 @@ def test_tables_and_pictures_show_names_as_they_are(capsys: pytest.CaptureFixtur
         console(200).print(table)
         assert capsys.readouterr().out.count(name.split("\n")[0]) == 2
         grey = np.zeros((4, 4, 3))
-        draw_grid(tmp_path / "x.png", [name if name.isascii() else "x"], [[grey]], [("$\\frac{$", "k")], cell=1.0)
+        draw_grid(tmp_path / "x.png", [name if name.isascii() else "x"], [[grey]], [("$\\frac{$", "k")], width=100)

@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "json_text": 0,
     "names": 0,
+    "quiet": 0,
     "tokens": 0,
     "commands": 1,
     "config": 1,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import re
+import struct
 import sys
+import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -111,9 +117,7 @@ def test_shares_and_rates_are_of_all_processes_and_without_evaluations(
     for _ in range(5):
         passed(clock, meter, 2.0, 2.0)
     [warning] = [record.getMessage() for record in caplog.records]
-    assert (
-        "waits 50% of the time" in warning and "dataloader_num_workers (now 1" in warning and "data.cache" in warning
-    )
+    assert "waits 50% of the time" in warning
 
 
 def test_no_share_where_waiting_cannot_be_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +147,50 @@ def test_a_run_shows_its_losses_and_no_dictionaries(tmp_path: Path, capfd: pytes
     made.train()
     out, err = capfd.readouterr()
     assert "{" not in out + err
-    assert out.count("(eval)") == 2 and "step 1: miou 0." in out
-    assert "task=" in err and "cankd=" in err and "raw_r=" in err and "2/2" in err
+    assert err.count("(eval)") == 2 and "step 1: miou 0." in err and "\r" not in err
+    [last] = [line for line in err.splitlines() if line.startswith("step 2 of 2 (100%)")]
+    assert ", 00:00 left, loss " in last and "task " in last and "cankd " in last and "raw_r " in last
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Iterator[Callable[[], str]]:
+    """A terminal of this width as stderr; gives a function that reads what was written to it."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+
+        def read() -> str:
+            stream.write("\nthe end\n")
+            stream.flush()
+            said = b""
+            while b"the end" not in said:  # it comes in pieces
+                said += os.read(ours, 10**6)
+            return said.decode().replace("the end", "")
+
+        yield read
+    os.close(ours)
+
+
+def test_the_bar_fits_the_terminal_and_tells_what_is_left_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = {"loss": 1.0, "loss_task": 2.5, **{f"loss_term_{n}": 0.123 for n in range(9)}, "data_wait": 0.4}
+    for columns, shown in ((80, 2), (200, 9)):
+        with terminal(monkeypatch, columns) as read:
+            bar = TrainingProgress("ap")
+            bar.whole = lambda: 7384.0
+            state = SimpleNamespace(is_world_process_zero=True, max_steps=80000, global_step=0)
+            bar.on_train_begin(None, state, None)
+            state.global_step = 1234
+            bar.on_step_end(None, state, None)
+            bar.on_log(None, state, None, logs=logs)
+            bar.on_log(None, state, None, logs={"eval_ap": 0.25})
+            bar.on_train_end(None, state, None)
+            lines = [line for line in re.split("[\r\n]+", re.sub("\x1b[^A-Z]*[A-Z]", "", read())) if line.strip()]
+        assert "step 1234: ap 0.2500 (eval)" in lines
+        assert all(len(line) <= columns for line in lines), lines
+        told = next(line for line in lines if "loss 1" in line)
+        assert "1234/80000" in told and "whole run 2:03:04, loss 1" in told and told.endswith("]")
+        assert told.count("term_") >= shown - 2 and "██" not in told[:3]
 
 
 def test_waiting_is_shown_where_it_is_worth_knowing_and_resumed_steps_cost_no_time() -> None:
@@ -152,12 +198,12 @@ def test_waiting_is_shown_where_it_is_worth_knowing_and_resumed_steps_cost_no_ti
     state = SimpleNamespace(is_world_process_zero=True, max_steps=100, global_step=40)
     bar.on_train_begin(None, state, None)
     bar.training_bar.close()
-    bar.training_bar = tqdm(total=100, initial=40, file=io.StringIO())
+    bar.training_bar, bar._on_terminal = tqdm(total=100, initial=40, file=io.StringIO()), True
     assert bar.current_step == 40
     bar.on_log(None, state, None, logs={"loss": 1.0, "loss_ap/s0t0": 2.0, "data_wait": 0.05})
-    assert bar.training_bar.postfix == "loss=1"
+    assert bar.training_bar.postfix == "loss 1"
     bar.on_log(None, state, None, logs={"loss": 1.0, "data_wait": 0.456})
-    assert bar.training_bar.postfix == "loss=1, data_wait=46%"
+    assert bar.training_bar.postfix == "loss 1, data_wait 46%"
     bar.training_bar.close()
 
 

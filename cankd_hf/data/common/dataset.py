@@ -86,6 +86,11 @@ class ImageDataset(Dataset):
             sample = self._stand_in(index, problem)
         return self.transform(sample.image, sample.label)
 
+    @property
+    def is_read_each_time(self) -> bool:
+        """Whether a cache of decoded samples would save work."""
+        return self._cache is None
+
     def name(self, index: int) -> str:
         """File name or place of a sample, for messages."""
         return self.source.name(self.indices[index])

@@ -1,7 +1,6 @@
 """Measurements between two log lines: means of the parts of the loss, images per second, time waiting for data."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
+
+from cankd_hf.training.monitoring.waiting import what_helps
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ class BatchClock:
     in the logs.
     """
 
-    def __init__(self, args: TrainingArguments) -> None:
-        self.args = args
+    def __init__(self, args: TrainingArguments, dataset: Any = None) -> None:
+        self.args, self.dataset = args, dataset
         self._measures_waiting = args.device.type in ("cpu", "cuda")
         self._events: list[torch.cuda.Event] = []  # before and after each request
         self._begin: float | None = None
@@ -150,11 +151,5 @@ class BatchClock:
         if self.args.process_index != 0:
             return
         with tqdm.external_write_mode(sys.stderr):  # on a line of its own, not behind the bar
-            logger.warning(
-                "data: the training waits %.0f%% of the time for images; try more training.dataloader_num_workers "
-                "(now %d, this machine has %d cores); if the decoded images fit into memory, "
-                "set data.cache: true",
-                100 * share,
-                self.args.dataloader_num_workers,
-                os.cpu_count() or 1,
-            )
+            helps = what_helps(self.args, self.dataset)
+            logger.warning("data: the training waits %.0f%% of the time for images; %s", 100 * share, helps)
