@@ -11,9 +11,10 @@ import pytest
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from cankd_hf.__main__ import main
-from cankd_hf.cli import starting
+from cankd_hf.cli import init, starting
 from cankd_hf.cli.starting import DEVICES, TEACHERS, Answers, Size, recipe_text
 from cankd_hf.config.reading import read_recipe
+from cankd_hf.runs import measured
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS
 
@@ -24,6 +25,12 @@ DATA = {
     "eval_split": "train[90%:@0]",
     "image_size": [288, 384],
 }
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init, "LOOKED_AT", 2)
+    monkeypatch.setattr(measured, "MOST", 2)
 
 
 @pytest.mark.parametrize("task", STARTED)

@@ -11,6 +11,7 @@ from rich.console import Console
 from cankd_hf import train
 from cankd_hf.cli.plan import print_plan, size_text, time_text
 from cankd_hf.host import Host
+from cankd_hf.runs import measured
 from cankd_hf.runs.forecast import Choice, Forecast, checkpoints, evaluations, summed, whole
 from cankd_hf.runs.measured import Measured
 from cankd_hf.training.arguments import CanKDConfig
@@ -22,8 +23,8 @@ def choice(name: str, step: float, chosen: bool, steps: int = 100, stored: int =
 
 
 def part(names: dict[str, float], chosen: str, steps: int = 100) -> Forecast:
-    measured = Measured(16, {"live": [1.0, 1.1, 0.9], "alone": [0.5, 0.5, 0.5]})
-    return Forecast([choice(name, step, name == chosen, steps) for name, step in names.items()], measured, steps, [])
+    laps = Measured(16, {"live": [1.0, 1.1, 0.9], "alone": [0.5, 0.5, 0.5]})
+    return Forecast([choice(name, step, name == chosen, steps) for name, step in names.items()], laps, steps, [])
 
 
 def test_times_and_sizes_are_written_as_a_person_reads_them() -> None:
@@ -74,8 +75,9 @@ def test_the_table_fits_80_columns_and_says_what_is_unsure(capsys: pytest.Captur
 
 
 def test_a_dry_run_measures_each_choice_and_writes_no_store(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(measured, "MOST", 2)
     file = recipe(tmp_path)
     store = tmp_path / "answers"
     words = ["teacher.cache.views=2", f"teacher.cache.folder={store}", "training.eval_strategy=epoch"]
