@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = made.parse_args(argv)
     if options.limit < 1:
         made.error(f"--limit: expected at least 1, got {options.limit}")
+    if options.output and Path(options.output).suffix.lower() != ".png":
+        made.error(f"--output: expected the name of a .png file, got {options.output}")
     return exit_code(lambda: _run(options))
 
 

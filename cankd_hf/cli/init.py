@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--task", help="what is learned: segmentation, detection, features, ...")
     made.add_argument("--device", help="what the student must run on: phone, cpu, edge or server")
     made.add_argument("--teacher", help="none, dinov2-small, dinov2-base, a folder with a model, or a Hub id")
-    made.add_argument("--hours", type=float, help="that training may take on this machine")
+    made.add_argument("--hours", help="that training may take on this machine")
     made.add_argument("--yes", action="store_true", help="take the default of every question that has no option")
     made.add_argument("--force", action="store_true", help="write over a file that is there")
     made.add_argument("--no-measure", action="store_true", help="guess the number of steps; loads no model")
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.runs.recipe import parse_recipe
         from cankd_hf.runs.threads import settle_threads
     asked = _Asked(options, interactive=sys.stdin.isatty() and not options.yes)
-    answers, seen = asked.answers(host)
+    answers, seen = asked.answers()
     parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
     settle_threads(host, None, answers.workers)
     print_plan = None
@@ -88,61 +88,87 @@ class _Asked:
 
     options: argparse.Namespace
     interactive: bool
+    problems: list[str] = field(default_factory=list)
 
-    def _ask(self, name: str, question: str, default: str | None) -> str:
-        """The answer to a question."""
+    def _ask(self, name: str, question: str, default: str | None, check: Callable[[str], Any]) -> Any:
+        """The answer to a question, as `check` returns it; a person is asked again where it raises, of options all
+        problems are told at once: None stands in until then."""
         given = getattr(self.options, name)
-        if given is not None:
-            return str(given)
-        if not self.interactive:
-            if default is None:
-                raise InputError(f"--{name}: expected a value, as it has no default here; give --{name}")
-            return default
+        try:
+            if given is not None:
+                return check(str(given))
+            if not self.interactive:
+                if default is None:
+                    raise InputError(f"--{name}: expected a value, as it has no default here; give --{name}")
+                return check(default)
+        except InputError as error:
+            self.problems += error.problems
+            return None
         shown = "" if default is None else f" [{default}]"
         while True:
-            said = input(f"{question}{shown}: ").strip() or (default or "")
-            if said:
-                return said
+            try:
+                if said := input(f"{question}{shown}: ").strip() or (default or ""):
+                    return check(said)
+            except InputError as error:
+                print("\n".join(f"  {problem}" for problem in error.problems))
+            except EOFError:
+                raise InputError("init: the input ended before all questions were answered") from None
 
-    def answers(self, host: Host) -> tuple[Answers, Seen]:
+    def answers(self) -> tuple[Answers, Seen]:
         """All answers.
 
         Raises:
             InputError: for data that cannot be used, and for answers that are none or do not go together.
         """
-        from cankd_hf.cli.data import name_of, print_seen
-        from cankd_hf.cli.looking import image_size, look_at
-        from cankd_hf.cli.starting import DEVICES, Answers, check_answers
+        from cankd_hf.cli.data import name_of
+        from cankd_hf.cli.looking import image_size
+        from cankd_hf.cli.starting import DEVICES, Answers, check_device, check_hours, check_teacher
         from cankd_hf.tasks import TASKS
 
-        path = self._ask("data", "Where is the data (a folder, parquet file or Hub id)", _here())
-        kind = None
-        if self.options.task is not None:
-            if self.options.task not in TASKS:
-                raise InputError(f"--task: expected one of {', '.join(TASKS)}, got {self.options.task!r}")
-            kind = TASKS[self.options.task].label_kind
-        seen = look_at(path, kind, LOOKED_AT)
-        if self.interactive:
-            print_seen(seen)
-        fitting = [name for name, task in TASKS.items() if task.label_kind in (*seen.kinds, "images") and task.starter]
-        task = self._ask("task", f"What is learned ({', '.join(fitting)})", seen.task.name)
-        if task not in fitting:
-            raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {task!r}")
-        if TASKS[task].label_kind != seen.kind:
-            seen = look_at(path, TASKS[task].label_kind, LOOKED_AT)
         gpu, bf16 = machine()
-        device = self._ask("device", f"What must it run on ({', '.join(DEVICES)})", "edge" if gpu else "cpu")
-        starter = TASKS[task].starter
-        teacher = self._ask(
-            "teacher", "Teacher (none, dinov2-small, dinov2-base, FOLDER)", _teacher(starter, seen, gpu)
-        )
-        hours = _number(self._ask("hours", "Hours that training may take", "1"))
-        starter = check_answers(task, starter, device, teacher, hours)
+        seen, task = self._looked()
+        starter = TASKS[task].starter if task else None
+        default = "edge" if gpu else "cpu"
+        device = self._ask("device", f"What must it run on ({', '.join(DEVICES)})", default, check_device)
+        proposed, known = _teacher(starter, seen, gpu), "none, dinov2-small, dinov2-base, a folder or a Hub id"
+        teacher = self._ask("teacher", f"Teacher ({known})", proposed, lambda text: check_teacher(text, starter))
+        hours = self._ask("hours", "Hours that training may take", "1", check_hours)
+        if self.problems or seen is None or starter is None:
+            raise InputError(self.problems)
         data = {**_splits(seen), "image_size": list(image_size(seen.shapes or [(224, 224)], DEVICES[device].longest))}
         cores = usable_cores()
         workers = min(8, max(1, cores - 1)) if gpu else (1 if cores > 2 else 0)
-        made = Answers(task, starter, data, _free(name_of(path)), device, teacher, hours, gpu, bf16, workers)
+        made = Answers(task, starter, data, _free(name_of(seen.path)), device, teacher, hours, gpu, bf16, workers)
         return replace(made, **_guess(made, seen)), seen
+
+    def _looked(self) -> tuple[Seen | None, str]:
+        """The data, looked at, and what is learned of it; None and "" where an option has a problem."""
+        from cankd_hf.cli.data import print_seen
+        from cankd_hf.cli.looking import look_at
+        from cankd_hf.tasks import TASKS
+
+        given, kind = self.options.task, None
+        if given is not None and given not in TASKS:
+            self.problems.append(f"--task: expected one of {', '.join(TASKS)}, got {given!r}")
+        elif given is not None:
+            kind = TASKS[given].label_kind
+        asked = "Where is the data (a folder, parquet file or Hub id)"
+        seen = self._ask("data", asked, _here(), lambda text: look_at(text, kind, LOOKED_AT))
+        if seen is None:
+            return None, ""
+        if self.interactive:
+            print_seen(seen)
+        fitting = [name for name, task in TASKS.items() if task.label_kind in (*seen.kinds, "images") and task.starter]
+
+        def check(text: str) -> str:
+            if text not in fitting:
+                raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
+            return text
+
+        task = self._ask("task", f"What is learned ({', '.join(fitting)})", seen.task.name, check)
+        if task and TASKS[task].label_kind != seen.kind:
+            seen = look_at(seen.path, TASKS[task].label_kind, LOOKED_AT)
+        return seen, task or ""
 
 
 def machine() -> tuple[bool, bool]:
@@ -168,9 +194,9 @@ def _here() -> str | None:
     return "."
 
 
-def _teacher(starter: Any, seen: Seen, gpu: bool) -> str:
+def _teacher(starter: Any, seen: Seen | None, gpu: bool) -> str:
     """The teacher to propose: none where distilling is not known to pay."""
-    if starter is not None and seen.sizes and next(iter(seen.sizes.values())) < starter.least:
+    if starter is not None and seen is not None and seen.sizes and next(iter(seen.sizes.values())) < starter.least:
         return "none"
     return "dinov2-base" if gpu else "dinov2-small"
 
@@ -179,13 +205,6 @@ def _free(name: str) -> str:
     """The name, or one with a number, of which `runs/` has no folder yet."""
     names = (name, *(f"{name}_{number}" for number in range(2, 1000)))
     return next(one for one in names if not os.path.lexists(Path("runs") / one))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--hours: expected a number, got {text!r}") from None
 
 
 def _splits(seen: Seen) -> dict[str, Any]:

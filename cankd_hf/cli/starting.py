@@ -94,28 +94,32 @@ class Answers:
         return self.starter.batch * (2 if self.gpu else 1)
 
 
-def check_answers(task: str, starter: Starter | None, device: str, teacher: str, hours: float) -> Starter:
-    """The starter of the task.
+def check_device(text: str) -> str:
+    """A device. Raises InputError for another answer."""
+    if text not in DEVICES:
+        raise InputError(f"--device: expected one of {', '.join(DEVICES)}, got {text!r}")
+    return text
 
-    Raises:
-        InputError: for answers that are none, or that do not go together; all of them.
-    """
-    problems = []
-    if starter is None:
-        problems.append(f"--task: there is no first recipe for {task!r} yet; copy one: cankd recipes")
-    if device not in DEVICES:
-        problems.append(f"--device: expected one of {', '.join(DEVICES)}, got {device!r}")
-    if teacher not in TEACHERS and not os.path.isdir(teacher) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", teacher):
-        problems.append(
-            f"--teacher: expected {', '.join(TEACHERS)}, a folder that exists or a Hub id, got {teacher!r}"
-        )
+
+def check_teacher(text: str, starter: Starter | None) -> str:
+    """A teacher. Raises InputError for what is none, and for none where nothing else teaches."""
+    if text not in TEACHERS and not os.path.isdir(text) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", text):
+        known = ", ".join(TEACHERS)
+        raise InputError(f"--teacher: expected {known}, a folder that exists or a Hub id, got {text!r}")
+    if starter is not None and not starter.labelled and text == "none":
+        raise InputError("--teacher: this task learns from a teacher alone; name one, such as dinov2-small")
+    return text
+
+
+def check_hours(text: str) -> float:
+    """A number of hours. Raises InputError for another answer."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
     if not 0 < hours <= 1000:
-        problems.append(f"--hours: expected a number above 0 and at most 1000, got {hours:g}")
-    if starter is not None and not starter.labelled and teacher == "none":
-        problems.append(f"--teacher: {task} learns from a teacher alone; name one, such as dinov2-small")
-    if problems or starter is None:
-        raise InputError(problems)
-    return starter
+        raise InputError(f"--hours: expected a number above 0 and at most 1000, got {text}")
+    return hours
 
 
 def recipe_text(answers: Answers) -> str:

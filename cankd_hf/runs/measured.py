@@ -144,8 +144,10 @@ class _Step:
     def alone(self) -> bool:
         """Forward and backward of the student without teachers; False where nothing has a gradient."""
         batch = Batch(self.inputs)
+        # Several processes would wait for gradients of connectors, which have none here.
+        model = self.model if self.trainer.args.world_size == 1 else self.trainer.distiller
         with self.trainer.compute_loss_context_manager():
-            loss = self.model(**batch.inputs, meta=batch.meta).loss
+            loss = model(**batch.inputs, meta=batch.meta).loss
         if loss is None or not loss.requires_grad:
             return False
         loss.backward()
@@ -222,16 +224,18 @@ def measure(trainer: CanKDTrainer, model: nn.Module, inputs: dict[str, Any]) -> 
     step = _Step(trainer, model, inputs)
     parts = step.parts()
     first = _memory(trainer, parts, found)
+    together = trainer.args.world_size > 1  # processes that wait for each other take equally many laps
     if sum(first.values()) * LEAST > LIMIT:
         logger.warning("measuring steps takes about %.0f seconds", sum(first.values()) * LEAST)
     found.answer = {name: content.shape[1] + BESIDE for name, (_, _, content) in step.rows.items()}
     begun = time.perf_counter()
-    found.seconds = {name: [seconds] if seconds > LONG_LAP else [] for name, seconds in first.items()}
-    for lap in range(MOST):
-        if lap >= LEAST and time.perf_counter() - begun > LIMIT:
+    again = [name for name, seconds in first.items() if together or seconds <= LONG_LAP]
+    found.seconds = {name: [] if name in again else [seconds] for name, seconds in first.items()}
+    for lap in range(LEAST if together else MOST):
+        if not together and lap >= LEAST and time.perf_counter() - begun > LIMIT:
             break
         for name, part in parts.items():
-            if first[name] <= LONG_LAP:
+            if name in again:
                 found.seconds[name].append(_lap(trainer, part))
     model.zero_grad()
     found.seconds["read"], found.seconds["reread"] = _reading(trainer)
@@ -286,6 +290,6 @@ def _evaluation(trainer: CanKDTrainer, found: Measured) -> None:
     size = min(len(dataset), trainer.args.eval_batch_size)
     part = Subset(dataset, range(size))
     laps: list[float] = []
-    while len(laps) < 3 and sum(laps) < LIMIT / 3:
+    while len(laps) < 3 and (trainer.args.world_size > 1 or sum(laps) < LIMIT / 3):
         laps.append(_lap(trainer, lambda: trainer.evaluation_loop(trainer.get_eval_dataloader(part), "Evaluation")))
     found.seconds["evaluation"], found.evaluated = laps[1:] or laps, size

@@ -72,15 +72,43 @@ def test_without_a_terminal_the_missing_options_are_named(
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
 
 
+def test_a_person_is_asked_again_where_an_answer_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    said = iter(["", "/no/where", "shapes", "flying", "", "toaster", "phone", "none", "many", "0.5"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    assert main(["init", "--no-measure"]) == 0
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.task, recipe.data.path, recipe.teacher) == ("segmentation", "shapes", None)
+    assert "efficientnet_lite0" in str(recipe.student.backbone) and next(said, None) is None
+    shown = capsys.readouterr().out
+    assert shown.count("--device: expected") == shown.count("--hours: expected") == 1 and "shapes: generated" in shown
+
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    assert main(["init", "other.yaml", "--no-measure"]) == 2
+    assert "the input ended" in capsys.readouterr().err and not Path("other.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--device", "toaster", "--hours", "-1"], ["--device: expected one of phone", "--hours: expected a number"]),
+        (
+            ["--device", "toaster", "--hours", "-1", "--data", "/no/where", "--task", "flying"],
+            [
+                "--device: expected one of phone",
+                "--hours: expected a number",
+                "/no/where",
+                "--task: expected one of segm",
+            ],
+        ),
         (["--teacher", "nobody"], ["--teacher: expected none, dinov2-small"]),
         (["--task", "features", "--teacher", "none"], ["learns from a teacher alone"]),
-        (["--task", "flying"], ["--task: expected one of segmentation"]),
         (["--task", "detection"], ["objects only have masks"]),
-        (["--hours", "long"], []),
     ],
 )
 def test_answers_that_are_none_are_refused(
