@@ -37,6 +37,7 @@ from .box_folders import (
     yolo,
     yolo_line,
 )
+from .wild_folders import WILD, WITHOUT_SPLITS
 
 BY_STEM = {picture.stem: picture for picture in PICTURES}
 
@@ -80,14 +81,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", {**BOXES, **WILD})
 def test_the_same_boxes_from_each_layout(name: str, root: Path) -> None:
-    BOXES[name](root)
+    {**BOXES, **WILD}[name](root)
     data = load(root)
     assert objects(data) == EXPECTED
     assert sorted(data.id2label.values()) == sorted(NAMES)
-    whole = name in ("YOLO of LabelImg", "COCO in one file")  # without splits: a part is held out
-    assert (len(data.train), len(data.eval)) == ((5, 1) if whole else (4, 2))
+    # of a set without splits a part is held out
+    assert (len(data.train), len(data.eval)) == ((5, 1) if name in WITHOUT_SPLITS else (4, 2))
 
 
 @pytest.mark.parametrize("make", [partial(yolo, polygon=True), coco, coco_one, roboflow_masks], ids=range(4))
@@ -393,3 +394,14 @@ def test_labels_json_of_fiftyone_is_no_labels_file(root: Path) -> None:
     write_json(root / "labels.json", coco_content(PICTURES))
     assert objects(load(root)) == EXPECTED
     assert len(load_segmentation(DataConfig(path=str(root))).id2label) == 4
+
+
+@pytest.mark.parametrize("name", ["YOLO", "VOC", "COCO", "csv table"])
+def test_what_is_found_says_splits_classes_and_sizes(name: str, root: Path) -> None:
+    BOXES[name](root)
+    found = look(root)
+    assert {split: part.size for split, part in found.splits.items()} == {"train": 4, "validation": 2}
+    assert found.kinds[0] == "boxes" and found.labels is not None and found.label_source
+    assert sorted(found.labels.id2label.values()) == sorted(NAMES)
+    content = found.splits["train"].content
+    assert content.objects is not None and len(content.objects.boxes) == 4 and len(content.rows) == 4
