@@ -97,7 +97,8 @@ def print_seen(seen: Seen) -> None:
     out = console(WIDTH)
     others = [kind for kind in seen.kinds if kind not in (seen.kind, "images")]
     also = f" (also {', '.join(others)}: --task {others[0]})" if others else ""
-    out.print(f"{seen.path}: {seen.layout}, {seen.kind}{also}", style="bold", highlight=False)
+    labels = "" if seen.kind in seen.layout else f", {seen.kind}"
+    out.print(f"{seen.path}: {seen.layout}{labels}{also}", style="bold", highlight=False)
     for line in overview_lines(seen):
         print(line)
     for number, line in enumerate(shape_lines(seen)):

@@ -273,7 +273,7 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     print(f"     {answers.steps:,} steps; {teacher}{stored}")
     print(f"  4. look at it:        cankd visualize runs/{answers.name}")
     print(f"  5. for the device:    cankd export runs/{answers.name}")
-    for line in answers.starter.pays if answers.model else ():
+    for line in answers.starter.pays:
         print(wrapped("  -", line))
     if show is not None:
         show()

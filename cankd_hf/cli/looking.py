@@ -24,7 +24,7 @@ from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.dataset import Source, StreamSource
 from cankd_hf.data.common.decode import Sample, Unlabelled, Unusable, WrongLabels
 from cankd_hf.data.common.files import shortened
-from cankd_hf.data.common.folders import FolderSource, described
+from cankd_hf.data.common.folders import FolderSource, described, usual_split
 from cankd_hf.data.common.hashes import picture_hash
 from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.leaks import shared_files
@@ -105,16 +105,19 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     layout = found.layout if found is not None else _named(path)
     seen = Seen(path, layout, task.label_kind, kinds, task, task.overview(catalog.labels))
     sources: dict[str, Source] = {}
-    for name in sorted(catalog.names(), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    for own in catalog.names():
+        name = own if usual_split(own) in sources else usual_split(own)
         try:
-            source = catalog.source(name)
+            source = catalog.source(own)
         except InputError as error:
             seen.problems += shortened(error.problems)
             continue
         assert not isinstance(source, StreamSource)  # that is asked for by a setting
-        sources[name], seen.sizes[name] = source, len(source)
+        sources[name] = source
     if not sources:
         raise InputError(seen.problems or f"{path}: expected at least one split, got none")
+    sources = {name: sources[name] for name in sorted(sources, key=_place)}
+    seen.sizes = {name: len(source) for name, source in sources.items()}
     for name, source in sources.items():
         seen.overview.begin(name, source)
         _read(seen, name, source, limit, SECONDS / len(sources), PICTURES if len(sources) == 1 else PICTURES // 2)
@@ -123,6 +126,11 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     seen.problems += [*seen.overview.problems(seen.sampled), *_twice(seen, sources)]
     seen.settings = _section(path, found, seen)
     return seen
+
+
+def _place(split: str) -> int:
+    """Where a split stands among others."""
+    return ORDER.index(split) if split in ORDER else len(ORDER)
 
 
 def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tuple[str, ...]]:
@@ -269,7 +277,7 @@ def image_size(shapes: Sequence[tuple[int, int]], longest: int = 512) -> tuple[i
     """[height, width] for training: the median shape, in multiples of 32, with a long side of at most `longest`."""
     width, height = (statistics.median(sides) for sides in zip(*shapes, strict=True))
     factor = min(1.0, longest / max(width, height))
-    return tuple(max(32, round(side * factor / 32) * 32) for side in (height, width))  # type: ignore[return-value]
+    return tuple(max(64, round(side * factor / 32) * 32) for side in (height, width))  # type: ignore[return-value]
 
 
 def shape_lines(seen: Seen) -> list[str]:
