@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig, ScreenConfig, TuningConfig, VerdictConfig
 from cankd_hf.config.advice import describe
-from cankd_hf.config.data import StrongConfig
+from cankd_hf.config.data import DepthConfig, StrongConfig
 from cankd_hf.config.distill import DistillConfig, Guard, LossTerm
 from cankd_hf.config.hub import HubConfig
 from cankd_hf.config.phases import Phase
@@ -119,6 +119,7 @@ def tables() -> dict[str, str]:
         "recipe": table(Recipe, ""),
         "data": table(hints["data"], "data."),
         "strong": table(StrongConfig, "data.strong."),
+        "depth": table(DepthConfig, "data.depth."),
         "student": table(hints["student"], "student."),
         "fpn": signature_table(FPNConfig.__init__, FPNConfig, {"backbone_config", "semantic_loss_ignore_index"}),
         "teacher": table(teacher, "teacher."),

@@ -135,6 +135,8 @@ def small(path: Path, folder: Path) -> list[str]:
         made = stand_in_teacher(teacher["model"])
         if made["model_type"] == "cankd_fpn":  # trained on the same data
             made["id2label"] = NAMES if detection else SHAPE_CLASSES
+        if recipe.get("task") == "classification":
+            made["id2label"] = {key - 1: name for key, name in SHAPE_CLASSES.items() if key}
         changes |= {"teacher.model": None, "teacher.config": made}
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 

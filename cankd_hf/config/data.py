@@ -120,6 +120,40 @@ class StrongConfig(Section):
 
 
 @dataclass
+class DepthConfig(Section):
+    """The `data.depth:` section: what the numbers of depth maps mean, and what a student of depth learns from them.
+
+    Attributes:
+        column: column, or key of `metadata.jsonl` (`X` or `X_file_name`), with the depth map; `auto` looks for the
+            usual names, such as `depth_file_name`, then for the only other image.
+        kind: `metric`: the student predicts metres; `relative`: inverse depth up to scale and shift, as MiDaS and
+            Depth Anything, for data of several cameras and units.
+        scale: what the numbers are divided by to be metres: 1000 for millimetres (NYU), 256 for KITTI; null: 1000 for
+            whole numbers of 16 bits and more, 1 for floating point numbers.
+        min: metres; what is nearer counts as unknown, as do 0, NaN and infinity.
+        max: metres; what is farther counts as unknown, and no metric student predicts more; null: no limit.
+        loss: `silog` or `log_l1` for metric depth, `ssi` or `ssi_mad` for relative depth; null: the first.
+    """
+
+    place: ClassVar[str] = "data.depth"
+
+    column: str = "auto"
+    kind: Literal["metric", "relative"] = "metric"
+    scale: Annotated[float, Gt(0), Le(1e9)] | None = None
+    min: Annotated[float, Gt(0), Le(1e6)] = 0.001
+    max: Annotated[float, Gt(0), Le(1e6)] | None = None
+    loss: Literal["silog", "log_l1", "ssi", "ssi_mad"] | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A loss of the other kind, and limits the wrong way round."""
+        if self.loss is not None and self.loss.startswith("ssi") != (self.kind == "relative"):
+            other = "ssi or ssi_mad" if self.kind == "relative" else "silog or log_l1"
+            yield "loss", f"expected {other} for {self.kind} depth, got {self.loss}"
+        if self.max is not None and self.max <= self.min:
+            yield "max", f"expected more than data.depth.min = {self.min:g}, got {self.max:g}"
+
+
+@dataclass
 class DataConfig(Section):
     """The `data:` section of a recipe.
 
@@ -187,6 +221,7 @@ class DataConfig(Section):
         unlabelled_streaming: read it while training (needs `training.max_steps`), as `streaming` does for both.
         unlabelled_ratio: unlabelled images for each labelled one in every batch, which they must divide.
         strong: augmentation of the student's picture alone.
+        depth: depth: what the numbers of depth maps mean.
     """
 
     place: ClassVar[str] = "data"
@@ -230,6 +265,7 @@ class DataConfig(Section):
     unlabelled_streaming: bool = False
     unlabelled_ratio: Annotated[float, Gt(0), Le(64)] = 1.0
     strong: StrongConfig = field(default_factory=StrongConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""

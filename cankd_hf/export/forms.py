@@ -15,6 +15,7 @@ from cankd_hf.export.files import Runner, one_line
 from cankd_hf.export.images import Images
 from cankd_hf.export.source import Source
 from cankd_hf.export.teachers import Known
+from cankd_hf.features.grids import logits_of
 from cankd_hf.metrics.detection import PADDING
 from cankd_hf.tasks.export_forms import Agreement, ExportForm
 
@@ -78,7 +79,7 @@ def score(source: Source, form: ExportForm, forms: list[Form], images: Images | 
                 continue
             if images is not None and labelled and one.output is not None:
                 output = one.output(found)
-                known = {"logits": output["logits"], "outputs": output}
+                known = {"logits": logits_of(output), "outputs": output}
                 statistics: Any = images.task.statistics(known, batch, one.model or source.model)
                 one.statistics.append(statistics[0])
             if one.plain is not None:

@@ -102,8 +102,8 @@ def _known(arm: str, config: TeacherConfig, source: Source) -> Known:
         return Known(arm, teacher.model, teacher, f"it is no model of {source.task}")
     stats = image_stats(str(config.model), config.revision)
     own = ImageStats(tuple(config.image_mean or stats.mean), tuple(config.image_std or stats.std))
-    same = dict(model.config.id2label or {}) == dict(source.model.config.id2label or {})
-    return Known(arm, model, _renormalised(model, own, *_stats(source)), None if same else "its classes are others")
+    why = TASKS[source.task].from_model(source.model).why_not_scored(model)
+    return Known(arm, model, _renormalised(model, own, *_stats(source)), why)
 
 
 def _whole(config: TeacherConfig, source: Source) -> PreTrainedModel | None:

@@ -99,6 +99,7 @@ def open_teacher(
 
 def _of_transformers(name: str) -> LabelTeacher:
     task = saved_task(name)
+    task.labelling()  # raises for a task without labels
     model = task.load(name)
     known = class_labels(model)
     if sorted(known) != list(range(len(known))) or not known:

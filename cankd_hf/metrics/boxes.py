@@ -33,6 +33,7 @@ class _Image(NamedTuple):
     objects: np.ndarray  # classes of the objects
     overlap: np.ndarray  # [detections, objects], IoU
     partner: np.ndarray  # of each detection: its object, -1 for none, -2 for one on a crowd, which does not count
+    counts: bool  # whether there is anything in its table
 
 
 def match_boxes(statistics: np.ndarray, num_labels: int) -> Matched:
@@ -49,7 +50,7 @@ def match_boxes(statistics: np.ndarray, num_labels: int) -> Matched:
     threshold = _best_threshold(images)
     confusion, f1 = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64), np.full(len(images), np.nan)
     for number, image in enumerate(images):
-        if not len(image.classes) and not len(image.objects):
+        if not image.counts:
             continue
         count = (image.scores >= threshold) & (image.partner > -2)
         right = int((count & (image.partner >= 0)).sum())
@@ -73,7 +74,7 @@ def _matched(rows: np.ndarray) -> _Image:
     if len(crowds):
         inside = (_overlap(found[:, 3:], crowds[:, 3:], of_first=True) >= IOU) & (found[:, 1][:, None] == crowds[:, 1])
         partner[(partner < 0) & inside.any(1)] = -2
-    return _Image(found[:, 1].astype(int), found[:, 2], there[:, 1].astype(int), overlap, partner)
+    return _Image(found[:, 1].astype(int), found[:, 2], there[:, 1].astype(int), overlap, partner, len(rows) > 0)
 
 
 def _overlap(first: np.ndarray, second: np.ndarray, of_first: bool = False) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 
 def register() -> None:
-    """Registers the pyramid models with `AutoConfig`, the two tasks' auto classes and `AutoImageProcessor`.
+    """Registers the pyramid models with `AutoConfig`, the tasks' auto classes and `AutoImageProcessor`.
 
     Afterwards our checkpoints load without remote code. Calling it again changes nothing.
     """
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
+        AutoModelForDepthEstimation,
+        AutoModelForImageClassification,
         AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
         SegformerImageProcessor,
@@ -17,10 +19,14 @@ def register() -> None:
 
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
+    from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
+    from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
     AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
+    AutoModelForDepthEstimation.register(FPNConfig, FPNForDepthEstimation, exist_ok=True)
+    AutoModelForImageClassification.register(FPNConfig, FPNForImageClassification, exist_ok=True)
     processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)

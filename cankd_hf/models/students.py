@@ -24,6 +24,8 @@ from cankd_hf.models.backbones import (
 from cankd_hf.models.configs import config_from_dict, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
+from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.unreadable import NOT_LOADED
 
@@ -35,13 +37,22 @@ logger = logging.getLogger(__name__)
 FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {
     "AutoModelForSemanticSegmentation": FPNForSemanticSegmentation,
     "AutoModelForObjectDetection": FPNForObjectDetection,
+    "AutoModelForDepthEstimation": FPNForDepthEstimation,
+    "AutoModelForImageClassification": FPNForImageClassification,
 }
+# The head that is meant where a recipe names none.
+USUAL_HEADS = {"AutoModelForDepthEstimation": "depth", "AutoModelForImageClassification": "linear"}
 # The native models' settings for the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
 
 def build_student(
-    config: StudentConfig, auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None = 255
+    config: StudentConfig,
+    auto_class: Any,
+    id2label: Mapping[int, str],
+    ignore_index: int | None = 255,
+    fewest: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """The student with a head for these classes, in train mode and float32.
 
@@ -56,6 +67,9 @@ def build_student(
         auto_class: the task's, e.g. `AutoModelForSemanticSegmentation`; None for a bare backbone (label-free runs).
         id2label: name of each class.
         ignore_index: label left out of the loss; None for tasks without one.
+        fewest: number of classes that the head needs; None: 2 with an `ignore_index`, as the background is one,
+            else 1.
+        settings: further fields of the configuration, which the task decides.
 
     Raises:
         InputError: if it cannot be found or built, is not a model of the task, or its weights are incomplete.
@@ -64,8 +78,9 @@ def build_student(
     register()
     if config.tokenizer is not None and auto_class is not AutoModelForZeroShotObjectDetection:
         raise InputError("student.tokenizer: expected a student that reads its class names, got one that does not")
+    fields = dict(settings or {})
     # One class is enough for a detector, which also has the background, but not for segmentation.
-    fewest = 1 if ignore_index is None else 2
+    fewest = fewest if fewest is not None else 1 if ignore_index is None else 2
     if auto_class is not None and len(id2label) < fewest:
         fix = "check the data's labels" + (", where the background is a class too" if fewest > 1 else "")
         raise InputError(f"student: expected at least {fewest} classes, got {len(id2label)}; {fix}")
@@ -74,11 +89,12 @@ def build_student(
     if auto_class is None:
         model = _bare_student(config)
     elif config.backbone is not None:
-        model = _fpn_student(config, config.backbone, auto_class, id2label, ignore_index)
+        ignored = {} if ignore_index is None else {"semantic_loss_ignore_index": ignore_index}
+        model = _fpn_student(config, config.backbone, auto_class, {**_classes(id2label), **ignored, **fields})
     elif config.model is not None:
-        model = _loaded_student(config, config.model, auto_class, id2label, ignore_index)
+        model = _loaded_student(config, config.model, auto_class, {**_classes(id2label), **fields}, ignore_index)
     else:
-        model = _random_student(config.config or {}, auto_class, id2label, ignore_index)
+        model = _random_student(config.config or {}, auto_class, id2label, ignore_index, fields)
     return model.train()
 
 
@@ -110,8 +126,9 @@ def _hub(config: StudentConfig) -> dict[str, Any]:
 
 
 def _classes(id2label: Mapping[int, str]) -> dict[str, Any]:
+    """The fields of a configuration that name the classes, if there are any."""
     names = {int(index): name for index, name in id2label.items()}
-    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    return {} if not names else {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 def _bare_student(config: StudentConfig) -> PreTrainedModel:
@@ -125,11 +142,7 @@ def _bare_student(config: StudentConfig) -> PreTrainedModel:
 
 
 def _fpn_student(
-    config: StudentConfig,
-    source: str | dict[str, Any],
-    auto_class: Any,
-    id2label: Mapping[int, str],
-    ignore_index: int | None,
+    config: StudentConfig, source: str | dict[str, Any], auto_class: Any, fields: Mapping[str, Any]
 ) -> PreTrainedModel:
     cls = FPN_CLASSES[auto_class.__name__]
     inner = backbone_config(source, **_hub(config))
@@ -137,9 +150,9 @@ def _fpn_student(
     unknown = [f"student.fpn.{key}: no such setting{nearest(key, known)}" for key in config.fpn if key not in known]
     if unknown:
         raise InputError(unknown)
-    settings = _classes(id2label) | ({} if ignore_index is None else {"semantic_loss_ignore_index": ignore_index})
+    usual = {"head": USUAL_HEADS[auto_class.__name__]} if auto_class.__name__ in USUAL_HEADS else {}
     try:
-        model = cls(FPNConfig(backbone_config=inner, **settings | config.fpn))
+        model = cls(FPNConfig(backbone_config=inner, **{**usual, **fields, **config.fpn}))
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"student: cannot be built: {first_line(error)}") from error
     if isinstance(source, str) or "pretrained" in source:
@@ -149,7 +162,11 @@ def _fpn_student(
 
 
 def _random_student(
-    values: dict[str, Any], auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None
+    values: dict[str, Any],
+    auto_class: Any,
+    id2label: Mapping[int, str],
+    ignore_index: int | None,
+    fields: Mapping[str, Any],
 ) -> PreTrainedModel:
     inner = values.get("backbone_config")
     inner = inner if isinstance(inner, dict) and "pretrained" in inner else None
@@ -159,6 +176,7 @@ def _random_student(
     config = config_from_dict({**values, **_classes(id2label)}, "student.config")
     _check_task(config, auto_class, "student.config")
     _set_ignore_index(config, ignore_index)
+    _set_fields(config, fields)
     try:
         model = auto_class.from_config(config)
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
@@ -189,21 +207,25 @@ def _uncounted(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _loaded_student(
-    student: StudentConfig, name: str, auto_class: Any, id2label: Mapping[int, str], ignore_index: int | None
+    student: StudentConfig, name: str, auto_class: Any, fields: Mapping[str, Any], ignore_index: int | None
 ) -> PreTrainedModel:
     config = load_config(name, _hub(student))
     _check_task(config, auto_class, f"student.model {name}", student.trust_remote_code)
     before = config.num_labels
-    for key, value in _classes(id2label).items():
-        setattr(config, key, value)
+    _set_fields(config, fields)
     _set_ignore_index(config, ignore_index)
     try:
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **_hub(student)}
         model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
     except NOT_LOADED as error:
         raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
-    _check_head(name, model, info, before, len(id2label))
+    _check_head(name, model, info, before, config.num_labels or 0)
     return model
+
+
+def _set_fields(config: PretrainedConfig, fields: Mapping[str, Any]) -> None:
+    for key, value in fields.items():
+        setattr(config, key, value)
 
 
 def _check_task(config: PretrainedConfig, auto_class: Any, place: str, trust_remote_code: bool = False) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def build_student(
 
 def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **overrides: Any) -> CanKDTrainer:
     """The trainer of the last arm of a recipe alone; teachers with `fit` have random weights."""
-    configs = recipe.named_teachers()
+    configs = {name: _to_be_fitted(config, task) for name, config in recipe.named_teachers().items()}
     *found, model = together(
         *(partial(build_teacher, recipe, name, config) for name, config in configs.items()),
         partial(build_student, recipe, task),
@@ -107,6 +108,13 @@ def build_trainer(recipe: Recipe, task: Task, data: TaskData, folder: Path, **ov
     teachers = dict(zip(configs, found, strict=True))
     inherited = inherit_parts(recipe, model, teachers, "student")
     return make_trainer(recipe, task, data, model, teachers, training_args(recipe, folder, **overrides), inherited)
+
+
+def _to_be_fitted(config: TeacherConfig, task: Task) -> TeacherConfig:
+    """A teacher that is to be trained on the data has its classes, before it is trained too."""
+    if config.fit is None or config.config is None or not task.id2label:
+        return config
+    return replace(config, config={**config.config, "id2label": dict(task.id2label)})
 
 
 def inherit_parts(recipe: Recipe, model: PreTrainedModel, teachers: Mapping[str, Teacher], name: str) -> list[str]:
@@ -195,6 +203,7 @@ def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
     Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
     """
     with problems_of(recipe.teacher_path(name)):
-        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name))
+        head = TASKS[recipe.task].teacher_head
+        teacher = load_teacher(config, seed=derived_seed(recipe.seed, name), head=head)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)
     return teacher

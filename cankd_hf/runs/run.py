@@ -283,8 +283,8 @@ class _Session:
         if folder is None or self.task.needs_teacher_in_evaluation or not self.task.accepts(found):
             return None
         model = self.task.load(folder, teacher.config.revision)
-        if dict(model.config.id2label or {}) != self.task.id2label:
-            logger.warning("teacher: its classes differ from those of the data; it is not scored")
+        if (why := self.task.why_not_scored(model)) is not None:
+            logger.warning("%s: %s; it is not scored", name, why)
             return None
         args = training_args(self.recipe, Path(self.recipe.output_dir), **SCORE_ONLY)
         trainer = CanKDTrainer(model, None, args, task=self.task)

@@ -11,14 +11,24 @@ from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.names import FACTS_FILE
 from cankd_hf.tasks.base import Metric, Task
+from cankd_hf.tasks.classification import ClassificationTask
+from cankd_hf.tasks.depth import DepthTask
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
 from cankd_hf.tasks.segmentation import SegmentationTask
 
-TASKS: dict[str, type[Task]] = {"segmentation": SegmentationTask, "detection": DetectionTask, "features": FeaturesTask}
+TASKS: dict[str, type[Task]] = {
+    "segmentation": SegmentationTask,
+    "detection": DetectionTask,
+    "depth": DepthTask,
+    "classification": ClassificationTask,
+    "features": FeaturesTask,
+}
 
 __all__ = [
     "TASKS",
+    "ClassificationTask",
+    "DepthTask",
     "DetectionTask",
     "FeaturesTask",
     "Metric",

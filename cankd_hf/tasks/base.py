@@ -68,6 +68,14 @@ def stretched(config: DataConfig) -> dict[str, Any]:
     }
 
 
+def trusted(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What the code of a card needs where the model is one of ours: a line before, an argument, and a note."""
+    ours = bool(config.get("auto_map"))
+    local = not ours and str(config.get("model_type")).startswith("cankd_")
+    before = "import cankd_hf  # knows the model\n" if local else ""
+    return before, ", trust_remote_code=True" if ours else "", NOTE if ours else ""
+
+
 class Task(Showing, ABC):
     """Base class of tasks; only its subclasses depend on the kind of task. See CONTRIBUTING for how to add one."""
 
@@ -84,6 +92,8 @@ class Task(Showing, ABC):
     overview: ClassVar[type[Overview]] = Overview  # counts the labels of a data set, and draws them
     starter: ClassVar[Starter | None] = None  # of its first recipe, for `cankd init`
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
+    # The auto class by which teachers that have this head are loaded with it; None: as backbones where they have one.
+    teacher_head: ClassVar[str | None] = None
     ignore_index: int = 255  # label of pixels that count for nothing
     id2label: dict[int, str] = {}  # empty for a task without classes
 
@@ -183,6 +193,10 @@ class Task(Showing, ABC):
         `scored`: they are for evaluation. Called for the first samples of a data set before training.
         """
         return None
+
+    def why_not_scored(self, model: PreTrainedModel) -> str | None:
+        """Why another model of this task, such as a teacher, has no score on this task's data; None if it has."""
+        return None if class_labels(model) == self.id2label else "its classes differ from those of the data"
 
     # Labels by a teacher
 
@@ -285,17 +299,14 @@ class PipelineTask(Task):
 
     @classmethod
     def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
-        ours = bool(config.get("auto_map"))
-        trust = ", trust_remote_code=True" if ours else ""
-        local = not ours and str(config.get("model_type")).startswith("cankd_")
+        before, trust, note = trusted(config)
         code = (
-            f"{'import cankd_hf  # knows the model' if local else ''}\n"
-            "from transformers import pipeline\n\n"
+            f"{before}from transformers import pipeline\n\n"
             f'predict = pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(name)}{trust})\n'
             f'for found in predict("photo.jpg"{cls.call_arguments(config)}):\n'
             f'    print(found["label"], {cls.prints})'
         )
-        return code.lstrip(), NOTE if ours else ""
+        return code, note
 
     @classmethod
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:

@@ -34,7 +34,9 @@ _STAGE = re.compile(r"stem|stage\d+")
 TIMM_STAGES = [f"stage{index}" for index in range(100)]  # timm counts its maps from 0
 
 
-def load_teacher(teacher: TeacherLike, *, seed: int | None = None, **overrides: Any) -> Teacher:
+def load_teacher(
+    teacher: TeacherLike, *, seed: int | None = None, head: str | None = None, **overrides: Any
+) -> Teacher:
     """Loads any vision model as a teacher.
 
     Args:
@@ -43,6 +45,8 @@ def load_teacher(teacher: TeacherLike, *, seed: int | None = None, **overrides: 
             a `Teacher`.
         seed: of random weights (`config` instead of `model`): the same weights in every process and run, without
             changing the program's random numbers. None draws them from those numbers. Pretrained weights ignore it.
+        head: auto class, such as `AutoModelForImageClassification`, of models that are loaded with their head where
+            they have it, and not as backbones: for losses on their logits. Stages named as taps are of a backbone.
         **overrides: fields of `TeacherConfig`.
 
     Returns:
@@ -70,7 +74,7 @@ def load_teacher(teacher: TeacherLike, *, seed: int | None = None, **overrides: 
         return _torchvision_teacher(config)
     drawn = None if config.model is not None else seed
     with nullcontext() if drawn is None else seeded(drawn):
-        model, stats = _build(config)
+        model, stats = _build(config, head)
     if _stages(config.taps) is not None:
         config = replace(config, taps="auto")
     if config.model is not None and not is_timm_name(config.model):
@@ -89,7 +93,7 @@ def _torchvision_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(model, replace(config, taps=taps, revision=weights), stats, name=config.model or "")
 
 
-def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
+def _build(config: TeacherConfig, head: str | None) -> tuple[nn.Module, ImageStats]:
     """The model with only the requested stages, and its input normalisation."""
     from cankd_hf.models import register
     from cankd_hf.models.backbones import load_backbone, load_config
@@ -106,7 +110,7 @@ def _build(config: TeacherConfig) -> tuple[nn.Module, ImageStats]:
         return load_backbone(name, out_indices=found), image_stats(name)
     hf_config = load_config(name, hub) if name else config_from_dict(config.config or {}, "teacher.config")
     stats = image_stats(name, config.revision) if name else ImageStats()
-    auto_class = dense_or_plain_class(hf_config)
+    auto_class = dense_or_plain_class(hf_config, head if stages is None else None)
     if auto_class is not None:
         return load_dense_or_plain(config.model, hf_config, auto_class, **hub), stats
     source = name or dict(config.config or {})

@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from cankd_hf.config.advice import nearest
 from cankd_hf.data.common.batch import META, Batch
 from cankd_hf.errors import InputError
+from cankd_hf.features.grids import logits_of
 from cankd_hf.tasks import Task
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.finite import StepGuard
@@ -231,7 +232,7 @@ class EvaluationMixin(TeachingTrainer):
         with torch.no_grad():
             statistics = self.task.statistics(_as_ours(outputs), batch.inputs, self.student)
             if self._details is not None and (counts := self.task.tally(_as_ours(outputs), batch.inputs)) is not None:
-                self._details.add(self._gather(counts))
+                self._details.add(self.gather_function(counts))
         self._unlabelled = labels is None
         # The Trainer computes metrics only if there are labels; the statistics already include them.
         mark = torch.zeros(len(batch["pixel_values"]), device=self.args.device)
@@ -267,5 +268,7 @@ class EvaluationMixin(TeachingTrainer):
 def _as_ours(outputs: Any) -> Any:
     """What `Task.statistics` reads, also where a `compute_loss` of the user returns the student's own output."""
     return (
-        outputs if isinstance(outputs, DistillerOutput) else DistillerOutput(logits=outputs["logits"], outputs=outputs)
+        outputs
+        if isinstance(outputs, DistillerOutput)
+        else DistillerOutput(logits=logits_of(outputs), outputs=outputs)
     )

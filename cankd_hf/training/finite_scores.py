@@ -61,7 +61,8 @@ class ScoreGuard:
         """The output of a `Distiller` for a batch of evaluation."""
         found = outputs.get("outputs")
         inner = found if isinstance(found, Mapping) else {}
-        values = [outputs.get("logits"), inner.get("pred_boxes"), *(inner.get("feature_maps") or ())]
+        answers = (inner.get(name) for name in ("pred_boxes", "predicted_depth"))
+        values = [outputs.get("logits"), *answers, *(inner.get("feature_maps") or ())]
         flags = [bad_images(value, mask=True) for value in values if isinstance(value, Tensor)]
         if flags and self._scored is not None:
             there = self._scored.device  # a model may answer on the host

@@ -147,7 +147,8 @@ class CanKDTrainer(
         self.task = (task if task is not None else task_for(model)).for_model(model)
         self.recipe = recipe
         self.inherited = list(inherited)
-        self.teachers = {name: load_teacher(one, seed=derived_seed(args.seed, name)) for name, one in given.items()}
+        head, seeds = self.task.teacher_head, {name: derived_seed(args.seed, name) for name in given}
+        self.teachers = {name: load_teacher(one, seed=seeds[name], head=head) for name, one in given.items()}
         self.source: TeacherSource = LiveTeachers(self.teachers)
         mean, std = input_stats(image_mean, image_std, kwargs.get("processing_class"))
         if kwargs.get("processing_class") is None:

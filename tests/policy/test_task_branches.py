@@ -13,12 +13,19 @@ from .sources import PACKAGE, ROOT, imports, package_files, parsed
 FREE = {PACKAGE / "tasks", PACKAGE / "models"}
 # A table of public names by their module, in which two are classes of ours.
 TABLES = {PACKAGE / "__init__.py"}
-NAMES = {"segmentation", "detection", "features", "depth"}
-TAGS = {"image-segmentation", "object-detection", "zero-shot-object-detection", "image-feature-extraction"}
+NAMES = {"segmentation", "detection", "features", "depth", "classification"}
+TAGS = {
+    "image-segmentation",
+    "object-detection",
+    "zero-shot-object-detection",
+    "image-feature-extraction",
+    "depth-estimation",
+    "image-classification",
+}
 # Parts of a class name or of a pipeline tag that tell a task.
 PARTS = ("ObjectDetection", "object-detection", "Segmentation", "zero-shot", "DepthEstimation")
 CLASSES = {"FPNForObjectDetection", "FPNForSemanticSegmentation", "Objects", "ShapesSource"}
-TASK_CLASSES = {"DetectionTask", "FeaturesTask", "SegmentationTask"}
+TASK_CLASSES = {"ClassificationTask", "DepthTask", "DetectionTask", "FeaturesTask", "SegmentationTask"}
 # What holds a task or its name.
 HOLDERS = {"task", "pipeline", "pipeline_tag", "architecture", "task_name"}
 ASKING = {"endswith", "startswith", "removeprefix", "removesuffix", "find", "count", "index"}

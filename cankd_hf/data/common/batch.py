@@ -158,9 +158,11 @@ def takes_bytes(collate: _Collate) -> _Collate:
 
 
 def exact_masks(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The labels of pixels, if there are any, as losses take them."""
+    """Labels that are one tensor, as losses take them: class ids as int64, measured values as float32."""
     labels = item.get("labels")
-    return {"labels": labels.to(torch.int64)} if isinstance(labels, Tensor) else {}
+    if not isinstance(labels, Tensor):
+        return {}
+    return {"labels": labels.to(torch.float32 if labels.is_floating_point() else torch.int64)}
 
 
 class BatchCollator:

@@ -6,7 +6,7 @@ import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ def is_left_out(problem: Unusable, on_error: str) -> bool:
 class Decoder:
     """Decodes images and masks; errors name the file and the reason."""
 
+    noun: ClassVar[str] = "mask"  # the label of an image, in messages
     max_pixels: int = PILLOW_LIMIT  # larger images are refused from their header, before any memory is allocated
     ignore_index: int = 255  # label of void
     reduce_labels: bool = False  # label 0 is void, the others are reduced by 1

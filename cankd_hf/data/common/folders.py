@@ -93,7 +93,7 @@ class FolderSource:
     def load(self, index: int) -> Sample:
         row = self.rows[index]
         if self.masked and row.mask is None:
-            raise Unlabelled(f"{row.name}: the metadata give it no mask")
+            raise Unlabelled(f"{row.name}: the metadata give it no {self.decoder.noun}")
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 
@@ -228,6 +228,14 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
             if os.path.lexists(base / name):
                 return base / name, base
     return None, folder
+
+
+def metadata_keys(root: Path, folder: Path) -> list[str]:
+    """The keys in the metadata of a split; none without metadata."""
+    metadata, _ = _metadata_file(root, folder)
+    if metadata is None or outside(root, [metadata]):  # told where it is read
+        return []
+    return list(dict.fromkeys(key for _, line in _read_lines(metadata) for key in line))
 
 
 def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:

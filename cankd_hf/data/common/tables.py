@@ -81,7 +81,7 @@ class TableSource:
     def decode(self, row: dict[str, Any], index: int) -> Sample:
         """Decode image and label of a row."""
         if len(self.columns) > 1 and not any((row[self.columns[1]] or {}).values()):
-            raise Unlabelled(f"{self.split}[{index}]: the table gives it no mask")
+            raise Unlabelled(f"{self.split}[{index}]: the table gives it no {self.decoder.noun}")
         image, *mask = (bytes_of(row[column], f"{self.split}[{index}].{column}") for column in self.columns)
         sample = self.decoder.pair(image, mask[0] if mask else None)
         return sample if self.label is None else self.label(sample, row, index)
@@ -168,7 +168,7 @@ def _check_files(files: Sequence[Path], folder: Path | None = None) -> None:
 
 def image_columns(config: DataConfig, features: Any, need_masks: bool) -> list[str]:
     """Names of the image column and, if needed, the mask column."""
-    images = [name for name, feature in (features or {}).items() if _holds_images(feature)]
+    images = [name for name, feature in (features or {}).items() if holds_images(feature)]
     if not images:
         raise InputError(f"data.path: expected a column of images in {config.path}, got {dict(features or {})}")
     image = _pick("image_column", config.image_column, images, IMAGE_COLUMNS, images[0])
@@ -190,7 +190,7 @@ def _pick(key: str, wanted: str, columns: list[str], usual: list[str], default: 
     return default
 
 
-def _holds_images(feature: Any) -> bool:
+def holds_images(feature: Any) -> bool:
     """An `Image` feature, or the {bytes, path} that it becomes in a plain parquet file."""
     from datasets import Image
 

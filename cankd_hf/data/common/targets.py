@@ -66,3 +66,51 @@ def _review(void: int, doubtful: Sequence[str], counted: int, class_names: dict[
         f"{len(doubtful)} masks hold only the labels 0 and {void} (void), first that of {doubtful[0]}; if {void} "
         "means foreground there, they teach nothing: write class ids"
     ]
+
+
+DOUBTFUL = (0.02, 1000.0)  # metres: medians outside of these are rather a wrong scale
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """The label of one image: `value` [H, W], float32, in metres; 0 where the depth is not known."""
+
+    value: torch.Tensor
+
+    def standing_in(self) -> DepthMap:
+        """The same without any depth, ignored in losses and scores."""
+        return DepthMap(torch.zeros_like(self.value))
+
+    def summary(self) -> Summary:
+        """Doubtful with distances that no camera sees."""
+        known = self.value[self.value > 0]
+        middle = float(known.median()) if len(known) else 1.0
+        return Summary(noun="depth map", doubtful=not DOUBTFUL[0] < middle < DOUBTFUL[1], review=_review_depth)
+
+
+def _review_depth(doubtful: Sequence[str], counted: int, class_names: dict[int, str]) -> list[str]:
+    """A note on depth maps in another unit."""
+    if not doubtful:
+        return []
+    return [
+        f"{len(doubtful)} depth maps have a median below {DOUBTFUL[0]:g} m or above {DOUBTFUL[1]:g} m, first that of "
+        f"{doubtful[0]}; set data.depth.scale to what their numbers are divided by to be metres"
+    ]
+
+
+@dataclass(frozen=True)
+class ClassId:
+    """The label of one image as a whole: the number `value` of its class."""
+
+    value: int
+
+    def standing_in(self) -> ClassId:
+        """No class, ignored in losses and scores."""
+        return ClassId(NO_CLASS)
+
+    def summary(self) -> Summary:
+        """Its class."""
+        return Summary(frozenset({self.value} - {NO_CLASS}))
+
+
+NO_CLASS = -100  # what cross entropy leaves out

@@ -53,7 +53,7 @@ class RandomScaleCrop(v2.Transform):
             box.append((min(round(first), own[axis] - length), length))
             inner.append(size)
             before.append(int(draw[1 + axis] * (self.crop_size[axis] - size + 0.999)))
-        return {"box": box, "inner": inner, "before": before}
+        return {"box": box, "inner": inner, "before": before, "factor": factor}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the box of the `whole` image."""

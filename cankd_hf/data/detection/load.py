@@ -84,7 +84,7 @@ def load_detection(
     config.check_values()
     catalog = open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
     catalog.warnings += without_meaning(
-        config, "mask_column", "ignore_index", "reduce_labels", "soft_targets", where="boxes"
+        config, "mask_column", "ignore_index", "reduce_labels", "soft_targets", "depth", where="boxes"
     )
     _, sources = together(
         lambda: catalog.labels.check_names(config, "cat") if need_labels else None,

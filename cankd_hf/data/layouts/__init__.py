@@ -11,8 +11,10 @@ from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.layouts.ade20k import Ade20k
 from cankd_hf.data.layouts.base import Found, Layout, Tree
 from cankd_hf.data.layouts.cityscapes import Cityscapes
+from cankd_hf.data.layouts.class_folders import ClassFolders
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.csv_boxes import CsvBoxes
+from cankd_hf.data.layouts.depth import DepthMaps
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
@@ -24,16 +26,18 @@ from cankd_hf.errors import InputError
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
 MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
 BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
-LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
+LAYOUTS: tuple[Layout, ...] = (DepthMaps(), *MASKS, *BOXES, ClassFolders(), Flat())
 FIXES = {
     "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
     "boxes": "add the files with the boxes, or list them in metadata.jsonl",
     "classes": "sort the images into a folder for each class",
+    "depths": "put the depth maps in a folder depth/, named as their images are, or list them in metadata.jsonl",
 }
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
     "classes": "a folder of images for each class (docs/data.md)",
+    "depths": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
     "images": "images (docs/data.md)",
 }
 

@@ -18,7 +18,7 @@ from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 
-KINDS = ("masks", "boxes", "classes", "images")  # what a set can give
+KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
 DEEPEST = 32  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 

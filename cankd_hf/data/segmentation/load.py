@@ -38,7 +38,7 @@ def load_segmentation(
     """
     config.check_values()
     catalog = open_set(config, need_masks=need_labels)
-    of_boxes = ["objects_column", "box_format", "keep_aspect"]
+    of_boxes = ["objects_column", "box_format", "keep_aspect", "depth"]
     of_boxes += [] if isinstance(catalog, FoundSet) else ["annotations"]  # whose outlines are drawn
     catalog.warnings += without_meaning(config, *of_boxes, where="masks")
     _, sources = together(

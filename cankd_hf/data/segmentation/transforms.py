@@ -1,5 +1,6 @@
 """Joint transforms of image and mask, on uint8 tensors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class TrainTransform(ImageTransform):
     mask, `labels` int64 [h, w].
     """
 
+    scale_crop: Callable[..., RandomScaleCrop] = RandomScaleCrop
+
     def __init__(self, config: DataConfig, ignore_index: int = 255) -> None:
         fill = [round(255 * value) for value in config.image_mean]
         crop = config.crop_size or config.image_size
@@ -26,7 +29,7 @@ class TrainTransform(ImageTransform):
         if crop is not None:
             base = config.image_size and (config.image_size[0], config.image_size[1])
             scale = (config.scale[0], config.scale[1])
-            steps.append(RandomScaleCrop((crop[0], crop[1]), scale, base or None, fill, ignore_index))
+            steps.append(self.scale_crop((crop[0], crop[1]), scale, base or None, fill, ignore_index))
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
 

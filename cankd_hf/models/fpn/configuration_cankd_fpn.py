@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PretrainedConfig
 
 NECKS = ("fpn", "simple_pyramid", "none")
+UNNECKED = ("psp", "aspp", "linear")  # heads that read the backbone's last map
 SEGMENTATION_HEADS = ("fpn", "psp", "aspp")
 DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn", "reppoints")
-HEADS = SEGMENTATION_HEADS + DETECTION_HEADS
-NORMS = dict.fromkeys(SEGMENTATION_HEADS, ("batch", "group")) | {
+DEPTH_HEADS = ("depth",)
+CLASSIFICATION_HEADS = ("linear",)
+HEADS = SEGMENTATION_HEADS + DETECTION_HEADS + DEPTH_HEADS + CLASSIFICATION_HEADS
+DEPTH_KINDS = ("metric", "relative")
+DEPTH_LOSSES = {"metric": ("silog", "log_l1"), "relative": ("ssi", "ssi_mad")}  # the first is the usual one
+NORMS = dict.fromkeys((*SEGMENTATION_HEADS, *DEPTH_HEADS), ("batch", "group")) | {
+    "linear": ("none",),
     "retinanet": ("none", "group"),
     "fcos": ("group",),
     "faster_rcnn": ("none",),
@@ -33,7 +39,8 @@ MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: 
 
 
 class FPNConfig(PretrainedConfig):
-    r"""Everything that shapes an `FPNForSemanticSegmentation` or an `FPNForObjectDetection`.
+    r"""Everything that shapes an `FPNForSemanticSegmentation`, an `FPNForObjectDetection`, an `FPNForDepthEstimation`
+    or an `FPNForImageClassification`.
 
     Args:
         backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a ResNet-18
@@ -41,7 +48,7 @@ class FPNConfig(PretrainedConfig):
             neck needs more, all stages of the pyramid are taken.
         neck: `"fpn"` (Lin et al. 2017, torchvision's module) for pyramids; `"simple_pyramid"` (ViTDet, Li et al.
             2022) for plain ViTs: several strides from the last map; `"none"`: the backbone's maps as they are.
-            Default: `"none"` under the `"psp"` and `"aspp"` heads, else `"fpn"`.
+            Default: `"none"` under the `"psp"`, `"aspp"` and `"linear"` heads, else `"fpn"`.
         fpn_channels: width of every map of the neck.
         strides: input pixels per cell of the neck's levels, each a power of two; default: every stride of the
             backbone from 4 on (`"fpn"`) or 4, 8, 16, 32 (`"simple_pyramid"`; with patch 14 they are 3.5, 7, 14, 28).
@@ -50,10 +57,11 @@ class FPNConfig(PretrainedConfig):
             `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
             are made for an output stride of 8, which timm backbones offer (`output_stride: 8`). For detection:
             `"retinanet"` (Lin et al. 2017), `"fcos"` (Tian et al. 2019), `"faster_rcnn"` (Ren et al. 2015), all
-            torchvision's, and `"reppoints"` (Yang et al. 2019).
+            torchvision's, and `"reppoints"` (Yang et al. 2019). For depth `"depth"`: as `"fpn"`, with one output. For
+            whole images `"linear"`: one linear layer on the mean of the last map.
         head_channels: width of a segmentation head (128), and of the two linear layers of `"faster_rcnn"` (1024);
             the dense detection heads are as wide as the neck.
-        head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation, 4 in each tower of
+        head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation and depth, 4 in each tower of
             `"retinanet"` (at most 4) and `"fcos"`, 3 in those of `"reppoints"`, 1 before the proposals of
             `"faster_rcnn"`.
         norm: `"batch"` or `"group"`, in the head (the neck has none; a backbone keeps its own). For detection as
@@ -72,6 +80,11 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
         topk_candidates: detections of a level that enter the suppression (dense heads).
         max_detections: detections of an image that are returned.
+        depth_kind: of the `"depth"` head: `"metric"`, distances in metres, or `"relative"`, inverse distances up to an
+            unknown scale and shift of each image.
+        max_depth: of a metric one the farthest distance, at which its output saturates; absent: no bound.
+        depth_loss: of the `"depth"` head: `"silog"` (Eigen et al. 2014) or `"log_l1"` for metric depth, `"ssi"` or
+            `"ssi_mad"` (Ranftl et al. 2020) for relative depth. Default: the first.
 
     Raises:
         ValueError: for a value out of range, or a combination that cannot be built.
@@ -102,15 +115,18 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: float | None = None,
         topk_candidates: int = 1000,
         max_detections: int = 100,
+        depth_kind: str = "metric",
+        max_depth: float | None = None,
+        depth_loss: str | None = None,
         **kwargs: Any,
     ) -> None:
         if head not in HEADS:
             raise ValueError(
                 f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
-                f"{', '.join(DETECTION_HEADS)}"
+                f"{', '.join(DETECTION_HEADS)}, for depth 'depth', for whole images 'linear'"
             )
         if neck is None:
-            neck = "none" if head in ("psp", "aspp") else "fpn"
+            neck = "none" if head in UNNECKED else "fpn"
         self.neck = neck
         self.fpn_channels = fpn_channels
         self.strides = None if strides is None else list(strides)
@@ -131,6 +147,9 @@ class FPNConfig(PretrainedConfig):
             self.nms_threshold: float = usual["nms_threshold"] if nms_threshold is None else nms_threshold
             self.topk_candidates = topk_candidates
             self.max_detections = max_detections
+        if head in DEPTH_HEADS:
+            self.depth_kind, self.max_depth = depth_kind, max_depth
+            self.depth_loss = depth_loss or DEPTH_LOSSES.get(depth_kind, ("",))[0]
         self._check()
         self.backbone_config = self._backbone(backbone_config)
         super().__init__(**kwargs)
@@ -162,10 +181,25 @@ class FPNConfig(PretrainedConfig):
             not self.strides or any(not isinstance(s, int) or s < 1 or s & (s - 1) for s in self.strides)
         ):
             raise ValueError(f"FPNConfig.strides: expected powers of two such as [4, 8, 16, 32], got {self.strides!r}")
-        if self.head in ("psp", "aspp") and self.neck != "none":
+        if self.head in UNNECKED and self.neck != "none":
             raise ValueError(f"FPNConfig: the {self.head!r} head reads the backbone's last map; set neck to 'none'")
         if self.head in DETECTION_HEADS:
             self._check_detection()
+        if self.head in DEPTH_HEADS:
+            self._check_depth()
+
+    def _check_depth(self) -> None:
+        if self.depth_kind not in DEPTH_KINDS:
+            raise ValueError(
+                f"FPNConfig.depth_kind: expected one of {', '.join(DEPTH_KINDS)}, got {self.depth_kind!r}"
+            )
+        if self.depth_loss not in DEPTH_LOSSES[self.depth_kind]:
+            known = ", ".join(DEPTH_LOSSES[self.depth_kind])
+            raise ValueError(
+                f"FPNConfig.depth_loss: expected one of {known} for {self.depth_kind} depth, got {self.depth_loss!r}"
+            )
+        if self.max_depth is not None and not (self.depth_kind == "metric" and self.max_depth > 0):
+            raise ValueError(f"FPNConfig.max_depth: expected above 0, and of metric depth, got {self.max_depth!r}")
 
     def _check_detection(self) -> None:
         if self.neck == "none":

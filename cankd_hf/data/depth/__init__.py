@@ -1,0 +1,1 @@
+"""Images with depth maps: loading, transforms and collation."""
