@@ -31,7 +31,7 @@ exit codes: 0 done, whatever problems it tells, 2 there is no data set"""
 LIMIT = 500
 WIDTH = 80
 MOST_CLASSES = 40
-KINDS = ("masks", "boxes", "classes", "depth", "images")
+KINDS = ("masks", "boxes", "classes", "depths", "images")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -204,7 +204,7 @@ def fitting_recipes(seen: Seen) -> list[str]:
         needs_run = str(teacher.get("model", "")).startswith("runs/") or not teacher
         if recipe["task"] != seen.task.name or needs_run or data["path"] not in ("???", "shapes"):
             continue
-        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dinov2" in str(teacher.get("model"))):
+        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dinov2" in file.stem):
             continue
         splits = ("train_split", "eval_split", "test_split")
         wanted = {key: seen.settings.get(key, getattr(default, key)) for key in splits}

@@ -161,6 +161,8 @@ class _Asked:
         fitting = [name for name, task in TASKS.items() if task.label_kind in (*seen.kinds, "images") and task.starter]
 
         def check(text: str) -> str:
+            if text in TASKS and TASKS[text].starter is None:
+                raise InputError(f"--task: there is no first recipe for {text} yet; copy one: cankd recipes")
             if text not in fitting:
                 raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
             return text

@@ -151,7 +151,7 @@ def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tup
         except InputError as error:
             problems += error.problems if kind in (None, name) else []
             continue
-        if catalog.labels.id2label or name == "images":
+        if catalog.labels.id2label or not task.overview.unit:
             able.append(name)
     labelled = [name for name in able if name != "images"] or able
     if not able or (kind is not None and kind not in able):
@@ -193,7 +193,8 @@ def _read(seen: Seen, split: str, source: Source, limit: int, seconds: float, pi
                         seen.pictures.append((split, loaded))
             bar.to(seen.read[split])
     if bare:
-        seen.problems.append(f"{split}: {len(bare)} images without a label, first {bare[0]}")
+        images = "1 image" if len(bare) == 1 else f"{len(bare)} images"
+        seen.problems.append(f"{split}: {images} without a label, first {bare[0]}")
     seen.problems += [f"{split}: {problem}" for problem in shortened(problems)]
 
 

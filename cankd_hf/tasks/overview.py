@@ -107,6 +107,14 @@ class Overview:
         """Draws an image [h, w, 3], uint8, with the label of its sample, which may be larger."""
         axis.imshow(image, interpolation="bilinear")
 
+    def say(self, axis: Any, text: str, left: float = 0.0, top: float = 0.0) -> None:
+        """Writes on a picture, legible on any background."""
+        from matplotlib.patheffects import withStroke
+
+        said = axis.text(left + 2, top + 2, text[:24], fontsize=7, color="w", va="top")
+        said.set_path_effects([withStroke(linewidth=1.8, foreground="k")])
+        said.set_clip_on(True)
+
     def legend(self, samples: Sequence[Sample]) -> list[tuple[str, Any]]:
         """Names and colours, as matplotlib reads them, of the classes of these samples; the most frequent first."""
         return []
@@ -143,7 +151,7 @@ class MaskOverview(Overview):
         """The image, tinted by class; void is dark."""
         if sample.label is None:
             return super().draw(axis, image, sample)
-        labels = _resized(np.asarray(sample.label), image.shape[:2])
+        labels = resized(np.asarray(sample.label), image.shape[:2])
         table = self.colours
         tint = np.zeros(image.shape, np.float32)
         for label in np.unique(labels).tolist():
@@ -204,7 +212,6 @@ class BoxOverview(Overview):
     def draw(self, axis: Any, image: np.ndarray, sample: Sample) -> None:
         """The image with its boxes; of a few boxes the names too."""
         from matplotlib.patches import Rectangle
-        from matplotlib.patheffects import withStroke
 
         super().draw(axis, image, sample)
         found = sample.label
@@ -217,9 +224,7 @@ class BoxOverview(Overview):
             for edge, line in (("k", 2.6), (colour, 1.4)):  # the dark line is seen on any background
                 axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
             if len(found.boxes) <= FEW_NAMED:
-                said = axis.text(left + 2, top + 2, self.name(label)[:24], fontsize=7, color="w", va="top")
-                said.set_path_effects([withStroke(linewidth=1.8, foreground="k")])
-                said.set_clip_on(True)
+                self.say(axis, self.name(label), left, top)
 
     def legend(self, samples: Sequence[Sample]) -> list[tuple[str, Any]]:
         """The classes of the boxes."""
@@ -228,7 +233,34 @@ class BoxOverview(Overview):
         )
 
 
-def _resized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+class ClassOverview(Overview):
+    """Images of each class."""
+
+    unit = "images"
+
+    def begin(self, split: str, source: AnySource) -> None:
+        """Counts the classes of all images, where they are known already."""
+        super().begin(split, source)
+        known = getattr(source, "classes", None)
+        if known is not None:
+            self.whole.add(split)
+            self.counts[split].update(int(label) for label in known if label >= 0)
+            self.holding[split] = self.counts[split]
+
+    def add(self, split: str, sample: Sample) -> None:
+        """Counts the class of an image."""
+        if sample.label is not None and split not in self.whole:
+            self.counts[split][int(sample.label)] += 1
+            self.holding[split][int(sample.label)] += 1
+
+    def draw(self, axis: Any, image: np.ndarray, sample: Sample) -> None:
+        """The image, with the name of its class."""
+        super().draw(axis, image, sample)
+        if sample.label is not None:
+            self.say(axis, self.name(int(sample.label)))
+
+
+def resized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels [H, W] at another size, each the nearest one."""
     rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, labels.shape, strict=True))
     return labels[rows.astype(int)[:, None], columns.astype(int)[None]]

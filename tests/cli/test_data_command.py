@@ -87,6 +87,20 @@ def test_classes_that_a_split_lacks_and_odd_masks_are_told(tmp_path: Path, capsy
     assert "in validation but not in train: nothing teaches them: tree" in said and "in no split: sky" in said
 
 
+def test_classes_and_depths_are_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, label in (("cat", 0), ("dog", 1), ("dog", 2)):
+        (tmp_path / "animals" / name).mkdir(parents=True, exist_ok=True)
+        folders.scene(label)[0].save(tmp_path / "animals" / name / f"{label}.png")
+    found = told(capsys, tmp_path / "animals", "--limit", "1")
+    assert (found["labels"], found["task"], found["counts"]) == ("classes", "classification", {"train": 3})
+    assert [(one["name"], one["images"]["train"]) for one in found["classes"]] == [("dog", 2), ("cat", 1)]
+    assert main(["init", "--data", str(tmp_path / "animals"), "--yes", "--no-measure"]) == 2
+    assert "no first recipe for classification yet" in capsys.readouterr().err
+    found = told(capsys, "shapes", "--task", "depths", "--limit", "2")
+    assert (found["labels"], found["task"], found["classes"]) == ("depths", "depth", [])
+    assert (tmp_path / "shapes_data.png").stat().st_size > 20_000
+
+
 def test_what_is_not_there_or_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.pairs(tmp_path / "set/images", tmp_path / "set/masks", 2)
     assert main(["data", str(tmp_path / "set"), "--task", "boxes"]) == 2
