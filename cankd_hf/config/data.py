@@ -173,8 +173,8 @@ class DataConfig(Section):
         objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`
             is `objects`.
         annotations: COCO json files, with `{split}` for the name of the split, such as
-            `annotations/instances_{split}.json`, relative to `path`, for boxes or masks drawn from outlines; `auto` looks
-            for them in a folder without a metadata file. Images are in `{split}/`, `images/{split}/`, `images/`,
+            `annotations/instances_{split}.json`, relative to `path`, for boxes or masks drawn from outlines; `auto`
+            looks for them in a folder without a metadata file. Images are in `{split}/`, `images/{split}/`, `images/`,
             the folder itself, or found by their names anywhere in it.
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally

@@ -45,6 +45,15 @@ def test_cityscapes(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     assert any("test: its masks are void" in text for text in data.facts["warnings"])
 
 
+def test_cityscapes_with_train_ids_of_some_splits(tmp_path: Path) -> None:
+    cityscapes(tmp_path)
+    for split in ("train", "val"):
+        for file in sorted(tmp_path.glob(f"gtFine/{split}/*/*_labelIds.png")):
+            grey(file.with_name(file.name.replace("labelIds.png", "labelTrainIds")), np.full((32, 40), 3, np.uint8))
+    first = load(tmp_path).train
+    assert labels_at(first, 0).max() == 255 and 13 in labels_at(first, 0), "labelIds, which all splits have"
+
+
 def test_ade20k(tmp_path: Path) -> None:
     for split, stem in (("training", "ADE_train_{}"), ("validation", "ADE_val_{}")):
         pairs(tmp_path / "images" / split, tmp_path / "annotations" / split, stem=stem)

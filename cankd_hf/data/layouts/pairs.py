@@ -130,9 +130,12 @@ def _best(masks: list[File]) -> tuple[list[File], dict[str, int]]:
         lossy = mask.name.lower().endswith(LOSSY)
         groups[mask.place.split][_Group(mask.place.word, _kind(mask), lossy)].append(mask)
     kept, unused = list[File](), Counter[str]()
+    # numbers of one kind mean the same in all splits: `labelTrainIds` of one and `labelIds` of another do not
+    common = set.intersection(*({group.kind for group in kinds} for kinds in groups.values()))
     for kinds in groups.values():
-        enough = 0.9 * max(map(len, kinds.values()))
-        best = min((key for key in kinds if len(kinds[key]) >= enough), key=_order)
+        usable = [group for group in kinds if not common or group.kind in common]
+        enough = 0.9 * max(len(kinds[group]) for group in usable)
+        best = min((group for group in usable if len(kinds[group]) >= enough), key=_order)
         for group, files in kinds.items():
             if group == best or (group.kind == best.kind and not _same_images(files, kinds[best])):
                 kept += files
