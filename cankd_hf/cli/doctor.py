@@ -87,7 +87,7 @@ def packages() -> Iterator[Finding]:
         & {"onnx", "onnxruntime", "onnxscript"}
     )
     if absent:
-        yield Finding("export", f"{', '.join(absent)} not installed", "for ONNX files: pip install 'cankd-hf[export]'")
+        yield Finding("export", f"{', '.join(absent)} not installed", f"for ONNX files: pip install {' '.join(absent)}")
 
 
 def devices() -> Iterator[Finding]:
