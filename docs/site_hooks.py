@@ -40,5 +40,6 @@ def examples() -> list[str]:
     for file in sorted((DOCS / "examples").glob("*.py")):
         code = file.read_text(encoding="utf-8")
         title = (ast.get_docstring(ast.parse(code)) or file.stem).partition("\n")[0].rstrip(".")
+        code = re.sub(r'^""".*?"""\n+', "", code, count=1, flags=re.DOTALL)
         made.append(f"\n## {title}\n\n[`{file.name}`](examples/{file.name})\n\n```python\n{code}```\n")
     return made

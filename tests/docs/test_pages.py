@@ -83,7 +83,7 @@ def test_code_blocks_are_valid(page: Path) -> None:
         elif language == "yaml":
             read_fragment(yaml.safe_load(code))
         else:
-            assert language in ("", "text"), f"{names(page)}: {language}: write bash, python, yaml, json or text"
+            assert language in ("", "text", "bibtex"), f"{language}: write bash, python, yaml, json or text"
 
 
 def read_fragment(given: dict[str, Any]) -> None:
@@ -192,4 +192,4 @@ def test_every_loss_has_its_paper() -> None:
         if name in LOSSES:
             identifier = LOSSES[name].paper
             assert identifier is None or name == "static_linear" or identifier in paper, name
-            assert (ROOT / "cankd_hf" / file.strip("`")).is_file()
+            assert (ROOT / "cankd_hf/losses" / file.strip("`")).is_file()
