@@ -44,6 +44,8 @@ def test_a_notebook_is_prose_without_outputs(path: Path) -> None:
 
 def test_the_notebooks_are_there() -> None:
     assert {path.stem for path in NOTEBOOKS} >= {
+        "several_gpus",
+        "yolo_or_coco_folder",
         "distil_in_five_minutes",
         "bring_your_own",
         "what_does_a_student_pixel_look_at",

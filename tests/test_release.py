@@ -68,6 +68,12 @@ def test_pictures_and_links_of_the_readme_are_absolute() -> None:
     assert len(text(ROOT / "README.md").splitlines()) <= 150, "the pages in docs/ have the details"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opens_in_colab(path: Path) -> None:
+    place = f"{REPOSITORY.removeprefix('https://')}/blob/main/notebooks/{path.name})"
+    assert f"(https://colab.research.google.com/{place.replace('github.com', 'github')}" in text(path)
+
+
 def test_the_citation_is_of_this_version_and_this_paper() -> None:
     cited = yaml.safe_load(text(ROOT / "CITATION.cff"))
     paper = cited["preferred-citation"]
@@ -82,6 +88,8 @@ def test_the_metadata_promises_the_pythons_that_the_matrix_tries() -> None:
     ]
     said = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)]
     assert said == ["3.10", "3.11", "3.12", "3.13", "3.14"] and project["requires-python"] == f">={said[0]}"
+    page = text(ROOT / "docs/matrix.md")
+    assert re.findall(r"^\| (3\.\d+) \| newest \|", page, re.MULTILINE) == said
     jobs = yaml.safe_load(text(ROOT / ".github/workflows/matrix.yml"))["jobs"]
     assert jobs["row"]["strategy"]["matrix"]["python"] == said
 

@@ -15,7 +15,7 @@ from torchvision.io import ImageReadMode
 
 from cankd_hf.config.data import PILLOW_LIMIT, DataConfig
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.labels import Labels
+from cankd_hf.data.common.labels import NO_CLASS, Labels, colour_code
 from cankd_hf.data.common.targets import Mask, Target
 from cankd_hf.errors import InputError
 
@@ -69,6 +69,8 @@ class Decoder:
     # colours of the classes, for masks that are RGB pictures: label -> (r, g, b)
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     num_labels: int | None = None  # number of classes; None: labels are not checked
+    values: dict[int, int] = field(default_factory=dict)  # see `Labels`
+    codes: dict[int, int] = field(default_factory=dict)
 
     def pair(self, image: tuple[Data, str], mask: tuple[Data, str] | None) -> Sample:
         """Decode an image and its mask, each given with its name. Raises Unusable as `image` and `mask` do, and if
@@ -103,6 +105,10 @@ class Decoder:
         classes, or colours outside the palette.
         """
         picture = self.picture(data, name)
+        if picture.mode in ("LA", "PA"):
+            picture = picture.convert(picture.mode[0])
+        if picture.mode == "P" and self._by_colour(picture):
+            picture = picture.convert("RGB")
         if picture.mode in ("L", "P"):
             labels = np.array(picture)
         elif picture.mode == "1" or picture.mode in SIXTEEN_BIT:
@@ -111,6 +117,8 @@ class Decoder:
             labels = self._from_colours(np.array(picture)[..., :3], name)
         else:
             raise WrongLabels(f"{name}: expected a mask with one label a pixel, got an image of mode {picture.mode}")
+        if self.values and picture.mode not in ("RGB", "RGBA"):
+            labels = self._from_values(labels, name)
         return self._finish(labels, name)
 
     def picture(self, data: Data, name: str) -> Image.Image:
@@ -152,35 +160,59 @@ class Decoder:
 
     def _from_colours(self, colours: np.ndarray, name: str) -> np.ndarray:
         """Map an RGB picture [H, W, 3] to labels by exact colours; black without a class of its own is void."""
-        if not self.palette:
+        if not self.palette and not self.codes:
             if (colours == colours[..., :1]).all():  # a grey picture saved as RGB: its values are the labels
-                return colours[..., 0].copy()
+                grey = colours[..., 0].copy()
+                return self._from_values(grey, name) if self.values else grey
             raise WrongLabels(
                 f"{name}: expected a mask with one label a pixel, got an RGB mask; "
                 "save indices, or give the colour of each class as `palette` in the labels file"
             )
-        codes = (colours.astype(np.int32) * np.array([65536, 256, 1])).sum(-1)
-        if len(set(self.palette.values())) < len(self.palette):
-            twice = next(colour for colour in self.palette.values() if list(self.palette.values()).count(colour) > 1)
-            alike = " and ".join(f"palette.{label}" for label, colour in self.palette.items() if colour == twice)
-            raise WrongLabels(
-                f"{name}: expected a colour of its own for each class, as the mask is an RGB picture, got {twice} for "
-                f"{alike} of the labels file; save indices"
-            )
-        known = {red * 65536 + green * 256 + blue: label for label, (red, green, blue) in self.palette.items()}
-        known.setdefault(0, -1)
-        found, positions = np.unique(codes, return_inverse=True)
-        strange = [code for code in found.tolist() if code not in known]
+        pixels = (colours.astype(np.int32) * np.array([65536, 256, 1])).sum(-1)
+        known = self.codes
+        if not known:
+            if len(set(self.palette.values())) < len(self.palette):
+                of = list(self.palette.values())
+                twice = next(colour for colour in of if of.count(colour) > 1)
+                alike = " and ".join(f"palette.{label}" for label, colour in self.palette.items() if colour == twice)
+                raise WrongLabels(
+                    f"{name}: expected a colour of its own for each class, as the mask is an RGB picture, got {twice} "
+                    f"for {alike} of the labels file; save indices"
+                )
+            known = {colour_code(colour): label for label, colour in self.palette.items()}
+        labels, strange = self._looked_up(pixels, {0: NO_CLASS, **known})
         if strange:
             shown = ", ".join(f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in strange[:5])
             raise WrongLabels(
                 f"{name}: RGB mask with {len(strange)} colours outside the palette of the labels file: {shown}; "
                 "save masks without smoothing (PNG), or complete the palette"
             )
-        # classes in a palette are final ids: undo the reduction that _finish will do
-        shift = 1 if self.reduce_labels else 0
-        table = np.array([self.ignore_index if known[code] == -1 else known[code] + shift for code in found.tolist()])
-        return table[positions].reshape(codes.shape).astype(np.int32)
+        return labels
+
+    def _by_colour(self, picture: Image.Image) -> bool:
+        """Whether the colours in a palette are those of `codes`, and so tell more than its indices."""
+        colours = picture.getpalette("RGB") or []
+        used = [colours[3 * index : 3 * index + 3] for index, count in enumerate(picture.histogram()) if count]
+        return bool(self.codes) and all(colour and colour_code(colour) in self.codes for colour in used)
+
+    def _from_values(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Map the values of a mask to labels."""
+        labels, strange = self._looked_up(values.astype(np.int32), self.values)
+        if strange:
+            raise WrongLabels(
+                f"{name}: expected the values {sorted(self.values)[:12]} of the labels file, got {strange[:8]}; "
+                "correct the mask, or complete `values`"
+            )
+        return labels
+
+    def _looked_up(self, pixels: np.ndarray, known: dict[int, int]) -> tuple[np.ndarray, list[int]]:
+        """The labels of pixels [H, W], and the numbers among these that are not known."""
+        shift = 1 if self.reduce_labels else 0  # these classes are final: undo the reduction that _finish will do
+        keys = np.array(sorted(known), np.int32)
+        table = [self.ignore_index if known[key] == NO_CLASS else known[key] + shift for key in keys.tolist()]
+        places = np.searchsorted(keys, pixels).clip(max=len(keys) - 1)
+        strange = np.unique(pixels[keys[places] != pixels]).tolist()
+        return np.array(table, np.int32)[places], strange
 
     def _finish(self, labels: np.ndarray, name: str) -> torch.Tensor:
         """Apply the reduction, check the range and choose the smallest dtype that holds all labels."""
@@ -215,7 +247,11 @@ def missing(path: Path, name: str) -> str:
 def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
     """The decoder for a data set."""
     num_labels = len(labels.id2label) or None
-    return Decoder(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels)
+    return Decoder(
+        *(config.max_pixels, labels.ignore_index, labels.reduce_labels, labels.palette, num_labels),
+        values=labels.values,
+        codes=labels.codes,
+    )
 
 
 def _fast_jpeg(picture: Image.Image, data: Data) -> torch.Tensor | None:

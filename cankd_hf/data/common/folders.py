@@ -40,6 +40,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+YEAR = re.compile(r"[-_]?(19|20)\d\d$")  # at the end of a split's name, as in `train2017`
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation", "soft"}
 FILE_NAME = "_file_name"  # how the keys of files end in the metadata
@@ -112,6 +113,17 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise InputError(f"{root}: expected one folder for {split}, got {found[split].name} and {folder.name}")
         found[split] = folder
     return found or {"train": root}
+
+
+def usual_split(name: str) -> str:
+    """The usual name of a split: `val`, `dev` and `val2017` are `validation`; another name is kept."""
+    return SPLIT_NAMES.get(YEAR.sub("", name.lower()), name)
+
+
+def described(root: Path) -> bool:
+    """Whether a folder, or one of its split folders, has a metadata file that says what belongs to what."""
+    folders = [root, *split_folders(root).values()]
+    return any(_metadata_file(root, folder)[0] is not None for folder in folders)
 
 
 def read_split(

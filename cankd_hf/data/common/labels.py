@@ -12,9 +12,10 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import LABELS_LIMIT, printable, read_json, shortened, shown
 from cankd_hf.errors import InputError
 
-KEYS = ("id2label", "palette", "ignore_index", "reduce_labels", "num_labels", "label2id")
+KEYS = ("id2label", "palette", "ignore_index", "reduce_labels", "num_labels", "label2id", "values", "by_colour")
 LONGEST = 256  # characters of a name
 VOID = 255  # the usual label of void
+NO_CLASS = -1  # in `Labels.values` and `Labels.codes`: void
 VOID_NAME = re.compile(r".*(void|ignore|unlabel|unknown|undefined|background|none|other|care).*", re.IGNORECASE)
 
 
@@ -28,6 +29,11 @@ class Labels:
     # colours of the data set itself; empty if it has none
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)  # the set's own id of each class; empty: 0..K-1 too
+    # of masks: value of a pixel -> class, or `NO_CLASS`; empty: values are classes
+    values: dict[int, int] = field(default_factory=dict)
+    # of masks that are pictures, or have a palette: colour (red * 65536 + green * 256 + blue) -> class, or `NO_CLASS`;
+    # empty: those of `palette` where a mask is an RGB picture, and the indices of a palette are classes
+    codes: dict[int, int] = field(default_factory=dict)
 
     @property
     def own_ids(self) -> list[int]:
@@ -50,6 +56,11 @@ class Labels:
             red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.95 - 0.25 * (label % 3) / 2)
             result[label] = self.palette.get(label, (round(255 * red), round(255 * green), round(255 * blue)))
         return result
+
+
+def colour_code(colour: Sequence[int]) -> int:
+    """A colour as one number."""
+    return colour[0] * 65536 + colour[1] * 256 + colour[2]
 
 
 def read_labels(
@@ -99,7 +110,18 @@ def read_labels(
     if strange := sorted(palette.keys() - {*classes, void}):
         raise InputError(f"data.labels: {place}: palette.{strange[0]}: expected colours of classes only, as {said}")
     reduced = bool(content.get("reduce_labels", False)) or config.reduce_labels
-    return Labels({key: names[key] for key in classes}, void, reduced, palette)
+    values = _values(content, place, [*classes, void], void)
+    if values and reduced:
+        raise InputError(f"data.reduce_labels: expected false, as {place} gives `values` the classes, got true")
+    codes = {colour_code(colour): NO_CLASS if key == void else key for key, colour in palette.items()}
+    return Labels(
+        {key: names[key] for key in classes},
+        void,
+        reduced,
+        palette,
+        values=values,
+        codes=codes if content.get("by_colour") is True else {},
+    )
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -154,6 +176,18 @@ def _palette(content: Mapping[str, Any], place: str) -> dict[int, tuple[int, int
                 f"data.labels: {place}: palette.{key}: expected colours that are triples of 0..255, got {shown(value)}"
             )
     return {int(key): (value[0], value[1], value[2]) for key, value in given.items()}
+
+
+def _values(content: Mapping[str, Any], place: str, known: Sequence[int], void: int) -> dict[int, int]:
+    """The classes of the values in masks, where a labels file gives them."""
+    given = content.get("values", {})
+    said = f'data.labels: {place}: values: expected {{"0": 0, "128": 1, ...}}, value of a pixel -> class or {void}'
+    if not isinstance(given, dict) or not all(re.fullmatch(r"[0-9]{1,9}", key) for key in given):
+        raise InputError(f"{said}, got {shown(given)}")
+    for key, value in given.items():
+        if not _is_int(value, min(known), max(known)) or value not in known:
+            raise InputError(f"{said}, got {shown(value)} for {key}")
+    return {int(key): NO_CLASS if value == void else value for key, value in given.items()}
 
 
 def _contradictions(

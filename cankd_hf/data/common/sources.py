@@ -13,7 +13,8 @@ from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource, read_split, slice_of, split_folders
+from cankd_hf.data.common.folders import FolderSource, described, read_split, slice_of, split_folders, usual_split
+from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
 from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
@@ -23,6 +24,7 @@ from cankd_hf.data.common.streams import StreamDataset, stream_of
 from cankd_hf.data.common.strong import strongly
 from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, generated_splits
+from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -124,14 +126,21 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
         return _Shapes(config, need_masks)
     if is_table_path(path) or not os.path.lexists(path):
         return open_table(config, need_masks)
-    return Folder(config, folder_at(path), need_masks)
+    root = folder_at(path)
+    named = need_masks and config.annotations != "auto"
+    return (
+        Folder(config, root, need_masks)
+        if described(root) and not named
+        else FoundSet(config, root, "masks" if need_masks else None)
+    )
 
 
 def folder_at(path: str) -> Path:
     """The data folder at an existing path; InputError if it is none."""
     if not os.path.isdir(path):
-        kind = not_a_file(Path(path)) or f"the file {path}"
-        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {kind}; it is at {path}")
+        kind = not_a_file(Path(path))
+        said = f"{kind}; it is at {path}" if kind else f"the file {path}; give its folder, {Path(path).parent}"
+        raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {said}")
     return Path(path)
 
 
@@ -140,8 +149,7 @@ def find_split(wanted: str, names: Sequence[str]) -> str | None:
     name = slice_of(wanted, 0)[0]
     if name in names:
         return name
-    meaning = SPLIT_NAMES.get(name.lower(), name)
-    return next((other for other in names if SPLIT_NAMES.get(other.lower(), other) == meaning), None)
+    return next((other for other in names if usual_split(other) == usual_split(name)), None)
 
 
 def split_of(config: DataConfig, role: str) -> str | None:
@@ -156,6 +164,7 @@ def by_role(
     names = catalog.names()
     result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []
+    config = _settled(config, catalog, names)
     for role in roles:
         wanted = split_of(config, role)
         if wanted is None:
@@ -189,6 +198,24 @@ def by_role(
     if problems:
         raise InputError(dict.fromkeys(problems))
     return result
+
+
+def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) -> DataConfig:
+    """The same section with parts of the training images for standard splits that the set lacks, which is told."""
+    roles, untested = lacking(config, names)
+    if untested:
+        catalog.warnings.append(f"no test split in {config.path}: the validation split is scored")
+        return replace(config, test_split=None)
+    if not roles:
+        return config
+    name = find_split(config.train_split, names)
+    source = None if name is None else catalog.source(name)
+    if source is None or isinstance(source, StreamSource):
+        return config
+    size = len(slice_of(config.train_split, len(source))[1])
+    config, said = with_held_out(config, size, roles, str(config.path))
+    catalog.warnings.append(said)
+    return config
 
 
 def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:

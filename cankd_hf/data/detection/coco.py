@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class CocoSplit:
     annotations: AnnotationTable  # their objects
     categories: dict[int, str]  # id in the file -> name, in the order of the classes 0..K-1
     warnings: list[str] = field(default_factory=list)  # about the file
+    outlines: tuple[ObjectEntries, np.ndarray] | None = None  # all entries, and the image of each by its row, or -1
 
 
 def coco_files(root: Path, pattern: str) -> dict[str, Path]:
@@ -57,21 +58,31 @@ def coco_files(root: Path, pattern: str) -> dict[str, Path]:
     return files
 
 
-def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
+def read_coco(
+    root: Path,
+    split: str,
+    file: Path,
+    skip: bool,
+    locate: Callable[[Sequence[str]], list[str]] | None = None,
+    outlined: bool = False,
+) -> CocoSplit:
     """Read one json file of a split.
 
     Annotation ids are not used: messages name boxes by their position. Crowds keep their box; of an RLE only the area
-    counts. With `skip`, annotations without an image are only a warning. Raises InputError for invalid COCO json,
+    counts. With `skip`, annotations without an image are only a warning. `locate` gives the names in `root` of images
+    that are not in one of the usual folders. `outlined` keeps the outlines. Raises InputError for invalid COCO json,
     images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
     if linked := outside(root, [file]):
         raise InputError(linked)
-    images, objects, found = _entries(file, place)
-    categories = _categories(found, place)
+    images, objects, found = _entries(file, place, outlined)
+    categories = categories_of(found, place, objects)
     classes = {number: index for index, number in enumerate(categories)}
     warnings = _repeated(place, objects)
     base = _image_folder(root, split, images.names)
+    if locate is not None and images.names and not os.path.isfile(base / images.names[0]):
+        base, images.names = root, locate(images.names)
     given = (images.odd.get(n, {"file_name": name}) for n, name in enumerate(images.names))
     named = (path_problem(f"{place} images[{n}]", "file_name", image) for n, image in enumerate(given))
     problems = [problem for problem in named if problem]
@@ -93,7 +104,8 @@ def read_coco(root: Path, split: str, file: Path, skip: bool) -> CocoSplit:
         raise InputError(shortened(problems))
     before = f"{relative_to(base, root)}/".removeprefix("./")
     names = [before + normal_name(name) for name in images.names]
-    return CocoSplit(Rows(root, names), objects.table(images, names, rows, classes), categories, warnings)
+    table = objects.table(images, names, rows, classes)
+    return CocoSplit(Rows(root, names), table, categories, warnings, (objects, rows) if outlined else None)
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
@@ -103,15 +115,15 @@ def _matching(root: Path, pattern: str) -> dict[str, Path]:
     return {path.relative_to(root).as_posix()[len(before) :].removesuffix(after): path for path in paths}
 
 
-def _entries(file: Path, place: str) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]]:
+def _entries(file: Path, place: str, outlined: bool) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]]:
     """Images, annotations and categories of a file, whose entries have what they need.
 
     They are read one by one, where the file is as usual; else all of it, which says what is wrong.
     """
-    if (found := _one_by_one(file)) is not None:
+    if (found := _one_by_one(file, outlined)) is not None:
         return found
     content = _content(file, place)
-    images, objects = ImageEntries(), ObjectEntries()
+    images, objects = ImageEntries(), ObjectEntries(outlined)
     for image in content["images"]:
         images.add(image)
     for entry in content["annotations"]:
@@ -119,9 +131,9 @@ def _entries(file: Path, place: str) -> tuple[ImageEntries, ObjectEntries, list[
     return images, objects, content["categories"]
 
 
-def _one_by_one(file: Path) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]] | None:
+def _one_by_one(file: Path, outlined: bool) -> tuple[ImageEntries, ObjectEntries, list[dict[str, Any]]] | None:
     """The same without the whole file in memory; None if anything about it is unusual."""
-    images, objects, categories = ImageEntries(), ObjectEntries(), list[dict[str, Any]]()
+    images, objects, categories = ImageEntries(), ObjectEntries(outlined), list[dict[str, Any]]()
     add = {"images": images.add, "annotations": objects.add, "categories": categories.append}
     ids = {key: sorted(names & {"id", "image_id"}) for key, names in REQUIRED_KEYS.items()}
     try:
@@ -162,8 +174,13 @@ def _content(file: Path, place: str) -> dict[str, Any]:
     return content
 
 
-def _categories(entries: list[dict[str, Any]], place: str) -> dict[int, str]:
-    """Id and name of each category, by ascending id."""
+def categories_of(entries: list[dict[str, Any]], place: str, objects: ObjectEntries | None = None) -> dict[int, str]:
+    """Id and name of each category, by ascending id, without the group that Roboflow adds as id 0, where none of the
+    `objects` is of it."""
+    group = next((entry for entry in entries if entry["id"] == 0 and entry.get("supercategory") == "none"), None)
+    others = [entry for entry in entries if entry is not group]
+    if group and others and all(entry.get("supercategory") == group["name"] for entry in others):
+        entries = others if objects is None or not objects.any_of(0) else entries
     found: dict[int, str] = {}
     ids: dict[str, int] = {}
     for entry in entries:

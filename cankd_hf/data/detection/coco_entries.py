@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cankd_hf.data.detection.objects import LARGEST, Annotation, read_annotation
+from cankd_hf.data.detection.outlines import Outlines
 from cankd_hf.data.detection.table import NO_SIZE, AnnotationTable
 
 HUGE = 2**62  # numbers beyond it are kept as they are
@@ -48,9 +49,10 @@ class ImageEntries:
 
 
 class ObjectEntries:
-    """The entries of `annotations` as columns; what is no usual entry is kept whole."""
+    """The entries of `annotations` as columns; what is no usual entry is kept whole. Outlines are kept if wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, outlined: bool = False) -> None:
+        self.outlines = Outlines() if outlined else None
         self.images, self.kinds, self.crowds, self.ids = array("q"), array("q"), array("q"), array("q")
         self.boxes, self.areas = array("d"), array("d")
         self.odd: dict[int, dict[str, Any]] = {}
@@ -63,6 +65,8 @@ class ObjectEntries:
         area: Any = entry.get("area")
         crowd, own = entry.get("iscrowd", 0), entry.get("id")
         place = len(self.images)
+        if self.outlines is not None:
+            self.outlines.add(entry.get("segmentation"))
         if type(own) is not int or not -HUGE < own < HUGE:
             self.odd_ids[place], own = own, 0
         self.ids.append(own)
@@ -91,6 +95,16 @@ class ObjectEntries:
         self.boxes.extend((left, top, width, height))
         usual = (type(area) is float or type(area) is int) and 0 < area < LARGEST**2
         self.areas.append(area if usual else width * height)
+
+    def any_of(self, kind: int) -> bool:
+        """Whether an entry is of a category."""
+        usual = np.asarray(self.kinds) == kind
+        usual[list(self.odd)] = False
+        return bool(usual.any()) or any(entry.get("category_id") == kind for entry in self.odd.values())
+
+    def kind(self, place: int) -> Any:
+        """The category of an entry, as it is written."""
+        return self.odd[place].get("category_id") if place in self.odd else self.kinds[place]
 
     def own_id(self, place: int) -> Any:
         return self.odd_ids[place] if place in self.odd_ids else self.ids[place]

@@ -14,7 +14,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Known, Sources
 from cankd_hf.data.common.decode import Sample, Unusable, WrongLabels, make_decoder
 from cankd_hf.data.common.files import shortened
-from cankd_hf.data.common.folders import FolderSource, read_split, split_folders
+from cankd_hf.data.common.folders import FolderSource, described, read_split
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
@@ -47,6 +47,8 @@ from cankd_hf.data.detection.objects import (
 )
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.data.layouts.catalog import FoundSet
+from cankd_hf.data.layouts.coco_json import ImagesOf
 from cankd_hf.errors import InputError, together
 
 logger = logging.getLogger(__name__)
@@ -210,8 +212,19 @@ class _Coco:
     def _split(self, name: str) -> CocoSplit:
         if name not in self._read:
             skip = self.config.on_error == "skip"
-            self._read[name] = read_coco(self.root, name, self.files[name], skip)
+            file = self.files[name].relative_to(self.root).as_posix()
+            locate = partial(ImagesOf(self.root).locate, file, name)
+            self._read[name] = read_coco(self.root, name, self.files[name], skip, locate)
         return self._read[name]
+
+
+class _FoundObjects(FoundSet):
+    """A set with boxes as it was found in a folder."""
+
+    def source(self, name: str) -> AnySource:
+        content = self.content(name)
+        assert content.objects is not None  # a layout with boxes reads them
+        return _annotated(self.config, content.rows, content.objects, self.labels, content.bare)
 
 
 class _ObjectTable:
@@ -257,11 +270,9 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     if is_table_path(path) or not os.path.lexists(path):
         return _ObjectTable(config)
     root = folder_at(path)
-    folders = [root, *split_folders(root).values()]
-    described = any(os.path.lexists(folder / "metadata.jsonl") for folder in folders)
-    if (config.annotations != "auto" or not described) and (files := coco_files(root, config.annotations)):
+    if (config.annotations != "auto" or not described(root)) and (files := coco_files(root, config.annotations)):
         return _Coco(config, root, files, roles)
-    return _ObjectFolder(config, root)
+    return _ObjectFolder(config, root) if described(root) else _FoundObjects(config, root, "boxes")
 
 
 def _annotated(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import ImageDataset, StreamSource
@@ -24,9 +25,10 @@ def load_images(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0
     catalog = open_set(config, need_masks=False)
     wanted = config.eval_split
     lacking = wanted is None or find_split(wanted, catalog.names()) is None
-    sources = by_role(config, catalog, [role for role in splits if not (role == "eval" and lacking)])
+    asked = replace(config, eval_split=None) if lacking else config  # held out here, by another rule
+    sources = by_role(asked, catalog, [role for role in splits if not (role == "eval" and lacking)])
     if "eval" in splits and lacking:
-        train = sources.get("train") or by_role(config, catalog, ["train"])["train"]
+        train = sources.get("train") or by_role(asked, catalog, ["train"])["train"]
         if isinstance(train[0], StreamSource):
             raise InputError("data.eval_split: a stream cannot be split; name a split for validation")
         every = max(2, round(1 / config.holdout))
@@ -52,7 +54,8 @@ def _with_masks(config: DataConfig, held: ImageDataset, role: str) -> ImageDatas
     """The held-out images of a role's split with their masks, for a probe; None where they have none."""
     try:
         catalog = open_set(config, need_masks=True)
-        source, _ = by_role(config, catalog, [role])[role]
+        asked = replace(config, eval_split=None) if role == "train" else config
+        source, _ = by_role(asked, catalog, [role])[role]
     except InputError as error:
         logger.info("no probe of the student's features, as there are no masks: %s", error)
         return None

@@ -6,6 +6,7 @@ from functools import partial
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, without_meaning, wrap
+from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
 from cankd_hf.errors import together
@@ -37,7 +38,8 @@ def load_segmentation(
     """
     config.check_values()
     catalog = open_set(config, need_masks=need_labels)
-    of_boxes = "objects_column", "annotations", "box_format", "keep_aspect"
+    of_boxes = ["objects_column", "box_format", "keep_aspect"]
+    of_boxes += [] if isinstance(catalog, FoundSet) else ["annotations"]  # whose outlines are drawn
     catalog.warnings += without_meaning(config, *of_boxes, where="masks")
     _, sources = together(
         lambda: catalog.labels.check_names(config, "sky") if need_labels else None,

@@ -1,0 +1,77 @@
+"""Parts of the training images that stand in for splits that a set does not have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.folders import slice_of, usual_split
+from cankd_hf.errors import InputError
+
+SEED = 0  # of the shuffle before the training images are cut
+ROLES = {"eval": "validation", "test": "test"}
+
+
+def lacking(config: DataConfig, names: Sequence[str]) -> tuple[list[str], bool]:
+    """What the recipe asks for and the set does not have, of the standard splits.
+
+    Args:
+        config: the `data:` section.
+        names: the splits of the set.
+
+    Returns:
+        the roles (`eval`, `test`) that a part of the training images stands in for, and whether the test split is left
+        out, as there is a validation split to score. Other names of splits are the business of whoever looks for them.
+    """
+    usual = {usual_split(name) for name in names}
+    asked = {"eval": config.eval_split, "test": config.test_split}
+    missing = [
+        role
+        for role, split in asked.items()
+        if split is not None and usual_split(split) == ROLES[role] and ROLES[role] not in usual
+    ]
+    if config.streaming or "train" not in usual or usual_split(slice_of(config.train_split, 0)[0]) != "train":
+        return [], False
+    if "validation" in usual:
+        return [], "test" in missing
+    return missing, False
+
+
+def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[str, str]:
+    """Role -> slice, for `train` and the `roles` held out of it; the same images in each run.
+
+    Args:
+        train: the split to cut, such as `train`.
+        size: its images.
+        roles: what is held out, of `eval` and `test`.
+        share: of the images, for each of them.
+
+    Raises:
+        InputError: for fewer images than parts.
+    """
+    if size <= len(roles):
+        parts = " and ".join(ROLES[role] for role in roles)
+        raise InputError(
+            f"data: expected at least {len(roles) + 1} images in {train!r} to hold {parts} out of it, got {size}"
+        )
+    percent = max(1, round(100 * min(share, 0.5 / len(roles))))
+    each, unit = percent, "%"
+    if round(percent * size / 100) < 1 or len(roles) * round(percent * size / 100) >= size:
+        each, unit = 1, ""
+    whole = 100 if unit else size
+    ends = [whole - each * (len(roles) - number) for number in range(len(roles) + 1)]
+    names = ["train", *roles]
+    bounds = [("", ends[0]), *((str(first), last) for first, last in zip(ends, ends[1:], strict=False))]
+    slices = {
+        name: f"{train}[{first and first + unit}:{'' if last == whole else f'{last}{unit}'}@{SEED}]"
+        for name, (first, last) in zip(names, bounds, strict=True)
+    }
+    return slices
+
+
+def with_held_out(config: DataConfig, size: int, roles: Sequence[str], path: str) -> tuple[DataConfig, str]:
+    """The same section with slices of the training split for `roles`, and what to tell of it."""
+    slices = held_out(config.train_split, size, roles, config.holdout)
+    parts = " and ".join(ROLES[role] for role in roles)
+    lines = ", ".join(f"data.{role}_split={split}" for role, split in slices.items())
+    splits: Mapping[str, str] = {f"{role}_split": split for role, split in slices.items()}
+    return replace(config, **splits), f"no {parts} split in {path}: held out of {config.train_split} by {lines}"

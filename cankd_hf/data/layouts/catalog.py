@@ -1,0 +1,111 @@
+"""A set that was found in a folder, opened for the loaders of the tasks."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.dataset import AnySource
+from cankd_hf.data.common.decode import make_decoder
+from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.streams import stream_of
+from cankd_hf.data.common.tables import labels_file
+from cankd_hf.data.layouts import look
+from cankd_hf.data.layouts.base import Content, Found, Tree
+from cankd_hf.data.layouts.classes import check_binary, classes_of
+from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.drawn import DrawnSource
+from cankd_hf.errors import InputError
+
+
+class FoundSet:
+    """The splits that `look` finds in a folder, with their masks if they are needed."""
+
+    def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
+        self.config, self.root, self.need = config, root, need
+        self.warnings: list[str] = []
+
+    @cached_property
+    def found(self) -> Found:
+        """What was found; looked for when it is asked for, so that its problems are told with others."""
+        named = self.need == "masks" and self.config.annotations != "auto"
+        found = _named(self.root, self.config.annotations) if named else look(self.root, self.need)
+        self.warnings += found.notes
+        return found
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
+        masked = self.need == "masks"
+        file = labels_file(self.config)
+        if file is not None and file == self.found.root / self.found.label_source:
+            file = None  # class names in another form, such as the labels.json of FiftyOne, which is COCO json
+        if file is None and self.found.root != self.root:
+            file = labels_file(replace(self.config, path=str(self.found.root)))
+        known = read_labels(self.config, file, masks=self.need != "boxes")
+        labels, notes = chosen_labels(self.found, known, self.config) if masked else (self.found.labels or known, [])
+        self.warnings += notes
+        return labels
+
+    def names(self) -> list[str]:
+        """Its splits."""
+        return list(self.found.splits)
+
+    def content(self, name: str) -> Content:
+        """One split, read; its notes are told."""
+        content = self.found.splits[name].content
+        self.warnings += content.notes
+        return content
+
+    def source(self, name: str) -> AnySource:
+        """The samples of one split."""
+        content, masked = self.content(name), self.need == "masks"
+        # without masks there is nothing to decode by classes, which to count might take long
+        labels = self.labels if masked else Labels()
+        rows, decoder = content.rows, make_decoder(self.config, labels)
+        source = FolderSource(rows, decoder, masked=masked)
+        if masked and content.drawn is not None:
+            source = DrawnSource(rows, decoder, content.drawn)
+        return stream_of(source) if self.config.streaming and rows else source
+
+
+def chosen_labels(found: Found, known: Labels, config: DataConfig) -> tuple[Labels, list[str]]:
+    """The classes of a set of masks, and what to tell of them.
+
+    Args:
+        found: the set.
+        known: those of the labels file and of `data.num_labels`; without names if there is neither.
+        config: the `data:` section.
+    """
+    own = found.labels
+    if own is None and not known.id2label:
+        return classes_of(found, config)
+    if own is None:
+        return check_binary(found, known, config)
+    if known.reduce_labels and (own.values or own.codes):
+        raise InputError(f"data.reduce_labels: expected false, as {found.label_source} says what masks hold, got true")
+    if known.id2label and (len(known.id2label) != len(own.id2label) or known.values or known.codes):
+        if config.num_labels is not None and len(known.id2label) == config.num_labels != len(own.id2label):
+            raise InputError(
+                f"data.num_labels: expected {len(own.id2label)}, the classes of {found.label_source}, got "
+                f"{config.num_labels}; drop it, or name other classes in data.labels"
+            )
+        return check_binary(found, known, config)
+    generic = all(name == f"class_{label}" for label, name in known.id2label.items())
+    return replace(
+        own,
+        id2label=own.id2label if generic else known.id2label,
+        palette=known.palette or own.palette,
+        ignore_index=known.ignore_index,
+        reduce_labels=own.reduce_labels or known.reduce_labels,
+    ), []
+
+
+def _named(root: Path, annotations: str) -> Found:
+    """The set of the COCO json files that `data.annotations` names, whose outlines are drawn as masks."""
+    found = CocoJson(annotations).find(Tree(root), "masks")
+    if found is None or "masks" not in found.kinds:
+        said = f"boxes alone in {root / annotations}"
+        raise InputError(f"data.annotations: expected COCO json with outlines, got {said}")
+    return found
