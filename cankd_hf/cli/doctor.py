@@ -115,7 +115,7 @@ def devices() -> Iterator[Finding]:
         else:
             yield Finding(f"{kind}:{index}", "there")
     capability = torch.backends.cpu.get_cpu_capability()
-    fast = _cpu_bf16()
+    fast = cpu_bf16()
     yield Finding(
         "cpu",
         f"{capability}, bf16 instructions: {'yes' if fast else 'no'}",
@@ -184,7 +184,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_bf16() -> bool:
+def cpu_bf16() -> bool:
     """Whether the CPU multiplies matrices in bf16 by its own instructions."""
     import torch
 
