@@ -101,8 +101,13 @@ def print_seen(seen: Seen) -> None:
     for number, line in enumerate(shape_lines(seen)):
         print(wrapped("images:" if number == 0 else "", line))
     for note in seen.notes:
-        print(wrapped("note:", note))
+        said, brace, paste = note.partition(": {")
+        print(wrapped("note:", said + (":" if brace else "")))
+        if brace:  # a line to paste stays one
+            print("{" + paste)
     if seen.overview.unit:
+        first = f" (the first {MOST_CLASSES})" if len(seen.overview.classes) > MOST_CLASSES else ""
+        print(f"{len(seen.overview.classes)} classes{first}, share of {seen.overview.unit} (images that hold it)")
         out.print(_class_table(seen))
     if seen.problems:
         print("problems:")
@@ -142,11 +147,8 @@ def _class_table(seen: Seen) -> Any:
     from cankd_hf.tasks.overview import class_table
 
     overview = seen.overview
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     rows = class_table(overview, MOST_CLASSES)
-    table.title = f"{len(overview.classes)} classes, share of {overview.unit} (images that hold it)"
-    if len(rows) < len(overview.classes):
-        table.title += f", the first {len(rows)}"
     table.add_column("class", overflow="ellipsis", max_width=28, no_wrap=True)
     splits = [name for name in seen.sizes if name in overview.counts][:4]
     for name in splits:
@@ -164,7 +166,17 @@ def section_text(seen: Seen) -> str:
     """The `data:` section as YAML."""
     from cankd_hf.config.plain_yaml import dump_yaml
 
-    return dump_yaml({"data": seen.settings})
+    return readable(dump_yaml({"data": seen.settings}))
+
+
+def readable(text: str) -> str:
+    """YAML with its letters as they are written, not as their codes."""
+
+    def letter(found: re.Match[str]) -> str:
+        one = chr(int(found[1] or found[2], 16))
+        return one if one.isprintable() and one not in '"\\' else found[0]
+
+    return re.sub(r"\\(?:x([0-9A-F]{2})|u([0-9A-F]{4}))", letter, text)
 
 
 def next_steps(seen: Seen) -> list[str]:
@@ -189,7 +201,7 @@ def fitting_recipes(seen: Seen) -> list[str]:
         needs_run = str(teacher.get("model", "")).startswith("runs/") or not teacher
         if recipe["task"] != seen.task.name or needs_run or data["path"] not in ("???", "shapes"):
             continue
-        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dino" in str(teacher.get("model"))):
+        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dinov2" in str(teacher.get("model"))):
             continue
         splits = ("train_split", "eval_split", "test_split")
         wanted = {key: seen.settings.get(key, getattr(default, key)) for key in splits}
@@ -218,6 +230,7 @@ def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
             for name, by_split in class_table(seen.overview, 10**6)
         ],
         "unit": seen.overview.unit,
+        "counts": {split: counts.total() for split, counts in seen.overview.counts.items()},
         "sizes": {"least": shapes[0], "median": shapes[len(shapes) // 2], "most": shapes[-1]} if shapes else {},
         "formats": dict(seen.modes),
         "rotated": seen.rotated,

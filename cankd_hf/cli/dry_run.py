@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cankd_hf.cli.looking import short_lines
 from cankd_hf.cli.plan import print_plan, size_text
 from cankd_hf.commands import console as plain_console
 from cankd_hf.config.distill import Share
@@ -63,6 +64,8 @@ def dry_run(recipe: Recipe, restart: bool = False, host: Host | None = None) -> 
     console.print(told(device_of(recipe.training), recipe), soft_wrap=True, highlight=False)
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.labelled)
+    for line in short_lines(recipe, task, data):
+        console.print(line, soft_wrap=True, highlight=False)
     findings: list[str] = []
     planned: list[tuple[str, Forecast]] = []
     if recipe.phases:

@@ -141,7 +141,7 @@ class _Asked:
         data = {**_splits(seen), "image_size": list(image_size(seen.shapes or [(224, 224)], DEVICES[device].longest))}
         cores = usable_cores()
         workers = min(8, max(1, cores - 1)) if gpu else (1 if cores > 2 else 0)
-        made = Answers(task, starter, data, name_of(path), device, teacher, hours, gpu, bf16, workers)
+        made = Answers(task, starter, data, _free(name_of(path)), device, teacher, hours, gpu, bf16, workers)
         return replace(made, **_guess(made, seen)), seen
 
 
@@ -173,6 +173,12 @@ def _teacher(starter: Any, seen: Seen, gpu: bool) -> str:
     if starter is not None and seen.sizes and next(iter(seen.sizes.values())) < starter.least:
         return "none"
     return "dinov2-base" if gpu else "dinov2-small"
+
+
+def _free(name: str) -> str:
+    """The name, or one with a number, of which `runs/` has no folder yet."""
+    names = (name, *(f"{name}_{number}" for number in range(2, 1000)))
+    return next(one for one in names if not os.path.lexists(Path("runs") / one))
 
 
 def _number(text: str) -> float:
@@ -214,6 +220,7 @@ def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
 
     Where the data or a model cannot be loaded the answers stay as they are, and the reason is printed.
     """
+    from cankd_hf.cli.data import wrapped
     from cankd_hf.cli.plan import Planned, print_plan
     from cankd_hf.cli.starting import recipe_text
     from cankd_hf.runs.recipe import parse_recipe
@@ -223,8 +230,8 @@ def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
         with Planned(recipe) as planned:
             found = planned.within(answers.hours * 3600 * SPENT, _views())
     except (InputError, OSError) as error:
-        said = " ".join(str(error).split())
-        print(f"Not measured, the steps are a guess: {said[:300]}")
+        said = error.problems[0] if isinstance(error, InputError) else " ".join(str(error).split())
+        print(wrapped("  -", f"not measured, the steps are a guess: {said}"))
         return answers, None
     made = replace(answers, steps=found.steps, cached=found.cached, measured=True)
 
@@ -236,16 +243,19 @@ def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
 
 def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     """What was written, its plan, and what comes next."""
+    from cankd_hf.cli.data import wrapped
+
     print(f"{file}: written. The steps:")
     teacher = answers.model or "no teacher"
     stored = ", whose answers are stored" if answers.cached else ""
     print(f"  1. look at the data:  cankd data {seen.path}")
     print(f"  2. dry run:           cankd train {file} --dry-run")
-    print(f"  3. train:             cankd train {file}   ({answers.steps:,} steps; {teacher}{stored})")
+    print(f"  3. train:             cankd train {file}")
+    print(f"     {answers.steps:,} steps; {teacher}{stored}")
     print(f"  4. look at it:        cankd visualize runs/{answers.name}")
     print(f"  5. for the device:    cankd export runs/{answers.name}")
     for line in answers.starter.pays if answers.model else ():
-        print(f"  - {line}")
+        print(wrapped("  -", line))
     if show is not None:
         show()
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import random
+import shlex
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,23 @@ import numpy as np
 from PIL import Image
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.dataset import Source, StreamSource
 from cankd_hf.data.common.decode import Sample, Unlabelled, Unusable, WrongLabels
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource, described
 from cankd_hf.data.common.hashes import picture_hash
+from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.leaks import shared_files
 from cankd_hf.data.common.progress import Told
 from cankd_hf.data.common.tables import TableSource, is_table_path
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Found
 from cankd_hf.errors import InputError
-from cankd_hf.tasks import TASKS, Task
+from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.tasks.overview import Overview
 
+logger = logging.getLogger(__name__)
 ORDER = ("train", "validation", "test")
 PICTURES = 12
 SECONDS = 20.0  # for reading images, shared out among the splits
@@ -115,7 +120,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
         _read(seen, name, source, limit, SECONDS / len(sources), PICTURES if len(sources) == 1 else PICTURES // 2)
     seen.pictures = _balanced(seen.pictures)
     seen.notes += dict.fromkeys(catalog.warnings)
-    seen.problems += [*seen.overview.problems(), *_twice(seen, sources)]
+    seen.problems += [*seen.overview.problems(seen.sampled), *_twice(seen, sources)]
     seen.settings = _section(path, found, seen)
     return seen
 
@@ -123,7 +128,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
 def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tuple[str, ...]]:
     """What `look` found, the task that learns from the labels, and the kinds of labels that there are."""
     found = None
-    if os.path.isdir(path) and not is_table_path(path) and not described(Path(path)):
+    if _is_plain_folder(path):
         found = look(Path(path), kind)
     by_kind = {task.label_kind: task for task in reversed(TASKS.values())}
     if found is not None:
@@ -247,6 +252,11 @@ def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
         roles = {"train_split": "train", "eval_split": "validation", "test_split": "test"}
         settings = {"path": path, **{key: name if name in names else None for key, name in roles.items()}}
         settings["train_split"] = settings["train_split"] or names[0]
+    missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
+    if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path)
+        settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
+        seen.notes.append(said)
     if seen.shapes:
         settings["image_size"] = list(image_size(seen.shapes))
     default = DataConfig()
@@ -285,6 +295,24 @@ def shape_lines(seen: Seen) -> list[str]:
     return lines
 
 
-def without_pictures(seen: Seen) -> Seen:
-    """The same without decoded images, to keep."""
-    return replace(seen, pictures=[])
+def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
+    """What a recipe's data is, in two lines, for a dry run, which has loaded it."""
+    path, kind = str(recipe.data.path), task.label_kind
+    layout = _named(path)
+    if _is_plain_folder(path):
+        try:
+            layout = look(Path(path), None if kind == "images" else kind).layout
+        except InputError as error:  # its labels are not read: the recipe learns without
+            logger.info("data: %s", error)
+    splits = ", ".join(
+        f"{role} {'a stream' if size is None else f'{size:,}'}" for role, size in data.facts["splits"].items()
+    )
+    names = data.facts["classes"] if kind != "images" else []
+    classes = f"; {len(names)} classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+    said = f"data: {layout}, {kind} in {path}: {splits}{classes}"
+    return [said] if path == "shapes" else [said, f"pictures and problems of it: cankd data {shlex.quote(path)}"]
+
+
+def _is_plain_folder(path: str) -> bool:
+    """Whether a path is a folder whose layout has to be found."""
+    return os.path.isdir(path) and not is_table_path(path) and not described(Path(path))

@@ -43,6 +43,8 @@ def time_text(seconds: float) -> str:
 
 def size_text(size: float) -> str:
     """Bytes as a person reads them: `12.3 MiB`, `4.56 GiB`."""
+    if size >= 2**40:
+        return f"{size / 2**40:.1f} TiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
@@ -117,7 +119,7 @@ def _uncertain(parts: Sequence[Forecast], host: Host) -> list[str]:
     measured = [part.measured for part in parts]
     laps, spread = min(one.laps for one in measured), max(one.spread for one in measured)
     found = f"Measured here: > is the recipe. Medians of {laps} steps after a warm-up"
-    found += f", which differ by up to {math.ceil(spread * 100)}%" if laps > 1 else ""
+    found += f", which differ by up to {math.ceil(spread * 100 - 1e-6)}%" if laps > 1 else ""
     if host.others >= 0.1:
         found += f"; other programs used {host.others:.1f} of {host.cores} cores"
     return [f"{found}. {UNKNOWN}"]

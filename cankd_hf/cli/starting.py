@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cankd_hf.cli.data import readable
 from cankd_hf.config.plain_yaml import dump_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.tasks.starting import Starter
@@ -103,8 +105,10 @@ def check_answers(task: str, starter: Starter | None, device: str, teacher: str,
         problems.append(f"--task: there is no first recipe for {task!r} yet; copy one: cankd recipes")
     if device not in DEVICES:
         problems.append(f"--device: expected one of {', '.join(DEVICES)}, got {device!r}")
-    if not re.fullmatch(r"[^\s]+(/[^\s]+)*", teacher) or (teacher not in TEACHERS and "/" not in teacher):
-        problems.append(f"--teacher: expected {', '.join(TEACHERS)}, a folder (./name) or a Hub id, got {teacher!r}")
+    if teacher not in TEACHERS and not os.path.isdir(teacher) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", teacher):
+        problems.append(
+            f"--teacher: expected {', '.join(TEACHERS)}, a folder that exists or a Hub id, got {teacher!r}"
+        )
     if not 0 < hours <= 1000:
         problems.append(f"--hours: expected a number above 0 and at most 1000, got {hours:g}")
     if starter is not None and not starter.labelled and teacher == "none":
@@ -155,7 +159,8 @@ def _comments(sentences: Sequence[str]) -> list[str]:
 
 def _plain(value: Any) -> str:
     """A value as YAML on one line."""
-    return dump_yaml({"x": value}).strip().partition("x:")[2].strip().replace("\n ", "")
+    text = readable(dump_yaml([value]).strip().replace("\n ", ""))
+    return text[1:-1] if text.startswith("[") else text.removeprefix("- ")
 
 
 _WHY_DATA = {

@@ -47,6 +47,7 @@ def draw_samples(file: Path, heading: str, pictures: Sequence[tuple[str, Sample]
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
+            axis.set_anchor("N")
         for axis, (split, sample) in zip(axes, pictures, strict=False):
             overview.draw(axis, _small(sample), sample)
             title = textwrap.wrap(

@@ -66,8 +66,12 @@ class Overview:
         total = self.counts[split].total()
         return {label: self.counts[split][label] / total if total else 0.0 for label in self.classes}
 
-    def problems(self) -> list[str]:
-        """What is odd, each with its number of images: notes of samples, and classes that a split lacks."""
+    def problems(self, sampled: bool) -> list[str]:
+        """What is odd, each with its number of images: notes of samples, and classes that a split lacks.
+
+        Args:
+            sampled: whether there are images that were not read.
+        """
         said = [
             f"{split}: {count} image{'s' if count > 1 else ''} with {text}, first {self.first[split, text]}"
             for (split, text), count in self.notes.items()
@@ -88,8 +92,8 @@ class Overview:
             elif "train" in counted and "train" not in splits:
                 text = f"in {' and '.join(splits)} but not in train: nothing teaches them"
                 lacking.setdefault(text, []).append(self.name(label))
-        of = "" if self.whole >= {*counted} else " of the images that were read"
-        return said + [f"classes {text}{of}: {', '.join(names)}" for text, names in lacking.items()]
+        among = "in what was read, classes" if sampled and not self.whole >= {*counted} else "classes"
+        return said + [f"{among} {text}: {', '.join(names)}" for text, names in lacking.items()]
 
     # Pictures
 
