@@ -47,6 +47,7 @@ from cankd_hf.data.detection.objects import (
 )
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.data.layouts.box_labels import renumbered
 from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.layouts.coco_json import ImagesOf
 from cankd_hf.errors import InputError, together
@@ -224,7 +225,8 @@ class _FoundObjects(FoundSet):
     def source(self, name: str) -> AnySource:
         content = self.content(name)
         assert content.objects is not None  # a layout with boxes reads them
-        return _annotated(self.config, content.rows, content.objects, self.labels, content.bare)
+        objects = renumbered(content.objects, self.found, self.labels)
+        return _annotated(self.config, content.rows, objects, self.labels, content.bare)
 
 
 class _ObjectTable:

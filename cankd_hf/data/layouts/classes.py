@@ -54,8 +54,9 @@ def check_binary(found: Found, labels: Labels, config: DataConfig) -> tuple[Labe
 
 def _smoothed(held: Held) -> bool:
     """Whether the masks are black and white but for smoothed edges, as of JPEG or after resizing."""
+    near = [value for value in held.values if VOID - NEAR <= value < VOID]  # which no number of a class is
     extreme = sum(count for value, count in held.values.items() if value <= NEAR or VOID - NEAR <= value <= VOID)
-    return len(held.values) > 32 and max(held.values) <= VOID and extreme > 0.97 * sum(held.values.values())
+    return len(held.values) > 32 and len(near) > NEAR / 4 and extreme > 0.9 * sum(held.values.values())
 
 
 def as_file(labels: Labels) -> dict[str, object]:

@@ -4,7 +4,8 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cankd_hf.errors import InputError
 HEAD = 2**16  # bytes from whose keys a file is recognised
 MANY = 50  # json files in one folder: then each is that of an image
 KEYS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+NAMED = re.compile(rb'"file_name"\s*:')
 OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[0-9]|\{)')
 OTHER_ANSWERS = ("captions", "panoptic", "image_info")  # how files of other tasks begin
 RANKS = {"boxes": ("person_keypoints", "stuff"), "masks": ("person_keypoints",)}  # what is read where nothing else is
@@ -55,10 +57,7 @@ def coco_files_of(tree: Tree, need: str | None) -> tuple[dict[str, str], list[st
 
 def class_names(tree: Tree, file: str) -> dict[int, str] | None:
     """Id and name of the categories of a file, without reading all of it; None if they are not found that way."""
-    path = tree.path(file)
-    if not os.path.getsize(path):
-        return None
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _bytes(tree, file) as content:
         place = len(content)
         while (place := content.rfind(b'"categories"', 0, place)) >= 0:
             text = content[place + len('"categories"') : place + 2**22].decode("utf-8", "replace")
@@ -72,11 +71,25 @@ def class_names(tree: Tree, file: str) -> dict[int, str] | None:
 
 def has_outlines(tree: Tree, file: str) -> bool:
     """Whether a file has an outline of an object."""
-    path = tree.path(file)
-    if not os.path.getsize(path):
-        return False
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _bytes(tree, file) as content:
         return OUTLINE.search(content) is not None
+
+
+def count_images(tree: Tree, file: str) -> int:
+    """How many images a file names, without parsing it."""
+    with _bytes(tree, file) as content:
+        return sum(1 for _ in NAMED.finditer(content))
+
+
+@contextmanager
+def _bytes(tree: Tree, file: str) -> Iterator[mmap.mmap | bytes]:
+    """The content of a file, which is not read into memory."""
+    with tree.path(file).open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:  # which cannot be mapped
+            yield b""
+            return
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 class ImagesOf:

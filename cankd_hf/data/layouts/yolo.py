@@ -17,7 +17,7 @@ from cankd_hf.data.layouts.coco import covered, mask_labels
 from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.data.layouts.elsewhere import Elsewhere, join, same, split_of, stem, upright_size
 from cankd_hf.data.layouts.yolo_labels import Line, annotation_of, label_lines, unknown
-from cankd_hf.data.layouts.yolo_yaml import NAME_FILES, Description, described, names_beside
+from cankd_hf.data.layouts.yolo_yaml import NAME_FILES, Description, described, names_beside, repeated
 from cankd_hf.errors import InputError
 
 LABEL_FOLDERS = ("labels", "label", "annotations", "labels_yolo", "txt")
@@ -89,12 +89,16 @@ class Yolo:
                 f"{tree.root}: expected label files, such as `labels/{stem(used[0])}.txt` for {used[0]}, got none for "
                 f"{len(used)} images"
             )
-        problems += tree.refuse_links([*used, *labelled])
-        if problems:  # with what reading the labels would tell
-            problems += [text for file in labelled for text in label_lines(tree.path(file), file, said.keypoints)[1]]
+        links = tree.refuse_links([*used, *labelled])
+        problems += links
+        names, source = _names(tree, said, labelled, problems)
+        problems += repeated(names, source)
         if problems or not used:
+            problems += [] if links else _of_lines(tree, labelled, said.keypoints)
             raise InputError(shortened(problems) or f"{tree.root}: expected images of a YOLO set, got none")
-        names, source = _names(tree, said, labelled)
+        if len(used) < len(images):
+            left = sorted({*images} - {*used})
+            notes.append(f"{len(left)} images are in no split of {said.file} and are not used, first {left[0]}")
         if not source:
             names, counted = _counted(tree, labelled, said.keypoints)
             notes.append(counted)
@@ -254,12 +258,18 @@ def _listed_images(tree: Tree, file: str, problems: list[str]) -> list[str]:
     return images
 
 
-def _names(tree: Tree, said: Description, labelled: Sequence[str]) -> tuple[dict[int, str], str]:
+def _of_lines(tree: Tree, labelled: Sequence[str], keypoints: int) -> list[str]:
+    """The problems of all label files."""
+    return [text for file in labelled for text in label_lines(tree.path(file), file, keypoints)[1]]
+
+
+def _names(tree: Tree, said: Description, labelled: Sequence[str], problems: list[str]) -> tuple[dict[int, str], str]:
     """Class names, and the file that has them; "" if none has."""
     if said.names:
         return said.names, said.file
     folders = sorted({file.rpartition("/")[0] for file in labelled})
-    return names_beside(tree, iter(dict.fromkeys(["", *folders, *(one.rpartition("/")[0] for one in folders)])))
+    places = dict.fromkeys(["", *folders, *(one.rpartition("/")[0] for one in folders)])
+    return names_beside(tree, iter(places), problems)
 
 
 def _counted(tree: Tree, labelled: Sequence[str], keypoints: int) -> tuple[dict[int, str], str]:
