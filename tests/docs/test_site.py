@@ -48,3 +48,13 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         loaded = re.findall(r"<(?:script|img|iframe)[^>]*\bsrc=\"?([^\s\">]+)", text)
         loaded += re.findall(r"<link[^>]*rel=\"?(?:stylesheet|preconnect|icon)\"?[^>]*href=\"?([^\s\">]+)", text)
         assert not [address for address in loaded if address.startswith(("http", "//"))], page
+
+
+def test_no_markdown_is_left_in_the_text(site: Path) -> None:
+    """GitHub and the site read lists, tables and fences a little differently."""
+    for page in site.rglob("index.html"):
+        article = re.search(r"<article.*?</article>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert article is not None
+        text = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", article[0], flags=re.DOTALL)
+        left = re.findall(r".{0,30}(?:\|---|```|\]\(|\*\*|`).{0,30}", re.sub(r"<[^>]+>", "", text))
+        assert not left, f"{page}: {left}"
