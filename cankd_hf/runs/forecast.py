@@ -128,10 +128,18 @@ class _Costing:
 
     def step(self, compute: float) -> float:
         """Seconds of an optimizer step whose forward and backward take `compute` for each batch."""
-        batches, read = self.args.gradient_accumulation_steps, self.measured.median("read")
+        batches, read = self.args.gradient_accumulation_steps, self.read
         busy = batches * compute + self.measured.median("optimizer")
         workers = min(self.args.dataloader_num_workers, usable_cores())
         return max(busy, batches * read / workers) if workers else busy + batches * read
+
+    @property
+    def read(self) -> float:
+        """Seconds in which a process reads a batch; with `data.cache` images are decoded in the first epoch alone."""
+        read, again = self.measured.median("read"), self.measured.median("reread")
+        if not self.recipe.data.cache or not self.per_epoch or again > read:
+            return read
+        return again + (read - again) * min(1.0, self.per_epoch / self.steps)
 
     @property
     def live(self) -> float:

@@ -32,7 +32,8 @@ class Measured:
 
     Attributes:
         images: of a batch.
-        seconds: laps of each part by name: `read` (a batch, by one loading process), `alone` and `live` (forward and
+        seconds: laps of each part by name: `read` and `reread` (a batch, by one loading process, and
+            the same images once more, as with `data.cache`), `alone` and `live` (forward and
             backward of the student, without and with the teachers), `replayed` (with stored answers), `teachers`,
             `optimizer`, `evaluation` (a batch). Parts that a recipe lacks are not there.
         memory: bytes of `alone` and `live`: weights, gradients, AdamW state and activations, or on a GPU the peak.
@@ -233,7 +234,7 @@ def measure(trainer: CanKDTrainer, model: nn.Module, inputs: dict[str, Any]) -> 
             if first[name] <= LONG_LAP:
                 found.seconds[name].append(_lap(trainer, part))
     model.zero_grad()
-    found.seconds["read"] = _reading(trainer)
+    found.seconds["read"], found.seconds["reread"] = _reading(trainer)
     _evaluation(trainer, found)
     return found
 
@@ -258,21 +259,23 @@ def _memory(trainer: CanKDTrainer, parts: Mapping[str, Callable[[], object]], fo
     return seconds
 
 
-def _reading(trainer: CanKDTrainer) -> list[float]:
-    """Seconds in which one process reads a batch."""
+def _reading(trainer: CanKDTrainer) -> tuple[list[float], list[float]]:
+    """Seconds in which one process reads each of the first batches, and those for the same ones once more."""
     dataset: Any = trainer.train_dataset
     size = trainer.args.per_device_train_batch_size
     loader: Any = DataLoader(dataset, batch_size=size, collate_fn=trainer.data_collator)
-    batches, laps = iter(loader), []
-    begun = time.perf_counter()
-    for _ in range(MOST + 1):
-        start = time.perf_counter()
-        if next(batches, None) is None:
-            break
-        laps.append(time.perf_counter() - start)
-        if len(laps) > LEAST and time.perf_counter() - begun > LIMIT / 3:
-            break
-    return laps[1:] or laps
+    passes: list[list[float]] = []
+    for most in (MOST + 1, None):
+        batches, laps, begun = iter(loader), list[float](), time.perf_counter()
+        for _ in range(most or len(passes[0])):
+            start = time.perf_counter()
+            if next(batches, None) is None:
+                break
+            laps.append(time.perf_counter() - start)
+            if most and len(laps) > LEAST and time.perf_counter() - begun > LIMIT / 3:
+                break
+        passes.append(laps)
+    return passes[0][1:] or passes[0], passes[1][1:] or passes[1]
 
 
 def _evaluation(trainer: CanKDTrainer, found: Measured) -> None:

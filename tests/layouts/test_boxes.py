@@ -385,3 +385,11 @@ def test_frames_of_several_films_have_the_same_names(root: Path) -> None:
     content["images"][0]["file_name"] = "0001.jpg"  # which of them, nobody knows
     write_json(file, content)
     assert problems_of(lambda: load(root))[0].endswith("0001.jpg: the file does not exist")
+
+
+def test_labels_json_of_fiftyone_is_no_labels_file(root: Path) -> None:
+    for picture in PICTURES:
+        picture.write(root / "data")
+    write_json(root / "labels.json", coco_content(PICTURES))
+    assert objects(load(root)) == EXPECTED
+    assert len(load_segmentation(DataConfig(path=str(root))).id2label) == 4

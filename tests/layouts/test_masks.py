@@ -291,6 +291,7 @@ def test_names_that_only_seem_to_differ(tmp_path: Path) -> None:
     os.rename(mask / "000.png", mask / "Größe 0.png")
     os.rename(image / "001.jpg", image / "Photo1.jpg")
     os.rename(mask / "001.png", mask / "photo1.PNG")
+    os.rename(mask / "002.png", mask / "002.jpg.png")
     assert len(load(tmp_path, eval_split=None).train) == 3
 
 
@@ -362,3 +363,32 @@ def test_images_alone(tmp_path: Path) -> None:
     assert {name: split.size for name, split in found.splits.items()} == {"train": 4, "test": 2}
     names = found.splits["train"].content.rows.names
     assert [names[0], names[1]] == ["train/a/000.jpg", "train/a/001.jpg"]
+
+
+def test_names_without_the_colours_of_coloured_masks(tmp_path: Path) -> None:
+    pairs(tmp_path / "images", tmp_path / "masks", 4, coloured)
+    (tmp_path / "labels.json").write_text('["nothing", "dog", "cat"]')
+    said = problems(tmp_path)
+    assert len(said) == 1 and "data.labels: expected the colour of each class" in said[0]
+    pasted = json.loads(said[0].partition("in the order of the classes: ")[2])
+    names = {"id2label": {"0": "nothing", "1": "dog", "2": "cat"}}
+    (tmp_path / "labels.json").write_text(json.dumps(names | pasted))
+    data = load(tmp_path)
+    codes = sorted(range(3), key=lambda label: COLOURS[label])  # the order in which they were told
+    expected = np.array([codes.index(label) for label in range(3)])[own(data.train.name(0))]
+    assert np.array_equal(labels_at(data.train, 0), expected)
+
+
+def test_photographs_whose_names_end_as_those_of_masks_do(tmp_path: Path) -> None:
+    pairs(tmp_path, tmp_path / "gone", 12)
+    shutil.rmtree(tmp_path / "gone")
+    shutil.copy(tmp_path / "000.jpg", tmp_path / "000_p.jpg")
+    assert look(tmp_path, "images").splits["train"].size == 13
+
+
+def test_links_that_have_nothing_to_do_with_the_set(tmp_path: Path) -> None:
+    pairs(tmp_path / "set" / "images", tmp_path / "set" / "masks", 4)
+    (tmp_path / "set" / "results").symlink_to(tmp_path)
+    (tmp_path / "set" / "images" / "again").symlink_to(tmp_path / "set")
+    found = look(tmp_path / "set", "masks")
+    assert found.splits["train"].size == 4 and any("results" in text for text in found.notes)

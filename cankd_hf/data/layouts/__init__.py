@@ -16,14 +16,13 @@ from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
-from cankd_hf.data.layouts.roboflow_masks import RoboflowMasks
 from cankd_hf.data.layouts.voc_boxes import VocBoxes
 from cankd_hf.data.layouts.voc_masks import VocMasks
 from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), RoboflowMasks(), ImagesAndMasks())
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
 BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
 LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
 FIXES = {
@@ -65,6 +64,7 @@ def look(root: Path, need: str | None = None) -> Found:
         if found is not None and (need in (None, "images") or need in found.kinds):
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
+            found.notes += tree.notes
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
@@ -104,7 +104,7 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
         beside = _masks_beside(root) if need == "masks" else None
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
-    return [said, *tree.linked]
+    return [said, *tree.linked, *tree.notes]
 
 
 def _any(tree: Tree, need: str | None) -> Found | None:
@@ -118,8 +118,10 @@ def _any(tree: Tree, need: str | None) -> Found | None:
 
 def _masks_beside(root: Path) -> str | None:
     """The folder of masks beside a folder of images that was given instead of the one that holds both."""
-    with os.scandir(root.resolve().parent) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        names = sorted(os.listdir(root.resolve().parent))
+    except OSError:  # only a hint is lost
+        return None
     return next((f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks"), None)
 
 

@@ -15,10 +15,11 @@ from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.layouts.drawn import DrawnMasks
+from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 
 KINDS = ("masks", "boxes", "classes", "images")  # what a set can give
-DEEPEST = 8  # folders below the given one that are looked into
+DEEPEST = 32  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 
 
@@ -99,7 +100,8 @@ class Tree:
         self.root = root
         self.files: dict[str, list[str]] = {}  # folder -> its files, sorted
         self.folders: dict[str, list[str]] = {}  # folder -> the folders in it, sorted
-        self.linked: list[str] = []  # problems: links that lead out
+        self.linked: list[str] = []  # problems: links out of it that are called as a part of a set is
+        self.notes: list[str] = []  # other folders that are not looked into
         self._seen: set[str] = set()
         self._list("", 0)
 
@@ -117,14 +119,17 @@ class Tree:
                     if is_folder and entry.is_symlink():
                         links.add(entry.name)
         except OSError as error:
-            raise InputError(f"data.path: expected a folder that can be read, got {where}: {error.strerror}") from None
+            said = f"expected a folder that can be read, got {where}: {error.strerror}"
+            if not folder:
+                raise InputError(f"data.path: {said}") from None
+            self.notes.append(said)
         self.files[folder], self.folders[folder] = sorted(files), sorted(folders)
         for name in self.folders[folder] if depth < DEEPEST else ():
             if name in links:
                 path = os.path.join(where, name)
                 problems, real = outside(self.root, [path]), os.path.realpath(path)
                 if problems or real in self._seen or self._within(real):
-                    self.linked += problems
+                    (self.linked if meaning(name) else self.notes).extend(problems)
                     continue
                 self._seen.add(real)
             self._list(f"{folder}/{name}" if folder else name, depth + 1)

@@ -14,8 +14,9 @@ from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content, Found, Tree
 from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
-from cankd_hf.data.layouts.classes import check_binary, classes_of
+from cankd_hf.data.layouts.classes import checked, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.coco_json import is_coco
 from cankd_hf.data.layouts.drawn import DrawnSource
 from cankd_hf.errors import InputError, together
 
@@ -41,7 +42,7 @@ class FoundSet:
         if self.need == "images":
             return read_labels(self.config, None)
         masks = self.need == "masks"
-        together(lambda: read_labels(self.config, labels_file(self.config), masks=masks), lambda: self.found)
+        together(lambda: read_labels(self.config, _labels_file(self.config), masks=masks), lambda: self.found)
         labels, notes = labels_of(self.found, self.config, self.need)
         self.warnings += notes
         return labels
@@ -80,9 +81,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
     Raises:
         InputError: for a labels file that cannot be read, and for settings and files that contradict each other.
     """
-    file = labels_file(config) or labels_file(replace(config, path=str(found.root)))
-    if file is not None and file == found.root / found.label_source:
-        file = None  # not a labels file, such as the labels.json of FiftyOne, which is COCO json
+    file = _labels_file(config) or _labels_file(replace(config, path=str(found.root)))
     known = read_labels(config, file, masks=need == "masks")
     if need == "boxes":
         return box_labels(found, known), []
@@ -94,7 +93,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
     if own is None and not known.id2label:
         return classes_of(found, config)
     if own is None:
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     if known.reduce_labels and (own.values or own.codes):
         raise InputError(f"data.reduce_labels: expected false, as {found.label_source} says what masks hold, got true")
     if known.id2label and (len(known.id2label) != len(own.id2label) or known.values or known.codes):
@@ -103,7 +102,7 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
                 f"data.num_labels: expected {len(own.id2label)}, the classes of {found.label_source}, got "
                 f"{config.num_labels}; drop it, or name other classes in data.labels"
             )
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     generic = all(name == f"class_{label}" for label, name in known.id2label.items())
     return replace(
         own,
@@ -112,6 +111,12 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
         ignore_index=known.ignore_index,
         reduce_labels=own.reduce_labels or known.reduce_labels,
     ), []
+
+
+def _labels_file(config: DataConfig) -> Path | None:
+    """The labels file, if any; the `labels.json` of FiftyOne is none, but COCO json."""
+    file = labels_file(config)
+    return None if file is not None and config.labels is None and is_coco(file) else file
 
 
 def _named(root: Path, annotations: str) -> Found:

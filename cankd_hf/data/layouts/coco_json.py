@@ -34,7 +34,7 @@ def coco_files_of(tree: Tree, need: str | None) -> tuple[dict[str, str], list[st
         files = [name for name in names if name.lower().endswith(".json")]
         for name in files if len(files) <= MANY else ():
             path = join(folder, name)
-            if not name.startswith(OTHER_ANSWERS) and _is_coco(tree, path):
+            if not name.startswith(OTHER_ANSWERS) and is_coco(tree.path(path)):
                 found.setdefault(file_split(path) or "", []).append(path)
     if "" in found and len(found) > 1:  # all of it beside its parts
         notes.append(f"{', '.join(found.pop(''))}: not read, as other files name their split")
@@ -109,8 +109,8 @@ class ImagesOf:
         return [self.names.find(name, folder, wanted) or name for name in names]
 
 
-def _is_coco(tree: Tree, file: str) -> bool:
-    path = tree.path(file)
+def is_coco(path: Path) -> bool:
+    """Whether a file looks like COCO json, from its first keys."""
     if not_a_file(path):
         return False
     try:

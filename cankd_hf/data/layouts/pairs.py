@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from cankd_hf.data.layouts.base import Tree, canonical
+from cankd_hf.data.layouts.base import Tree, canonical, is_image
 from cankd_hf.data.layouts.names import RANK, Place, image_base, mask_parts, place_of, stem_of
 
 LOSSY = (".jpg", ".jpeg")
@@ -107,8 +107,11 @@ def _apart(files: list[File]) -> tuple[list[File], list[File]]:
     for file in files:
         base, kind = mask_parts(file.stem)
         (masks if kind and base in bases else photos).append(file)
-    if masks or not photos:
+    # so few are more likely photographs; of `a_l` and `a_p`, which say little, about half are expected
+    letters = all(len(mask_parts(file.stem)[1]) == 1 for file in masks)
+    if masks and len(masks) >= (0.4 if letters else 0.02) * len(photos):
         return photos, masks
+    photos = files
     stems = Counter(file.stem for file in photos)
     if 10 * sum(count == 2 for count in stems.values()) < 9 * len(stems):
         return photos, []
@@ -160,6 +163,10 @@ def _match(images: Sequence[File], masks: Sequence[File]) -> dict[str, File]:
     forms: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
         (str, str),
         (str.lower, str.lower),
+        (
+            str.lower,
+            lambda stem: os.path.splitext(stem.lower())[0] if is_image(stem) else "",
+        ),  # `a.jpg.png` of `a.jpg`
         (str.lower, lambda stem: mask_parts(stem)[0]),
         (image_base, lambda stem: mask_parts(stem)[0]),
     ]
