@@ -18,20 +18,6 @@ def repository() -> str:
     return found[1] if found else ""
 
 
-def on_config(config: Any) -> Any:
-    """Leaves pages out of the navigation that are named there and not written yet."""
-    for part in config.nav:
-        for title, pages in part.items():
-            if isinstance(pages, list):
-                part[title] = [page for page in pages if (DOCS / list_of(page)[-1]).is_file()]
-    return config
-
-
-def list_of(page: str | dict[str, str]) -> list[str]:
-    """The file of an entry of the navigation, with or without a title."""
-    return [page] if isinstance(page, str) else list(page.values())
-
-
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Sends links to the repository's other files and folders there: on GitHub they are relative."""
     folder, address = Path(page.file.abs_src_path).parent, repository()
