@@ -11,7 +11,7 @@ import pytest
 
 from cankd_hf import benchmark, cache, compare, evaluate, export, label, push, train, visualize
 from cankd_hf.compare.settings import load_comparison
-from cankd_hf.config.reading import load_data_config
+from cankd_hf.config.reading import load_data_config, read_text
 from cankd_hf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
 
 def _needed(recipe: str, overrides: list[str]) -> list[str]:
     """`data.path` where a recipe leaves it to the user and the sentence does not name it."""
-    open_path = re.search(r"^  path: \?\?\?", Path(recipe).read_text(encoding="utf-8"), re.MULTILINE)
+    open_path = re.search(r"^  path: \?\?\?", read_text(recipe), re.MULTILINE)
     return ["data.path=/data"] if open_path and not any(o.startswith("data.path=") for o in overrides) else []
 
 
