@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cankd_hf.__main__ import main
 from cankd_hf.data.generated import SHAPE_CLASSES, ShapesSource
 
 from .test_recipes_run import small
@@ -62,10 +62,9 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     camvid = str(write_folder(tmp_path / "camvid"))
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {module for module, _ in commands} == {"train", "evaluate", "visualize", "push", "export"}
+    assert {module for module, _ in commands} >= {"train", "evaluate", "visualize", "push", "export"}
     for module, text in commands:
         words = shlex.split(text.replace("/data/camvid", camvid))
-        main = import_module(f"cankd_hf.{module}").main
-        assert main([*words, *changes(module, words, tmp_path)]) == 0, f"{module} {text}"
+        assert main([module, *words, *changes(module, words, tmp_path)]) == 0, f"{module} {text}"
     for file in ("predictions.png", "README.md", "visualize/report.html"):
         assert (tmp_path / "runs/quickstart" / file).stat().st_size > 1000, file
