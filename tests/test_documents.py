@@ -18,7 +18,7 @@ from cankd_hf.runs.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 YAML = [path for folder in ("recipes", "comparisons") for path in sorted((ROOT / folder).glob("*.yaml"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *YAML]
-COMMAND = re.compile(r"(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.(\w+)([^\n`|]*)")
+COMMAND = re.compile(r"(?:(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.|^cankd )(\w+)([^\n`|]*)", re.MULTILINE)
 
 
 def commands() -> list[tuple[str, str, str]]:
@@ -36,7 +36,7 @@ def commands() -> list[tuple[str, str, str]]:
 def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = words.replace("$seed", "1").replace("RECIPE", "recipes/quickstart.yaml").replace("CHECKPOINT", "runs/x")
-    words = words.replace("section.key=value", "seed=1")
+    words = words.replace("section.key=value", "seed=1").replace("mine.yaml", "recipes/quickstart.yaml")
     argv = shlex.split(words)
     if not argv or argv == ["--help"]:
         return
@@ -49,7 +49,7 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
     elif module == "compare":
         options = compare.parser().parse_intermixed_args(argv)
         load_comparison(options.file, options.overrides)
-    elif module in ("data", "init"):
+    elif module in ("data", "init", "doctor", "recipes"):
         import_module(f"cankd_hf.cli.{module}").parser().parse_args(argv)
     elif module == "push":
         push.parser().parse_args(argv)
