@@ -19,6 +19,7 @@ import yaml
 from cankd_hf.__main__ import COMMANDS
 from cankd_hf.compare.settings import read_comparison
 from cankd_hf.config.reading import read_recipe
+from cankd_hf.config.recipe import Recipe
 from cankd_hf.losses import LOSSES, OWN_LOSSES
 from cankd_hf.training.arguments import CanKDConfig
 
@@ -88,13 +89,19 @@ def test_code_blocks_are_valid(page: Path) -> None:
 
 def read_fragment(given: dict[str, Any]) -> None:
     """Reads a part of a recipe or of a comparison; what it leaves out is that of another one."""
-    if "arms" in given:
-        whole: dict[str, Any] = {"base": "recipes/quickstart.yaml", "output_dir": "runs/x"} | given
-        read_comparison(yaml.safe_dump(whole, sort_keys=False))
+    if not given.keys() <= {field.name for field in dataclasses.fields(Recipe)}:
+        whole: dict[str, Any] = {"base": "recipes/quickstart.yaml", "output_dir": "runs/x", "arms": {"cankd": None}}
+        read_comparison(yaml.safe_dump(whole | {"budgets": [{"steps": 10}]} | given, sort_keys=False))
         return
     whole = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text(encoding="utf-8"))
     for key, value in given.items():
-        whole[key] = {**whole.get(key, {}), **value} if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            one_of = {"model", "config", "backbone"}  # a model is given in one of these ways
+            kept = {
+                name: old for name, old in whole.get(key, {}).items() if not (one_of & {name} and one_of & {*value})
+            }
+            value = {**kept, **value}
+        whole[key] = value
     _, problems = read_recipe(yaml.safe_dump(whole, sort_keys=False), [], "block")
     problems.raise_all()
 
