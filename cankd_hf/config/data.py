@@ -124,25 +124,29 @@ class DataConfig(Section):
     """The `data:` section of a recipe.
 
     Attributes:
-        path: a local folder, a parquet file / glob / folder, a Hub data set id, or `shapes` (the generated set).
+        path: a local folder, in which what it holds is found (docs/data.md), a parquet file / glob / folder, a Hub
+            data set id, or `shapes` (the generated set).
         name: configuration name, for a Hub data set with several configurations.
         revision: branch, tag or commit of a Hub data set.
         train_split: split to train on; `val`, `valid`, `dev` and `validation` mean the same, as do `test`/`testing`.
             `train[:90%]`, `train[100:]` or `train[::8]` (each eighth image) is a part of it; `train[:90%@7]` and
             `train[90%:@7]` are two parts of it after a shuffle by the seed 7; `train[::8][:90%]` is a part of a part.
-        eval_split: split scored during training; null: none (label-free runs then hold out a part of train).
-        test_split: split of the final table; null: none.
+        eval_split: split scored during training; null: none (label-free runs then hold out a part of train). A set
+            without a `validation` holds out a part of train too.
+        test_split: split of the final table; null: none. Without a `test` in the set, the validation split is scored.
         image_column: column with the image; `auto` looks for `image`, then for the only image column.
         mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
         objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`
             is `objects`.
-        annotations: detection: COCO json files instead of `metadata.jsonl`, with `{split}` for the name of the split,
-            such as `annotations/instances_{split}.json`, relative to `path`; `auto` uses this name if a folder has no
-            `metadata.jsonl`. Images are in `{split}/`, `images/{split}/`, `images/` or the folder itself.
+        annotations: COCO json files, with `{split}` for the name of the split, such as
+            `annotations/instances_{split}.json`, relative to `path`, for boxes or masks drawn from outlines; `auto`
+            looks for them in a folder without a metadata file. Images are in `{split}/`, `images/{split}/`, `images/`,
+            the folder itself, or found by their names anywhere in it.
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally
-            `palette`, `ignore_index`, `reduce_labels`. Default: `labels.json` in the data folder. For a Hub data set
-            it may be a file of the repository. The ids are those after `reduce_labels`; those of boxes may have gaps.
+            `palette`, `ignore_index`, `reduce_labels`, `values` (number in a mask -> class) and `by_colour`. Default:
+            `labels.json` in the data folder, else the names that the data has. For a Hub data set it may be a file of
+            the repository. The ids are those after `reduce_labels`; those of boxes may have gaps.
         num_labels: number of classes, for data without class names.
         ignore_index: label ignored in losses and scores, outside the classes; default: that of the `labels` file, else
             255.
@@ -172,7 +176,8 @@ class DataConfig(Section):
         max_train_samples: use only the first samples, for trials.
         max_eval_samples: the same for the validation and test splits.
         max_pixels: images with more pixels are rejected before they are decoded.
-        holdout: fraction of the training images held out if a label-free run has no validation split.
+        holdout: fraction of the training images held out for a validation split that the set lacks, and the same for
+            a test split that the recipe names.
         generated: sizes of the generated set: train, validation, test, unlabelled, size (pixels), seed.
         unlabelled: images without labels, from which the student learns by its teacher alone: a folder, parquet file
             or Hub data set, `shapes` (generated), or `rows`: the images of `train_split` without a mask or boxes.

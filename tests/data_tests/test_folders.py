@@ -68,7 +68,7 @@ def test_broken_metadata(make_folder: Make, line: str, expected: str) -> None:
 
 def test_a_missing_split_lists_those_there_are(make_folder: Make) -> None:
     root = make_folder()
-    said = problems_of(DataConfig(path=str(root), eval_split="holdout", test_split="test"))
+    said = problems_of(DataConfig(path=str(root), eval_split="holdout", test_split="tset"))
     assert "data.eval_split: expected a split of" in said and "(train, validation), got 'holdout'" in said
     assert "data.test_split" in said
 

@@ -79,6 +79,8 @@ class Decoder:
         if mask is None:
             return Sample(pixels, None, image[1])
         labels = self.mask(*mask)
+        if labels.shape == pixels.shape[:0:-1] and labels.shape != pixels.shape[1:]:
+            labels = _turned(labels, image[0])
         if labels.shape != pixels.shape[-2:]:
             (height, width), (rows, columns) = pixels.shape[-2:], labels.shape
             raise Unusable(
@@ -252,6 +254,16 @@ def make_decoder(config: DataConfig, labels: Labels) -> Decoder:
         values=labels.values,
         codes=labels.codes,
     )
+
+
+def _turned(labels: torch.Tensor, data: Data) -> torch.Tensor:
+    """Labels [H, W] of an image as it is stored, turned as the EXIF orientation of its file turns the image."""
+    with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as picture:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    if orientation not in (5, 6, 7, 8):
+        return labels
+    turned = labels.T if orientation in (5, 7) else labels
+    return torch.rot90(turned, {5: 0, 6: -1, 7: 2, 8: 1}[orientation]).contiguous()
 
 
 def _fast_jpeg(picture: Image.Image, data: Data) -> torch.Tensor | None:

@@ -1,11 +1,12 @@
 """Parts of the training images that stand in for splits that a set does not have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.folders import slice_of, usual_split
-from cankd_hf.errors import InputError
 
 SEED = 0  # of the shuffle before the training images are cut
 ROLES = {"eval": "validation", "test": "test"}
@@ -41,37 +42,33 @@ def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[
 
     Args:
         train: the split to cut, such as `train`.
-        size: its images.
+        size: its images, more than there are `roles`.
         roles: what is held out, of `eval` and `test`.
         share: of the images, for each of them.
-
-    Raises:
-        InputError: for fewer images than parts.
     """
-    if size <= len(roles):
-        parts = " and ".join(ROLES[role] for role in roles)
-        raise InputError(
-            f"data: expected at least {len(roles) + 1} images in {train!r} to hold {parts} out of it, got {size}"
-        )
-    percent = max(1, round(100 * min(share, 0.5 / len(roles))))
-    each, unit = percent, "%"
-    if round(percent * size / 100) < 1 or len(roles) * round(percent * size / 100) >= size:
-        each, unit = 1, ""
-    whole = 100 if unit else size
-    ends = [whole - each * (len(roles) - number) for number in range(len(roles) + 1)]
+    each, unit, whole = max(1, round(100 * min(share, 0.5 / len(roles)))), "%", 100
+
+    def ends() -> list[int]:
+        return [whole - each * (len(roles) - number) for number in range(len(roles) + 1)]
+
+    places = [0, *(round(end * size / 100) for end in ends())]  # as slices round them
+    if any(first >= last for first, last in pairwise(places)):
+        each, unit, whole = 1, "", size  # of so few, one image each
     names = ["train", *roles]
-    bounds = [("", ends[0]), *((str(first), last) for first, last in zip(ends, ends[1:], strict=False))]
-    slices = {
+    bounds = [("", ends()[0]), *((str(first), last) for first, last in pairwise(ends()))]
+    return {
         name: f"{train}[{first and first + unit}:{'' if last == whole else f'{last}{unit}'}@{SEED}]"
         for name, (first, last) in zip(names, bounds, strict=True)
     }
-    return slices
 
 
 def with_held_out(config: DataConfig, size: int, roles: Sequence[str], path: str) -> tuple[DataConfig, str]:
     """The same section with slices of the training split for `roles`, and what to tell of it."""
     slices = held_out(config.train_split, size, roles, config.holdout)
-    parts = " and ".join(ROLES[role] for role in roles)
+    parts = " or ".join(ROLES[role] for role in roles)
     lines = ", ".join(f"data.{role}_split={split}" for role, split in slices.items())
-    splits: Mapping[str, str] = {f"{role}_split": split for role, split in slices.items()}
-    return replace(config, **splits), f"no {parts} split in {path}: held out of {config.train_split} by {lines}"
+    splits: dict[str, Any] = {f"{role}_split": split for role, split in slices.items()}
+    return replace(config, **splits), (
+        f"no {parts} split in {path}: a part of {config.train_split} is held out for it, the same in each run, "
+        f"as with {lines}"
+    )

@@ -131,7 +131,7 @@ def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     return (
         Folder(config, root, need_masks)
         if described(root) and not named
-        else FoundSet(config, root, "masks" if need_masks else None)
+        else FoundSet(config, root, "masks" if need_masks else "images")
     )
 
 
@@ -213,6 +213,8 @@ def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) ->
     if source is None or isinstance(source, StreamSource):
         return config
     size = len(slice_of(config.train_split, len(source))[1])
+    if size <= len(roles):  # nothing to cut: the split is missing, which is told below
+        return config
     config, said = with_held_out(config, size, roles, str(config.path))
     catalog.warnings.append(said)
     return config

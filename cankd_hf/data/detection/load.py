@@ -47,6 +47,7 @@ from cankd_hf.data.detection.objects import (
 )
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.data.layouts.box_labels import renumbered
 from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.layouts.coco_json import ImagesOf
 from cankd_hf.errors import InputError, together
@@ -224,7 +225,8 @@ class _FoundObjects(FoundSet):
     def source(self, name: str) -> AnySource:
         content = self.content(name)
         assert content.objects is not None  # a layout with boxes reads them
-        return _annotated(self.config, content.rows, content.objects, self.labels, content.bare)
+        objects = renumbered(content.objects, self.found, self.labels)
+        return _annotated(self.config, content.rows, objects, self.labels, content.bare)
 
 
 class _ObjectTable:
@@ -270,7 +272,8 @@ def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     if is_table_path(path) or not os.path.lexists(path):
         return _ObjectTable(config)
     root = folder_at(path)
-    if (config.annotations != "auto" or not described(root)) and (files := coco_files(root, config.annotations)):
+    files = {} if config.annotations == "auto" and described(root) else coco_files(root, config.annotations)
+    if files and (config.annotations != "auto" or find_split(config.train_split, list(files)) is not None):
         return _Coco(config, root, files, roles)
     return _ObjectFolder(config, root) if described(root) else _FoundObjects(config, root, "boxes")
 

@@ -1,10 +1,13 @@
 """Data as people have it: the layouts of folders that `data.path` finds, one file each."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import shown
+from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.layouts.ade20k import Ade20k
 from cankd_hf.data.layouts.base import Found, Layout, Tree
 from cankd_hf.data.layouts.cityscapes import Cityscapes
@@ -13,17 +16,20 @@ from cankd_hf.data.layouts.csv_boxes import CsvBoxes
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
-from cankd_hf.data.layouts.roboflow_masks import RoboflowMasks
 from cankd_hf.data.layouts.voc_boxes import VocBoxes
 from cankd_hf.data.layouts.voc_masks import VocMasks
 from cankd_hf.data.layouts.yolo import Yolo
 from cankd_hf.errors import InputError
 
 # Tried in this order, the most specific first. A new layout: one file, one line here, a section in docs/data.md.
-MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), RoboflowMasks(), ImagesAndMasks())
+MASKS: tuple[Layout, ...] = (Cityscapes(), Ade20k(), VocMasks(), ImagesAndMasks())
 BOXES: tuple[Layout, ...] = (CocoJson(), VocBoxes(), Yolo(), CsvBoxes())
 LAYOUTS: tuple[Layout, ...] = (*MASKS, *BOXES, Flat())
-PLURAL = {"masks": "a mask for each image", "boxes": "boxes", "classes": "a class for each image", "images": "images"}
+FIXES = {
+    "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
+    "boxes": "add the files with the boxes, or list them in metadata.jsonl",
+    "classes": "sort the images into a folder for each class",
+}
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
@@ -37,7 +43,8 @@ def look(root: Path, need: str | None = None) -> Found:
 
     Args:
         root: the folder; what is in a folder of its own inside it is found too.
-        need: what is needed of it, of `KINDS`; None: anything, the most telling first.
+        need: what is needed of it, of `KINDS`; None: anything, the most telling first. For "images" any set will do,
+            whatever may be wrong with its labels.
 
     Raises:
         InputError: if no layout fits: with what is there, what was expected, and all that is missing.
@@ -45,22 +52,29 @@ def look(root: Path, need: str | None = None) -> Found:
     whole = Tree(root)
     inner = _own_folder(whole)
     problems: list[str] = []
-    others: list[Found] = []
     for layout in LAYOUTS:
         tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:
             found = layout.find(tree, need)
         except InputError as error:
-            problems += error.problems
+            if need != "images":
+                raise
+            problems += error.problems  # of labels, while the images may be found by another layout
             continue
-        if found is None:
-            continue
-        if need is None or need in found.kinds:
+        if found is not None and (need in (None, "images") or need in found.kinds):
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
-            return found
-        others.append(found)
-    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need, others))
+            found.notes += tree.notes
+            return _with_held_out(found)
+    raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
+
+
+def _with_held_out(found: Found) -> Found:
+    """The same with the parts of its training images that a run takes where there is no validation split."""
+    size = found.splits["train"].size if "train" in found.splits else None
+    if "validation" not in found.splits and size is not None and size > 1:
+        found.held_out = held_out("train", size, ["eval"], DataConfig().holdout)
+    return found
 
 
 def _own_folder(tree: Tree) -> Tree:
@@ -76,25 +90,39 @@ def _own_folder(tree: Tree) -> Tree:
 
 def _telling(name: str) -> bool:
     """Whether a folder's name is part of a layout."""
-    return meaning(name) is not None
+    return (said := meaning(name)) is not None and not said.rest
 
 
-def _nothing(root: Path, tree: Tree, need: str | None, others: Sequence[Found]) -> list[str]:
+def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
     """What to say where no layout fits."""
     wanted = EXPECTED.get(need or "images", "images")
     said = f"data.path: expected {wanted}, got {root} with {contents(tree)}"
-    if others:
-        known = [f"{one.layout} ({', '.join(PLURAL[kind] for kind in one.kinds)})" for one in others]
-        return [f"{said}, which is read as {known[0]}; name the folder that holds {PLURAL[need or 'images']} too"]
     for name in tree.folders[""]:
-        for layout in LAYOUTS:
-            try:
-                found = layout.find(tree.below(name), need)
-            except InputError:
-                continue
-            if found is not None and (need is None or need in found.kinds):
-                return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}"]
-    return [said, *tree.linked]
+        if (found := _any(tree.below(name), need)) is not None and (need is None or need in found.kinds):
+            return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}", *tree.linked]
+    if (found := _any(tree, None)) is not None:
+        beside = _masks_beside(root) if need == "masks" else None
+        fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
+        return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
+    return [said, *tree.linked, *tree.notes]
+
+
+def _any(tree: Tree, need: str | None) -> Found | None:
+    """The first set that a layout finds, those that are incomplete left out."""
+    for layout in LAYOUTS:
+        with suppress(InputError):
+            if (found := layout.find(tree, need)) is not None:
+                return found
+    return None
+
+
+def _masks_beside(root: Path) -> str | None:
+    """The folder of masks beside a folder of images that was given instead of the one that holds both."""
+    try:
+        names = sorted(os.listdir(root.resolve().parent))
+    except OSError:  # only a hint is lost
+        return None
+    return next((f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks"), None)
 
 
 def contents(tree: Tree) -> str:

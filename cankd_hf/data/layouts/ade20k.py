@@ -6,7 +6,7 @@ from pathlib import Path
 from cankd_hf.data.common.files import outside, read_lines, shown
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.layouts.base import Found, Tree
-from cankd_hf.data.layouts.images_masks import paired
+from cankd_hf.data.layouts.images_masks import OFFERED, paired
 from cankd_hf.data.layouts.names import stem_of
 from cankd_hf.data.layouts.pairs import pairs_of
 from cankd_hf.errors import InputError
@@ -40,7 +40,7 @@ class Ade20k:
         named = any(stem_of(names[0]).startswith(("ADE_train_", "ADE_val_")) for names in tree.images.values())
         if table is None and not named:
             return None
-        pairs = pairs_of(tree)
+        pairs = pairs_of(tree) if need in OFFERED else {}
         if not pairs:
             return None
         names, source = (

@@ -7,16 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.files import outside
 from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
+from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.layouts.drawn import DrawnMasks
+from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 
 KINDS = ("masks", "boxes", "classes", "images")  # what a set can give
-DEEPEST = 8  # folders below the given one that are looked into
+DEEPEST = 32  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 
 
@@ -63,7 +66,7 @@ class Found:
         notes: what was assumed, and what was left out, told to the user.
         label_source: where the class names are from, such as `data.yaml`; "" where the data has none.
         settings: settings of the `data:` section that this set needs beside its path and splits.
-        held_out: role -> slice, such as `train[:90%@0]`, where the set has no splits.
+        held_out: role (`train`, `eval`) -> slice, such as `train[:90%@0]`, where the set has no validation split.
     """
 
     layout: str
@@ -78,10 +81,13 @@ class Found:
 
     def section(self) -> dict[str, Any]:
         """The `data:` section to paste, which says what `data.path` alone finds."""
-        roles = {"train_split": "train", "eval_split": "validation", "test_split": "test"}
-        chosen = {key: self.held_out.get(name, name if name in self.splits else None) for key, name in roles.items()}
-        chosen["train_split"] = chosen["train_split"] or next(iter(self.splits))
-        return {"path": str(self.root), **chosen, **self.settings}
+        usual = {"train": "train", "eval": "validation", "test": "test"}
+        if not self.held_out and "validation" not in self.splits and "train" in self.splits:  # known by reading alone
+            size = len(self.splits["train"].content.rows)
+            self.held_out = held_out("train", size, ["eval"], DataConfig().holdout) if size > 1 else {}
+        chosen = {role: self.held_out.get(role, name if name in self.splits else None) for role, name in usual.items()}
+        chosen["train"] = chosen["train"] or next(iter(self.splits))
+        return {"path": str(self.root), **{f"{role}_split": split for role, split in chosen.items()}, **self.settings}
 
 
 class Tree:
@@ -94,7 +100,8 @@ class Tree:
         self.root = root
         self.files: dict[str, list[str]] = {}  # folder -> its files, sorted
         self.folders: dict[str, list[str]] = {}  # folder -> the folders in it, sorted
-        self.linked: list[str] = []  # problems: links that lead out
+        self.linked: list[str] = []  # problems: links out of it that are called as a part of a set is
+        self.notes: list[str] = []  # other folders that are not looked into
         self._seen: set[str] = set()
         self._list("", 0)
 
@@ -106,19 +113,23 @@ class Tree:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name.lower() in NOT_DATA:
                         continue
-                    is_folder = entry.is_dir()
+                    # a folder named as an image is told of when it is read; `entry.is_dir` raises for circles of links
+                    is_folder = os.path.isdir(entry.path) and not is_image(entry.name)
                     (folders if is_folder else files).append(entry.name)
                     if is_folder and entry.is_symlink():
                         links.add(entry.name)
         except OSError as error:
-            raise InputError(f"data.path: expected a folder that can be read, got {where}: {error.strerror}") from None
+            said = f"expected a folder that can be read, got {where}: {error.strerror}"
+            if not folder:
+                raise InputError(f"data.path: {said}") from None
+            self.notes.append(said)
         self.files[folder], self.folders[folder] = sorted(files), sorted(folders)
         for name in self.folders[folder] if depth < DEEPEST else ():
             if name in links:
                 path = os.path.join(where, name)
                 problems, real = outside(self.root, [path]), os.path.realpath(path)
                 if problems or real in self._seen or self._within(real):
-                    self.linked += problems
+                    (self.linked if meaning(name) else self.notes).extend(problems)
                     continue
                 self._seen.add(real)
             self._list(f"{folder}/{name}" if folder else name, depth + 1)
@@ -158,7 +169,7 @@ class Layout(Protocol):
     name: str
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        """The set in a folder, if it is of this layout.
+        """The set in a folder, if it is of this layout and gives what is needed; "images" is given by every set.
 
         Args:
             tree: what the folder holds.

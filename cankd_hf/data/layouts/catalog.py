@@ -13,16 +13,18 @@ from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.base import Content, Found, Tree
-from cankd_hf.data.layouts.classes import check_binary, classes_of
+from cankd_hf.data.layouts.box_labels import box_labels, drawn_labels
+from cankd_hf.data.layouts.classes import checked, classes_of
 from cankd_hf.data.layouts.coco import CocoJson
+from cankd_hf.data.layouts.coco_json import is_coco
 from cankd_hf.data.layouts.drawn import DrawnSource
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 
 class FoundSet:
     """The splits that `look` finds in a folder, with their masks if they are needed."""
 
-    def __init__(self, config: DataConfig, root: Path, need: str | None) -> None:
+    def __init__(self, config: DataConfig, root: Path, need: str) -> None:
         self.config, self.root, self.need = config, root, need
         self.warnings: list[str] = []
 
@@ -37,14 +39,11 @@ class FoundSet:
     @cached_property
     def labels(self) -> Labels:
         """Its classes: those of a labels file, else those of the data, else those counted in its masks."""
-        masked = self.need == "masks"
-        file = labels_file(self.config)
-        if file is not None and file == self.found.root / self.found.label_source:
-            file = None  # class names in another form, such as the labels.json of FiftyOne, which is COCO json
-        if file is None and self.found.root != self.root:
-            file = labels_file(replace(self.config, path=str(self.found.root)))
-        known = read_labels(self.config, file, masks=self.need != "boxes")
-        labels, notes = chosen_labels(self.found, known, self.config) if masked else (self.found.labels or known, [])
+        if self.need == "images":
+            return read_labels(self.config, None)
+        masks = self.need == "masks"
+        together(lambda: read_labels(self.config, _labels_file(self.config), masks=masks), lambda: self.found)
+        labels, notes = labels_of(self.found, self.config, self.need)
         self.warnings += notes
         return labels
 
@@ -64,25 +63,37 @@ class FoundSet:
         # without masks there is nothing to decode by classes, which to count might take long
         labels = self.labels if masked else Labels()
         rows, decoder = content.rows, make_decoder(self.config, labels)
-        source = FolderSource(rows, decoder, masked=masked)
+        source = FolderSource(rows, decoder, masked=masked, no_mask="there is no mask of its name")
         if masked and content.drawn is not None:
             source = DrawnSource(rows, decoder, content.drawn)
         return stream_of(source) if self.config.streaming and rows else source
 
 
-def chosen_labels(found: Found, known: Labels, config: DataConfig) -> tuple[Labels, list[str]]:
-    """The classes of a set of masks, and what to tell of them.
+def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list[str]]:
+    """The classes of a set, and what to tell of them: those of a labels file and of `data.num_labels`, else those of
+    the data, else, of masks, those that are counted in them.
 
     Args:
         found: the set.
-        known: those of the labels file and of `data.num_labels`; without names if there is neither.
         config: the `data:` section.
+        need: what is needed of it, of `KINDS`.
+
+    Raises:
+        InputError: for a labels file that cannot be read, and for settings and files that contradict each other.
     """
+    file = _labels_file(config) or _labels_file(replace(config, path=str(found.root)))
+    known = read_labels(config, file, masks=need == "masks")
+    if need == "boxes":
+        return box_labels(found, known)
+    if need != "masks":
+        return (known if known.id2label else found.labels or known), []
+    if "boxes" in found.kinds:
+        return drawn_labels(found, known)
     own = found.labels
     if own is None and not known.id2label:
         return classes_of(found, config)
     if own is None:
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     if known.reduce_labels and (own.values or own.codes):
         raise InputError(f"data.reduce_labels: expected false, as {found.label_source} says what masks hold, got true")
     if known.id2label and (len(known.id2label) != len(own.id2label) or known.values or known.codes):
@@ -91,7 +102,7 @@ def chosen_labels(found: Found, known: Labels, config: DataConfig) -> tuple[Labe
                 f"data.num_labels: expected {len(own.id2label)}, the classes of {found.label_source}, got "
                 f"{config.num_labels}; drop it, or name other classes in data.labels"
             )
-        return check_binary(found, known, config)
+        return checked(found, known, config)
     generic = all(name == f"class_{label}" for label, name in known.id2label.items())
     return replace(
         own,
@@ -100,6 +111,12 @@ def chosen_labels(found: Found, known: Labels, config: DataConfig) -> tuple[Labe
         ignore_index=known.ignore_index,
         reduce_labels=own.reduce_labels or known.reduce_labels,
     ), []
+
+
+def _labels_file(config: DataConfig) -> Path | None:
+    """The labels file, if any; the `labels.json` of FiftyOne is none, but COCO json."""
+    file = labels_file(config)
+    return None if file is not None and config.labels is None and is_coco(file) else file
 
 
 def _named(root: Path, annotations: str) -> Found:

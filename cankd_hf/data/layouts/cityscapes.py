@@ -8,7 +8,7 @@ import numpy as np
 from cankd_hf.data.common.decode import Decoder, Unusable
 from cankd_hf.data.common.labels import NO_CLASS, Labels, colour_code
 from cankd_hf.data.layouts.base import Found, Tree
-from cankd_hf.data.layouts.images_masks import paired
+from cankd_hf.data.layouts.images_masks import OFFERED, paired
 from cankd_hf.data.layouts.names import mask_parts, stem_of
 from cankd_hf.data.layouts.pairs import BETTER, GOOD, WORSE, Pairs, pairs_of
 
@@ -49,7 +49,7 @@ class Cityscapes:
         """The pairs, if the images are called as those of Cityscapes are."""
         if not any(stem_of(names[0]).endswith("_leftImg8bit") for names in tree.images.values()):
             return None
-        pairs = pairs_of(tree)
+        pairs = pairs_of(tree) if need in OFFERED else {}
         first = next((name for files in pairs.values() for name in files.masks if name), None)
         kind = mask_parts(stem_of(first))[1] if first else ""
         if kind not in (*BETTER, *GOOD, *WORSE):

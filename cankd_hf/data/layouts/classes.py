@@ -38,13 +38,27 @@ def classes_of(found: Found, config: DataConfig) -> tuple[Labels, list[str]]:
     ]
 
 
-def check_binary(found: Found, labels: Labels, config: DataConfig) -> tuple[Labels, list[str]]:
-    """The same labels, with the values of masks that are 0 and 255 where two classes were named for them."""
-    if len(labels.id2label) != 2 or labels.values or labels.codes or labels.reduce_labels or config.ignore_index:
+def checked(found: Found, labels: Labels, config: DataConfig) -> tuple[Labels, list[str]]:
+    """The same classes, which were named, with what some masks say of them: the values of masks that are 0 and 255.
+
+    Raises:
+        InputError: for masks of colours that nobody gave the classes.
+    """
+    if labels.values or labels.codes:
         return labels, []
     held = _held(found, config, some=32)
+    if held.pictures and not labels.palette:
+        colours = sorted(held.colours)[: len(labels.id2label)]
+        palette = {str(at): [code >> 16, code >> 8 & 255, code & 255] for at, code in enumerate(colours)}
+        raise InputError(
+            f"data.labels: expected the colour of each class, as the masks of {found.root} are coloured, got names "
+            f'alone; add "palette" to {found.root / "labels.json"}, with these colours in the order of the classes: '
+            f"{json.dumps({'palette': palette})}"
+        )
+    if len(labels.id2label) != 2 or labels.reduce_labels or config.ignore_index is not None:
+        return labels, []
     values = {0: 0, VOID: 1} if {*held.values} == {0, VOID} else CUT if _smoothed(held) else None
-    if held.pictures or values is None:
+    if values is None:
         return labels, []
     said = "0 and 255" if len(values) == 2 else "smoothed black and white, cut at 128"
     return replace(labels, values=values), [
@@ -54,8 +68,9 @@ def check_binary(found: Found, labels: Labels, config: DataConfig) -> tuple[Labe
 
 def _smoothed(held: Held) -> bool:
     """Whether the masks are black and white but for smoothed edges, as of JPEG or after resizing."""
+    near = [value for value in held.values if VOID - NEAR <= value < VOID]  # which no number of a class is
     extreme = sum(count for value, count in held.values.items() if value <= NEAR or VOID - NEAR <= value <= VOID)
-    return len(held.values) > 32 and max(held.values) <= VOID and extreme > 0.97 * sum(held.values.values())
+    return len(held.values) > 32 and len(near) > NEAR / 4 and extreme > 0.9 * sum(held.values.values())
 
 
 def as_file(labels: Labels) -> dict[str, object]:
@@ -139,9 +154,9 @@ def _palette(palette: Mapping[int, int], labels: Labels, first: int) -> dict[int
     """The colours of the masks' own palette, if it tells the classes apart."""
     of_class = labels.values or {label + first: label for label in labels.id2label}
     codes = {label: palette[value] for value, label in of_class.items() if value in palette and label != NO_CLASS}
-    if len({*codes.values()}) < len(labels.id2label):
-        return {}
-    return {label: (code >> 16, code >> 8 & 255, code & 255) for label, code in codes.items()}
+    colours = {label: (code >> 16, code >> 8 & 255, code & 255) for label, code in codes.items()}
+    grey = all(len({*colour}) == 1 for colour in colours.values())  # the numbers themselves, hardly to be told apart
+    return {} if grey or len({*codes.values()}) < len(labels.id2label) else colours
 
 
 def _numbered(count: int) -> dict[int, str]:

@@ -10,7 +10,7 @@ from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.detection.coco import CocoSplit, coco_files, read_coco
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
-from cankd_hf.data.layouts.coco_json import ImagesOf, class_names, coco_files_of, has_outlines
+from cankd_hf.data.layouts.coco_json import ImagesOf, class_names, coco_files_of, count_images, has_outlines
 from cankd_hf.data.layouts.drawn import VOID, DrawnMasks
 from cankd_hf.errors import InputError
 
@@ -39,7 +39,9 @@ class CocoJson:
             raise InputError(f"{tree.root}: expected the images of {', '.join(files.values())}, got none")
         reading = _Reading(tree, files, need == "masks")
         outlined = any(has_outlines(tree, file) for file in files.values())
-        splits = {split: Split(None, partial(reading.read, split)) for split in files}
+        splits = {
+            split: Split(count_images(tree, file), partial(reading.read, split)) for split, file in files.items()
+        }
         first = next(iter(ordered(splits)))
         categories = class_names(tree, files[first]) or reading.file(first).categories
         labels = Labels(dict(enumerate(categories.values())), ids=list(categories))

@@ -4,7 +4,8 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from cankd_hf.errors import InputError
 
 HEAD = 2**16  # bytes from whose keys a file is recognised
 MANY = 50  # json files in one folder: then each is that of an image
+LIST = re.compile(rb'"images"\s*:\s*\[')
 KEYS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+NAMED = re.compile(rb'"file_name"\s*:')
 OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[0-9]|\{)')
 OTHER_ANSWERS = ("captions", "panoptic", "image_info")  # how files of other tasks begin
 RANKS = {"boxes": ("person_keypoints", "stuff"), "masks": ("person_keypoints",)}  # what is read where nothing else is
@@ -32,7 +35,7 @@ def coco_files_of(tree: Tree, need: str | None) -> tuple[dict[str, str], list[st
         files = [name for name in names if name.lower().endswith(".json")]
         for name in files if len(files) <= MANY else ():
             path = join(folder, name)
-            if not name.startswith(OTHER_ANSWERS) and _is_coco(tree, path):
+            if not name.startswith(OTHER_ANSWERS) and is_coco(tree.path(path)):
                 found.setdefault(file_split(path) or "", []).append(path)
     if "" in found and len(found) > 1:  # all of it beside its parts
         notes.append(f"{', '.join(found.pop(''))}: not read, as other files name their split")
@@ -55,10 +58,7 @@ def coco_files_of(tree: Tree, need: str | None) -> tuple[dict[str, str], list[st
 
 def class_names(tree: Tree, file: str) -> dict[int, str] | None:
     """Id and name of the categories of a file, without reading all of it; None if they are not found that way."""
-    path = tree.path(file)
-    if not os.path.getsize(path):
-        return None
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _bytes(tree.path(file)) as content:
         place = len(content)
         while (place := content.rfind(b'"categories"', 0, place)) >= 0:
             text = content[place + len('"categories"') : place + 2**22].decode("utf-8", "replace")
@@ -72,11 +72,25 @@ def class_names(tree: Tree, file: str) -> dict[int, str] | None:
 
 def has_outlines(tree: Tree, file: str) -> bool:
     """Whether a file has an outline of an object."""
-    path = tree.path(file)
-    if not os.path.getsize(path):
-        return False
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _bytes(tree.path(file)) as content:
         return OUTLINE.search(content) is not None
+
+
+def count_images(tree: Tree, file: str) -> int:
+    """How many images a file names, without parsing it."""
+    with _bytes(tree.path(file)) as content:
+        return sum(1 for _ in NAMED.finditer(content))
+
+
+@contextmanager
+def _bytes(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The content of a file, which is not read into memory."""
+    with path.open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:  # which cannot be mapped
+            yield b""
+            return
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 class ImagesOf:
@@ -96,16 +110,19 @@ class ImagesOf:
         return [self.names.find(name, folder, wanted) or name for name in names]
 
 
-def _is_coco(tree: Tree, file: str) -> bool:
-    path = tree.path(file)
+def is_coco(path: Path) -> bool:
+    """Whether a file looks like COCO json: one of its keys at the beginning, and a list of images."""
     if not_a_file(path):
         return False
     try:
         with path.open("rb") as opened:
             head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head.startswith(b"{") or KEYS.search(head) is None:
+            return False
+        with _bytes(path) as content:
+            return LIST.search(content) is not None
     except OSError:
         return False
-    return head.startswith(b"{") and KEYS.search(head) is not None
 
 
 def _rank(file: str, need: str | None) -> int:

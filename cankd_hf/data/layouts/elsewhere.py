@@ -5,7 +5,6 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import takewhile
 from pathlib import Path, PureWindowsPath
 
@@ -101,7 +100,7 @@ class ByName:
                 self.known.setdefault(key(name), []).append(join(folder, name))
 
     def find(self, written: str, folder: str, split: str | None = None) -> str | None:
-        """The image of a name; None if there is none.
+        """The image of a name; None if there is none, or if several are meant as well.
 
         Args:
             written: its name or path; of several images of its name the one with the likest path is meant.
@@ -112,7 +111,10 @@ class ByName:
         if split is not None:
             found = [image for image in found if split_of(image.rpartition("/")[0]) in (None, split)]
         parts = [same(part) for part in re.split(r"[/\\\\]", written)]
-        return min(found, key=partial(_distance, parts, folder), default=None)
+        ranked = sorted((_distance(parts, folder, image), image) for image in found)
+        if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+            return None
+        return ranked[0][1]
 
 
 def _distance(parts: Sequence[str], folder: str, image: str) -> tuple[int, bool, bool, int]:

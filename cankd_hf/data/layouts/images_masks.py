@@ -12,6 +12,7 @@ from cankd_hf.data.layouts.names import stem_of
 from cankd_hf.data.layouts.pairs import Pairs, pairs_of
 from cankd_hf.errors import InputError
 
+OFFERED = (None, "masks", "images")  # needs that sets of masks meet
 SCORED = ("train", "validation")  # splits that are of no use without masks
 
 
@@ -22,7 +23,7 @@ class ImagesAndMasks:
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
         """The pairs of a folder that has masks."""
-        pairs = pairs_of(tree)
+        pairs = pairs_of(tree) if need in OFFERED else {}
         if not pairs:
             return None
         table, source = read_table(tree)

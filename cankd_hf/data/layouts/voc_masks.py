@@ -7,7 +7,7 @@ from cankd_hf.data.common.files import outside, read_lines, shown
 from cankd_hf.data.common.labels import NO_CLASS, Labels, colour_code
 from cankd_hf.data.layouts.base import Found, Tree, canonical
 from cankd_hf.data.layouts.class_tables import read_table
-from cankd_hf.data.layouts.images_masks import paired
+from cankd_hf.data.layouts.images_masks import OFFERED, paired
 from cankd_hf.data.layouts.names import stem_of
 from cankd_hf.data.layouts.pairs import Pairs, pairs_of
 from cankd_hf.errors import InputError
@@ -31,7 +31,7 @@ class VocMasks:
         top = {name.lower() for name in tree.folders[""]}
         if not {"jpegimages", "segmentationclass"} <= top and not {"jpegimages", "segmentationclassaug"} <= top:
             return None
-        pairs = pairs_of(tree)
+        pairs = pairs_of(tree) if need in OFFERED else {}
         if not pairs:
             return None
         listed = _lists(tree)

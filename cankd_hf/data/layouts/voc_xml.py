@@ -1,6 +1,7 @@
 """The xml files of Pascal VOC, read without entities."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from cankd_hf.data.common.files import not_a_file, shown
+from cankd_hf.data.common.labels import LONGEST
 from cankd_hf.errors import InputError
 
 XML_LIMIT = 2**24  # bytes
@@ -59,7 +61,7 @@ def is_voc(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as opened:
-            return b"<annotation" in opened.read(1024)
+            return re.search(rb"<annotation[\s>]", opened.read(1024)) is not None
     except OSError:
         return False
 
@@ -82,7 +84,8 @@ def _parsed(file: Path, place: str) -> Element:
     for name, handler in handlers.items():
         setattr(parser, name, handler)
     try:
-        content = file.open("rb").read(XML_LIMIT + 1)
+        with file.open("rb") as opened:
+            content = opened.read(XML_LIMIT + 1)
         if len(content) > XML_LIMIT:
             raise InputError(f"{place}: expected an xml file of at most {XML_LIMIT} bytes, got more")
         parser.Parse(content, True)
@@ -105,8 +108,8 @@ def _size(root: Element) -> tuple[int, int] | None:
 def _object(entry: Element, place: str) -> VocObject | str:
     """An object, or what is wrong with it."""
     name = (entry.findtext("name") or "").strip()
-    if not name:
-        return f"{place}: expected the name of a class in <name>, got none"
+    if not 0 < len(name) <= LONGEST:
+        return f"{place}: expected the name of a class in <name>, got {shown(name) if name else 'none'}"
     box = entry.find("bndbox")
     texts = [] if box is None else [(box.findtext(key) or "").strip() for key in CORNERS]
     try:

@@ -4,15 +4,17 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cankd_hf.data.common.files import LABELS_LIMIT, not_a_file, read_lines, shown
-from cankd_hf.data.layouts.base import Tree
+from cankd_hf.config.plain_yaml import parse_yaml
+from cankd_hf.data.common.files import LABELS_LIMIT, not_a_file, outside, read_lines, shown
+from cankd_hf.data.layouts.base import Tree, is_image
+from cankd_hf.data.layouts.elsewhere import join
 from cankd_hf.errors import InputError
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+DEEPEST = 2  # folders below the top in which a description is looked for
 NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt", "_darknet.labels")
 
 
@@ -34,55 +36,104 @@ class Description:
     base: str = ""
     keypoints: int = 0
 
+    @property
+    def folder(self) -> str:
+        """The folder of the file."""
+        return self.file.rpartition("/")[0]
+
 
 def described(tree: Tree, problems: list[str]) -> Description | None:
-    """The description of the set at the top of a tree, if it has one; what is wrong with it is added to `problems`."""
-    yamls = [name for name in tree.files[""] if name.lower().endswith((".yaml", ".yml"))]
+    """The description of a set, from the folder nearest to the top that has one; what is wrong with it is added to
+    `problems`."""
+    for depth in range(DEEPEST + 1):
+        folders = [folder for folder in tree.files if len(folder.split("/")) * bool(folder) == depth]
+        found = [said for folder in folders for said in _described_in(tree, folder, problems)]
+        if len(found) > 1:
+            listed = ", ".join(said.file for said in found)
+            problems.append(f"{tree.root}: expected one description of a YOLO set, got {listed}; name its folder")
+        if found:
+            return found[0]
+    texts = {key: tree.find(f"{key}.txt") for key in SPLIT_KEYS}
+    lists = {key: [name] for key, name in texts.items() if name and _lists_images(tree, name)}
+    return Description("the lists of images", splits=lists) if lists else None
+
+
+def _described_in(tree: Tree, folder: str, problems: list[str]) -> list[Description]:
+    """The descriptions in a folder."""
+    yamls = [name for name in tree.files[folder] if name.lower().endswith((".yaml", ".yml"))]
     usual = [name for name in yamls if name.lower() in USUAL]
-    found = [name for name in usual or yamls if _is_description(_loaded(tree.path(name), name, strict=name in usual))]
-    if len(found) > 1:
-        problems.append(f"{tree.root}: expected one description of a YOLO set, got {', '.join(found)}; keep one")
-    if found:
-        return _of_yaml(_loaded(tree.path(found[0]), found[0], strict=True), found[0], problems)
-    darknet = [name for name in tree.files[""] if name.lower().endswith(".data")]
-    return next((said for name in darknet if (said := _of_darknet(tree, name)) is not None), None)
+    files = [join(folder, name) for name in usual or yamls]
+    loaded = {file: _loaded(tree, file, problems if usual else []) for file in files}
+    found = [_of_yaml(content, file, problems) for file, content in loaded.items() if _is_description(content)]
+    darknet = [join(folder, name) for name in tree.files[folder] if name.lower().endswith(".data")]
+    return found or [said for file in darknet if (said := _of_darknet(tree, file, problems)) is not None]
 
 
-def names_beside(tree: Tree, folders: Iterator[str]) -> tuple[dict[int, str], str]:
+def names_beside(tree: Tree, folders: Iterator[str], problems: list[str]) -> tuple[dict[int, str], str]:
     """Class names from a list in one of these folders, one a line; and its name, "" without one."""
     for folder in folders:
-        if (file := tree.find(*NAME_FILES, folder=folder)) and (names := _listed(tree.path(file))):
+        if (file := tree.find(*NAME_FILES, folder=folder)) and (names := _listed(tree, file, problems)):
             return names, file
     return {}, ""
 
 
-def _listed(file: Path) -> dict[int, str]:
-    lines = [line.strip() for line in read_lines(file)]
+def repeated(names: dict[int, str], source: str) -> list[str]:
+    """A problem for each name that several classes have."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in names.items():
+        numbers.setdefault(name, []).append(number)
+    return [
+        f"{source}: expected a name of its own for each class, got {shown(name)} for {found}; rename them"
+        for name, found in numbers.items()
+        if len(found) > 1
+    ]
+
+
+def _listed(tree: Tree, file: str, problems: list[str]) -> dict[int, str]:
+    """The names in a list; what is wrong with it is added to `problems`."""
+    try:
+        if links := outside(tree.root, [tree.path(file)]):
+            raise InputError(links)
+        lines = [line.strip() for line in read_lines(tree.path(file))]
+    except InputError as error:
+        problems += error.problems
+        return {}
     while lines and not lines[-1]:
         lines.pop()
-    return dict(enumerate(lines))
+    names = dict(enumerate(lines))
+    odd = [number for number, name in names.items() if not _is_name(name)]
+    if odd:
+        problems.append(
+            f"{file} line {odd[0] + 1}: expected a name of up to 256 characters, got {shown(lines[odd[0]])}"
+        )
+    return names
 
 
-def _loaded(file: Path, place: str, strict: bool) -> dict[str, Any]:
-    """The content of a yaml file; empty, unless `strict`, for what is no object."""
-    import yaml
+def _lists_images(tree: Tree, file: str) -> bool:
+    """Whether a text file begins with the path of an image."""
+    try:
+        return is_image(next((line.strip() for line in read_lines(tree.path(file)) if line.strip()), ""))
+    except InputError:
+        return False
 
-    problem = not_a_file(file)
-    if problem is None and file.stat().st_size > LABELS_LIMIT:
-        problem = f"more than {LABELS_LIMIT} bytes"
-    content: Any = None
-    if problem is None:
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-        except RecursionError:
-            problem = "one that is nested too deeply"
-        except (yaml.YAMLError, ValueError, OSError) as error:
-            problem = f"one that does not parse: {' '.join(str(error).split())[:200]}"
-    if isinstance(content, dict):
-        return content
-    if strict:
-        raise InputError(f"{place}: expected a yaml file with names, train and val, got {problem or shown(content)}")
-    return {}
+
+def _loaded(tree: Tree, file: str, problems: list[str]) -> dict[str, Any]:
+    """The content of a yaml file; what is wrong with it is added to `problems`."""
+    path = tree.path(file)
+    try:
+        if links := outside(tree.root, [path]):
+            raise InputError(links)
+        content, _, wrong = parse_yaml("".join(read_lines(path)), file)
+    except InputError as error:
+        problems += error.problems
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{file}: expected names, train and val, got {shown(content)}")
+        return {}
+    problems += [
+        f"{file}: {key}: {said}" for key, said in wrong if key.partition(".")[0] in (*SPLIT_KEYS, "names", "nc")
+    ]
+    return content
 
 
 def _is_description(content: dict[str, Any]) -> bool:
@@ -129,17 +180,18 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str | int | float) and 0 < len(str(value).strip()) <= 256
 
 
-def _of_darknet(tree: Tree, file: str) -> Description | None:
+def _of_darknet(tree: Tree, file: str, problems: list[str]) -> Description | None:
     """The description in a file of darknet, `key = value`; None for another kind of file."""
-    if not_a_file(tree.path(file)) or os.path.getsize(tree.path(file)) > LABELS_LIMIT:
+    path = tree.path(file)
+    if not_a_file(path) or os.path.getsize(path) > LABELS_LIMIT or outside(tree.root, [path]):
         return None
     try:
-        pairs = [line.partition("=") for line in read_lines(tree.path(file))]
+        pairs = [line.partition("=") for line in read_lines(path)]
     except InputError:
         return None  # binary data, with an ending that is used for much else
     said = {key.strip(): value.strip() for key, sign, value in pairs if sign}
     splits = {key: [said[key]] for key in SPLIT_KEYS if said.get(key)}
     if not splits or "names" not in said:
         return None
-    listed = tree.find(said["names"].replace("\\", "/").rpartition("/")[2])
-    return Description(file, _listed(tree.path(listed)) if listed else {}, splits)
+    listed = tree.find(said["names"].replace("\\", "/").rpartition("/")[2], folder=file.rpartition("/")[0])
+    return Description(file, _listed(tree, listed, problems) if listed else {}, splits)
