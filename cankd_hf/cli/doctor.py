@@ -87,7 +87,8 @@ def packages() -> Iterator[Finding]:
         & {"onnx", "onnxruntime", "onnxscript"}
     )
     if absent:
-        yield Finding("export", f"{', '.join(absent)} not installed", f"for ONNX files: pip install {' '.join(absent)}")
+        advice = f"for ONNX files: pip install {' '.join(absent)}"
+        yield Finding("export", f"{', '.join(absent)} not installed", advice)
 
 
 def devices() -> Iterator[Finding]:

@@ -138,9 +138,10 @@ class DataConfig(Section):
         mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
         objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`
             is `objects`.
-        annotations: detection: COCO json files instead of `metadata.jsonl`, with `{split}` for the name of the split,
-            such as `annotations/instances_{split}.json`, relative to `path`; `auto` uses this name if a folder has no
-            `metadata.jsonl`. Images are in `{split}/`, `images/{split}/`, `images/` or the folder itself.
+        annotations: COCO json files, with `{split}` for the name of the split, such as
+            `annotations/instances_{split}.json`, relative to `path`, for boxes or masks drawn from outlines; `auto`
+            looks for them in a folder without a metadata file. Images are in `{split}/`, `images/{split}/`, `images/`,
+            the folder itself, or found by their names anywhere in it.
         box_format: detection: `xywh` ([x, y, width, height]) or `xyxy` (two corners), in pixels.
         labels: json file with the class names: either `{"0": "sky", ...}` or an object with `id2label` and optionally
             `palette`, `ignore_index`, `reduce_labels`, `values` (number in a mask -> class) and `by_colour`. Default:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import ExifTags, Image
+
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
+from cankd_hf.errors import InputError
 
 SIZE = (40, 32)  # width, height
 COLOURS = ((0, 0, 0), (200, 30, 30), (30, 30, 200))
@@ -68,3 +74,25 @@ def pairs(
         name = stem.format(f"{number:03d}")
         picture.save(images / f"{name}.jpg", quality=95)
         write(masks / name, labels)
+
+
+def load(root: Path, **settings: Any) -> SegmentationData:
+    """The set at a path, with what is usual for the rest."""
+    return load_segmentation(DataConfig(path=str(root), **settings))
+
+
+def problems(root: Path, **settings: Any) -> list[str]:
+    """What is said of a set that cannot be used."""
+    with pytest.raises(InputError) as caught:
+        load(root, **settings)
+    return caught.value.problems
+
+
+def labels_at(data: Any, index: int) -> np.ndarray:
+    """The labels of one image, as they are decoded."""
+    return np.asarray(data.raw(index).label)
+
+
+def own(name: str) -> np.ndarray:
+    """The labels that the image of this name was made with."""
+    return scene(int("".join(filter(str.isdigit, Path(name).stem))))[1]

@@ -18,35 +18,24 @@ from PIL import Image
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.layouts import look
-from cankd_hf.data.layouts.cityscapes import CLASSES
-from cankd_hf.data.segmentation.load import SegmentationData, load_segmentation
-from cankd_hf.errors import InputError
+from cankd_hf.data.segmentation.load import load_segmentation
 
-from .folders import COLOURS, black_white, coloured, grey, indexed, pairs, scene, turned
+from .folders import (
+    COLOURS,
+    black_white,
+    coloured,
+    grey,
+    indexed,
+    labels_at,
+    load,
+    own,
+    pairs,
+    problems,
+    scene,
+    turned,
+)
 
 Make = Callable[[Path], Any]
-
-
-def load(root: Path, **settings: Any) -> SegmentationData:
-    """The set at a path, with what is usual for the rest."""
-    return load_segmentation(DataConfig(path=str(root), **settings))
-
-
-def problems(root: Path, **settings: Any) -> list[str]:
-    """What is said of a set that cannot be used."""
-    with pytest.raises(InputError) as caught:
-        load(root, **settings)
-    return caught.value.problems
-
-
-def labels_at(data: Any, index: int) -> np.ndarray:
-    """The labels of one image, as they are decoded."""
-    return np.asarray(data.raw(index).label)
-
-
-def own(name: str) -> np.ndarray:
-    """The labels that the image of this name was made with."""
-    return scene(int("".join(filter(str.isdigit, Path(name).stem))))[1]
 
 
 NAMED: dict[str, Make] = {
@@ -72,6 +61,29 @@ NAMED: dict[str, Make] = {
     "in cities": lambda r: [
         pairs(r / "photos" / s / city, r / "masks" / s / city, 2, first=n)
         for s, city, n in (("train", "Köln am Rhein", 0), ("train", "Lyon", 3), ("val", "Lyon", 9))
+    ],
+    "years": lambda r: [
+        pairs(r / "images" / s, r / "labels" / s, first=n) for s, n in (("train2017", 0), ("val2017", 9))
+    ],
+    "sets": lambda r: [
+        pairs(r / s / "images_512", r / s / "masks_512", first=n)
+        for s, n in (("training_set", 0), ("validation_set", 9))
+    ],
+    "ISIC": lambda r: [
+        pairs(
+            r / f"ISIC2018_Task1-2_{s}_Input", r / f"ISIC2018_Task1_{s}_GroundTruth", 4,
+            lambda p, x: grey(p.with_name(f"{p.name}_segmentation"), x), first=n, stem="ISIC_{}",
+        )
+        for s, n in (("Training", 0), ("Validation", 9))
+    ],
+    "pictures beside": lambda r: [
+        [
+            pairs(r / s / "img", r / s / "gt", first=n),
+            pairs(r / s / "img", r / s / "gt", first=n, write=lambda p, x: scene(1)[0].save(f"{p}.jpg")),
+            pairs(r / s / "img", r / s / "gt_vis", first=n, write=lambda p, x: grey(p, x * 0)),
+            pairs(r / s / "overlay", r / s / "gt", first=n),
+        ]
+        for s, n in (("train", 0), ("val", 9))
     ],
     "unzipped": lambda r: [
         pairs(r / "My set (1)" / "v2" / s / "images", r / "My set (1)" / "v2" / s / "masks", first=n)
@@ -172,106 +184,6 @@ def test_what_is_asked_for_of_splits(tmp_path: Path) -> None:
     assert [len(data.train), len(data.eval), len(data.test)] == [3, 1, 4]
 
 
-def cityscapes(root: Path, kinds: tuple[str, ...] = ("labelIds", "color")) -> None:
-    """Two cities, and a test split whose masks are void."""
-    for split, city, first in (("train", "aachen", 0), ("val", "lindau", 9), ("test", "berlin", 20)):
-        for number in range(first, first + 3):
-            picture, labels = scene(number)
-            name = f"{city}_{number:06d}_000019"
-            images, masks = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
-            for folder in (images, masks):
-                folder.mkdir(parents=True, exist_ok=True)
-            picture.save(images / f"{name}_leftImg8bit.png")
-            own_ids = np.array([CLASSES[0][1], CLASSES[13][1], 4], np.uint8)[labels] * (split != "test")
-            for kind in kinds:
-                if kind == "color":
-                    coloured_ids = np.array([CLASSES[0][2], CLASSES[13][2], (0, 0, 0)], np.uint8)[labels]
-                    Image.fromarray(coloured_ids * (split != "test")).save(masks / f"{name}_gtFine_color.png")
-                else:
-                    grey(masks / f"{name}_gtFine_{kind}", own_ids)
-            (masks / f"{name}_gtFine_polygons.json").write_text("{}")
-
-
-@pytest.mark.parametrize("kinds", [("labelIds", "color"), ("color",)])
-def test_cityscapes(tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    cityscapes(tmp_path, kinds)
-    data = load(tmp_path, test_split="test")
-    assert look(tmp_path, "masks").layout == "Cityscapes" and list(data.id2label.values())[13] == "car"
-    assert len(data.id2label) == 19 and data.palette[0] == (128, 64, 128) and data.test is None
-    assert np.array_equal(labels_at(data.train, 0), np.array([0, 13, 255])[scene(0)[1]])
-    assert any("test: its masks are void" in text for text in data.facts["warnings"])
-
-
-def test_ade20k(tmp_path: Path) -> None:
-    for split, stem in (("training", "ADE_train_{}"), ("validation", "ADE_val_{}")):
-        pairs(tmp_path / "images" / split, tmp_path / "annotations" / split, stem=stem)
-    data = load(tmp_path)
-    assert len(data.id2label) == 150 and data.id2label[149] == "flag"
-    assert np.array_equal(labels_at(data.train, 0), np.array([255, 0, 1])[scene(0)[1]])
-    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t.1\t1\t1\t1\twall", "2\t.1\t1\t1\t0\tscreen, door"]
-    (tmp_path / "objectInfo150.txt").write_text("\n".join(rows))
-    assert load(tmp_path).id2label == {0: "wall", 1: "screen"}
-
-
-def voc(root: Path, stem: str = "2007_000{}") -> Path:
-    """A development kit with lists, masks of objects beside, and an image that no list names."""
-    inner = root / "VOCdevkit" / "VOC2012"
-    for folder in ("SegmentationObject", "SegmentationClass"):
-        pairs(
-            inner / "JPEGImages",
-            inner / folder,
-            5,
-            partial(indexed, colours=[(0, 0, 0), (128, 0, 0), (0, 128, 0)]),
-            stem=stem,
-        )
-    lists = inner / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    for name, numbers in (("train", (0, 1)), ("val", (2, 3)), ("trainval", (0, 1, 2, 3))):
-        (lists / f"{name}.txt").write_text("".join(stem.format(f"{number:03d}") + "\n" for number in numbers))
-    return inner
-
-
-def test_pascal_voc_segmentation(tmp_path: Path) -> None:
-    inner = voc(tmp_path)
-    data = load(tmp_path)
-    assert [len(data.train), len(data.eval)] == [2, 2] and data.id2label[20] == "tvmonitor"
-    assert data.palette[20] == (0, 64, 128) and any("VOCdevkit/VOC2012" in text for text in data.facts["warnings"])
-    assert np.array_equal(labels_at(data.train, 0), scene(0)[1])
-    (inner / "ImageSets/Segmentation/val.txt").write_text("2007_000002\n2007_900000\n")
-    (inner / "ImageSets/Segmentation/train.txt").write_text("gone\n")
-    said = problems(tmp_path)
-    assert len(said) == 2 and "2007_900000" in said[1] and "gone" in said[0]
-
-
-TABLES = {
-    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:200,30,30::\ndog:30,30,200::\n",
-    "class_dict.csv": "name,r,g,b\nbackground,0,0,0\ncat,200,30,30\ndog,30,30,200\n",
-    "_classes.csv": "Pixel Value, Class\n0, background\n1, cat\n2, dog\n",
-    "label_colors.txt": "0 0 0\tbackground\n200 30 30\tcat\n30 30 200\tdog\n",
-    "classes.txt": "background\ncat\n\ndog\n",
-    "labels.txt": "__ignore__\nbackground\ncat\ndog\n",
-}
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_tables_of_classes(tmp_path: Path, table: str) -> None:
-    by_colour = table in ("labelmap.txt", "class_dict.csv", "label_colors.txt")
-    pairs(tmp_path / "images", tmp_path / "masks", 4, coloured if by_colour else grey)
-    (tmp_path / table).write_text(TABLES[table])
-    data = load(tmp_path)
-    assert list(data.id2label.values()) == ["background", "cat", "dog"]
-    assert np.array_equal(labels_at(data.train, 0), own(data.train.name(0)))
-    assert look(tmp_path).label_source == table
-
-
-def test_void_in_a_table_is_no_class(tmp_path: Path) -> None:
-    pairs(tmp_path / "images", tmp_path / "masks", 4, coloured)
-    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nVoid,0,0,0\ncat,200,30,30\ndog,30,30,200\n")
-    data = load(tmp_path)
-    assert list(data.id2label.values()) == ["cat", "dog"]
-    assert np.array_equal(labels_at(data.train, 0), np.array([255, 0, 1])[own(data.train.name(0))])
-
-
 def test_images_that_lie_on_their_side_and_their_masks(tmp_path: Path) -> None:
     pairs(tmp_path / "images", tmp_path / "masks", 3)
     for number, stored in ((3, False), (4, True)):  # masks of the upright image, and of the stored one
@@ -303,6 +215,7 @@ def test_what_does_not_match_is_told_and_left_out(tmp_path: Path) -> None:
     said = "\n".join(data.facts["warnings"])
     assert len(data.train) == 4 and "1 masks have no image and are not used, first masks/004.png" in said
     assert "1 of 5 images have no mask and are left out, first images/005.jpg" in said
+    assert data.facts["skipped"]["files"] == {"images/005.jpg": "images/005.jpg: there is no mask of its name"}
     found = load_images(DataConfig(path=str(tmp_path), eval_split="validation"))
     assert len(found.train) + len(found.eval) == 5, "without labels every image counts"
     for file in sorted((tmp_path / "masks").iterdir())[:3]:

@@ -181,3 +181,16 @@ def test_a_hub_set_becomes_a_student(streaming: bool, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     train("detection", tmp_path, "someone/cells", f"data.streaming={str(streaming).lower()}")
+
+
+def test_three_things_that_are_missing_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "Meine Daten é"
+    root.mkdir()
+    boxes.roboflow_yolo(root)
+    (root / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 4\nnames: [a, b, c]\n")
+    shutil.rmtree(root / "valid")
+    (root / "train" / "labels" / "a.b.txt").write_text("0 0.5 0.5\n")
+    assert main([str(recipe("detection", tmp_path)), f"data.path={root}", f"output_dir={tmp_path / 'out'}"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    for said in ("data.yaml: nc: expected 3", "data.yaml: val: expected a folder", "train/labels/a.b.txt line 1"):
+        assert sum(said in line for line in lines) == 1, lines

@@ -144,9 +144,9 @@ def _unlabelled(sources: Sources) -> Iterator[_Finding]:
         known = set(getattr(source, "unlabelled", ()))
         for index in indices if known else ():
             if index in known:
-                assert not isinstance(source, StreamSource)
+                assert isinstance(source, FolderSource)
                 name = source.name(index)
-                yield _Finding(role, index, name, problem=f"{name}: the metadata give it no mask", bare=True)
+                yield _Finding(role, index, name, problem=f"{name}: {source.no_mask}", bare=True)
 
 
 def _look(role: str, source: Source, index: int) -> _Finding:

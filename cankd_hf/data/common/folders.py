@@ -55,6 +55,7 @@ class FolderSource:
     rows: Rows
     decoder: Decoder
     masked: bool = field(default=False, kw_only=True)
+    no_mask: str = field(default="the metadata give it no mask", kw_only=True)  # what is said of an image without one
     generated = False
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class FolderSource:
     def load(self, index: int) -> Sample:
         row = self.rows[index]
         if self.masked and row.mask is None:
-            raise Unlabelled(f"{row.name}: the metadata give it no mask")
+            raise Unlabelled(f"{row.name}: {self.no_mask}")
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 

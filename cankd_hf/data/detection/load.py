@@ -272,7 +272,8 @@ def open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     if is_table_path(path) or not os.path.lexists(path):
         return _ObjectTable(config)
     root = folder_at(path)
-    if (config.annotations != "auto" or not described(root)) and (files := coco_files(root, config.annotations)):
+    files = {} if config.annotations == "auto" and described(root) else coco_files(root, config.annotations)
+    if files and (config.annotations != "auto" or find_split(config.train_split, list(files)) is not None):
         return _Coco(config, root, files, roles)
     return _ObjectFolder(config, root) if described(root) else _FoundObjects(config, root, "boxes")
 

@@ -90,7 +90,7 @@ def _own_folder(tree: Tree) -> Tree:
 
 def _telling(name: str) -> bool:
     """Whether a folder's name is part of a layout."""
-    return meaning(name) is not None
+    return (said := meaning(name)) is not None and not said.rest
 
 
 def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Class names of sets with boxes: those of the data, and those of a labels file beside it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from cankd_hf.data.layouts.base import Found
 from cankd_hf.errors import InputError
 
 
-def box_labels(found: Found, known: Labels) -> Labels:
-    """The classes of a set of boxes.
+def box_labels(found: Found, known: Labels) -> tuple[Labels, list[str]]:
+    """The classes of a set of boxes, and what to tell of them.
 
     A labels file gives the names of classes that the data number, and the order of those that the data name. It may
     have more classes than occur where they were counted.
@@ -26,39 +27,44 @@ def box_labels(found: Found, known: Labels) -> Labels:
     """
     own = found.labels
     if own is None or not known.id2label:
-        return own or known
-    generic = all(name == f"class_{label}" for label, name in known.id2label.items())
+        return own or known, _unnamed(found)
     names = dict(zip(known.own_ids, known.id2label.values(), strict=True))
     keys: list[int | str] = list(own.ids) if own.ids else list(own.id2label.values())
     given: list[int | str] = list(names) if own.ids else list(names.values())
     counted = not found.label_source
-    if generic and len(names) == len(keys):  # of `data.num_labels`
-        return own
+    if not counted and _is_number(known):
+        if len(names) != len(keys):
+            said = f"{len(keys)}, the classes of {found.label_source}, got {len(names)}; drop it"
+            raise InputError(f"data.num_labels: expected {said}")
+        return own, []
     if own.ids and not counted and {*names.values()} == {*own.id2label.values()}:  # numbered otherwise there
-        return own
+        return own, []
     lost = [key for key in keys if key not in given]
     extra = [key for key in given if key not in keys]
     if lost or (extra and own.ids and not counted):
         said = f"the classes {keys} of {found.label_source or 'the data'}"
         raise InputError(f"data.labels: expected {said}, got {given}; correct the labels, or drop them")
     if not own.ids:
-        return known
+        return known, []
     ids = [*own.ids, *(key for key in names if key not in own.ids)]
-    return Labels({n: names[key] for n, key in enumerate(ids)}, palette=_colours(ids, known), ids=ids)
+    return Labels({n: names[key] for n, key in enumerate(ids)}, palette=_colours(ids, known), ids=ids), []
 
 
-def drawn_labels(found: Found, known: Labels) -> Labels:
-    """The classes of masks that are drawn, under the names of a labels file if there is one. Raises InputError for
-    another number of names."""
+def drawn_labels(found: Found, known: Labels) -> tuple[Labels, list[str]]:
+    """The classes of masks that are drawn, under the names of a labels file if there is one, and what to tell of them.
+
+    A labels file that has the names of the data is one for its boxes. Raises InputError for another number of names.
+    """
     own = found.labels or Labels()
+    if not known.id2label or {*known.id2label.values()} <= {*own.id2label.values()}:
+        return replace(own, ignore_index=known.ignore_index), _unnamed(found)
     if known.id2label and len(known.id2label) != len(own.id2label):
         said = (
             f"the {len(own.id2label)} classes {list(own.id2label.values())} of masks drawn from {found.label_source}"
         )
         raise InputError(f"data.labels: expected {said}, got {len(known.id2label)}; correct the labels, or drop them")
-    generic = all(name == f"class_{label}" for label, name in known.id2label.items())
-    names = own.id2label if generic else known.id2label
-    return replace(own, id2label=names, palette=known.palette, ignore_index=known.ignore_index)
+    names = own.id2label if _is_number(known) else known.id2label
+    return replace(own, id2label=names, palette=known.palette, ignore_index=known.ignore_index), []
 
 
 def renumbered(table: AnnotationTable, found: Found, labels: Labels) -> AnnotationTable:
@@ -74,6 +80,23 @@ def renumbered(table: AnnotationTable, found: Found, labels: Labels) -> Annotati
 
     odd = {index: one(note) for index, note in table.odd.items()}
     return replace(table, classes=order[table.classes], odd=odd)
+
+
+def _is_number(known: Labels) -> bool:
+    """Whether the names are those that `data.num_labels` makes."""
+    return all(name == f"class_{label}" for label, name in known.id2label.items())
+
+
+def _unnamed(found: Found) -> list[str]:
+    """A note on classes that nobody names."""
+    if found.label_source or found.labels is None:
+        return []
+    names = found.labels.id2label
+    content = json.dumps({"id2label": {str(label): name for label, name in names.items()}}, ensure_ascii=False)
+    return [
+        f"no class names in {found.root}: its {len(names)} classes are called {', '.join(names.values())}; to name "
+        f"them, write this to {found.root / 'labels.json'}: {content}"
+    ]
 
 
 def _colours(ids: list[int], known: Labels) -> dict[int, tuple[int, int, int]]:

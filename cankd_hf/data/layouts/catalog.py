@@ -63,7 +63,7 @@ class FoundSet:
         # without masks there is nothing to decode by classes, which to count might take long
         labels = self.labels if masked else Labels()
         rows, decoder = content.rows, make_decoder(self.config, labels)
-        source = FolderSource(rows, decoder, masked=masked)
+        source = FolderSource(rows, decoder, masked=masked, no_mask="there is no mask of its name")
         if masked and content.drawn is not None:
             source = DrawnSource(rows, decoder, content.drawn)
         return stream_of(source) if self.config.streaming and rows else source
@@ -84,11 +84,11 @@ def labels_of(found: Found, config: DataConfig, need: str) -> tuple[Labels, list
     file = _labels_file(config) or _labels_file(replace(config, path=str(found.root)))
     known = read_labels(config, file, masks=need == "masks")
     if need == "boxes":
-        return box_labels(found, known), []
+        return box_labels(found, known)
     if need != "masks":
         return (known if known.id2label else found.labels or known), []
     if "boxes" in found.kinds:
-        return drawn_labels(found, known), []
+        return drawn_labels(found, known)
     own = found.labels
     if own is None and not known.id2label:
         return classes_of(found, config)

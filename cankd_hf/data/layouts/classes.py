@@ -154,9 +154,9 @@ def _palette(palette: Mapping[int, int], labels: Labels, first: int) -> dict[int
     """The colours of the masks' own palette, if it tells the classes apart."""
     of_class = labels.values or {label + first: label for label in labels.id2label}
     codes = {label: palette[value] for value, label in of_class.items() if value in palette and label != NO_CLASS}
-    if len({*codes.values()}) < len(labels.id2label):
-        return {}
-    return {label: (code >> 16, code >> 8 & 255, code & 255) for label, code in codes.items()}
+    colours = {label: (code >> 16, code >> 8 & 255, code & 255) for label, code in codes.items()}
+    grey = all(len({*colour}) == 1 for colour in colours.values())  # the numbers themselves, hardly to be told apart
+    return {} if grey or len({*codes.values()}) < len(labels.id2label) else colours
 
 
 def _numbered(count: int) -> dict[int, str]:

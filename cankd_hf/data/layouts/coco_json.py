@@ -19,6 +19,7 @@ from cankd_hf.errors import InputError
 
 HEAD = 2**16  # bytes from whose keys a file is recognised
 MANY = 50  # json files in one folder: then each is that of an image
+LIST = re.compile(rb'"images"\s*:\s*\[')
 KEYS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 NAMED = re.compile(rb'"file_name"\s*:')
 OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[?\s*-?[0-9]|\{)')
@@ -57,7 +58,7 @@ def coco_files_of(tree: Tree, need: str | None) -> tuple[dict[str, str], list[st
 
 def class_names(tree: Tree, file: str) -> dict[int, str] | None:
     """Id and name of the categories of a file, without reading all of it; None if they are not found that way."""
-    with _bytes(tree, file) as content:
+    with _bytes(tree.path(file)) as content:
         place = len(content)
         while (place := content.rfind(b'"categories"', 0, place)) >= 0:
             text = content[place + len('"categories"') : place + 2**22].decode("utf-8", "replace")
@@ -71,20 +72,20 @@ def class_names(tree: Tree, file: str) -> dict[int, str] | None:
 
 def has_outlines(tree: Tree, file: str) -> bool:
     """Whether a file has an outline of an object."""
-    with _bytes(tree, file) as content:
+    with _bytes(tree.path(file)) as content:
         return OUTLINE.search(content) is not None
 
 
 def count_images(tree: Tree, file: str) -> int:
     """How many images a file names, without parsing it."""
-    with _bytes(tree, file) as content:
+    with _bytes(tree.path(file)) as content:
         return sum(1 for _ in NAMED.finditer(content))
 
 
 @contextmanager
-def _bytes(tree: Tree, file: str) -> Iterator[mmap.mmap | bytes]:
+def _bytes(path: Path) -> Iterator[mmap.mmap | bytes]:
     """The content of a file, which is not read into memory."""
-    with tree.path(file).open("rb") as opened:
+    with path.open("rb") as opened:
         if not os.fstat(opened.fileno()).st_size:  # which cannot be mapped
             yield b""
             return
@@ -110,15 +111,18 @@ class ImagesOf:
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a file looks like COCO json, from its first keys."""
+    """Whether a file looks like COCO json: one of its keys at the beginning, and a list of images."""
     if not_a_file(path):
         return False
     try:
         with path.open("rb") as opened:
             head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head.startswith(b"{") or KEYS.search(head) is None:
+            return False
+        with _bytes(path) as content:
+            return LIST.search(content) is not None
     except OSError:
         return False
-    return head.startswith(b"{") and KEYS.search(head) is not None
 
 
 def _rank(file: str, need: str | None) -> int:

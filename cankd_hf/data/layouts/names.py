@@ -5,7 +5,7 @@ import unicodedata
 from functools import lru_cache
 from typing import NamedTuple
 
-from cankd_hf.data.common.folders import SPLIT_NAMES
+from cankd_hf.data.common.folders import SPLIT_NAMES, YEAR
 
 # In lower case without separators. Of several folders of masks, the first in this order is taken.
 MASKS = (
@@ -22,6 +22,26 @@ IMAGES = (
 )
 SPLITS = {**SPLIT_NAMES, "unlabelled": "unlabelled", "unlabeled": "unlabelled", "unsupervised": "unsupervised"}
 RANK = {word: place for place, word in enumerate(MASKS)}
+
+# Words that say what a folder holds even with others beside them.
+_CLEAR = {
+    *(
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "photos",
+        "masks",
+        "mask",
+        "labels",
+        "label",
+        "annotations",
+        "groundtruth",
+        "gt",
+    ),
+    *("input", "inputs"),
+}
+_SET = re.compile(r"(data)?(set|split|data)s?$")
 
 # What the names of files have beside that of their image.
 _OF_MASKS = (
@@ -41,23 +61,34 @@ class Meaning(NamedTuple):
 
     kind: str | None  # "images" or "masks"
     split: str | None
-    word: str = ""  # what says the kind
+    word: str = ""  # what says the kind, with what is beside it
+    rest: str = ""  # what is beside it: `512` in `images_512`
 
 
 @lru_cache(maxsize=4096)
 def meaning(name: str) -> Meaning | None:
-    """What a folder's name says, in any case, with any separators, such as `train_images`, `trainannot`, `imgs_val`;
-    None if nothing."""
-    plain = re.sub(r"[\W_]", "", name.lower())
-    if plain in SPLITS:
-        return Meaning(None, SPLITS[plain])
-    if plain in IMAGES or plain in MASKS:
-        return Meaning("images" if plain in IMAGES else "masks", None, plain)
+    """What a folder's name says, in any case, with any separators, such as `train_images`, `trainannot`, `imgs_val`,
+    `val2017`, `training_set`, `masks_512`; None if nothing."""
+    low = YEAR.sub("", name.lower())
+    plain = re.sub(r"[\W_]", "", low)
+    alone = _SET.sub("", plain)
+    if alone in SPLITS:
+        return Meaning(None, SPLITS[alone])
+    if kind := _kind(plain):
+        return Meaning(kind, None, plain)
     for split in sorted(SPLITS, key=len, reverse=True):
         for word in (plain.removeprefix(split), plain.removesuffix(split)):
-            if word != plain and (word in IMAGES or word in MASKS):
-                return Meaning("images" if word in IMAGES else "masks", SPLITS[split], word)
-    return None
+            if word != plain and (kind := _kind(YEAR.sub("", word))):
+                return Meaning(kind, SPLITS[split], word)
+    parts = re.split(r"[\W_]+", low)
+    said = next((_kind(part) for part in reversed(parts) if part in _CLEAR), None)
+    of_split = next((SPLITS[part] for part in parts if part in SPLITS), None)
+    rest = "_".join(part for part in parts if part not in _CLEAR and part not in SPLITS)
+    return Meaning(said, of_split, plain, rest) if said else None
+
+
+def _kind(word: str) -> str | None:
+    return "images" if word in IMAGES else "masks" if word in MASKS else None
 
 
 def split_of(name: str) -> str | None:
@@ -86,6 +117,7 @@ def place_of(folder: str) -> Place:
             rest.append(part)
             continue
         kind, word = (found.kind, found.word) if found.kind else (kind, word)
+        rest += [found.rest] if found.rest else []
         split = split or found.split
     return Place(kind, split, tuple(rest), word)
 

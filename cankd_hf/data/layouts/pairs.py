@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from cankd_hf.data.layouts.base import Tree, canonical, is_image
 from cankd_hf.data.layouts.names import RANK, Place, image_base, mask_parts, place_of, stem_of
@@ -124,19 +125,31 @@ def _apart(files: list[File]) -> tuple[list[File], list[File]]:
 
 def _best(masks: list[File]) -> tuple[list[File], dict[str, int]]:
     """The masks of each split that are of the best kind, and the number of the others by what names them."""
-    groups: dict[str | None, dict[tuple[str, str], list[File]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[str | None, dict[_Group, list[File]]] = defaultdict(lambda: defaultdict(list))
     for mask in masks:
-        groups[mask.place.split][mask.place.word, _kind(mask)].append(mask)
+        lossy = mask.name.lower().endswith(LOSSY)
+        groups[mask.place.split][_Group(mask.place.word, _kind(mask), lossy)].append(mask)
     kept, unused = list[File](), Counter[str]()
+    # numbers of one kind mean the same in all splits: `labelTrainIds` of one and `labelIds` of another do not
+    common = set.intersection(*({group.kind for group in kinds} for kinds in groups.values()))
     for kinds in groups.values():
-        enough = 0.9 * max(map(len, kinds.values()))
-        best = min((key for key in kinds if len(kinds[key]) >= enough), key=_order)
-        for (word, kind), files in kinds.items():
-            if (word, kind) == best or (kind == best[1] and not _same_images(files, kinds[best])):
+        usable = [group for group in kinds if not common or group.kind in common]
+        enough = 0.9 * max(len(kinds[group]) for group in usable)
+        best = min((group for group in usable if len(kinds[group]) >= enough), key=_order)
+        for group, files in kinds.items():
+            if group == best or (group.kind == best.kind and not _same_images(files, kinds[best])):
                 kept += files
             else:
-                unused[f"{word or 'files'} {kind}".strip()] += len(files)
+                unused[f"{group.word or 'files'} {group.kind}{' (JPEG)' if group.lossy else ''}".strip()] += len(files)
     return kept, dict(unused)
+
+
+class _Group(NamedTuple):
+    """Masks of one sort: the name of their folder, what their names say, and whether they are JPEGs."""
+
+    word: str
+    kind: str
+    lossy: bool
 
 
 def _same_images(files: Sequence[File], others: Sequence[File]) -> bool:
@@ -151,10 +164,9 @@ def _kind(mask: File) -> str:
     return kind if kind in (*BETTER, *GOOD, *WORSE, *WORST) else ""
 
 
-def _order(key: tuple[str, str]) -> tuple[int, int]:
-    word, kind = key
-    quality = next((place for place, kinds in enumerate((BETTER, GOOD, ("",), WORSE)) if kind in kinds), 4)
-    return quality, RANK.get(word, -1)
+def _order(group: _Group) -> tuple[int, bool, int]:
+    quality = next((place for place, kinds in enumerate((BETTER, GOOD, ("",), WORSE)) if group.kind in kinds), 4)
+    return quality, group.lossy, RANK.get(group.word, len(RANK)) if group.word else -1
 
 
 def _match(images: Sequence[File], masks: Sequence[File]) -> dict[str, File]:

@@ -15,7 +15,7 @@ from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, is_image, ordered
 from cankd_hf.data.layouts.coco import covered, mask_labels
 from cankd_hf.data.layouts.drawn import DrawnMasks
-from cankd_hf.data.layouts.elsewhere import Elsewhere, join, same, split_of, stem, upright_size
+from cankd_hf.data.layouts.elsewhere import NOT_IMAGES, Elsewhere, join, same, split_of, stem, upright_size
 from cankd_hf.data.layouts.yolo_labels import Line, annotation_of, label_lines, unknown
 from cankd_hf.data.layouts.yolo_yaml import NAME_FILES, Description, described, names_beside, repeated
 from cankd_hf.errors import InputError
@@ -82,7 +82,7 @@ class Yolo:
         if said is None and not columns:
             return None
         said, notes = said or Description(), list[str]()
-        listed = _described_splits(tree, said, problems, notes) if said.splits else _by_folder(images)
+        listed = _described_splits(tree, said, problems, notes) if said.splits else _by_folder(images, files)
         used = list(dict.fromkeys(image for part in listed.values() for image in part))
         if used and not labelled:
             problems.append(
@@ -96,12 +96,10 @@ class Yolo:
         if problems or not used:
             problems += [] if links else _of_lines(tree, labelled, said.keypoints)
             raise InputError(shortened(problems) or f"{tree.root}: expected images of a YOLO set, got none")
-        if len(used) < len(images):
-            left = sorted({*images} - {*used})
+        if left := sorted(image for image in {*images} - {*used} if files.of(image)):
             notes.append(f"{len(left)} images are in no split of {said.file} and are not used, first {left[0]}")
-        if not source:
-            names, counted = _counted(tree, labelled, said.keypoints)
-            notes.append(counted)
+        if not source:  # told with `labels.json`, unless that is there
+            names = _counted(tree, labelled, said.keypoints)
         if left := files.unmatched(images):
             notes.append(f"{len(left)} label files belong to no image and are not used, first {left[0]}")
         labels, fill = Labels(dict(enumerate(names.values())), ids=list(names)), None
@@ -191,22 +189,24 @@ def _columns(tree: Tree, file: str) -> int:
     try:
         first = next((line.split() for line in read_lines(tree.path(file)) if line.strip()), [])
         numbers = [float(word) for word in first]
-    except (InputError, ValueError):
+    except (InputError, ValueError, OverflowError):
         return 0
     return len(numbers) if len(numbers) >= 5 and numbers[0] == round(numbers[0]) else 0
 
 
-def _by_folder(images: Sequence[str]) -> dict[str, list[str]]:
-    """The images by the name of a split in their path."""
+def _by_folder(images: Sequence[str], files: LabelFiles) -> dict[str, list[str]]:
+    """The images by the name of a split in their path, without those in folders of masks."""
     splits: dict[str, list[str]] = {}
     for image in images:
+        if files.of(image) is None and any(same(part) in NOT_IMAGES for part in image.split("/")[:-1]):
+            continue
         splits.setdefault(split_of(image.rpartition("/")[0]) or "train", []).append(image)
     return splits
 
 
 def _described_splits(tree: Tree, said: Description, problems: list[str], notes: list[str]) -> dict[str, list[str]]:
     """The images of each split, as the description lists them."""
-    finder, splits = Elsewhere(tree), dict[str, list[str]]()
+    finder, splits = Elsewhere(tree, said.folder), dict[str, list[str]]()
     for key, paths in said.splits.items():
         images: list[str] = []
         for path in paths:
@@ -268,16 +268,11 @@ def _names(tree: Tree, said: Description, labelled: Sequence[str], problems: lis
     if said.names:
         return said.names, said.file
     folders = sorted({file.rpartition("/")[0] for file in labelled})
-    places = dict.fromkeys(["", *folders, *(one.rpartition("/")[0] for one in folders)])
-    return names_beside(tree, iter(places), problems)
+    above = [one[:end] for one in folders for end in range(len(one), -1, -1) if one[end : end + 1] in ("", "/")]
+    return names_beside(tree, iter(dict.fromkeys([said.folder, *above, ""])), problems)
 
 
-def _counted(tree: Tree, labelled: Sequence[str], keypoints: int) -> tuple[dict[int, str], str]:
-    """Names for the classes that occur in the labels, and a note on them."""
+def _counted(tree: Tree, labelled: Sequence[str], keypoints: int) -> dict[int, str]:
+    """Names for the classes that occur in the labels."""
     found = {line.label for file in labelled for line in label_lines(tree.path(file), file, keypoints)[0]}
-    names = {label: f"class_{label}" for label in range(max(found, default=0) + 1)}
-    line = ", ".join(f'"{label}": "{name}"' for label, name in names.items())
-    return names, (
-        f"nothing names the classes, of which {len(names)} are counted in the label files; write their names as "
-        f'labels.json: {{"id2label": {{{line}}}}}'
-    )
+    return {label: f"class_{label}" for label in range(max(found, default=0) + 1)}

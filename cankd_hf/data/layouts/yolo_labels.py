@@ -10,6 +10,7 @@ from cankd_hf.data.detection.objects import Annotation, read_annotation
 from cankd_hf.errors import InputError
 
 SLACK = 0.01  # of the image, by which tools write coordinates beyond its border
+MOST = 100_000  # classes
 SHAPE = "class x_center y_center width height"
 
 
@@ -89,7 +90,7 @@ def _line(words: Sequence[str], place: str, keypoints: int) -> Line | str:
         return f"{place}: expected numbers, `{SHAPE}`, got {shown(' '.join(words))}"
     if not all(map(math.isfinite, (label, *numbers))):
         return f"{place}: expected numbers, `{SHAPE}`, got {shown(' '.join(words))}"
-    if label != int(label) or label < 0:
+    if label != int(label) or not 0 <= label < MOST:
         return f"{place}: expected a whole number from 0 as class, got {words[0]}"
     if keypoints and len(numbers) == 4 + keypoints:
         numbers = numbers[:4]

@@ -9,10 +9,12 @@ from typing import Any
 from cankd_hf.config.plain_yaml import parse_yaml
 from cankd_hf.data.common.files import LABELS_LIMIT, not_a_file, outside, read_lines, shown
 from cankd_hf.data.layouts.base import Tree, is_image
+from cankd_hf.data.layouts.elsewhere import join
 from cankd_hf.errors import InputError
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+DEEPEST = 2  # folders below the top in which a description is looked for
 NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt", "_darknet.labels")
 
 
@@ -34,23 +36,37 @@ class Description:
     base: str = ""
     keypoints: int = 0
 
+    @property
+    def folder(self) -> str:
+        """The folder of the file."""
+        return self.file.rpartition("/")[0]
+
 
 def described(tree: Tree, problems: list[str]) -> Description | None:
-    """The description of the set at the top of a tree, if it has one; what is wrong with it is added to `problems`."""
-    yamls = [name for name in tree.files[""] if name.lower().endswith((".yaml", ".yml"))]
-    usual = [name for name in yamls if name.lower() in USUAL]
-    loaded = {name: _loaded(tree, name, problems if name in usual else []) for name in usual or yamls}
-    found = [name for name, content in loaded.items() if _is_description(content)]
-    if len(found) > 1:
-        problems.append(f"{tree.root}: expected one description of a YOLO set, got {', '.join(found)}; keep one")
-    if found:
-        return _of_yaml(loaded[found[0]], found[0], problems)
-    for name in tree.files[""]:
-        if name.lower().endswith(".data") and (said := _of_darknet(tree, name, problems)) is not None:
-            return said
-    listed = {key: tree.find(f"{key}.txt") for key in SPLIT_KEYS}
-    lists = {key: [name] for key, name in listed.items() if name and _lists_images(tree, name)}
+    """The description of a set, from the folder nearest to the top that has one; what is wrong with it is added to
+    `problems`."""
+    for depth in range(DEEPEST + 1):
+        folders = [folder for folder in tree.files if len(folder.split("/")) * bool(folder) == depth]
+        found = [said for folder in folders for said in _described_in(tree, folder, problems)]
+        if len(found) > 1:
+            listed = ", ".join(said.file for said in found)
+            problems.append(f"{tree.root}: expected one description of a YOLO set, got {listed}; name its folder")
+        if found:
+            return found[0]
+    texts = {key: tree.find(f"{key}.txt") for key in SPLIT_KEYS}
+    lists = {key: [name] for key, name in texts.items() if name and _lists_images(tree, name)}
     return Description("the lists of images", splits=lists) if lists else None
+
+
+def _described_in(tree: Tree, folder: str, problems: list[str]) -> list[Description]:
+    """The descriptions in a folder."""
+    yamls = [name for name in tree.files[folder] if name.lower().endswith((".yaml", ".yml"))]
+    usual = [name for name in yamls if name.lower() in USUAL]
+    files = [join(folder, name) for name in usual or yamls]
+    loaded = {file: _loaded(tree, file, problems if usual else []) for file in files}
+    found = [_of_yaml(content, file, problems) for file, content in loaded.items() if _is_description(content)]
+    darknet = [join(folder, name) for name in tree.files[folder] if name.lower().endswith(".data")]
+    return found or [said for file in darknet if (said := _of_darknet(tree, file, problems)) is not None]
 
 
 def names_beside(tree: Tree, folders: Iterator[str], problems: list[str]) -> tuple[dict[int, str], str]:
@@ -177,5 +193,5 @@ def _of_darknet(tree: Tree, file: str, problems: list[str]) -> Description | Non
     splits = {key: [said[key]] for key in SPLIT_KEYS if said.get(key)}
     if not splits or "names" not in said:
         return None
-    listed = tree.find(said["names"].replace("\\", "/").rpartition("/")[2])
+    listed = tree.find(said["names"].replace("\\", "/").rpartition("/")[2], folder=file.rpartition("/")[0])
     return Description(file, _listed(tree, listed, problems) if listed else {}, splits)
