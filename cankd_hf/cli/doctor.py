@@ -91,7 +91,8 @@ def packages() -> Iterator[Finding]:
         & {"onnx", "onnxruntime", "onnxscript"}
     )
     if absent:
-        yield Finding("export", f"{', '.join(absent)} not installed", "for ONNX files: pip install 'cankd-hf[export]'")
+        advice = f"for ONNX files: pip install {' '.join(absent)}"
+        yield Finding("export", f"{', '.join(absent)} not installed", advice)
 
 
 def devices() -> Iterator[Finding]:

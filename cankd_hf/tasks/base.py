@@ -19,6 +19,7 @@ from cankd_hf.data.common.mixing import paste
 from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData, open_set
 from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
+from cankd_hf.names import INSTALL
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
 from cankd_hf.tasks.overview import Overview
@@ -28,7 +29,7 @@ from cankd_hf.tasks.showing import Showing
 from cankd_hf.tasks.starting import Starter
 
 NOTE = (
-    "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
+    f"The model code lies beside the weights. After `{INSTALL}` and `import cankd_hf` it loads without "
     "`trust_remote_code`."
 )
 
