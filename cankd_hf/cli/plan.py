@@ -67,9 +67,10 @@ def print_plan(
         host: what other programs used when it was measured.
     """
     forecasts = [part for _, part in parts]
-    steps, images = sum(part.steps for part in forecasts), forecasts[0].measured.images
+    steps, first = sum(part.steps for part in forecasts), forecasts[0].measured
+    several = f" in each of {first.processes} processes" if first.processes > 1 else ""
     table = Table(
-        title=f"plan: {steps:,} steps of {images} images",
+        title=f"plan: {steps:,} steps of {first.images} images{several}",
         title_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,

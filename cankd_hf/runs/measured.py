@@ -39,6 +39,7 @@ class Measured:
         memory: bytes of `alone` and `live`: weights, gradients, AdamW state and activations, or on a GPU the peak.
         answer: bytes of one stored answer of each teacher.
         evaluated: images of an evaluation batch.
+        processes: that train together, each with such a batch.
     """
 
     images: int
@@ -46,6 +47,7 @@ class Measured:
     memory: dict[str, int] = field(default_factory=dict)
     answer: dict[str, int] = field(default_factory=dict)
     evaluated: int = 0
+    processes: int = 1
 
     def median(self, name: str) -> float:
         """The median of a part's laps; 0 for one that is not there."""
@@ -220,7 +222,7 @@ def measure(trainer: CanKDTrainer, model: nn.Module, inputs: dict[str, Any]) -> 
         model: what `ready` gave.
         inputs: what `ready` gave.
     """
-    found = Measured(len(inputs["pixel_values"]))
+    found = Measured(len(inputs["pixel_values"]), processes=trainer.args.world_size)
     step = _Step(trainer, model, inputs)
     parts = step.parts()
     first = _memory(trainer, parts, found)
