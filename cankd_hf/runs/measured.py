@@ -233,7 +233,7 @@ def measure(trainer: CanKDTrainer, model: nn.Module, inputs: dict[str, Any]) -> 
     begun = time.perf_counter()
     again = [name for name, seconds in first.items() if together or seconds <= LONG_LAP]
     found.seconds = {name: [] if name in again else [seconds] for name, seconds in first.items()}
-    for lap in range(LEAST if together else MOST):
+    for lap in range(min(LEAST, MOST) if together else MOST):
         if not together and lap >= LEAST and time.perf_counter() - begun > LIMIT:
             break
         for name, part in parts.items():
@@ -292,6 +292,6 @@ def _evaluation(trainer: CanKDTrainer, found: Measured) -> None:
     size = min(len(dataset), trainer.args.eval_batch_size)
     part = Subset(dataset, range(size))
     laps: list[float] = []
-    while len(laps) < 3 and (trainer.args.world_size > 1 or sum(laps) < LIMIT / 3):
+    while len(laps) < min(3, MOST + 1) and (trainer.args.world_size > 1 or sum(laps) < LIMIT / 3):
         laps.append(_lap(trainer, lambda: trainer.evaluation_loop(trainer.get_eval_dataloader(part), "Evaluation")))
     found.seconds["evaluation"], found.evaluated = laps[1:] or laps, size
