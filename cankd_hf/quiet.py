@@ -13,7 +13,10 @@ from contextlib import contextmanager
 # client is left alone: what it says of tokens and of downloads is for the user.
 LIBRARIES = ("accelerate", "datasets", "matplotlib", "timm", "torch", "torchvision", "transformers")
 # Read by these libraries when they are imported.
-_LEVELS = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+_LEVELS = {
+    **{"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"},
+    **{"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"},  # all of torch from errors on
+}
 OURS = "cankd_hf"
 # What each process says of its own images; all else is the same in each.
 _OF_EACH = ("cankd_hf.data.common.dataset", "cankd_hf.data.common.streams")

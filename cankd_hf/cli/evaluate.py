@@ -87,7 +87,11 @@ def _run(options: argparse.Namespace) -> int:
         )
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
         args = CanKDConfig(
-            scratch, per_device_eval_batch_size=options.batch_size, report_to="none", save_strategy="no"
+            scratch,
+            per_device_eval_batch_size=options.batch_size,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=False,
         )
         if args.process_index == 0:
             print(threads, file=sys.stderr)

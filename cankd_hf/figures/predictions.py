@@ -107,14 +107,13 @@ class PredictionsCallback(DrawingCallback):
         self.send({"predictions": made}, state.global_step)
 
     def _answers(self, file: Path) -> Image.Image:
-        task, pictures, captions = self.trainer.task, [], []
+        task = self.trainer.task
+        pictures: list[list[np.ndarray]] = []
+        captions: list[list[str]] = []
         for sample, fixed in zip(self._samples, self._fixed, strict=True):
             own = panels(task, sample, {"": self.trainer.student}, self._config)
-            for rows, one, other in (
-                (pictures, fixed.pictures, own.pictures),
-                (captions, fixed.captions, own.captions),
-            ):
-                rows.append([*one[:2], other[2], *one[2:]])
+            pictures.append([*fixed.pictures[:2], own.pictures[2], *fixed.pictures[2:]])
+            captions.append([*fixed.captions[:2], own.captions[2], *fixed.captions[2:]])
         heading = "; ".join(text for text in (self._heading, task.picture_note) if text)
         titles = ["image", "ground truth", "prediction", *self._teachers]
         return draw_grid(file, titles, pictures, task.legend(), heading, captions)

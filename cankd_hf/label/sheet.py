@@ -67,11 +67,8 @@ def _draw(job: Job, chosen: list[Record], lines: dict[str, Any], file: Path) -> 
     names = job.labelling.id2label
     colours = class_colours(len(names), job.labelling.palette) / 255
     legend = [(names[label], colours[label]) for label in sorted(names)[:24]]
-
-    def caption(axis: Any, row: int, column: int) -> None:
-        axis.set_title(captions[row * COLUMNS + column], fontsize=9)
-
-    draw_grid(file, captions[:COLUMNS], rows, legend, 2 * WIDTH / 110, caption)
+    below = [captions[first : first + COLUMNS] for first in range(0, len(captions), COLUMNS)]
+    draw_grid(file, [""] * COLUMNS, rows, legend, captions=below, width=2 * WIDTH)
 
 
 def _pair(job: Job, line: dict[str, Any]) -> np.ndarray:

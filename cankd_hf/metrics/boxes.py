@@ -113,4 +113,4 @@ def _count_pairs(image: _Image, count: np.ndarray, confusion: np.ndarray) -> Non
         if best >= 0 and overlap[best] >= IOU:
             free[best], label = False, image.objects[best]
         confusion[label, image.classes[index]] += 1
-    np.add.at(confusion, (image.objects[free], len(confusion) - 1), 1)
+    confusion[:, -1] += np.bincount(image.objects[free], minlength=len(confusion))

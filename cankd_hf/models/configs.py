@@ -3,10 +3,10 @@
 import difflib
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cankd_hf.errors import InputError, Problem
@@ -45,6 +45,14 @@ def config_from_dict(values: dict[str, Any], place: str) -> PretrainedConfig:
         kind = "" if isinstance(error, ValueError | StrictDataclassError) else f"{type(error).__name__}: "
         message = f"{model_type} cannot be configured: {kind}{' '.join(str(error).split())}"
         raise InputError([Problem(place, message)]) from error
+
+
+def from_config(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """`auto_class.from_config`, also for a model type with several classes (DeiT), for which that of transformers 5.24
+    iterates over `config.architectures` of None."""
+    if config.architectures is None:
+        config.architectures = []
+    return cast(PreTrainedModel, auto_class.from_config(config))
 
 
 def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> None:

@@ -13,6 +13,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
+from cankd_hf.models.configs import from_config
 from cankd_hf.models.fpn.configuration_cankd_fpn import CLASSIFICATION_HEADS, DEPTH_HEADS, DETECTION_HEADS, FPNConfig
 from cankd_hf.models.unreadable import NOT_LOADED
 
@@ -77,7 +78,7 @@ def load_dense_or_plain(
     tower = config.model_type in _VISION_TOWERS
     try:
         if name is None:
-            model = loader(config.vision_config) if tower else loader.from_config(config)
+            model = loader(config.vision_config) if tower else from_config(loader, config)
             info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
         else:
             options: dict[str, Any] = {"revision": revision, "output_loading_info": True}

@@ -21,7 +21,7 @@ from cankd_hf.models.backbones import (
     load_config,
     random_backbone,
 )
-from cankd_hf.models.configs import config_from_dict, nearest
+from cankd_hf.models.configs import config_from_dict, from_config, nearest
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
 from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
@@ -178,7 +178,7 @@ def _random_student(
     _set_ignore_index(config, ignore_index)
     _set_fields(config, fields)
     try:
-        model = auto_class.from_config(config)
+        model = from_config(auto_class, config)
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
         raise InputError(f"student.config: {config.model_type} cannot be built: {first_line(error)}") from error
     if inner is not None:

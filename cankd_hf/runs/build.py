@@ -55,7 +55,8 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
     inner = folder.relative_to(out) if folder.is_relative_to(out) else Path(folder.name)
     name = "-".join([name, *inner.parts])
     hub = recipe.hub.settings() if recipe.hub is not None else {}
-    settings = {"report_to": "none", **hub, **recipe.training, "run_name": name, **overrides}
+    # Left open, transformers takes the bar away where its own warnings are hidden, as in commands.
+    settings = {"report_to": "none", "disable_tqdm": False, **hub, **recipe.training, "run_name": name, **overrides}
     settings |= choices(device_of(settings), settings)
     task = TASKS[recipe.task]
     if str(settings.get("metric_for_best_model")).removeprefix("eval_") == task.metric:

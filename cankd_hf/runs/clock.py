@@ -71,7 +71,7 @@ class RunClock(TrainerCallback):
         self.now = known[0] if known else self.now
         self._first, self._step, self._done, self._paused = None, 0, 0, 0.0
         part = self.parts[self.now]
-        said = f"{self.now + 1} of {len(self.parts)}: {title}"
+        said = f"{self.now + 1} of {len(self.parts)}: {title}" if len(self.parts) > 1 else title
         said += f", {part.steps} {'step' if part.steps == 1 else 'steps'}" if part.steps else ""
         if (left := self._of_part(self.now)) is None:
             return said

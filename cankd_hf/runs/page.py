@@ -120,7 +120,7 @@ def _jpeg(picture: np.ndarray) -> str:
     image = as_image(picture)
     height = max(1, round(WIDTH * image.height / image.width))
     buffer = io.BytesIO()
-    fitted(np.asarray(image), (WIDTH, height)).save(buffer, "JPEG", quality=QUALITY)
+    fitted(np.asarray(image), (WIDTH, height)).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return _source(buffer.getvalue(), "jpeg")
 
 
@@ -130,7 +130,7 @@ def _chosen(page: Page, images: dict[str, Any] | None) -> list[tuple[int, bool]]
         return []
     ranked = order(images) if images else list(range(len(page.dataset)))
     worst, rest = (ranked[:WORST], ranked[WORST:]) if images else ([], ranked)
-    spread = np.unique(np.linspace(0, len(rest) - 1, min(OTHERS, len(rest))).astype(int)) if rest else []
+    spread = np.linspace(0, len(rest) - 1, min(OTHERS, len(rest))).astype(int).tolist()
     return [*((index, True) for index in worst), *((rest[place], False) for place in spread)]
 
 

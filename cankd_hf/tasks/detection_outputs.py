@@ -84,12 +84,12 @@ def draw_boxes(image: np.ndarray, boxes: Tensor, labels: Tensor, colours: np.nda
     height, width = image.shape[:2]
     factor = max(1, -(-DRAWN_WIDTH // width))
     page = fitted(image, (width * factor, height * factor))
-    pen, line = ImageDraw.Draw(page), max(2, round(page.width / 160))
+    pen, line = ImageDraw.Draw(page), max(3, round(page.width / 110))
     for box, label in zip((boxes * factor).tolist(), labels.tolist(), strict=True):
         left, top, right, bottom = (round(value) for value in box)
         if right <= left or bottom <= top:
             continue
         # A dark line around the coloured one makes it visible on any background.
-        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=line + 2)
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black")
         pen.rectangle((left, top, right, bottom), outline=tuple(colours[label].tolist()), width=line)
     return np.asarray(page)

@@ -25,7 +25,8 @@ from cankd_hf.teachers.load import load_teacher
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
 STAGED = {**RESNET, "out_indices": [2, 4]}
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}
+PLAIN = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+VIT = {**PLAIN, "intermediate_size": 32}
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 HEADS = {"num_attention_heads": [1, 1, 2, 2]}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "convnext": {"model_type": "convnext", **STAGES},
     "vit": {"model_type": "vit", "patch_size": 8, **VIT},
     "deit": {"model_type": "deit", "patch_size": 8, **VIT},
-    "dinov2": {"model_type": "dinov2", "patch_size": 8, **VIT, "mlp_ratio": 2},
+    "dinov2": {"model_type": "dinov2", "patch_size": 8, **PLAIN, "mlp_ratio": 2},
     "swin": {
         "model_type": "swin",
         "embed_dim": 8,
@@ -50,7 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "efficientnet",
         "width_coefficient": 0.1,
         "depth_coefficient": 0.1,
-        "hidden_dim": 16,
+        "hidden_dim": 128,
     },
     "regnet": {"model_type": "regnet", "embedding_size": 8, **STAGES, "groups_width": 4},
     "timm_wrapper": {"model_type": "timm_wrapper", "architecture": "test_resnet"},

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cankd_hf.figures.predictions import KEPT, PredictionsCallback
 from cankd_hf.metrics.boxes import match_boxes
@@ -162,6 +163,21 @@ def test_drawing_changes_no_training_and_keeps_a_few(tmp_path: Path, monkeypatch
     kept = sorted(file.name for file in (tmp_path / "True" / "predictions").iterdir())
     assert kept == ["step_1.png", "step_4.png", "step_5.png"] and KEPT == 20
     assert not (tmp_path / "False" / "predictions.png").exists()
+
+
+def test_trackers_get_them_and_a_task_without_answers_shows_its_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TASKS["segmentation"], "pictured", False)
+    settings = {"eval_dataset": tiny.Images(2), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    trainer = tiny.trainer(tmp_path, report_to="tensorboard", terms=tiny.terms(), **settings)
+    trainer.add_callback(PredictionsCallback(trainer))
+    trainer.train()
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert [image.step for image in events.Images("predictions")] == [1]
+    with Image.open(tmp_path / "predictions.png") as shown:
+        assert shown.size == (events.Images("predictions")[0].width, events.Images("predictions")[0].height)
 
 
 def test_a_task_that_says_nothing_of_images_needs_nothing() -> None:

@@ -74,7 +74,7 @@ def test_together_they_end_with_the_weights_of_runs_of_their_own(
     together = recipe(tmp_path / "together")
     reports = run_all(together)
     shared, passes.count = passes.count, 0
-    assert "a: 1 of 1: student distilled, " in caplog.text
+    assert "a: student distilled, 3 steps" in caplog.text
     assert [Path(report.output_dir).name for report in reports] == ["a", "b"]
     for name in ("a", "b"):
         single = replace(together.of_student(name), output_dir=str(tmp_path / "single" / name))

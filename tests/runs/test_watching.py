@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from cankd_hf.figures import warning_signs
 from cankd_hf.host import Host
 from cankd_hf.quiet import quiet_libraries
 from cankd_hf.runs import clock as module
+from cankd_hf.runs.build import training_args
 from cankd_hf.runs.clock import RunClock, Stretch, evaluations_of, run_clock
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.training.batchnorm import allow_single_values
@@ -198,6 +200,19 @@ def test_the_doctor_does_not_advise_to_take_cores_that_others_use(monkeypatch: p
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = {one.what: one for one in doctor.devices()}
     assert found["accelerator"].advice.startswith("CUDA_VISIBLE_DEVICES hides all GPUs")
+
+
+def test_the_bar_stays_where_warnings_are_hidden(tmp_path: Path) -> None:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # by which transformers decides
+        student = "student: {backbone: {model_type: resnet}}"
+        text = f"{{output_dir: x, data: {{path: shapes}}, {student}, training: {{max_steps: 1}}}}"
+        assert training_args(parse_recipe(text, []), tmp_path).disable_tqdm is False
+        assert training_args(parse_recipe(text, ["training.disable_tqdm=true"]), tmp_path).disable_tqdm is True
+    finally:
+        logger.setLevel(level)
 
 
 def _noise() -> None:

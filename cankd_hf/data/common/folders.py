@@ -94,7 +94,7 @@ class FolderSource:
     def load(self, index: int) -> Sample:
         row = self.rows[index]
         if self.masked and row.mask is None:
-            raise Unlabelled(f"{row.name}: {self.no_mask.replace('mask', self.decoder.noun)}")
+            raise Unlabelled(f"{row.name}: {self.no_mask}")
         return self.decoder.pair((row.image, row.name), None if row.mask is None else (row.mask, row.mask_name))
 
 

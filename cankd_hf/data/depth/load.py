@@ -120,7 +120,7 @@ class _FoundDepth(FoundSet):
 
 
 def _source(config: DataConfig, rows: Rows) -> AnySource:
-    source = FolderSource(rows, depth_decoder(config), masked=True)
+    source = FolderSource(rows, depth_decoder(config), masked=True, no_mask="it has no depth map")
     return stream_of(source) if config.streaming and rows else source
 
 

@@ -64,11 +64,16 @@ class TrainingProgress(ProgressCallback):
         super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
         if not sys.stderr.isatty():
             return
-        super().on_prediction_step(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)  # type: ignore[no-untyped-call]
         if self.prediction_bar is not None and not self.prediction_bar.desc:
             self.prediction_bar.bar_format = "{desc}: " + BAR
             self.prediction_bar.leave = False
