@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "init": "ask five questions and write a commented recipe",
+    "data": "look at a data set: what it is, pictures of it, what is wrong with it",
     "train": "train a student by distillation, as described in a recipe",
     "cache": "store a teacher's answers, so that training does not run it again",
     "compare": "compare arms of one recipe, at equal steps and at equal cost",
@@ -31,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         sys.stderr.write(f"error: expected one of {', '.join(COMMANDS)}, got {words[0]!r}\n")
         return 2
-    return int(import_module(f"cankd_hf.{words[0]}").main(words[1:]))
+    module = import_module(f"cankd_hf.{words[0]}")
+    if not hasattr(module, "main"):  # a room of the package that has a command beside
+        module = import_module(f"cankd_hf.{words[0]}.__main__")
+    return int(module.main(words[1:]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Names that several rooms use: files of a run, its arms, and teachers of torchvision."""
+"""Names that several rooms use: the project's address, files of a run, its arms, and teachers of torchvision.
+
+`setup.py` reads this file too, so it imports nothing.
+"""
 
 ARM_FILE = "arm.json"  # a finished arm
 AVERAGE_FILE = "ema.safetensors"  # what a training with `training.ema` resumes from
@@ -24,3 +27,9 @@ EMA, RAW = "ema", "raw"  # the average of the weights and the last ones; subfold
 
 TORCHVISION = "torchvision/"  # how teachers of torchvision begin
 RANDOM_WEIGHTS = "random weights"  # name of a teacher without pretrained ones
+
+# Where the project lives. The metadata of the package, cards, notebooks and pages name it; tests/test_release.py and
+# .github/workflows keep them equal. Once the package is on the package index, `SOURCE` becomes "".
+REPOSITORY = "https://github.com/cankd-hf/cankd-hf"
+SOURCE = f" @ git+{REPOSITORY}"
+INSTALL = f'pip install "cankd-hf{SOURCE}"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 
 from cankd_hf import benchmark, cache, compare, evaluate, export, label, probe, push, train, visualize
 from cankd_hf.compare.settings import load_comparison
-from cankd_hf.config.reading import load_data_config
+from cankd_hf.config.reading import load_data_config, read_text
 from cankd_hf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 YAML = [path for folder in ("recipes", "comparisons") for path in sorted((ROOT / folder).glob("*.yaml"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *YAML]
-COMMAND = re.compile(r"(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.(\w+)([^\n`|]*)")
+COMMAND = re.compile(r"(?:(?:python|accelerate launch[^\n`]*?) -m cankd_hf\.|^cankd )(\w+)([^\n`|]*)", re.MULTILINE)
 
 
 def commands() -> list[tuple[str, str, str]]:
@@ -35,7 +36,7 @@ def commands() -> list[tuple[str, str, str]]:
 def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = words.replace("$seed", "1").replace("RECIPE", "recipes/quickstart.yaml").replace("CHECKPOINT", "runs/x")
-    words = words.replace("section.key=value", "seed=1")
+    words = words.replace("section.key=value", "seed=1").replace("mine.yaml", "recipes/quickstart.yaml")
     argv = shlex.split(words)
     if not argv or argv == ["--help"]:
         return
@@ -48,6 +49,8 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
     elif module == "compare":
         options = compare.parser().parse_intermixed_args(argv)
         load_comparison(options.file, options.overrides)
+    elif module in ("data", "init", "doctor", "recipes"):
+        import_module(f"cankd_hf.cli.{module}").parser().parse_args(argv)
     elif module == "push":
         push.parser().parse_args(argv)
     elif module == "label":
@@ -68,7 +71,7 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
 
 def _needed(recipe: str, overrides: list[str]) -> list[str]:
     """`data.path` where a recipe leaves it to the user and the sentence does not name it."""
-    open_path = re.search(r"^  path: \?\?\?", Path(recipe).read_text(encoding="utf-8"), re.MULTILINE)
+    open_path = re.search(r"^  path: \?\?\?", read_text(recipe), re.MULTILINE)
     return ["data.path=/data"] if open_path and not any(o.startswith("data.path=") for o in overrides) else []
 
 

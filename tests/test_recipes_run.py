@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cankd_hf.cli import dry_run
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.generated import SHAPE_CLASSES
+from cankd_hf.runs import forecast, measured
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.train import main
 
@@ -144,11 +146,22 @@ def small(path: Path, folder: Path) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
+PARTS = dict.fromkeys(("alone", "live", "replayed", "teachers", "optimizer", "read", "reread"), [1.0])
+MEASURED = ("quickstart", "bccd_det", "dinov2_features", "depth_quickstart")  # those whose plan is really measured
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_builds_and_takes_a_step(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_builds_and_takes_a_step(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "MOST", 1)
+    if path.stem not in MEASURED:
+        known = measured.Measured(2, PARTS, {"alone": 1, "live": 1}, {"teacher": 1})
+        monkeypatch.setattr(dry_run, "measure", lambda *_: known)
+        monkeypatch.setattr(forecast, "measure", lambda *_: known)
     assert main([str(path), *small(path, tmp_path / "out"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "one step of one process" in shown
+    assert "one step of one process" in shown and "this recipe in all" in shown
     assert ("teacher maps" in shown) == ("teacher" in yaml.safe_load(path.read_text(encoding="utf-8")))
 
 

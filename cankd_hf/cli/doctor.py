@@ -91,7 +91,8 @@ def packages() -> Iterator[Finding]:
         & {"onnx", "onnxruntime", "onnxscript"}
     )
     if absent:
-        yield Finding("export", f"{', '.join(absent)} not installed", "for ONNX files: pip install 'cankd-hf[export]'")
+        advice = f"for ONNX files: pip install {' '.join(absent)}"
+        yield Finding("export", f"{', '.join(absent)} not installed", advice)
 
 
 def devices() -> Iterator[Finding]:
@@ -113,7 +114,7 @@ def devices() -> Iterator[Finding]:
         else:
             yield Finding(f"{kind}:{index}", "there")
     capability = torch.backends.cpu.get_cpu_capability()
-    fast = _cpu_bf16()
+    fast = cpu_bf16()
     yield Finding(
         "cpu",
         f"{capability}, bf16 instructions: {'yes' if fast else 'no'}",
@@ -198,7 +199,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_bf16() -> bool:
+def cpu_bf16() -> bool:
     """Whether the CPU multiplies matrices in bf16 by its own instructions."""
     import torch
 

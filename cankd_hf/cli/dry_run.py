@@ -1,40 +1,39 @@
 """What `--dry-run` shows: everything a run would do, and one step of it."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cankd_hf.cli.looking import short_lines
+from cankd_hf.cli.plan import print_plan, size_text
 from cankd_hf.commands import console as plain_console
 from cankd_hf.config.distill import Share
 from cankd_hf.config.parts import part_of
+from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.features.taps import Level
+from cankd_hf.host import Host, read_host
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import RESULTS_FILE
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.runs.device import device_of, told
+from cankd_hf.runs.forecast import Forecast, fit_costs, forecast, whole
+from cankd_hf.runs.measured import count, kept_tensors, measure, ready, teacher_bytes, without_weights
 from cankd_hf.runs.phases import open_phase, problems_in
 from cankd_hf.runs.session import check_session
 from cankd_hf.tasks import TASKS, Task, TaskData
 from cankd_hf.training.distiller import Distiller
 from cankd_hf.training.placing import reads
 from cankd_hf.training.trainer import CanKDTrainer
-
-
-def size_text(size: float) -> str:
-    """Bytes as a person reads them: `12.3 MiB`, `4.56 GiB`."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 @dataclass
@@ -45,12 +44,16 @@ class StepCost:
     teacher_flops: int
     activations: int
     loss: float
-    seconds: float
     batch: list[int]
 
 
-def dry_run(recipe: Recipe, restart: bool = False) -> int:
+def dry_run(recipe: Recipe, restart: bool = False, host: Host | None = None) -> int:
     """Prints the resolved recipe, models, taps, pairs, sizes and the cost of one step, which it runs. Trains nothing.
+
+    Args:
+        recipe: a checked one.
+        restart: whether the run is to start over in its folder.
+        host: what the command found of this machine.
 
     Raises:
         InputError: for whatever would stop the real run before its first step.
@@ -61,7 +64,10 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     console.print(told(device_of(recipe.training), recipe), soft_wrap=True, highlight=False)
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.labelled)
+    for line in short_lines(recipe, task, data):
+        console.print(line, soft_wrap=True, highlight=False)
     findings: list[str] = []
+    planned: list[tuple[str, Forecast]] = []
     if recipe.phases:
         console.print(phases_table(recipe))
     for phase in recipe.phases or ():
@@ -70,9 +76,14 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
         with problems_in(phase):
             changed = replace(part.data, check=data_config.check)
             own = data if part.data == recipe.data else open_phase(replace(part, data=changed), task, data)
-            findings += _dry_part(part, task, own, console)
+            findings += _dry_part(part, task, own, console, planned, phase)
     if not recipe.phases:
-        findings += _dry_part(recipe, task, data, console)
+        findings += _dry_part(recipe, task, data, console, planned)
+    if planned:
+        with tempfile.TemporaryDirectory() as scratch:
+            fits = fit_costs(recipe, task, data, Path(scratch))
+        total = whole([part for _, part in planned], fits, recipe.baseline)
+        print_plan(console, planned, list(fits.values()), total, recipe.output_dir, host or read_host(seconds=0.0))
     # Whether a teacher scores below its student is known only from an earlier run of the recipe.
     earlier = read_json(Path(recipe.output_dir) / RESULTS_FILE).get("findings", [])
     for finding in dict.fromkeys([*findings, *earlier]):
@@ -80,10 +91,18 @@ def dry_run(recipe: Recipe, restart: bool = False) -> int:
     return 0
 
 
-def _dry_part(recipe: Recipe, task: Task, data: TaskData, console: Console) -> list[str]:
-    """Builds and prints one part of a run, and runs one step of it; returns what is wrong with its teachers."""
+def _dry_part(
+    recipe: Recipe,
+    task: Task,
+    data: TaskData,
+    console: Console,
+    planned: list[tuple[str, Forecast]],
+    phase: Phase | None = None,
+) -> list[str]:
+    """Builds and prints one part of a run, runs one step of it, and adds what it will take to those that are planned;
+    returns what is wrong with its teachers."""
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes its output folder at once
-        trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY)
+        trainer = build_trainer(recipe, task, data, Path(scratch), **SCORE_ONLY, disable_tqdm=True)
     distiller = trainer.distiller
     shapes = {"student": distiller.levels, **{name: shape.levels for name, shape in distiller.teachers.items()}}
     for title, levels in shapes.items():
@@ -94,9 +113,15 @@ def _dry_part(recipe: Recipe, task: Task, data: TaskData, console: Console) -> l
     console.print(_sizes_table(trainer))
     if images := trainer.images_told():
         console.print(images, soft_wrap=True, highlight=False)
-    cost = measure_step(trainer)
+    model, inputs = ready(trainer)
+    cost = measure_step(trainer, model, inputs)
     console.print(_cost_table(trainer, cost))
     trainer.guard.check_loss()
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        console.print("No plan of the time: FSDP and DeepSpeed divide the weights only when they train.")
+    else:
+        made = forecast(recipe, trainer, data, measure(trainer, model, inputs), phase)
+        planned.append((phase.name if phase is not None else "", made))
     return list(trainer.health.findings)
 
 
@@ -148,11 +173,6 @@ def pairs_table(distiller: Distiller) -> Table:
     return table
 
 
-def count(module: nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _sizes_table(trainer: CanKDTrainer) -> Table:
     distiller = trainer.distiller
     table = Table(title="parameters", title_justify="left")
@@ -166,51 +186,28 @@ def _sizes_table(trainer: CanKDTrainer) -> Table:
     return table
 
 
-def measure_step(trainer: CanKDTrainer) -> StepCost:
+def measure_step(trainer: CanKDTrainer, model: nn.Module, inputs: dict[str, Any]) -> StepCost:
     """Runs forward and backward of one batch and counts FLOPs, matrix products of attention and losses included, and
     the bytes autograd keeps between the two."""
-    trainer.args.conditioning_batches = 1  # a run measures more, before its first step
-    trainer.measure_conditioning()
-    inputs: Any = next(iter(trainer.get_train_dataloader()))
-    inputs = trainer._prepare_inputs(inputs)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # these prepare a model only with its optimizer
-        model: nn.Module = trainer.distiller.to(trainer.args.device)
-    else:
-        model = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
-    model.train()
-    # The schedule's factor is 0 at step 0 of a warm-up: look at a step in the middle of the run.
-    trainer.state.max_steps, trainer.state.global_step = 1000, 500
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    teacher_flops = 0
+    teacher_flops, kept = 0, dict[int, int]()
     if trainer.teachers:
         with FlopCounterMode(display=False) as counter:
             trainer.source(Batch(inputs))
         teacher_flops = counter.get_total_flops()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    start = time.perf_counter()
-    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter:
-        with saving, trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(model, inputs)
+        with kept_tensors(kept), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, dict(inputs))
         loss.backward()
-    seconds = time.perf_counter() - start
     model.zero_grad()
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
     batch = list(inputs["pixel_values"].shape)
-    return StepCost(counter.get_total_flops(), teacher_flops, activations, loss.item(), seconds, batch)
+    return StepCost(counter.get_total_flops(), teacher_flops, without_weights(kept, model), loss.item(), batch)
 
 
 def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
     distiller = trainer.distiller
     # Weight, gradient and AdamW's two moments in float32; the frozen teacher has its weights only.
     state = 16 * count(distiller)
-    frozen = [parameter for teacher in trainer.teachers.values() for parameter in teacher.parameters()]
-    teacher = sum(parameter.numel() * parameter.element_size() for parameter in frozen)
+    teacher = teacher_bytes(trainer)
     table = Table(title=f"one step of one process, batch {cost.batch}", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
@@ -221,5 +218,4 @@ def _cost_table(trainer: CanKDTrainer, cost: StepCost) -> Table:
     table.add_row("memory: activations kept for backward", size_text(cost.activations))
     table.add_row("memory: estimated total", size_text(state + teacher + cost.activations))
     table.add_row("loss", f"{cost.loss:.4f}")
-    table.add_row("seconds (first step, with warm-up and counting)", f"{cost.seconds:.2f}")
     return table

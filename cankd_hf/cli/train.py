@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     threads = settle_threads(host, None if options.restart else Path(recipes[0].output_dir), workers)
     if options.dry_run:
         print(threads)
-        return max(dry_run(one, options.restart) for one in recipes)
+        return max(dry_run(one, options.restart, host) for one in recipes)
     try:
         reports = run_all(recipe, options.restart, options.resume, [threads])
     except Stopped as stopped:

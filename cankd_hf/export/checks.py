@@ -33,7 +33,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError(f"--size: expected at least 32 x 32, got {options.size[0]} x {options.size[1]}")
     absent = [name for name in NEEDED if find_spec(name) is None]
     if options.format == "onnx" and absent:
-        raise InputError(f'--format onnx needs {", ".join(absent)}: pip install "cankd-hf[export]"')
+        raise InputError(f"--format onnx needs {', '.join(absent)}: pip install {' '.join(absent)}")
     if problems := list(_of_images(options)):
         raise InputError(problems)
     targets(options)

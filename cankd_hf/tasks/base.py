@@ -16,17 +16,20 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.mixing import paste
-from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData, open_set
 from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
+from cankd_hf.names import INSTALL
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.labelling import Labelling
+from cankd_hf.tasks.overview import Overview
 from cankd_hf.tasks.panels import panels
 from cankd_hf.tasks.pictures import ROWS, draw_grid, sample_evenly
 from cankd_hf.tasks.showing import Showing
+from cankd_hf.tasks.starting import Starter
 
 NOTE = (
-    "The model code lies beside the weights. After `pip install cankd-hf` and `import cankd_hf` it loads without "
+    f"The model code lies beside the weights. After `{INSTALL}` and `import cankd_hf` it loads without "
     "`trust_remote_code`."
 )
 
@@ -86,6 +89,9 @@ class Task(Showing, ABC):
     pipeline_tag: str  # the Hub's name of the task; may differ between students of one task
     needs_teacher_in_evaluation: ClassVar[bool] = False  # to compare the student's maps with the teacher's
     ragged_labels: ClassVar[bool] = False  # a dict for each image, with tensors of different lengths
+    label_kind: ClassVar[str] = "images"  # what a data set must have: `masks`, `boxes`, ...; `images` alone
+    overview: ClassVar[type[Overview]] = Overview  # counts the labels of a data set, and draws them
+    starter: ClassVar[Starter | None] = None  # of its first recipe, for `cankd init`
     takes_labels: ClassVar[bool] = False  # training and scores need `labels`, which `label_problem` checks
     # The auto class by which teachers that have this head are loaded with it; None: as backbones where they have one.
     teacher_head: ClassVar[str | None] = None
@@ -137,6 +143,15 @@ class Task(Showing, ABC):
 
         `labelled`: whether labels are needed. Raises InputError for data that cannot be used.
         """
+
+    @classmethod
+    def open_data(cls, config: DataConfig) -> SplitCatalog:
+        """The data set at `data.path` with the labels of this task, whose splits are not read yet.
+
+        Raises:
+            InputError: where there is none, or it has no such labels.
+        """
+        return open_set(config, need_masks=False)
 
     @classmethod
     def images(cls, config: DataConfig) -> TaskData:

@@ -13,16 +13,17 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
-from cankd_hf.data.classification.load import load_classification
+from cankd_hf.data.classification.load import load_classification, open_classes
 from cankd_hf.data.classification.transforms import ClassEvalTransform, classification_collate
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
 from cankd_hf.data.common.targets import NO_CLASS
 from cankd_hf.metrics.classification import class_rows, class_scores, confusion_of, probabilities
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
+from cankd_hf.tasks.overview import ClassOverview
 from cankd_hf.tasks.showing import Confusion, ImageScores
 
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)  # colours of the frame around a picture
@@ -51,6 +52,7 @@ class ClassificationTask(PipelineTask):
     }
     further_scores = ("accuracy_",)
     pipeline_tag = "image-classification"
+    label_kind, overview = "classes", ClassOverview
     takes_labels = True
     ignore_index = NO_CLASS
     prints = 'found["score"]'
@@ -70,6 +72,10 @@ class ClassificationTask(PipelineTask):
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> ClassificationTask:
         return cls(class_labels(model))
+
+    @classmethod
+    def open_data(cls, config: DataConfig) -> SplitCatalog:
+        return open_classes(config)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForImageClassification, self.id2label, None, fewest=2)

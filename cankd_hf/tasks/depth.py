@@ -16,9 +16,9 @@ from cankd_hf.config.data import DataConfig, DepthConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
 from cankd_hf.data.depth.expected import depth_problem
-from cankd_hf.data.depth.load import load_depth
+from cankd_hf.data.depth.load import load_depth, open_depth
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform
 from cankd_hf.errors import InputError
@@ -26,7 +26,7 @@ from cankd_hf.metrics.depth import aligned, depth_scores, depth_sums, image_abs_
 from cankd_hf.models.depth import depth_kind, with_loss
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, Task, stretched, trusted
-from cankd_hf.tasks.depth_pictures import painted, with_scale
+from cankd_hf.tasks.depth_pictures import DepthOverview, painted, with_scale
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.showing import ImageScores
 
@@ -53,6 +53,7 @@ class DepthTask(Task):
     }
     further_scores = ("sq_rel", "rmse_log", "log10", "image_")
     pipeline_tag = "depth-estimation"
+    label_kind, overview = "depths", DepthOverview
     takes_labels = True
     ignore_index = 0  # of pixels without a depth
     pictured = True
@@ -77,6 +78,10 @@ class DepthTask(Task):
     def for_model(self, model: PreTrainedModel) -> DepthTask:
         with_loss(model)
         return self
+
+    @classmethod
+    def open_data(cls, config: DataConfig) -> SplitCatalog:
+        return open_depth(config)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         for place, given in (("student.fpn", config.fpn), ("student.config", config.config or {})):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cankd_hf.data.common.decode import Sample
+from cankd_hf.tasks.overview import Overview, resized
 from cankd_hf.tasks.pictures import fitted, font
 
 COLOURS = "turbo_r"  # near is red, far is blue
@@ -51,3 +56,31 @@ def with_scale(truth: np.ndarray) -> np.ndarray:
             stroke_fill="black",
         )
     return np.asarray(page)
+
+
+class DepthOverview(Overview):
+    """Depth maps: there are no classes to count."""
+
+    def add(self, split: str, sample: Sample) -> None:
+        """Notes depth maps with little in them."""
+        if sample.label is not None and (known := float((sample.label > 0).float().mean())) < 0.1:
+            said = "a depth map without any depth" if known == 0 else "a depth map of which less than 10% is known"
+            self.note(split, said, sample.name)
+
+    def draw(self, axis: Any, image: np.ndarray, sample: Sample) -> None:
+        """The depth, with the image shining through; black where it is not known."""
+        if sample.label is None:
+            return super().draw(axis, image, sample)
+        metres = resized(np.asarray(sample.label), image.shape[:2])
+        mixed = 0.3 * image + 0.7 * painted(metres, metres)
+        mixed[metres <= 0] = 0.2 * image[metres <= 0]
+        axis.imshow(mixed.astype(np.uint8))
+        low, high = range_of(metres)
+        return super().say(axis, f"{low:.3g} to {high:.3g} m")
+
+    def legend(self, samples: Sequence[Sample]) -> list[tuple[str, Any]]:
+        """What the colours mean."""
+        import matplotlib
+
+        colours = matplotlib.colormaps[COLOURS]
+        return [("near", colours(0.02)), ("far", colours(0.98)), ("not known", "0.15")]

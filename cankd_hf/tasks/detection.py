@@ -28,10 +28,10 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.expected import objects_problem
-from cankd_hf.data.detection.load import load_detection
+from cankd_hf.data.detection.load import load_detection, open_objects
 from cankd_hf.data.detection.mixing import mixed_labels
 from cankd_hf.data.detection.transforms import DetectionEvalTransform
 from cankd_hf.errors import InputError
@@ -50,8 +50,10 @@ from cankd_hf.tasks.detection_labels import BoxLabelling
 from cankd_hf.tasks.detection_outputs import SOFTMAX, THRESHOLD, best_pairs, detections_of, draw_boxes, found_in
 from cankd_hf.tasks.detection_outputs import detections as detections  # named here by those who score by hand
 from cankd_hf.tasks.export_forms import DetectionsForm, ExportForm, QueriesForm
+from cankd_hf.tasks.overview import BoxOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.showing import Confusion, ImageScores
+from cankd_hf.tasks.starting import BOXES
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class DetectionTask(PipelineTask):
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
     further_scores = ("ap_", "ar")
     pipeline_tag = "object-detection"
+    label_kind, overview, starter = "boxes", BoxOverview, BOXES
     takes_labels = True
     prints = 'found["score"], found["box"]'
     ragged_labels = True
@@ -128,6 +131,10 @@ class DetectionTask(PipelineTask):
         cls.check_labelled(labelled)
         data = load_detection(config, splits=splits)
         return cls(data.id2label), data
+
+    @classmethod
+    def open_data(cls, config: DataConfig) -> SplitCatalog:
+        return open_objects(config, ROLES)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}

@@ -26,6 +26,7 @@ from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.students import build_student
 from cankd_hf.tasks.base import Metric, Task, stretched
 from cankd_hf.tasks.export_forms import ExportForm
+from cankd_hf.tasks.starting import BACKBONE
 
 
 class FeaturesTask(Task):
@@ -43,6 +44,7 @@ class FeaturesTask(Task):
     further_scores = ("cka/", "correlation/")
     pipeline_tag = "image-feature-extraction"
     needs_teacher_in_evaluation = True
+    starter = BACKBONE
 
     @classmethod
     def recognises(cls, architecture: str) -> bool:

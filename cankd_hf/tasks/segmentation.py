@@ -16,7 +16,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, TaskData
+from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData, open_set
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.expected import mask_problem
 from cankd_hf.data.segmentation.load import load_segmentation
@@ -25,9 +25,11 @@ from cankd_hf.metrics.segmentation import confusion_counts, image_ious, segmenta
 from cankd_hf.models.students import build_student, load_student
 from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names, listed, stretched
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
+from cankd_hf.tasks.overview import MaskOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.segmentation_labels import MaskLabelling
 from cankd_hf.tasks.showing import Confusion, ImageScores
+from cankd_hf.tasks.starting import MASKS
 
 
 class SegmentationTask(PipelineTask):
@@ -48,6 +50,7 @@ class SegmentationTask(PipelineTask):
     }
     further_scores = ("iou_",)
     pipeline_tag = "image-segmentation"
+    label_kind, overview, starter = "masks", MaskOverview, MASKS
     takes_labels = True
     prints = 'found["mask"].size'
     pictured = True
@@ -74,6 +77,10 @@ class SegmentationTask(PipelineTask):
         cls.check_labelled(labelled)
         data = load_segmentation(config, splits=splits)
         return cls(data.id2label, data.ignore_index, data.palette), data
+
+    @classmethod
+    def open_data(cls, config: DataConfig) -> SplitCatalog:
+        return open_set(config, need_masks=True)
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         return build_student(config, AutoModelForSemanticSegmentation, self.id2label, self.ignore_index)

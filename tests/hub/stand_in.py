@@ -32,6 +32,7 @@ class Repo:
     """One repository, of a model or a data set: for each branch, its commits' files."""
 
     private: bool
+    gated: bool = False  # its files are for those who were let in, which nobody was
     branches: dict[str, list[dict[str, bytes]]] = field(default_factory=lambda: {"main": [{}]})
 
     def files(self, revision: str) -> dict[str, bytes] | None:
@@ -114,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _answer(self) -> None:
         body = self._body()
@@ -122,6 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(Request(self.command, self.path, dict(self.headers), body))
         routes = (
             (r"/api/repos/create", self._create),
+            (r"/api/repos/delete", self._delete),
             (r"/api/validate-yaml", self._validate),
             (r"/api/whoami-v2", self._whoami),
             (r"/api/models/([^/]+/[^/]+)/preupload/(.+)", self._preupload),
@@ -202,6 +204,12 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.repos[repo] = Repo(private=asked.get("visibility") == "private")
         if self._writable(repo):
             self._send(200, {"url": f"{self.hub.endpoint}/{repo}", "name": repo})
+
+    def _delete(self, body: bytes) -> None:
+        asked = json.loads(body)
+        if self._writable(repo := f"{asked.get('organization') or USER}/{asked['name']}"):
+            del self.hub.repos[repo]
+            self._send(200, {})
 
     def _validate(self, body: bytes) -> None:
         found = problems(json.loads(body)["content"])
@@ -301,7 +309,9 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return
         commit = {"X-Repo-Commit": self.hub.repos[repo].commit(revision)}
-        if name in files:
+        if self.hub.repos[repo].gated and name != "README.md":
+            self._refuse(403, f"Access to model {repo} is restricted", "GatedRepo")
+        elif name in files:
             self._send(200, files[name], {**commit, "ETag": f'"{_oid(files[name])}"'})
         else:
             self._send(404, {"error": "Entry not found"}, {**commit, "X-Error-Code": "EntryNotFound"})

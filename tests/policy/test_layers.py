@@ -43,6 +43,7 @@ LEVELS = {
     "evaluate": 10,
     "recipes": 10,
     "doctor": 10,
+    "init": 10,
     "push": 10,
     "__main__": 11,
     "": 11,  # cankd_hf/__init__.py
@@ -58,8 +59,8 @@ LIGHT = ("torch", "transformers", "torchvision", "datasets", "timm", "evaluate",
 
 
 def room(module: str) -> str:
-    """`cankd_hf.losses.cankd` -> `losses`; the package itself -> ``."""
-    return (module.split(".") + [""])[1]
+    """`cankd_hf.losses.cankd` -> `losses`; the package itself -> ``; what `python -m` runs -> `__main__`."""
+    return "__main__" if module.endswith(".__main__") else (module.split(".") + [""])[1]
 
 
 def test_every_module_has_a_level() -> None:

@@ -63,7 +63,7 @@ def load_classification(config: DataConfig, splits: Sequence[str] = ROLES, seed:
             f"{config.strong.cutmix:g}"
         )
     config = replace(config, strong=config.strong.filled({**STRONG, "cutmix": 0.0}))
-    catalog = _open(config)
+    catalog = open_classes(config)
     catalog.warnings += without_meaning(config, *OF_MASKS, where="a class for each image")
     _, sources = together(lambda: catalog.labels.check_names(config, "cat"), lambda: by_role(config, catalog, splits))
     data = wrap(config, catalog, sources, True, seed, ClassTrainTransform(config), ClassEvalTransform(config))
@@ -71,7 +71,7 @@ def load_classification(config: DataConfig, splits: Sequence[str] = ROLES, seed:
     return ClassificationData(**vars(data), id2label=catalog.labels.id2label)
 
 
-def _open(config: DataConfig) -> SplitCatalog:
+def open_classes(config: DataConfig) -> SplitCatalog:
     """The data set at `data.path`, of any kind."""
     path = str(config.path)
     if path == "shapes":

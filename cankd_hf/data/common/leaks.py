@@ -43,24 +43,39 @@ def refuse_leaks(
         for name, (other, places) in scored.items()
         if isinstance(other, FolderSource | TableSource)
     }
-    if not isinstance(source, FolderSource | TableSource) or not parts:
-        return
+    if isinstance(source, FolderSource | TableSource) and parts:
+        refuse(shared_files((source, indices), parts))
+
+
+def shared_files(
+    files: tuple[FolderSource | TableSource, Sequence[int]],
+    others: Mapping[str, tuple[FolderSource | TableSource, Sequence[int]]],
+) -> list[str]:
+    """Files whose content is that of a file in another split too, each `name = other name (split)`.
+
+    Where files on both sides have one size in bytes their contents are hashed.
+
+    Args:
+        files: a source, and indices in it.
+        others: the same by name of the split.
+    """
+    source, indices = files
     sizes: dict[int, list[tuple[str, int]]] = {}
-    for name, (other, places) in parts.items():
+    for name, (other, places) in others.items():
         for place in places:
             sizes.setdefault(_size(other, place), []).append((name, place))
     digests: dict[int, dict[bytes, str]] = {}
     found = []
-    for index in told(indices, "comparing unlabelled images", len(indices)):
+    for index in told(indices, "comparing images", len(indices)):
         size = _size(source, index)
         if size <= 0 or size not in sizes:
             continue
         if size not in digests:
-            named = {_digest(parts[name][0], place): (name, place) for name, place in sizes[size]}
-            digests[size] = {key: f"{parts[name][0].name(place)} ({name})" for key, (name, place) in named.items()}
+            named = {_digest(others[name][0], place): (name, place) for name, place in sizes[size]}
+            digests[size] = {key: f"{others[name][0].name(place)} ({name})" for key, (name, place) in named.items()}
         if other_name := digests[size].get(_digest(source, index)):
             found.append(f"{source.name(index)} = {other_name}")
-    refuse(found)
+    return found
 
 
 def refuse(found: list[str]) -> None:

@@ -52,7 +52,7 @@ def load_depth(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0)
     (only entirely unusable splits with `on_error: skip`).
     """
     config.check_values()
-    catalog = _open(config)
+    catalog = open_depth(config)
     catalog.warnings += without_meaning(config, *OF_OTHERS, where="depth maps")
     sources = by_role(config, catalog, splits)
     data = wrap(config, catalog, sources, True, seed, DepthTrainTransform(config), EvalTransform(config))
@@ -60,7 +60,7 @@ def load_depth(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0)
     return data
 
 
-def _open(config: DataConfig) -> SplitCatalog:
+def open_depth(config: DataConfig) -> SplitCatalog:
     """The data set at `data.path`, of any kind."""
     path = str(config.path)
     if path == "shapes":

@@ -82,7 +82,7 @@ def load_detection(
     holds unusable images or boxes, or has a split without a single box.
     """
     config.check_values()
-    catalog = _open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
+    catalog = open_objects(config, splits) if need_labels else open_set(config, need_masks=False)
     catalog.warnings += without_meaning(
         config, "mask_column", "ignore_index", "reduce_labels", "soft_targets", "depth", where="boxes"
     )
@@ -264,7 +264,7 @@ class _ObjectTable:
         return (_read_row(self.config, self.categories, self.column, row, 0, "row") for row in rows)
 
 
-def _open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
+def open_objects(config: DataConfig, roles: Sequence[str]) -> SplitCatalog:
     """The data set at `data.path`, whatever kind it is."""
     path = str(config.path)
     if path == "shapes":

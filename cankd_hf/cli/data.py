@@ -1,0 +1,245 @@
+"""`python -m cankd_hf.data FOLDER`: what a data set is, with pictures, what is wrong with it, and what comes next."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.errors import InputError
+from cankd_hf.json_text import to_json
+
+if TYPE_CHECKING:
+    from cankd_hf.cli.looking import Seen
+
+EXAMPLES = """examples:
+  python -m cankd_hf.data /data/mine
+  python -m cankd_hf.data /data/mine --task boxes --output looked_at.png
+  python -m cankd_hf.data /data/large --limit 2000
+  python -m cankd_hf.data /data/mine --json > mine.json
+
+It reads a sample of large sets and says so; nothing is written but the picture. docs/data.md shows the layouts that
+are found, docs/plan.md what comes next.
+
+exit codes: 0 done, whatever problems it tells, 2 there is no data set"""
+LIMIT = 500
+WIDTH = 80
+MOST_CLASSES = 40
+KINDS = ("masks", "boxes", "classes", "depths", "images")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, without importing anything heavy."""
+    made = command_parser("data", "Look at a data set before training on it.", EXAMPLES)
+    made.add_argument("path", metavar="FOLDER", help="a folder, parquet file or Hub data set, as for data.path")
+    made.add_argument("--task", choices=KINDS, help="which labels to look at, where there are several")
+    made.add_argument(
+        "--limit", type=int, default=LIMIT, metavar="N", help=f"images of each split to decode (default: {LIMIT})"
+    )
+    made.add_argument("--output", metavar="PNG", help="file for the pictures (default: NAME_data.png in this folder)")
+    made.add_argument("--json", action="store_true", help="print it as JSON")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit code."""
+    made = parser()
+    options = made.parse_args(argv)
+    if options.limit < 1:
+        made.error(f"--limit: expected at least 1, got {options.limit}")
+    if options.output and Path(options.output).suffix.lower() != ".png":
+        made.error(f"--output: expected the name of a .png file, got {options.output}")
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    with importing():
+        from cankd_hf.cli.looking import look_at
+        from cankd_hf.figures.samples import draw_samples
+    seen = look_at(options.path, options.task, options.limit)
+    file = Path(options.output or f"{name_of(options.path)}_data.png")
+    if seen.pictures:
+        if not file.parent.is_dir():
+            raise InputError(f"--output: expected a file in a folder that exists, got {file}")
+        draw_samples(file, heading(seen), seen.pictures, seen.overview)
+    if options.json:
+        sys.stdout.write(to_json(as_dict(seen, file)) + "\n")
+        return 0
+    print_seen(seen)
+    print(f"pictures: {file}" if seen.pictures else "pictures: none, as no image could be read")
+    print(f"\nThe section for a recipe:\n\n{section_text(seen)}")
+    for line in next_steps(seen):
+        print(line)
+    return 0
+
+
+def name_of(path: str) -> str:
+    """The name of a data set, for files and folders."""
+    return re.sub(r"[^\w.-]+", "_", Path(path).resolve().name if Path(path).exists() else path).strip("._") or "data"
+
+
+def heading(seen: Seen) -> str:
+    """Above the pictures: what the set is, and its splits."""
+    splits = ", ".join(f"{name} {size:,}" for name, size in seen.sizes.items())
+    return f"{name_of(seen.path)}: {seen.layout}; {splits}"
+
+
+def print_seen(seen: Seen) -> None:
+    """Prints what was found, and what is wrong with it."""
+    from cankd_hf.cli.looking import shape_lines
+
+    out = console(WIDTH)
+    others = [kind for kind in seen.kinds if kind not in (seen.kind, "images")]
+    also = f" (also {', '.join(others)}: --task {others[0]})" if others else ""
+    labels = "" if seen.kind in seen.layout else f", {seen.kind}"
+    out.print(f"{seen.path}: {seen.layout}{labels}{also}", style="bold", highlight=False)
+    for line in overview_lines(seen):
+        print(line)
+    for number, line in enumerate(shape_lines(seen)):
+        print(wrapped("images:" if number == 0 else "", line))
+    for note in seen.notes:
+        said, brace, paste = note.partition(": {")
+        print(wrapped("note:", said + (":" if brace else "")))
+        if brace:  # a line to paste stays one
+            print("{" + paste)
+    if seen.overview.unit:
+        first = f" (the first {MOST_CLASSES})" if len(seen.overview.classes) > MOST_CLASSES else ""
+        print(f"{len(seen.overview.classes)} classes{first}, share of {seen.overview.unit} (images that hold it)")
+        out.print(_class_table(seen))
+    if seen.problems:
+        print("problems:")
+        for problem in seen.problems:
+            print(wrapped("  -", problem))
+    elif not seen.sampled:
+        print("problems: none found")
+    else:
+        print("problems: none found in what was read")
+
+
+def wrapped(head: str, text: str) -> str:
+    """A line with its head, in 80 columns."""
+    width = 8 if len(head) > 3 or not head else 3
+    filled = textwrap.wrap(text, WIDTH - width - 1, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join([f"{head:<{width}} {filled[0]}", *(" " * (width + 1) + line for line in filled[1:])])
+
+
+def overview_lines(seen: Seen) -> Iterator[str]:
+    """Splits with their sizes, and how many of them were read."""
+    splits = ", ".join(f"{name} {size:,}" for name, size in seen.sizes.items())
+    yield wrapped("splits:", splits + (" images" if seen.sizes else ""))
+    if seen.sampled:
+        read = ", ".join(f"{seen.read.get(name, 0):,} of {name}" for name in seen.sizes)
+        counted = "" if not seen.overview.unit else "; shares below are of these"
+        whole = [name for name in seen.sizes if name in seen.overview.whole]
+        if whole and len(whole) == len(seen.sizes):
+            counted = f"; {seen.overview.unit} are counted in all images"
+        yield wrapped("sample:", f"decoded {read}, spread evenly (--limit){counted}")
+
+
+def _class_table(seen: Seen) -> Any:
+    """Classes with their shares in each split."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from cankd_hf.tasks.overview import class_table
+
+    overview = seen.overview
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    rows = class_table(overview, MOST_CLASSES)
+    table.add_column("class", overflow="ellipsis", max_width=28, no_wrap=True)
+    splits = [name for name in seen.sizes if name in overview.counts][:4]
+    for name in splits:
+        table.add_column(name[:14], justify="right", no_wrap=True)
+    for name, by_split in rows:
+        cells = [by_split[split] for split in splits]
+        table.add_row(name, *(f"{share:.1%} ({images:,})" if images else "-" for share, images in cells))
+    totals = [f"{overview.counts[split].total():,}" for split in splits]
+    table.add_section()
+    table.add_row(f"all {overview.unit}", *totals)
+    return table
+
+
+def section_text(seen: Seen) -> str:
+    """The `data:` section as YAML."""
+    from cankd_hf.config.plain_yaml import dump_yaml
+
+    return readable(dump_yaml({"data": seen.settings}))
+
+
+def readable(text: str) -> str:
+    """YAML with its letters as they are written, not as their codes."""
+
+    def letter(found: re.Match[str]) -> str:
+        one = chr(int(found[1] or found[2], 16))
+        return one if one.isprintable() and one not in '"\\' else found[0]
+
+    return re.sub(r"\\(?:x([0-9A-F]{2})|u([0-9A-F]{4}))", letter, text)
+
+
+def next_steps(seen: Seen) -> list[str]:
+    """Commands that train on this set: `cankd init`, and shipped recipes of its task that need no run before them."""
+    path = shlex.quote(seen.path)
+    found = fitting_recipes(seen)
+    lines = ["What to do next:", f"  cankd init --data {path}", *(f"  cankd train {recipe}" for recipe in found)]
+    return lines if found else lines[:2]
+
+
+def fitting_recipes(seen: Seen) -> list[str]:
+    """Shipped recipes of the set's task that distil from a teacher that needs no run before, each with overrides."""
+    from cankd_hf.config.data import DataConfig
+    from cankd_hf.config.plain_yaml import parse_yaml
+    from cankd_hf.config.reading import read_text
+    from cankd_hf.config.shipped import shipped_files
+
+    default, found = DataConfig(), []
+    for file in shipped_files("recipe"):
+        recipe = parse_yaml(read_text(file, "recipe"), file.name)[0]
+        data, teacher = recipe["data"], recipe.get("teacher") or {}
+        needs_run = str(teacher.get("model", "")).startswith("runs/") or not teacher
+        if recipe["task"] != seen.task.name or needs_run or data["path"] not in ("???", "shapes"):
+            continue
+        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dinov2" in file.stem):
+            continue
+        splits = ("train_split", "eval_split", "test_split")
+        wanted = {key: seen.settings.get(key, getattr(default, key)) for key in splits}
+        changed = {key: value for key, value in wanted.items() if value != data.get(key, getattr(default, key))}
+        said = [f"data.path={seen.path}", *(f"data.{key}={'null' if v is None else v}" for key, v in changed.items())]
+        found.append(" ".join([file.stem, *map(shlex.quote, said)]))
+    return sorted(found, key=lambda text: not text.startswith("quickstart"))
+
+
+def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
+    """All of it as plain data."""
+    from cankd_hf.tasks.overview import class_table
+
+    shapes = sorted(seen.shapes, key=lambda shape: shape[0] * shape[1])
+    return {
+        "path": seen.path,
+        "layout": seen.layout,
+        "labels": seen.kind,
+        "kinds": list(seen.kinds),
+        "task": seen.task.name,
+        "splits": {name: {"images": size, "read": seen.read.get(name, 0)} for name, size in seen.sizes.items()},
+        "sampled": seen.sampled,
+        "classes": [
+            {"name": name, "shares": {split: round(share, 6) for split, (share, _) in by_split.items()}}
+            | {"images": {split: images for split, (_, images) in by_split.items()}}
+            for name, by_split in class_table(seen.overview, 10**6)
+        ],
+        "unit": seen.overview.unit,
+        "counts": {split: counts.total() for split, counts in seen.overview.counts.items()},
+        "sizes": {"least": shapes[0], "median": shapes[len(shapes) // 2], "most": shapes[-1]} if shapes else {},
+        "formats": dict(seen.modes),
+        "rotated": seen.rotated,
+        "notes": seen.notes,
+        "problems": seen.problems,
+        "pictures": str(file) if seen.pictures else None,
+        "data": seen.settings,
+        "recipes": fitting_recipes(seen),
+    }

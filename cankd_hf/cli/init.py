@@ -1,0 +1,283 @@
+"""`python -m cankd_hf.init [FILE]`: five questions, and a commented recipe with its plan."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.errors import InputError
+from cankd_hf.host import Host, read_host, usable_cores, wait_passively
+
+if TYPE_CHECKING:
+    from cankd_hf.cli.looking import Seen
+    from cankd_hf.cli.starting import Answers
+
+EXAMPLES = """examples:
+  python -m cankd_hf.init
+  python -m cankd_hf.init mine.yaml --data /data/mine
+  python -m cankd_hf.init mine.yaml --data /data/mine --device phone --teacher dinov2-small --hours 2 --yes
+
+It looks at the data and the machine for its defaults, writes a recipe in which every line says why, and prints what
+running it will take. docs/plan.md explains the choices.
+
+exit codes: 0 the recipe is written, 2 bad input (nothing is written)"""
+FLAGS = ("data", "task", "device", "teacher", "hours")
+LOOKED_AT = 64  # images of each split
+SPENT = 0.9  # of the hours: the rest is for starting, saving and what other programs take
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, without importing anything heavy."""
+    made = command_parser("init", "Ask five questions and write a commented recipe.", EXAMPLES)
+    made.add_argument("file", nargs="?", default="recipe.yaml", metavar="FILE", help="to write (default: recipe.yaml)")
+    made.add_argument("--data", metavar="FOLDER", help="a folder, parquet file or Hub data set")
+    made.add_argument("--task", help="what is learned: segmentation, detection, features, ...")
+    made.add_argument("--device", help="what the student must run on: phone, cpu, edge or server")
+    made.add_argument("--teacher", help="none, dinov2-small, dinov2-base, a folder with a model, or a Hub id")
+    made.add_argument("--hours", help="that training may take on this machine")
+    made.add_argument("--yes", action="store_true", help="take the default of every question that has no option")
+    made.add_argument("--force", action="store_true", help="write over a file that is there")
+    made.add_argument("--no-measure", action="store_true", help="guess the number of steps; loads no model")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit code."""
+    options = parser().parse_args(argv)
+    return exit_code(lambda: _run(options), "nothing was written")
+
+
+def _run(options: argparse.Namespace) -> int:
+    file = Path(options.file)
+    if os.path.lexists(file) and not options.force:
+        raise InputError(f"FILE: {file} is there already; name another one, or add --force to write over it")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"FILE: expected a file in a folder that exists, got {file}")
+    missing = [f"--{name}" for name in FLAGS if getattr(options, name) is None]
+    if missing and not options.yes and not sys.stdin.isatty():
+        raise InputError(f"init: expected a terminal to ask in, got none; give {' '.join(missing)}, or --yes")
+    host = read_host()
+    wait_passively(host)
+    with importing():
+        from cankd_hf.cli.starting import recipe_text
+        from cankd_hf.runs.recipe import parse_recipe
+        from cankd_hf.runs.threads import settle_threads
+    asked = _Asked(options, interactive=sys.stdin.isatty() and not options.yes)
+    answers, seen = asked.answers()
+    parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
+    settle_threads(host, None, answers.workers)
+    print_plan = None
+    if not options.no_measure:
+        answers, print_plan = _measured(answers, host)
+    text = recipe_text(answers)
+    parse_recipe(text, source=str(file))
+    file.write_text(text, encoding="utf-8")
+    _tell(file, answers, seen, print_plan)
+    return 0
+
+
+@dataclass
+class _Asked:
+    """The answers of a person, or of options; each question has a default from the data and the machine."""
+
+    options: argparse.Namespace
+    interactive: bool
+    problems: list[str] = field(default_factory=list)
+
+    def _ask(self, name: str, question: str, default: str | None, check: Callable[[str], Any]) -> Any:
+        """The answer to a question, as `check` returns it; a person is asked again where it raises, of options all
+        problems are told at once: None stands in until then."""
+        given = getattr(self.options, name)
+        try:
+            if given is not None:
+                return check(str(given))
+            if not self.interactive:
+                if default is None:
+                    raise InputError(f"--{name}: expected a value, as it has no default here; give --{name}")
+                return check(default)
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        shown = "" if default is None else f" [{default}]"
+        while True:
+            try:
+                if said := input(f"{question}{shown}: ").strip() or (default or ""):
+                    return check(said)
+            except InputError as error:
+                print("\n".join(f"  {problem}" for problem in error.problems))
+            except EOFError:
+                raise InputError("init: the input ended before all questions were answered") from None
+
+    def answers(self) -> tuple[Answers, Seen]:
+        """All answers.
+
+        Raises:
+            InputError: for data that cannot be used, and for answers that are none or do not go together.
+        """
+        from cankd_hf.cli.data import name_of
+        from cankd_hf.cli.looking import image_size
+        from cankd_hf.cli.starting import DEVICES, Answers, check_device, check_hours, check_teacher
+        from cankd_hf.tasks import TASKS
+
+        gpu, bf16 = machine()
+        seen, task = self._looked()
+        starter = TASKS[task].starter if task else None
+        default = "edge" if gpu else "cpu"
+        device = self._ask("device", f"What must it run on ({', '.join(DEVICES)})", default, check_device)
+        proposed, known = _teacher(starter, seen, gpu), "none, dinov2-small, dinov2-base, a folder or a Hub id"
+        teacher = self._ask("teacher", f"Teacher ({known})", proposed, lambda text: check_teacher(text, starter))
+        hours = self._ask("hours", "Hours that training may take", "1", check_hours)
+        if self.problems or seen is None or starter is None:
+            raise InputError(self.problems)
+        data = {**_splits(seen), "image_size": list(image_size(seen.shapes or [(224, 224)], DEVICES[device].longest))}
+        cores = usable_cores()
+        workers = min(8, max(1, cores - 1)) if gpu else (1 if cores > 2 else 0)
+        made = Answers(task, starter, data, _free(name_of(seen.path)), device, teacher, hours, gpu, bf16, workers)
+        return replace(made, **_guess(made, seen)), seen
+
+    def _looked(self) -> tuple[Seen | None, str]:
+        """The data, looked at, and what is learned of it; None and "" where an option has a problem."""
+        from cankd_hf.cli.data import print_seen
+        from cankd_hf.cli.looking import look_at
+        from cankd_hf.tasks import TASKS
+
+        given, kind = self.options.task, None
+        if given is not None and given not in TASKS:
+            self.problems.append(f"--task: expected one of {', '.join(TASKS)}, got {given!r}")
+        elif given is not None:
+            kind = TASKS[given].label_kind
+        asked = "Where is the data (a folder, parquet file or Hub id)"
+        seen = self._ask("data", asked, _here(), lambda text: look_at(text, kind, LOOKED_AT))
+        if seen is None:
+            return None, ""
+        if self.interactive:
+            print_seen(seen)
+        fitting = [name for name, task in TASKS.items() if task.label_kind in (*seen.kinds, "images") and task.starter]
+
+        def check(text: str) -> str:
+            if text in TASKS and TASKS[text].starter is None:
+                raise InputError(f"--task: there is no first recipe for {text} yet; copy one: cankd recipes")
+            if text not in fitting:
+                raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
+            return text
+
+        task = self._ask("task", f"What is learned ({', '.join(fitting)})", seen.task.name, check)
+        if task and TASKS[task].label_kind != seen.kind:
+            seen = look_at(seen.path, TASKS[task].label_kind, LOOKED_AT)
+        return seen, task or ""
+
+
+def machine() -> tuple[bool, bool]:
+    """Whether this machine has an accelerator, and whether it computes in bf16 by its own instructions."""
+    import torch
+
+    from cankd_hf.cli.doctor import cpu_bf16
+
+    if not torch.accelerator.is_available():
+        return False, cpu_bf16()
+    cuda = torch.cuda.is_available()
+    return True, cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _here() -> str | None:
+    """The folder in which the command runs, if it has images."""
+    from cankd_hf.data.layouts import look
+
+    try:
+        look(Path("."))
+    except InputError:
+        return None
+    return "."
+
+
+def _teacher(starter: Any, seen: Seen | None, gpu: bool) -> str:
+    """The teacher to propose: none where distilling is not known to pay."""
+    if starter is not None and seen is not None and seen.sizes and next(iter(seen.sizes.values())) < starter.least:
+        return "none"
+    return "dinov2-base" if gpu else "dinov2-small"
+
+
+def _free(name: str) -> str:
+    """The name, or one with a number, of which `runs/` has no folder yet."""
+    names = (name, *(f"{name}_{number}" for number in range(2, 1000)))
+    return next(one for one in names if not os.path.lexists(Path("runs") / one))
+
+
+def _splits(seen: Seen) -> dict[str, Any]:
+    """The section that was found, with all splits written out."""
+    kept = {"train_split": "train", "eval_split": "validation", **seen.settings}
+    kept.pop("image_size", None)
+    return {"path": kept.pop("path"), **kept}
+
+
+def _guess(answers: Answers, seen: Seen) -> dict[str, Any]:
+    """Steps and cache without a measurement: a step of a second on a CPU, of a fifth on a GPU."""
+    steps = max(20, int(answers.hours * 3600 * (5 if answers.gpu else 1) * SPENT))
+    images = next(iter(seen.sizes.values()), 0)
+    passes = steps * answers.batch / images if images else 0.0
+    return {"steps": _round(steps), "cached": bool(answers.model) and passes >= 2 * _views()}
+
+
+def _views() -> int:
+    from cankd_hf.cli.starting import VIEWS
+
+    return VIEWS
+
+
+def _round(steps: float) -> int:
+    """Two digits of a number of steps, at least 20."""
+    unit = 10 ** max(0, len(str(int(steps))) - 2)
+    return max(20, int(steps // unit * unit))
+
+
+def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
+    """Steps that fill the hours, and whether a cache pays, from steps measured here; and what prints the plan.
+
+    Where the data or a model cannot be loaded the answers stay as they are, and the reason is printed.
+    """
+    from cankd_hf.cli.data import wrapped
+    from cankd_hf.cli.plan import Planned, print_plan
+    from cankd_hf.cli.starting import recipe_text
+    from cankd_hf.runs.recipe import parse_recipe
+
+    recipe = parse_recipe(recipe_text(replace(answers, cached=False)))
+    try:
+        with Planned(recipe) as planned:
+            found = planned.within(answers.hours * 3600 * SPENT, _views())
+    except (InputError, OSError) as error:
+        said = error.problems[0] if isinstance(error, InputError) else " ".join(str(error).split())
+        print(wrapped("  -", f"not measured, the steps are a guess: {said}"))
+        return answers, None
+    made = replace(answers, steps=found.steps, cached=found.cached, measured=True)
+
+    def show() -> None:
+        print_plan(console(80), [("", found.forecast)], [], found.forecast.chosen, recipe.output_dir, host)
+
+    return made, show
+
+
+def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
+    """What was written, its plan, and what comes next."""
+    from cankd_hf.cli.data import wrapped
+
+    print(f"{file}: written. The steps:")
+    teacher = answers.model or "no teacher"
+    stored = ", whose answers are stored" if answers.cached else ""
+    print(f"  1. look at the data:  cankd data {seen.path}")
+    print(f"  2. dry run:           cankd train {file} --dry-run")
+    print(f"  3. train:             cankd train {file}")
+    print(f"     {answers.steps:,} steps; {teacher}{stored}")
+    print(f"  4. look at it:        cankd visualize runs/{answers.name}")
+    print(f"  5. for the device:    cankd export runs/{answers.name}")
+    for line in answers.starter.pays:
+        print(wrapped("  -", line))
+    if show is not None:
+        show()
+    else:
+        print(f"Time, memory and disk: cankd train {file} --dry-run measures a step and says.")

@@ -1,0 +1,24 @@
+"""What a push to the Hub would hold: the student, its code and its card. Without `--dry-run` it is uploaded."""
+
+from pathlib import Path
+
+from cankd_hf import CanKDConfig, CanKDTrainer, push
+from cankd_hf.config.data import DataConfig
+from cankd_hf.config.student import StudentConfig
+from cankd_hf.config.teacher import TeacherConfig
+from cankd_hf.tasks import SegmentationTask
+
+STEPS = 40
+
+generated = {"train": 64, "validation": 8, "test": 8, "size": 64}
+task, data = SegmentationTask.from_data(DataConfig(path="shapes", generated=generated, image_size=[64, 64]))
+backbone = {"model_type": "resnet", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+student = task.build_student(StudentConfig(backbone=backbone, fpn={"fpn_channels": 32, "head_channels": 32}))
+teacher = TeacherConfig(config={"model_type": "dinov2", "hidden_size": 48, "num_hidden_layers": 2})
+args = CanKDConfig("runs/push", max_steps=STEPS, per_device_train_batch_size=8, report_to="none")
+trainer = CanKDTrainer(student, teacher, args, task=task, train_dataset=data.train, eval_dataset=data.eval)
+trainer.train()
+trainer.save_model()
+# The same as `cankd push runs/push me/my-student --dry-run`; sign in with `hf auth login` before you leave that out.
+assert push.main(["runs/push", "me/my-student", "--dry-run"]) == 0
+print(Path("runs/push/distillation.json").read_text()[:200])
