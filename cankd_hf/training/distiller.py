@@ -242,8 +242,12 @@ class Distiller(WeighingModule, PredictingModule):
                 f"training.activation_checkpointing: {error} Set it to false for this student."
             ) from error
 
-    # What transformers 5.19 and 5.20 call it, the newest that Python 3.10 can have.
+    # What transformers 5.19 and 5.20 call both, the newest that Python 3.10 can have.
     gradient_checkpointing_enable = activation_checkpointing_enable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.student.is_gradient_checkpointing
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
