@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -222,3 +223,34 @@ def test_what_is_found_says_splits_classes_and_sizes(name: str, root: Path) -> N
     assert sorted(found.labels.id2label.values()) == sorted(NAMES)
     content = found.splits["train"].content
     assert content.objects is not None and len(content.objects.boxes) == 4 and len(content.rows) == 4
+
+
+def test_masks_are_drawn_in_loading_processes_and_streams(root: Path) -> None:
+    yolo(root, polygon=True)
+    data = load_segmentation(DataConfig(path=str(root), image_size=[32, 40], scale=[1.0, 1.0], flip=0.0))
+    again = pickle.loads(pickle.dumps(data.eval))
+    assert (again[0]["labels"] == data.eval[0]["labels"]).all()
+    streamed = load_segmentation(DataConfig(path=str(root), image_size=[32, 40], streaming=True))
+    assert (next(iter(streamed.eval))["labels"] == data.eval[0]["labels"]).all()
+    assert len(list(load(root, streaming=True).train)) == 4
+
+
+def test_outlines_for_another_size_are_refused(root: Path) -> None:
+    coco_one(root)
+    content = json.loads((root / "result.json").read_text())
+    content["images"][1] |= {"width": 32, "height": 48}  # lying on its side, as it is stored
+    write_json(root / "result.json", content)
+    told = problems_of(lambda: load_segmentation(DataConfig(path=str(root))))
+    assert "Größe_2.jpeg: outlines are for 32 x 48 pixels, the image has 48 x 32" in told[0]
+
+
+def test_wrong_masks_do_not_matter_for_boxes_nor_wrong_xml_for_masks(root: Path) -> None:
+    yolo(root)
+    for picture in PICTURES:
+        picture.write(root / "masks" / picture.split)
+    for file in (root / "masks" / "train").iterdir():
+        file.rename(file.with_stem(f"{file.stem} of nothing"))
+    assert objects(load(root)) == EXPECTED
+    roboflow_masks(root / "other")
+    (root / "other" / "a.xml").write_text("<annotation ")
+    assert len(load_segmentation(DataConfig(path=str(root / "other"))).id2label) == 4

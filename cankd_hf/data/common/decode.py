@@ -170,7 +170,8 @@ class Decoder:
                 f"{name}: expected a mask with one label a pixel, got an RGB mask; "
                 "save indices, or give the colour of each class as `palette` in the labels file"
             )
-        pixels = (colours.astype(np.int32) * np.array([65536, 256, 1])).sum(-1)
+        red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
+        pixels = (red << 16) | (green << 8) | blue
         known = self.codes
         if not known:
             if len(set(self.palette.values())) < len(self.palette):

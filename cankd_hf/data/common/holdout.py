@@ -1,12 +1,13 @@
 """Parts of the training images that stand in for splits that a set does not have."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.folders import slice_of, usual_split
+from cankd_hf.data.common.folders import usual_split
 
 SEED = 0  # of the shuffle before the training images are cut
 ROLES = {"eval": "validation", "test": "test"}
@@ -30,7 +31,10 @@ def lacking(config: DataConfig, names: Sequence[str]) -> tuple[list[str], bool]:
         for role, split in asked.items()
         if split is not None and usual_split(split) == ROLES[role] and ROLES[role] not in usual
     ]
-    if config.streaming or "train" not in usual or usual_split(slice_of(config.train_split, 0)[0]) != "train":
+    plain = re.fullmatch(
+        r"([^\[\]+]+)(\[[^\[\]]*\])*", config.train_split.strip()
+    )  # one part, which can be cut further
+    if config.streaming or "train" not in usual or plain is None or usual_split(plain[1]) != "train":
         return [], False
     if "validation" in usual:
         return [], "test" in missing

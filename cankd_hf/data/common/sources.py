@@ -174,6 +174,8 @@ def by_role(
         name = find_split(wanted, names)
         if name is None:
             hint = "; set it to null to go without" if role != "train" else ""
+            if hint and config.streaming:
+                hint += ", or drop data.streaming: no part of a stream can be held out"
             listed = ", ".join(names)
             problems.append(f"data.{role}_split: expected a split of {config.path} ({listed}), got {wanted!r}{hint}")
             continue

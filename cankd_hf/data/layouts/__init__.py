@@ -30,6 +30,7 @@ FIXES = {
     "boxes": "add the files with the boxes, or list them in metadata.jsonl",
     "classes": "sort the images into a folder for each class",
 }
+OTHER_TASKS = {("masks", "boxes"): "detection", ("boxes", "masks"): "segmentation"}  # what fits the set instead
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
@@ -53,6 +54,8 @@ def look(root: Path, need: str | None = None) -> Found:
     inner = _own_folder(whole)
     problems: list[str] = []
     for layout in LAYOUTS:
+        if need == "boxes" and layout in MASKS:  # what is wrong with masks does not matter
+            continue
         tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:
             found = layout.find(tree, need)
@@ -103,6 +106,8 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
     if (found := _any(tree, None)) is not None:
         beside = _masks_beside(root) if need == "masks" else None
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
+        if task := OTHER_TASKS.get((need or "", found.kinds[0])):
+            fix = f"take a recipe with task: {task}, or {fix}"
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
     return [said, *tree.linked, *tree.notes]
 

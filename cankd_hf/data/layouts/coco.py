@@ -98,7 +98,6 @@ class _Reading:
         kinds = [entries.kind(place) for place in range(len(owners))]
         order = np.argsort(owners, kind="stable")
         ends = np.searchsorted(owners[order], np.arange(len(said.rows) + 1))
-        objects = [order[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
         outlines = entries.outlines
         assert outlines is not None
         without = [place for place in range(len(owners)) if owners[place] >= 0 and not outlines.has(place)]
@@ -107,10 +106,9 @@ class _Reading:
             notes.append(
                 f"{len(without)} objects have no outline, first in {first}; their boxes are void in the masks"
             )
-        sizes = {n: (w, h) for n, (w, h) in enumerate(said.annotations.sizes.tolist()) if w > 0 and h > 0}
         boxes = np.asarray(entries.boxes).reshape(-1, 4)
         labels = np.array([classes.get(kind, VOID) for kind in kinds], np.int64)
-        return DrawnMasks(outlines, objects, labels, self.fill, boxes, sizes)
+        return DrawnMasks(outlines, order, ends, labels, self.fill, boxes, said.annotations.sizes)
 
 
 def mask_labels(names: Sequence[str], void: bool = False) -> tuple[Labels, int]:

@@ -38,6 +38,8 @@ class CsvBoxes:
     name = "csv table of boxes"
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
+        if need == "masks":
+            return None
         files = [join(folder, name) for folder, names in tree.files.items() for name in names if _is_csv(name)]
         files = [file for file in files if _columns(tree, file)]
         if not files:

@@ -1,7 +1,6 @@
 """Masks that are drawn from the outlines of objects, as they are asked for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,37 +15,40 @@ VOID = -1  # label of what nobody said, until the number of void is known
 
 @dataclass(frozen=True)
 class DrawnMasks:
-    """A mask for each image of a split, from the outlines of its objects, of which the smaller lies on top.
+    """A mask for each of n images, from the outlines of its objects, of which the smaller lies on top.
 
-    The box of an object without an outline is void.
+    The box of an object without an outline is void. All is in arrays, which loading processes share.
 
     Attributes:
-        outlines: those of all objects.
-        objects: image -> its objects by their place in `outlines`.
+        outlines: those of all N objects.
+        order: their places in `outlines`, by image, [N].
+        ends: objects ends[i]..ends[i + 1] of `order` are those of image i, [n + 1].
         labels: of each object, [N].
         fill: label of the pixels that no outline covers.
         boxes: [N, 4], x, y, width, height.
-        sizes: image -> width and height of the picture that its outlines are for, where they are said.
+        sizes: width and height of the pictures that the outlines are for, [n, 2]; not above 0 where nobody says.
         shares: whether boxes and outlines are in shares of the image.
     """
 
     outlines: Outlines
-    objects: Sequence[Sequence[int]]
+    order: np.ndarray
+    ends: np.ndarray
     labels: np.ndarray
     fill: int
     boxes: np.ndarray
-    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    sizes: np.ndarray | None = None
     shares: bool = False
 
     def draw(self, index: int, height: int, width: int, name: str) -> np.ndarray:
         """The mask of an image, int32 [height, width]. Raises Unusable for one of another size than its outlines."""
-        if self.sizes.get(index, (width, height)) != (width, height):
-            stated = " x ".join(map(str, self.sizes[index]))
-            raise Unusable(f"{name}: outlines are for {stated} pixels, the image has {width} x {height}; correct one")
+        stated = [width, height] if self.sizes is None else self.sizes[index].tolist()
+        if min(stated) > 0 and stated != [width, height]:
+            said = f"{stated[0]} x {stated[1]} pixels, the image has {width} x {height}"
+            raise Unusable(f"{name}: outlines are for {said}; correct one of them")
         canvas = np.full((height, width), self.fill, np.int32)
         scale = (width, height) if self.shares else (1, 1)
         shapes = []
-        for place in self.objects[index]:
+        for place in self.order[self.ends[index] : self.ends[index + 1]].tolist():
             if not self.outlines.has(place):
                 x, y, across, down = self.boxes[place] * (*scale, *scale)
                 canvas[_inside(y, y + down, height), _inside(x, x + across, width)] = VOID

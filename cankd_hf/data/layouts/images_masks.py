@@ -53,13 +53,13 @@ def paired(
                 continue
         elif files.offered and files.matched < 0.5 * min(len(files.images), files.offered):
             problems.append(f"{where}: {_few(files)}")
-        notes += _told(split, files)
+        notes += _told(split, files) if need != "images" else []  # which all images are then
         splits[split] = Split(len(files.images), partial(_read, tree, files))
     problems += tree.linked
     if problems:
         raise InputError(shortened(problems))
     unused = {word: count for files in pairs.values() for word, count in files.unused.items()}
-    if unused:
+    if unused and need != "images":
         said = ", ".join(f"{word} ({count} files)" for word, count in unused.items())
         notes.append(f"other masks of the same images are not used: {said}")
     return Found(name, ("masks", "images"), tree.root, ordered(splits), labels, notes, label_source)

@@ -35,6 +35,8 @@ class VocBoxes:
     name = "Pascal VOC boxes"
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
+        if need == "masks":
+            return None
         xmls = [join(folder, name) for folder, names in tree.files.items() for name in names if _is_xml(name)]
         if not any(is_voc(tree.path(name)) for name in xmls[:: max(1, len(xmls) // LOOKED_AT)]):
             return None

@@ -93,7 +93,7 @@ def _parsed(file: Path, place: str) -> Element:
     except _Entity:
         raise InputError(f"{place}: expected xml without entities of its own, got a declaration of one") from None
     except (expat.ExpatError, OSError, ValueError, LookupError) as error:
-        raise InputError(f"{place}: expected an xml file, got {error or 'none'}") from None
+        raise InputError(f"{place}: expected an xml file in UTF-8, got {error or 'none'}") from None
     return root
 
 

@@ -144,30 +144,25 @@ class _Reading:
 
     def _drawn(self, images: Sequence[str], fill: int, notes: list[str]) -> DrawnMasks:
         """The masks of images. Raises InputError with all lines that cannot be read."""
-        outlines, objects, labels, boxes, problems = (
-            Outlines(),
-            list[range](),
-            list[int](),
-            list[list[float]](),
-            list[str](),
-        )
+        outlines, ends, problems = Outlines(), [0], list[str]()
+        labels, boxes = list[int](), list[list[float]]()
         classes = {own: index + self.shift for index, own in enumerate(self.ids)}
         for image in images:
             lines, wrong = self._lines(image)
             problems += [*wrong, *unknown(lines, classes)]
-            first = len(outlines)
             for line in lines:
                 outlines.add(line.numbers if len(line.numbers) > 4 else None)
                 labels.append(classes.get(line.label, 0))
                 x0, y0, x1, y1 = line.corners
                 boxes.append([x0, y0, x1 - x0, y1 - y0])
-            objects.append(range(first, len(outlines)))
+            ends.append(len(outlines))
         if problems:
             raise InputError(shortened(problems))
         if without := sum(not outlines.has(place) for place in range(len(outlines))):
             notes.append(f"{without} objects have a box and no outline; their boxes are void in the masks")
-        numbers = np.array(labels, np.int64), np.array(boxes, np.float64).reshape(-1, 4)
-        return DrawnMasks(outlines, objects, numbers[0], fill, numbers[1], shares=True)
+        numbers, corners = np.array(labels, np.int64), np.array(boxes, np.float64).reshape(-1, 4)
+        order = np.arange(len(outlines))
+        return DrawnMasks(outlines, order, np.array(ends), numbers, fill, corners, shares=True)
 
     def _annotations(self, images: Sequence[str]) -> Iterator[Annotation]:
         classes = {own: index for index, own in enumerate(self.ids)}
