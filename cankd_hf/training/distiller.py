@@ -233,12 +233,21 @@ class Distiller(WeighingModule, PredictingModule):
         return self.student.is_activation_checkpointing
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        name = "activation_checkpointing_enable"
+        enable = getattr(self.student, name, None) or self.student.gradient_checkpointing_enable
         try:
-            self.student.activation_checkpointing_enable(*args, **kwargs)
+            enable(*args, **kwargs)
         except ValueError as error:
             raise InputError(
                 f"training.activation_checkpointing: {error} Set it to false for this student."
             ) from error
+
+    # What transformers 5.19 and 5.20 call both, the newest that Python 3.10 can have.
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.student.is_gradient_checkpointing
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
         return self.student.num_parameters(*args, **kwargs)
