@@ -283,14 +283,13 @@ class Planner:
         may, teaching = given.charged, self._teaching(arm)
         if teaching >= may:
             return Outcome(budget=may, failed=f"training its teacher alone costs {teaching:.0f} of {may:.0f} seconds")
-        place = self._place(arm, budget, seed)
+        planned = self._planned(arm, name, budget, seed)
         made: list[Outcome] = []
         for attempt in range(self.config.attempts):
-            steps = self._steps(place, attempt, made, arm, budget, given, may - teaching)
+            steps = self._steps(planned, attempt, made, arm, budget, given, may - teaching)
             if steps is None:
                 break
-            again = f", try {attempt + 1}" if attempt else ""
-            one = replace(self._ran(arm, f"{name}{again}", seed, steps), budget=may)
+            one = replace(self._ran(arm, _try(name, attempt), seed, steps), budget=may)
             if one.record is None:
                 return one if one.failed or not made else replace(one, tried=len(made))
             if one.record.before >= may - teaching:
@@ -305,14 +304,34 @@ class Planner:
         nearest = min(made, key=lambda one: abs(one.charged - may))
         return replace(nearest, tried=len(made))
 
-    def _steps(
-        self, place: str, attempt: int, made: list[Outcome], arm: str, budget: BudgetConfig, given: Outcome, may: float
-    ) -> int | None:
-        """Steps of a try, as they were written down when it was first planned; None for no further one."""
+    def _planned(self, arm: str, name: str, budget: BudgetConfig, seed: int) -> list[int]:
+        """Steps of the tries of a place, as they were written down when each was first planned.
+
+        Where nothing was written, they are those of the runs of this name and recipe that there are.
+        """
+        place = self._place(arm, budget, seed)
         entry = self._schedule.get(place, {})
         if entry.get("code") != code_hash() and not (entry and self.records.any_code):
-            self._schedule[place] = entry = {"steps": [], "code": code_hash()}
-        planned: list[int] = entry["steps"]
+            made: list[int] = []
+            while (one := self.records.called(_try(name, len(made)))) is not None:
+                if self.records.find(self._key(arm, seed, one.steps)[0]) is None:
+                    break
+                made.append(one.steps)
+            self._schedule[place] = entry = {"steps": made, "code": code_hash()}
+        found: list[int] = entry["steps"]
+        return found
+
+    def _steps(
+        self,
+        planned: list[int],
+        attempt: int,
+        made: list[Outcome],
+        arm: str,
+        budget: BudgetConfig,
+        given: Outcome,
+        may: float,
+    ) -> int | None:
+        """Steps of a try; None for no further one."""
         if attempt < len(planned):
             return planned[attempt]
         if made:
@@ -364,7 +383,7 @@ class Planner:
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""
-        keys = [self.records.recipe_key(self._key(name, seed, 1)[1]) for name in (arm, budget.cost or "")]
+        keys = [self.records.plain[self._key(name, seed, 1)[0]] for name in (arm, budget.cost or "")]
         return hashlib.sha256(json.dumps([*keys, budget.label, seed]).encode()).hexdigest()[:16]
 
     def _teaching(self, arm: str) -> float:
@@ -376,3 +395,8 @@ class Planner:
         """Seconds that training the teachers of an arm took, as far as the comparison trained them."""
         found = [self.records.find(teacher.key) for teacher in arm.teachers]
         return sum(record.spent for record in found if record is not None)
+
+
+def _try(name: str, attempt: int) -> str:
+    """The name of a further try of a run."""
+    return f"{name}, try {attempt + 1}" if attempt else name

@@ -330,20 +330,19 @@ def _completed(saved: Any, like: Any) -> Any:
 
 def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:
     """The settings of a recipe, as plain data, that affect training: value by dotted path."""
-    flat = _flat(recipe)
-    return {key: value for key, value in flat.items() if not _is_harmless(key) and key.split(".")[0] != "hub"}
+    found = flat(recipe)
+    return {key: value for key, value in found.items() if not _is_harmless(key) and key.split(".")[0] != "hub"}
 
 
 def _is_harmless(key: str) -> bool:
     return key in _HARMLESS or re.sub(r"^teachers\.[^.]+", "teacher", key) in _HARMLESS
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Plain data as values by dotted path; an empty mapping or list is a value."""
     if not isinstance(value, dict | list) or not value:
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return {
-        inner: leaf
-        for key, item in items
-        for inner, leaf in _flat(item, f"{path}.{key}" if path else str(key)).items()
+        inner: leaf for key, item in items for inner, leaf in flat(item, f"{path}.{key}" if path else str(key)).items()
     }
