@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
+from cankd_hf.compare.origin import code_hash, code_now, machine
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, code_now, machine
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json

@@ -4,49 +4,19 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from cankd_hf.compare.arms import NO_BLOCK, Arm, TeacherRun, reference_of
-from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, code_hash, unit_of
+from cankd_hf.compare.origin import code_hash
+from cankd_hf.compare.outcome import Outcome, Run
+from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, unit_of
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig
 from cankd_hf.compare.tuning import Trial, best, trial_recipe, trials_of
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.names import ARM_FILE
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the train command."""
-
-    key: str
-    name: str  # for people
-    recipe: Recipe
-
-
-@dataclass
-class Outcome:
-    """What an arm reached with one budget and seed.
-
-    Attributes:
-        record: of its accepted run; None if it is still to be run, or failed.
-        budget: seconds that it might spend; None where steps are equal.
-        charged: seconds that count: its own and, where they are charged, its teacher's.
-        tried: number of runs it took.
-        failed: why there is no record.
-    """
-
-    record: Record | None = None
-    budget: float | None = None
-    charged: float = 0.0
-    tried: int = 0
-    failed: str = ""
-
-    def off(self, tolerance: float) -> bool:
-        """Whether it missed its budget."""
-        return self.budget is not None and abs(self.charged / self.budget - 1) > tolerance
 
 
 class Planner:
@@ -78,11 +48,16 @@ class Planner:
     def _check_budget(self, budget: BudgetConfig) -> None:
         if budget.cost is None:
             return
-        steps = self.arms[budget.cost].recipe.training.get("max_steps", -1)
-        if steps < 1:
+        if self.steps_of(budget) < 1:
             raise InputError(
-                f"budgets: the cost of {budget.cost} needs its number of steps; set training.max_steps under `recipe:`"
+                f"budgets: the cost of {budget.cost} needs its number of steps; write `at`, or set training.max_steps "
+                "under `recipe:`"
             )
+
+    def steps_of(self, budget: BudgetConfig) -> int:
+        """Steps of the arm whose cost is a budget; -1 where they are open."""
+        assert budget.cost is not None
+        return budget.at or int(self.arms[budget.cost].recipe.training.get("max_steps", -1))
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
@@ -264,7 +239,7 @@ class Planner:
         if budget.steps is not None:
             return self._ran(arm, name, seed, budget.steps)
         if arm == budget.cost:
-            made = self._ran(arm, name, seed, self.arms[arm].recipe.training["max_steps"])
+            made = self._ran(arm, name, seed, self.steps_of(budget))
             return replace(made, budget=made.charged if made.record is not None else None)
         given = self.outcome(budget.cost or "", budget, seed)
         if given.record is None:

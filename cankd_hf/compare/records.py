@@ -1,20 +1,18 @@
 """Records of finished runs, each found again by what it was made from: the resolved recipe and the code."""
 
-import ast
 import hashlib
 import json
 import math
-import platform
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, InitVar, asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cankd_hf.compare.origin import code_hash, machine
 from cankd_hf.config.differing import differing
 from cankd_hf.config.recipe import Recipe, settings_that_count
 from cankd_hf.errors import InputError
@@ -27,8 +25,8 @@ from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import digest
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
 
-# Rooms that look at a run from outside: nothing in them changes a score or a cost.
-_OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
+_LATER: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None, "shares": {}}
+_SHARE = "gradient_share/"  # in the log, before the name of a term
 _SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
 _IMAGES = ("data.path", "data.unlabelled")
 SCHEDULE_FILE = "schedule.json"  # steps that runs were given
@@ -36,45 +34,6 @@ CALIBRATION_FILE = "calibration.json"  # costs of a step
 TABLES_FILE = "tables.json"  # what the records show
 _OPEN = choices(Device("cuda", tf32=True), {"bf16": True, "dataloader_num_workers": 1})
 _USUAL = {one.name: one.default for one in fields(CanKDConfig) if one.default is not MISSING and one.name not in _OPEN}
-
-
-@cache
-def code_hash() -> str:
-    """A digest of the code that decides what a run does, as it was at the start; comments and docstrings do not
-    count."""
-    return code_now()
-
-
-def code_now(package: Path = Path(__file__).parents[1]) -> str:
-    """The same of the code as it is now."""
-    found = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        place = path.relative_to(package)
-        if place.parts[0] in _OUTSIDE:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
-    return found.hexdigest()[:16]
-
-
-def machine() -> dict[str, str]:
-    """What costs were measured on, and with which libraries."""
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"device": device, "torch": version("torch"), "transformers": version("transformers")}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(named), "") or platform.processor() or platform.machine()
 
 
 def unit_of(costs: Mapping[str, Any], by_clock: bool) -> str:
@@ -106,6 +65,7 @@ class Record:
             None for records of before.
         prepaid: what of `cost` was spent before the run, by what it was spent on.
         task_loss: the task's loss in training, over the last quarter of its log; None without one.
+        shares: share of the gradient of each term, mean over its log.
     """
 
     key: str
@@ -126,6 +86,7 @@ class Record:
     working: str = ""
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)
     task_loss: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:
@@ -147,6 +108,11 @@ class Record:
         if self.settings.get("training.load_best_model_at_end"):
             scores.sort(reverse=not self.greater_is_better)
         return scores[-1] if scores else None
+
+    @property
+    def made(self) -> str:
+        """By what code, where and with which libraries it was made."""
+        return " ".join([self.code, *(f"{key} {value}" for key, value in sorted(self.machine.items()))])
 
     @property
     def unit(self) -> str:
@@ -290,7 +256,13 @@ class Records:
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE, TABLES_FILE):
             return None
-        later: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None}  # records of before have none
+        later: dict[str, Any] = {
+            "contents": None,
+            "working": "",
+            "prepaid": {},
+            "task_loss": None,
+            "shares": {},
+        }  # records of before have none
         saved = {**later, **read_json(file)}
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
@@ -339,6 +311,7 @@ class Records:
             working=arm.get("working", {}).get("verdict") or "",
             prepaid=arm.get("prepaid", {}),
             task_loss=fmean(losses[len(losses) * 3 // 4 :]) if losses else None,
+            shares=_shares(log),
         )
 
     def load(self, name: str) -> dict[str, Any]:
@@ -352,6 +325,16 @@ class Records:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / name, content)
+
+
+def _shares(log: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of what a log tells of each term's share of the gradient."""
+    found: dict[str, list[float]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if key.startswith(_SHARE) and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(key.removeprefix(_SHARE), []).append(float(value))
+    return {term: round(fmean(values), 4) for term, values in found.items()}
 
 
 def _hashed(content: Any) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 
 from cankd_hf.compare.arms import Arm
+from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
-from cankd_hf.compare.records import Record, code_hash
+from cankd_hf.compare.records import Record
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
 from cankd_hf.figures.draw import to_png
 from cankd_hf.hub import escape
@@ -69,6 +70,11 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         f"Scores are {findings.metric} of the {findings.split} split. Differences are paired by seed: the same "
         "initial weights and images. In brackets the 95% paired-t interval, which decides; beside it the bootstrap."
     ]
+    if config.images == "labelled":
+        told.append("Arms train on the same labels of people; those of a teacher are an arm's own, and charged to it.")
+    tuning = config.tuning
+    if tuning is not None and tuning.eval_split is not None:
+        told.append(f"Trials were scored on {tuning.eval_split}, and trained without {tuning.left_out or 'it'}.")
     if config.images == "own":
         told.append("Arms train on images of their own: a learning curve, from which nothing is claimed of a method.")
     if config.judged is not None:
@@ -93,6 +99,9 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Before each run of {name}, {seconds:.0f} s were spent ({what}), charged in full.")
     if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
         told.append("What it cost to train the teachers is not known here, and not charged.")
+    for name, shares in _shares(planner).items():
+        listed = ", ".join(f"{term} {share:.0%}" for term, share in shares.items())
+        told.append(f"Share of the gradient at the taps, {name}: {listed} (mean over its runs).")
     for name, verdicts in _working(planner).items():
         counts = ", ".join(f"{kind} in {count}" for kind, count in verdicts.items())
         told.append(f"Is it working? {name}: {counts} of {sum(verdicts.values())} runs.")
@@ -102,8 +111,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
     if chosen:
         told.append(
-            f"WARNING: load_best_model_at_end chose the checkpoint of {', '.join(chosen)} by the split that is "
-            "scored, which flatters it."
+            f"WARNING: load_best_model_at_end or ema chose the weights of {', '.join(chosen)} by the split that is "
+            "scored, which flatters them: a screening may do so, a result may not."
         )
     machines = sorted({str(sorted(record.machine.items())) for record in records if record.machine})
     if len(machines) > 1:
@@ -151,9 +160,13 @@ def _stronger(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _chosen_by_its_score(arm: Arm) -> bool:
-    data = arm.recipe.data
+    """Whether the weights were chosen by the split that is scored: a checkpoint, or the average (EMA) or not."""
+    data, chooses = arm.recipe.data, arm.recipe.training.get
     final = data.eval_split if data.test_split is None else data.test_split
-    return bool(arm.recipe.training.get("load_best_model_at_end")) and final == data.eval_split
+    return (
+        bool(chooses("load_best_model_at_end") or chooses("ema") not in (None, False, "off"))
+        and final == data.eval_split
+    )
 
 
 def _teaching(planner: Planner) -> dict[str, float]:
@@ -172,6 +185,15 @@ def _prepaid(planner: Planner) -> dict[str, tuple[float, str]]:
         if one.record is not None and one.record.before > found.get(name, (0.0, ""))[0]:
             found[name] = one.record.before, ", ".join(one.record.prepaid)
     return found
+
+
+def _shares(planner: Planner) -> dict[str, dict[str, float]]:
+    """The share of the gradient that each term of an arm had, mean over its runs: 0 is a weight of nothing."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (name, *_), one in planner.outcomes.items():
+        for term, share in one.record.shares.items() if one.record is not None else ():
+            found.setdefault(name, {}).setdefault(term, []).append(share)
+    return {name: {term: fmean(shares) for term, shares in terms.items()} for name, terms in found.items()}
 
 
 def _working(planner: Planner) -> dict[str, Counter[str]]:

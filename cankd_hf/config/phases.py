@@ -16,7 +16,7 @@ from cankd_hf.config.declared import fields
 from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
-Schedule = Literal["joint", "features_then_task", "warm_start", "frozen_encoder", "polish"]
+Schedule = Literal["joint", "features_then_task", "warm_start", "frozen_encoder", "polish", "recommended"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 # Shares of the words: of the part without labels, and of the last part of `polish`, one half at each resolution.
 FEATURES, WARM, POLISH = 0.4, 0.2, 0.2
@@ -97,10 +97,15 @@ def phases_of(word: str, data: DataConfig, learning_rate: float) -> list[Phase]:
     if word == "frozen_encoder":
         frozen = Phase("task", 1 - FEATURES, distill=labels, frozen=["encoder"])
         return [Phase("features", FEATURES, distill=alone), frozen]
-    if word == "polish":
+    if word in ("polish", "recommended"):
         slow: dict[str, Any] = {"learning_rate": learning_rate * POLISH_RATE, "warmup_steps": 0}
         larger = Phase("polish_larger", POLISH / 2, data=_larger(data), training=slow)
-        return [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
+        made = [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
+        if word == "polish":
+            return made
+        # The best arm so far: see docs/phases.md for what speaks for it, and change it here when that changes.
+        made[0].distill = {"weights": "recommended"}
+        return [made[0], *(replace(phase, distill=dict(labels)) for phase in made[1:])]
     return [Phase("joint", 1.0)]
 
 
@@ -122,7 +127,7 @@ def without_teacher(phases: Sequence[Phase], task_weight: float) -> list[Phase] 
         replace(
             phase,
             share=phase.share / whole,
-            distill={key: value for key, value in phase.distill.items() if key != "terms"},
+            distill={key: value for key, value in phase.distill.items() if key not in ("terms", "weights", "guard")},
             frozen=[],
         )
         for phase in kept

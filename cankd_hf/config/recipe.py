@@ -69,7 +69,8 @@ class Recipe(Section):
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
         phases: parts of the run one after another, each with its share of the steps and its changes; null: one part.
-        schedule: phases by one word: `joint`, `features_then_task`, `warm_start`, `frozen_encoder` or `polish`.
+        schedule: phases by one word: `joint`, `features_then_task`, `warm_start`, `frozen_encoder`, `polish` or
+            `recommended`.
         hub: where the student is pushed; with null only if `training.push_to_hub` is set.
     """
 

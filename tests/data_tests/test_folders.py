@@ -207,6 +207,9 @@ def test_slices_and_limits(make_folder: Make) -> None:
     assert slice_of("train[10:20]", 15) == ("train", range(10, 15))
     assert slice_of("train[1::4]", 10) == ("train", range(1, 10, 4))
     assert slice_of("train[::4][:2]", 20) == ("train", range(0, 8, 4))
+    assert slice_of("train[:2]+train[8:]", 10) == ("train", [0, 1, 8, 9])
+    assert slice_of("train[::4] - train[:3] - train[8:]", 12) == ("train", [4])
+    assert slice_of("train-2[:2]", 10) == ("train-2", range(2)) and slice_of("a+b", 1) == ("a+b", range(1))
     parts = [slice_of(f"train[::2][{part}@3]", 20)[1] for part in ("30%:", ":30%")]
     assert len(parts[1]) == 3 and sorted([*parts[0], *parts[1]]) == list(range(0, 20, 2))
     for wrong in ("train[abc]", "train[::8", "train[::]x", "[:3]"):

@@ -169,19 +169,41 @@ def read_split(
 
 
 _PART = r"\[(\d{,18})(%?):(\d{,18})(%?)(?::(\d{1,9}))?(?:@(\d{1,9}))?\]"
+_PARTS = f"(?:{re.sub(r'[(](?![?])', '(?:', _PART)})*"  # any number of them, without groups
 
 
 def slice_of(text: str, size: int) -> tuple[str, Sequence[int]]:
     """Parse `train[:90%]` into the name of the split and the indices of its samples. Raises InputError if it is
     invalid. `train[::8]` takes each eighth; `train[:90%@7]` takes them from an order shuffled by the seed 7: with
-    `train[90%:@7]` two random parts. A part of a part is written as `train[::8][:80%@0]`."""
-    match = re.fullmatch(rf"([^\[\]]+)((?:{_PART})*)", text.strip())
+    `train[90%:@7]` two random parts. A part of a part is written as `train[::8][:80%@0]`, further samples as
+    `train[:50]+train[80:]`, and samples that are left out as `train[::8]-train[:62]`."""
+    name, terms = split_terms(text)
+    taken = _parts_of(terms[0][1], size)
+    for sign, brackets in terms[1:]:
+        other = _parts_of(brackets, size)
+        if sign == "+":
+            taken = [*taken, *sorted({*other} - {*taken})]
+        else:
+            left_out = {*other}
+            taken = [index for index in taken if index not in left_out]
+    return name, taken
+
+
+def split_terms(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The name of a split, and each of its terms: + or -, and the brackets. Raises InputError as `slice_of` does."""
+    match = re.fullmatch(rf"(?P<name>[^\[\]]+?)({_PARTS})((?: *[+-] *(?P=name){_PARTS})*)", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[::8]`, got {shown(text)}")
+    further = re.findall(rf"([+-]) *{re.escape(match['name'])}({_PARTS})", match[3])
+    return match["name"], [("+", match[2]), *further]
+
+
+def _parts_of(brackets: str, size: int) -> Sequence[int]:
+    """The indices that a row of brackets takes, each from those of the one before."""
     taken: Sequence[int] = range(size)
-    for part in re.finditer(_PART, match[2]):
+    for part in re.finditer(_PART, brackets):
         taken = _part_of(taken, *part.groups())
-    return match[1], taken
+    return taken
 
 
 def _part_of(
