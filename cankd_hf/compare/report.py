@@ -16,7 +16,7 @@ from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
-from cankd_hf.compare.records import Record
+from cankd_hf.compare.records import TABLES_FILE, Record
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
 from cankd_hf.figures.draw import to_png
 from cankd_hf.hub import escape
@@ -285,7 +285,12 @@ def page(title: str, findings: Findings, planner: Planner) -> str:
 
 
 def write(title: str, findings: Findings, planner: Planner, folder: Path) -> None:
-    """Writes JSON, Markdown and page into the folder of the comparison."""
-    write_json(folder / JSON_FILE, as_json(findings, planner))
-    write_text(folder / MARKDOWN_FILE, markdown(findings, planner))
+    """Writes JSON, Markdown and page into the folder of the comparison; and what its records show beside these, where
+    they have a folder of their own and there are any, to be committed with them."""
+    made, text = as_json(findings, planner), markdown(findings, planner)
+    write_json(folder / JSON_FILE, made)
+    write_text(folder / MARKDOWN_FILE, text)
+    kept = {key: made[key] for key in ("metric", "split", "greater_is_better", "unit", "tables", "notes", "tuned")}
+    if planner.config.records is not None and any(row.scores for table in findings.tables for row in table.rows):
+        write_json(planner.records.folder / TABLES_FILE, {**kept, "markdown": text})
     write_text(folder / PAGE_FILE, page(title, findings, planner))

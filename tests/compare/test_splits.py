@@ -1,4 +1,4 @@
-"""What trials, arms and claims see: tuning by clips, labels of people and of teachers, budgets at other steps, origins."""
+"""What trials, arms and claims see: tuning by clips, labels of people and teachers, budgets at any steps, origins."""
 
 from __future__ import annotations
 
