@@ -80,7 +80,9 @@ class Planner:
         given, own = list(self.config.budgets), [arm for arm in self.arms.values() if not arm.follows]
         distilling = [arm for arm in own if arm.distils]
         alone = next((arm.name for arm in own if not arm.distils), None)
-        if self.config.judged is None or any(one.cost is not None for one in given) or not distilling or alone is None:
+        judged = self.config.judged
+        there = any(one.cost is not None for one in given)
+        if judged is None or not judged.equal_cost or there or not distilling or alone is None:
             return given
         main = next((arm for arm in distilling if arm.control != NO_BLOCK), distilling[0])
         if main.recipe.training.get("max_steps", -1) < 1:

@@ -84,6 +84,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
             "against the reference, and against the control without a block), so that a table without any true "
             "difference makes a false claim in at most 1 of 20 cases."
         )
+    if config.judged is not None and all(budget.cost is None for budget in planner.budgets):
+        told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
     if config.screen is not None:
         told.append(
             f"Arms were screened on {config.screen.seeds} of the seeds by their validation scores; the test split was "

@@ -134,6 +134,8 @@ class VerdictConfig(Section):
         threshold: smallest gain worth a claim, in units of the score: an interval must lie beyond it.
         margin: also say of each arm whether it is shown not to hurt: the lower end of its interval must lie above
             minus this; null: not asked.
+        equal_cost: add the budget of no distillation at equal cost where no budget is of cost; false: nothing is said
+            of equal cost, for runs side by side on one device, whose seconds say nothing.
         twin: the arm that is run twice, with other data order and augmentation; default: the reference.
         untrained: arms that are also run with an untrained teacher; default: every arm that distils and is not
             screened out, the control without block excepted.
@@ -144,6 +146,7 @@ class VerdictConfig(Section):
     reference: str | None = None
     threshold: Annotated[float, Ge(0)] = 0.0
     margin: Annotated[float, Gt(0)] | None = None
+    equal_cost: bool = True
     twin: str | None = None
     untrained: list[str] | None = None
 
