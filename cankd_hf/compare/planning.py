@@ -166,10 +166,13 @@ class Planner:
         return self._keys[arm, seed, steps, trial]
 
     def _want(
-        self, name: str, key: str, recipe: Recipe, teachers: tuple[TeacherRun, ...]
+        self, name: str, key: str, recipe: Recipe, teachers: tuple[TeacherRun, ...], cost: bool = False
     ) -> tuple[Record | None, str]:
-        """The record of a run, or why it failed; a run that can start, or its teacher's, is put on the list."""
-        if (found := self.records.find(key)) is not None:
+        """The record of a run, or why it failed; a run that can start, or its teacher's, is put on the list.
+
+        Where its `cost` counts, one that shared its device is run again.
+        """
+        if (found := self.records.find(key)) is not None and not (cost and found.beside):
             return found, ""
         for teacher in teachers:
             if teacher.key in self.failed:
@@ -241,16 +244,16 @@ class Planner:
         if budget.steps is not None:
             return self._ran(arm, name, seed, budget.steps)
         if arm == budget.cost:
-            made = self._ran(arm, name, seed, self.steps_of(budget))
+            made = self._ran(arm, name, seed, self.steps_of(budget), cost=True)
             return replace(made, budget=made.charged if made.record is not None else None)
         given = self.outcome(budget.cost or "", budget, seed)
         if given.record is None:
             return Outcome(failed=given.failed and f"{budget.cost}, whose cost is the budget, failed")
         return self._within(arm, name, seed, budget, given)
 
-    def _ran(self, arm: str, name: str, seed: int, steps: int) -> Outcome:
+    def _ran(self, arm: str, name: str, seed: int, steps: int, cost: bool = False) -> Outcome:
         key, recipe = self._key(arm, seed, steps)
-        record, failed = self._want(name, key, recipe, self.arms[arm].teachers)
+        record, failed = self._want(name, key, recipe, self.arms[arm].teachers, cost)
         charged = 0.0 if record is None else record.spent + self._teaching(arm)
         return Outcome(record, charged=charged, tried=int(record is not None), failed=failed)
 
@@ -266,7 +269,7 @@ class Planner:
             steps = self._steps(planned, attempt, made, arm, budget, given, may - teaching)
             if steps is None:
                 break
-            one = replace(self._ran(arm, _try(name, attempt), seed, steps), budget=may)
+            one = replace(self._ran(arm, _try(name, attempt), seed, steps, cost=True), budget=may)
             if one.record is None:
                 return one if one.failed or not made else replace(one, tried=len(made))
             if one.record.before >= may - teaching:

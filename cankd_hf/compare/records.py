@@ -25,7 +25,8 @@ from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import digest
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
 
-_LATER: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None, "shares": {}}
+_LATER: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None}  # of records of before
+_LATER |= {"shares": {}, "beside": False}
 _SHARE = "gradient_share/"  # in the log, before the name of a term
 _SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
 _IMAGES = ("data.path", "data.unlabelled")
@@ -66,6 +67,7 @@ class Record:
         prepaid: what of `cost` was spent before the run, by what it was spent on.
         task_loss: the task's loss in training, over the last quarter of its log; None without one.
         shares: share of the gradient of each term, mean over its log.
+        beside: whether other runs shared its device, so that its cost says nothing.
     """
 
     key: str
@@ -87,6 +89,7 @@ class Record:
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)
     task_loss: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
+    beside: bool = False
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:

@@ -84,6 +84,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
             "against the reference, and against the control without a block), so that a table without any true "
             "difference makes a false claim in at most 1 of 20 cases."
         )
+        if (count := len(findings.tables)) > 1:
+            told.append(f"Each of the {count} tables is judged by itself: in all of them it is at most {count} of 20.")
     if config.judged is not None and all(budget.cost is None for budget in planner.budgets):
         told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
     if config.screen is not None:
@@ -94,6 +96,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     for arm, trial in planner.tuned.items():
         tuned = f"learning rate {trial.learning_rate:g}, weights times {trial.weight:g}"
         told.append(f"Tuned, {arm}: {tuned}, the best of {config.tuning.trials if config.tuning else 0} trials.")
+    if edges := _at_edges(planner):
+        told.append(f"The best learning rate of {', '.join(edges)} is the smallest or the largest that was tried.")
     for name, seconds in _teaching(planner).items():
         charged = "charged" if config.charge_teacher else "not charged"
         told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
@@ -169,6 +173,13 @@ def _chosen_by_its_score(arm: Arm) -> bool:
         bool(chooses("load_best_model_at_end") or chooses("ema") not in (None, False, "off"))
         and final == data.eval_split
     )
+
+
+def _at_edges(planner: Planner) -> list[str]:
+    """Arms whose best learning rate is an end of what was tried, beyond which a better one may lie."""
+    rates = planner.config.tuning.learning_rate if planner.config.tuning is not None else []
+    ends = {min(rates), max(rates)} if len(rates) > 1 else set()
+    return [name for name, trial in planner.tuned.items() if trial.learning_rate in ends]
 
 
 def _teaching(planner: Planner) -> dict[str, float]:

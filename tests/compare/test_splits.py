@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cankd_hf.compare.execute import Processes, RunFailed
+from cankd_hf.compare.planning import Run
 from cankd_hf.compare.report import notes
 from cankd_hf.compare.settings import TuningConfig, read_comparison
 from cankd_hf.compare.tuning import Trial, tuning_data
@@ -101,6 +103,41 @@ def test_an_arm_that_is_not_shown_to_be_harmless_is_named(tmp_path: Path) -> Non
     made = planner(tmp_path, verdict={"margin": 0.005}, seeds=3)
     said = " ".join(compared(made, World(noise=0.05)).tables[0].said)
     assert "cankd is NOT shown to be harmless: the lower end is -" in said and "against -0.005" in said
+
+
+def test_what_a_run_beside_others_cost_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Beside(World):
+        def run(self, run: Any, place: int) -> Any:
+            return replace(super().run(run, place), beside=True)
+
+    budgets = {"budgets": [{"steps": 1000}], "verdict": {"equal_cost": False}}
+    made = planner(tmp_path, **budgets)
+    table = compared(made, Beside()).tables[0]
+    assert len(judge(made).tables) == 1 and all(row.scores for row in table.rows)
+    one = made.outcomes["alone", "1000 steps", 1].record
+    assert one is not None and (made.records.runs / one.key).is_dir()
+
+    def start(self: Processes, kind: str, file: Path, log: Path, place: int) -> int:
+        assert not (made.records.runs / one.key).exists(), "a finished run would only be read again"
+        log.write_text("stopped")
+        return 1
+
+    monkeypatch.setattr(Processes, "_start", start)
+    with pytest.raises(RunFailed, match="stopped"):
+        Processes(made.records).run(Run(one.key, "again", made.arms["alone"].at(1, 1000)), 0)
+    world = World()
+    compared(planner(tmp_path, budgets=[{"steps": 1000}, {"cost": "alone"}]), world)
+    again = {run.name for run in world.started if "1000 steps" not in run.name}
+    assert {f"alone, cost of alone, seed {seed}" for seed in (1, 2, 3)} < again
+    assert not [run for run in world.started if "1000 steps" in run.name]
+
+
+def test_a_best_learning_rate_at_an_end_is_told(tmp_path: Path) -> None:
+    made = planner(tmp_path, tuning={"learning_rate": [1e-3, 2e-3, 4e-3]}, seeds=2, verdict=True)
+    told = " ".join(notes(compared(made, World()), made))
+    ends = [name for name, trial in made.tuned.items() if trial.learning_rate != 2e-3]
+    assert (f"The best learning rate of {', '.join(ends)} is" in told) == bool(ends)
+    assert "Each of the 2 tables is judged by itself: in all of them it is at most 2 of 20" in told
 
 
 def test_weights_chosen_by_what_is_scored_are_told(tmp_path: Path) -> None:
