@@ -77,16 +77,17 @@ class Phase(Section):
         return bool(self.distill.get("task_weight", task_weight))
 
 
-def phases_of(word: str, data: DataConfig, learning_rate: float) -> list[Phase]:
+def phases_of(word: str, data: DataConfig, learning_rate: float, task_weight: float = 1.0) -> list[Phase]:
     """The phases that a word stands for.
 
     Args:
         word: one of `SCHEDULES`.
         data: of the recipe: `polish` needs its sizes.
         learning_rate: of the recipe.
+        task_weight: of the recipe; without labels `recommended` is one part.
 
     Raises:
-        InputError: where there is no size to change.
+        InputError: where there is no size to change, as `polish` does.
     """
     alone: dict[str, Any] = {"task_weight": 0.0}
     labels: dict[str, Any] = {"terms": []}
@@ -97,15 +98,16 @@ def phases_of(word: str, data: DataConfig, learning_rate: float) -> list[Phase]:
     if word == "frozen_encoder":
         frozen = Phase("task", 1 - FEATURES, distill=labels, frozen=["encoder"])
         return [Phase("features", FEATURES, distill=alone), frozen]
-    if word in ("polish", "recommended"):
-        slow: dict[str, Any] = {"learning_rate": learning_rate * POLISH_RATE, "warmup_steps": 0}
+    slow: dict[str, Any] = {"learning_rate": learning_rate * POLISH_RATE, "warmup_steps": 0}
+    if word == "polish":
         larger = Phase("polish_larger", POLISH / 2, data=_larger(data), training=slow)
-        made = [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
-        if word == "polish":
-            return made
-        # The best arm so far: see docs/phases.md for what speaks for it, and change it here when that changes.
-        made[0].distill = {"weights": "recommended"}
-        return [made[0], *(replace(phase, distill=dict(labels)) for phase in made[1:])]
+        return [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
+    if word == "recommended" and task_weight:
+        # The best arm so far: docs/phases.md says what speaks for it. It is changed here when the results change.
+        sized = data.crop_size is not None or data.image_size is not None
+        last = phases_of("polish", data, learning_rate)[1:] if sized else [Phase("polish", POLISH, training=slow)]
+        last = [replace(phase, distill=dict(labels)) for phase in last]
+        return [Phase("joint", 1 - POLISH, distill={"weights": "recommended"}), *last]
     return [Phase("joint", 1.0)]
 
 

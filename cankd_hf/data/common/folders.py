@@ -42,6 +42,7 @@ SPLIT_NAMES = {
 }
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation", "soft"}
+METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = "_file_name"  # how the keys of files end in the metadata
 MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"]
 EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
@@ -97,8 +98,8 @@ class FolderSource:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Canonical split name -> folder; a folder without split folders is one `train` split. Raises InputError if two
-    folders are the same split."""
+    """Canonical split name -> folder; a folder without split folders is one `train` split. Beside these a folder of
+    any other name that has metadata of its own is a split too. Raises InputError if two folders are the same split."""
     found: dict[str, Path] = {}
     try:
         folders = sorted(path for path in root.iterdir() if os.path.isdir(path))
@@ -111,7 +112,10 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in found:
             raise InputError(f"{root}: expected one folder for {split}, got {found[split].name} and {folder.name}")
         found[split] = folder
-    return found or {"train": root}
+    if not found:
+        return {"train": root}
+    others = [folder for folder in folders if folder not in found.values()]
+    return found | {folder.name: folder for folder in others if any((folder / name).is_file() for name in METADATA)}
 
 
 def read_split(
@@ -234,7 +238,7 @@ def _part_of(
 def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
     """The metadata file of a split, if any, and the folder that its paths are relative to."""
     for base in dict.fromkeys([folder, root]):
-        for name in ("metadata.jsonl", "metadata.csv"):
+        for name in METADATA:
             if os.path.lexists(base / name):
                 return base / name, base
     return None, folder
