@@ -259,14 +259,7 @@ class Records:
     def _read(self, file: Path) -> Record | None:
         if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE, TABLES_FILE):
             return None
-        later: dict[str, Any] = {
-            "contents": None,
-            "working": "",
-            "prepaid": {},
-            "task_loss": None,
-            "shares": {},
-        }  # records of before have none
-        saved = {**later, **read_json(file)}
+        saved = {**_LATER, **read_json(file)}
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:

@@ -87,7 +87,8 @@ def _as_before(folder: Path, without: tuple[str, ...] = LATER) -> None:
         settings = {key: value for key, value in saved["settings"].items() if not key.startswith(without)}
         there = kept._contents(settings)
         saved |= {"settings": settings, "recipe": records._hashed({**settings, **there}), "code": "before"}
-        del saved["contents"]
+        for key in ("contents", "working", "prepaid", "task_loss", "shares", "beside"):
+            del saved[key]
         file.unlink()
         (folder / f"{records._hashed(saved['key'])}.json").write_text(json.dumps(saved))
 
