@@ -77,17 +77,7 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Trials were scored on {tuning.eval_split}, and trained without {tuning.left_out or 'it'}.")
     if config.images == "own":
         told.append("Arms train on images of their own: a learning curve, from which nothing is claimed of a method.")
-    if config.judged is not None:
-        told.append(
-            "A claim needs an interval beyond 0 and the threshold "
-            f"({config.judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
-            "against the reference, and against the control without a block), so that a table without any true "
-            "difference makes a false claim in at most 1 of 20 cases."
-        )
-        if (count := len(findings.tables)) > 1:
-            told.append(f"Each of the {count} tables is judged by itself: in all of them it is at most {count} of 20.")
-    if config.judged is not None and all(budget.cost is None for budget in planner.budgets):
-        told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
+    told += _claiming(findings, planner)
     if config.screen is not None:
         told.append(
             f"Arms were screened on {config.screen.seeds} of the seeds by their validation scores; the test split was "
@@ -126,6 +116,24 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     others = {record.code for record in records} - {code_hash()}
     if others:
         told.append(f"WARNING: some runs were made by other code ({', '.join(sorted(others))}).")
+    return told
+
+
+def _claiming(findings: Findings, planner: Planner) -> list[str]:
+    """What a claim needs, and what none of them says."""
+    judged, told = planner.config.judged, []
+    if judged is None:
+        return []
+    told.append(
+        "A claim needs an interval beyond 0 and the threshold "
+        f"({judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
+        "against the reference, and against the control without a block), so that a table without any true "
+        "difference makes a false claim in at most 1 of 20 cases."
+    )
+    if (count := len(findings.tables)) > 1:
+        told.append(f"Each of the {count} tables is judged by itself: in all of them it is at most {count} of 20.")
+    if all(budget.cost is None for budget in planner.budgets):
+        told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
     return told
 
 
