@@ -52,7 +52,8 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     assert controls[REFERENCE] == "alone" and {NO_BLOCK, TWIN} <= controls.keys()
     untrained = {name.removesuffix(" (untrained teacher)") for name, arm in arms.items() if arm.control == UNTRAINED}
     distilling = {name for name in config.arms if arms[name].distils}
-    assert untrained == set(config.judged.untrained or distilling - {controls[NO_BLOCK]})
+    named = config.judged.untrained
+    assert untrained == (distilling - {controls[NO_BLOCK]} if named is None else set(named))
     assert first[0].startswith("alone, trial 1 of ")
     assert first.count("teacher") == (config.teacher is not None)  # of all arms, once
     assert {len(plan.config.all_seeds), config.judged.threshold} == {5, 0.005}
