@@ -16,6 +16,7 @@ from cankd_hf.config.recipe import Recipe
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.seeds import derived_seed
+from cankd_hf.data.common.sources import labelled_by_people
 from cankd_hf.errors import InputError, together
 from cankd_hf.runs import adapting
 from cankd_hf.runs.recipe import load_recipe
@@ -213,6 +214,23 @@ def _check(config: ComparisonConfig, arms: Mapping[str, Arm]) -> None:
         ]
         if missing:
             raise InputError(missing)
+    if config.images == "labelled":
+        _check_labelled(arms)
+
+
+def _check_labelled(arms: Mapping[str, Arm]) -> None:
+    """Raises InputError for an arm that sees other labels of people than the first one."""
+    first: tuple[str, set[str]] | None = None
+    for name, arm in arms.items():
+        own = labelled_by_people(arm.recipe.data)
+        if first is None:
+            first = name, own
+        elif own != first[1]:
+            raise InputError(
+                f"arms.{name}: data.train_split: expected the {len(first[1])} images with labels of people that "
+                f"{first[0]} has, got {len(own)} ({len(own ^ first[1])} differ); arms may differ in those that a "
+                "teacher labelled (`cankd label`) alone"
+            )
 
 
 def _folder(records: Records, key: str) -> str:

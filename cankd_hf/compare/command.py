@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
         "--report", action="store_true", help="write the tables of what was run so far, also while it runs"
     )
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side: devices or shares of cores")
+    made.add_argument(
+        "--no-plan", action="store_true", help="start without measuring steps first, where all budgets are in steps"
+    )
     made.add_argument("--any-code", action="store_true", help="also take records of the same recipe by other code")
     return made
 
@@ -80,15 +83,19 @@ def _run(options: argparse.Namespace) -> int:
             for place in (out, folder):
                 held.enter_context(FolderLock(place))
         planner = Planner(config, build_arms(config, records), records)
-        processes = Processes(records, options.jobs, any(budget.cost is not None for budget in config.budgets))
+        costs = any(budget.cost is not None for budget in planner.budgets)
+        if options.no_plan and costs:
+            raise InputError("--no-plan: budgets of cost need the cost of a step, which is measured; leave it out")
+        processes = Processes(records, options.jobs, costs)
         planner.sweep()
-        if planner.unfinished and not options.report:
+        measured = options.plan or not (options.report or options.no_plan)
+        if planner.unfinished and measured:
             try:
                 calibrated(planner, processes.calibrate, say)
             except BaseException:
                 processes.end()
                 raise
-        if options.plan or (planner.unfinished and not options.report):
+        if options.plan or (planner.unfinished and measured):
             _print_plan(planner, options.jobs, say)
         if options.plan:
             return 0

@@ -77,7 +77,7 @@ def _steps(planner: Planner, budget: BudgetConfig, arm: Arm) -> float:
     if budget.steps is not None:
         return float(budget.steps)
     assert budget.cost is not None
-    steps = float(planner.arms[budget.cost].recipe.training["max_steps"])
+    steps = float(planner.steps_of(budget))
     own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (arm.name, budget.cost))
     unit = unit_of(own, planner.records.by_clock)
     return steps * given[unit] / own[unit] if given and own.get(unit) else steps

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.compare.arms import Arm, TeacherRun
+from cankd_hf.compare.origin import code_hash, code_now, machine
 from cankd_hf.compare.planning import Planner, Run
-from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records, code_hash, code_now, machine
+from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json
@@ -48,6 +49,7 @@ class Processes:
                 "device cost is not known"
             )
         self.records, self.jobs = records, jobs
+        self.sharing = 0 < devices < jobs  # runs share a device
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._ended = False
@@ -63,6 +65,8 @@ class Processes:
         runs.mkdir(parents=True, exist_ok=True)
         folder, file, log = runs / run.key, runs / f"{run.key}.yaml", runs / f"{run.key}.log"
         file.write_text(recipe_to_yaml(replace(run.recipe, output_dir=str(folder))), encoding="utf-8")
+        if (known := self.records.find(run.key)) is not None and known.beside and folder.is_dir():
+            shutil.rmtree(folder)  # it is run for its cost, which what is there would only repeat
         code = self._start("train", file, log, place)
         if (now := code_now()) != code_hash() and not self.records.any_code:
             raise InputError(
@@ -72,7 +76,8 @@ class Processes:
         if code != 0:
             raise RunFailed(f"{last_word(log)} (exit code {code}; {log})")
         try:
-            record = replace(self.records.record_of(folder, run.key, run.name, run.recipe), code=now)
+            record = self.records.record_of(folder, run.key, run.name, run.recipe)
+            record = replace(record, code=now, beside=self.sharing)
         except (InputError, LookupError) as error:
             raise RunFailed(f"its results cannot be read: {error} ({folder})") from error
         for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob("phase-*/checkpoint-*")]:

@@ -4,49 +4,19 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from cankd_hf.compare.arms import NO_BLOCK, Arm, TeacherRun, reference_of
-from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, code_hash, unit_of
+from cankd_hf.compare.origin import code_hash
+from cankd_hf.compare.outcome import Outcome, Run
+from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, unit_of
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig
 from cankd_hf.compare.tuning import Trial, best, trial_recipe, trials_of
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.names import ARM_FILE
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the train command."""
-
-    key: str
-    name: str  # for people
-    recipe: Recipe
-
-
-@dataclass
-class Outcome:
-    """What an arm reached with one budget and seed.
-
-    Attributes:
-        record: of its accepted run; None if it is still to be run, or failed.
-        budget: seconds that it might spend; None where steps are equal.
-        charged: seconds that count: its own and, where they are charged, its teacher's.
-        tried: number of runs it took.
-        failed: why there is no record.
-    """
-
-    record: Record | None = None
-    budget: float | None = None
-    charged: float = 0.0
-    tried: int = 0
-    failed: str = ""
-
-    def off(self, tolerance: float) -> bool:
-        """Whether it missed its budget."""
-        return self.budget is not None and abs(self.charged / self.budget - 1) > tolerance
 
 
 class Planner:
@@ -78,11 +48,16 @@ class Planner:
     def _check_budget(self, budget: BudgetConfig) -> None:
         if budget.cost is None:
             return
-        steps = self.arms[budget.cost].recipe.training.get("max_steps", -1)
-        if steps < 1:
+        if self.steps_of(budget) < 1:
             raise InputError(
-                f"budgets: the cost of {budget.cost} needs its number of steps; set training.max_steps under `recipe:`"
+                f"budgets: the cost of {budget.cost} needs its number of steps; write `at`, or set training.max_steps "
+                "under `recipe:`"
             )
+
+    def steps_of(self, budget: BudgetConfig) -> int:
+        """Steps of the arm whose cost is a budget; -1 where they are open."""
+        assert budget.cost is not None
+        return budget.at or int(self.arms[budget.cost].recipe.training.get("max_steps", -1))
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
@@ -105,7 +80,9 @@ class Planner:
         given, own = list(self.config.budgets), [arm for arm in self.arms.values() if not arm.follows]
         distilling = [arm for arm in own if arm.distils]
         alone = next((arm.name for arm in own if not arm.distils), None)
-        if self.config.judged is None or any(one.cost is not None for one in given) or not distilling or alone is None:
+        judged = self.config.judged
+        there = any(one.cost is not None for one in given)
+        if judged is None or not judged.equal_cost or there or not distilling or alone is None:
             return given
         main = next((arm for arm in distilling if arm.control != NO_BLOCK), distilling[0])
         if main.recipe.training.get("max_steps", -1) < 1:
@@ -189,10 +166,13 @@ class Planner:
         return self._keys[arm, seed, steps, trial]
 
     def _want(
-        self, name: str, key: str, recipe: Recipe, teachers: tuple[TeacherRun, ...]
+        self, name: str, key: str, recipe: Recipe, teachers: tuple[TeacherRun, ...], cost: bool = False
     ) -> tuple[Record | None, str]:
-        """The record of a run, or why it failed; a run that can start, or its teacher's, is put on the list."""
-        if (found := self.records.find(key)) is not None:
+        """The record of a run, or why it failed; a run that can start, or its teacher's, is put on the list.
+
+        Where its `cost` counts, one that shared its device is run again.
+        """
+        if (found := self.records.find(key)) is not None and not (cost and found.beside):
             return found, ""
         for teacher in teachers:
             if teacher.key in self.failed:
@@ -264,16 +244,16 @@ class Planner:
         if budget.steps is not None:
             return self._ran(arm, name, seed, budget.steps)
         if arm == budget.cost:
-            made = self._ran(arm, name, seed, self.arms[arm].recipe.training["max_steps"])
+            made = self._ran(arm, name, seed, self.steps_of(budget), cost=True)
             return replace(made, budget=made.charged if made.record is not None else None)
         given = self.outcome(budget.cost or "", budget, seed)
         if given.record is None:
             return Outcome(failed=given.failed and f"{budget.cost}, whose cost is the budget, failed")
         return self._within(arm, name, seed, budget, given)
 
-    def _ran(self, arm: str, name: str, seed: int, steps: int) -> Outcome:
+    def _ran(self, arm: str, name: str, seed: int, steps: int, cost: bool = False) -> Outcome:
         key, recipe = self._key(arm, seed, steps)
-        record, failed = self._want(name, key, recipe, self.arms[arm].teachers)
+        record, failed = self._want(name, key, recipe, self.arms[arm].teachers, cost)
         charged = 0.0 if record is None else record.spent + self._teaching(arm)
         return Outcome(record, charged=charged, tried=int(record is not None), failed=failed)
 
@@ -283,14 +263,13 @@ class Planner:
         may, teaching = given.charged, self._teaching(arm)
         if teaching >= may:
             return Outcome(budget=may, failed=f"training its teacher alone costs {teaching:.0f} of {may:.0f} seconds")
-        place = self._place(arm, budget, seed)
+        planned = self._planned(arm, name, budget, seed)
         made: list[Outcome] = []
         for attempt in range(self.config.attempts):
-            steps = self._steps(place, attempt, made, arm, budget, given, may - teaching)
+            steps = self._steps(planned, attempt, made, arm, budget, given, may - teaching)
             if steps is None:
                 break
-            again = f", try {attempt + 1}" if attempt else ""
-            one = replace(self._ran(arm, f"{name}{again}", seed, steps), budget=may)
+            one = replace(self._ran(arm, _try(name, attempt), seed, steps, cost=True), budget=may)
             if one.record is None:
                 return one if one.failed or not made else replace(one, tried=len(made))
             if one.record.before >= may - teaching:
@@ -305,14 +284,34 @@ class Planner:
         nearest = min(made, key=lambda one: abs(one.charged - may))
         return replace(nearest, tried=len(made))
 
-    def _steps(
-        self, place: str, attempt: int, made: list[Outcome], arm: str, budget: BudgetConfig, given: Outcome, may: float
-    ) -> int | None:
-        """Steps of a try, as they were written down when it was first planned; None for no further one."""
+    def _planned(self, arm: str, name: str, budget: BudgetConfig, seed: int) -> list[int]:
+        """Steps of the tries of a place, as they were written down when each was first planned.
+
+        Where nothing was written, they are those of the runs of this name and recipe that there are.
+        """
+        place = self._place(arm, budget, seed)
         entry = self._schedule.get(place, {})
         if entry.get("code") != code_hash() and not (entry and self.records.any_code):
-            self._schedule[place] = entry = {"steps": [], "code": code_hash()}
-        planned: list[int] = entry["steps"]
+            made: list[int] = []
+            while (one := self.records.called(_try(name, len(made)))) is not None:
+                if self.records.find(self._key(arm, seed, one.steps)[0]) is None:
+                    break
+                made.append(one.steps)
+            self._schedule[place] = entry = {"steps": made, "code": code_hash()}
+        found: list[int] = entry["steps"]
+        return found
+
+    def _steps(
+        self,
+        planned: list[int],
+        attempt: int,
+        made: list[Outcome],
+        arm: str,
+        budget: BudgetConfig,
+        given: Outcome,
+        may: float,
+    ) -> int | None:
+        """Steps of a try; None for no further one."""
         if attempt < len(planned):
             return planned[attempt]
         if made:
@@ -364,7 +363,7 @@ class Planner:
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""
-        keys = [self.records.recipe_key(self._key(name, seed, 1)[1]) for name in (arm, budget.cost or "")]
+        keys = [self.records.plain[self._key(name, seed, 1)[0]] for name in (arm, budget.cost or "")]
         return hashlib.sha256(json.dumps([*keys, budget.label, seed]).encode()).hexdigest()[:16]
 
     def _teaching(self, arm: str) -> float:
@@ -376,3 +375,8 @@ class Planner:
         """Seconds that training the teachers of an arm took, as far as the comparison trained them."""
         found = [self.records.find(teacher.key) for teacher in arm.teachers]
         return sum(record.spent for record in found if record is not None)
+
+
+def _try(name: str, attempt: int) -> str:
+    """The name of a further try of a run."""
+    return f"{name}, try {attempt + 1}" if attempt else name

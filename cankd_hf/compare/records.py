@@ -1,73 +1,40 @@
 """Records of finished runs, each found again by what it was made from: the resolved recipe and the code."""
 
-import ast
 import hashlib
 import json
 import math
-import platform
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import InitVar, asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from dataclasses import MISSING, InitVar, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cankd_hf.compare.origin import code_hash, machine
+from cankd_hf.config.differing import differing
 from cankd_hf.config.recipe import Recipe, settings_that_count
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.names import ARM_FILE, RESULTS_FILE, STATE_FILE
+from cankd_hf.runs.device import Device, choices
 from cankd_hf.runs.folder import data_files
 from cankd_hf.runs.record import write_json
+from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import digest
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
 
-# Rooms that look at a run from outside: nothing in them changes a score or a cost.
-_OUTSIDE = {"benchmark", "cli", "compare", "export", "figures", "hub", "visualize"}
+_LATER: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None}  # of records of before
+_LATER |= {"shares": {}, "beside": False}
+_SHARE = "gradient_share/"  # in the log, before the name of a term
 _SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
 _IMAGES = ("data.path", "data.unlabelled")
 SCHEDULE_FILE = "schedule.json"  # steps that runs were given
 CALIBRATION_FILE = "calibration.json"  # costs of a step
-
-
-@cache
-def code_hash() -> str:
-    """A digest of the code that decides what a run does, as it was at the start; comments and docstrings do not
-    count."""
-    return code_now()
-
-
-def code_now(package: Path = Path(__file__).parents[1]) -> str:
-    """The same of the code as it is now."""
-    found = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        place = path.relative_to(package)
-        if place.parts[0] in _OUTSIDE:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
-    return found.hexdigest()[:16]
-
-
-def machine() -> dict[str, str]:
-    """What costs were measured on, and with which libraries."""
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"device": device, "torch": version("torch"), "transformers": version("transformers")}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(named), "") or platform.processor() or platform.machine()
+TABLES_FILE = "tables.json"  # what the records show
+_OPEN = choices(Device("cuda", tf32=True), {"bf16": True, "dataloader_num_workers": 1})
+_USUAL = {one.name: one.default for one in fields(CanKDConfig) if one.default is not MISSING and one.name not in _OPEN}
 
 
 def unit_of(costs: Mapping[str, Any], by_clock: bool) -> str:
@@ -95,8 +62,12 @@ class Record:
         recipe: key of the recipe alone.
         settings: the resolved recipe, by dotted path.
         working: the verdict on its distillation; empty without one.
+        contents: what was in the files and folders that `settings` names, by dotted path;
+            None for records of before.
         prepaid: what of `cost` was spent before the run, by what it was spent on.
         task_loss: the task's loss in training, over the last quarter of its log; None without one.
+        shares: share of the gradient of each term, mean over its log.
+        beside: whether other runs shared its device, so that its cost says nothing.
     """
 
     key: str
@@ -113,9 +84,12 @@ class Record:
     recipe: str = ""
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    contents: dict[str, str] | None = None
     working: str = ""
     prepaid: dict[str, dict[str, float]] = field(default_factory=dict)
     task_loss: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    beside: bool = False
     by_clock: InitVar[bool] = False
 
     def __post_init__(self, by_clock: bool) -> None:
@@ -137,6 +111,11 @@ class Record:
         if self.settings.get("training.load_best_model_at_end"):
             scores.sort(reverse=not self.greater_is_better)
         return scores[-1] if scores else None
+
+    @property
+    def made(self) -> str:
+        """By what code, where and with which libraries it was made."""
+        return " ".join([self.code, *(f"{key} {value}" for key, value in sorted(self.machine.items()))])
 
     @property
     def unit(self) -> str:
@@ -181,59 +160,106 @@ class Records:
         self.folder, self.runs, self.any_code, self.by_clock, self.fixed = folder, runs, any_code, by_clock, fixed
         self._found: dict[str, Record] = {}
         self._digests: dict[str, str] = {}
-        self._plain: dict[str, str] = {}  # key -> that of its recipe
+        self.plain: dict[str, str] = {}  # key -> that of its recipe alone
 
     def key(self, recipe: Recipe) -> str:
         """A key of everything that decides the outcome of a run: the resolved recipe and the code."""
         made, plain = _hashed([self.recipe_key(recipe), code_hash()]), self.recipe_key(recipe)
-        self._plain[made] = plain
+        self.plain[made] = plain
         return made
 
     def recipe_key(self, recipe: Recipe) -> str:
-        """A key of a resolved recipe.
+        """A key of what a resolved recipe sets otherwise than by default.
 
         In place of names of local files stands what is in them: names and sizes of data, digests of weights. A teacher
         that the comparison trains itself goes by the key of its recipe.
         """
-        return _hashed({path: self._content(path, value) for path, value in _counting(recipe).items()})
+        settings = _counting(recipe)
+        return _key_of(settings, self._contents(settings))
 
-    def _content(self, path: str, value: Any) -> Any:
+    def _contents(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        found = {path: self._content(path, value) for path, value in settings.items()}
+        return {path: content for path, content in found.items() if content is not None}
+
+    def _content(self, path: str, value: Any) -> str | None:
+        """What is at a place that a setting names; None for settings that name none, or one that is not there."""
         path = re.sub(r"^phases\.\d+\.", "", path)
         names = path.split(".")
         of_model = names[0] in ("teacher", "teachers", "student")
         of_model &= names[-1] in ("model", "backbone", "pretrained", "weights")
         if not isinstance(value, str) or not (path in (*_IMAGES, "data.labels") or of_model):
-            return value
+            return None
         place = Path(value)
         if place.parent == self.runs:
-            return f"run {self._plain.get(place.name, place.name)}"
+            return f"run {self.plain.get(place.name, place.name)}"
         if not place.exists():
-            return value
+            return None
         if value not in self._digests:
             self._digests[value] = _digest(place, path in _IMAGES)
         return self._digests[value]
 
     @cached_property
-    def _others(self) -> dict[str, Record]:
-        """Records by the key of their recipe, whatever code made them."""
-        found = (self._read(file) for file in sorted(self.folder.glob("*.json")))
-        return {one.recipe: one for one in found if one is not None}
+    def _all(self) -> list[Record]:
+        """All records of the folder; those of the code that made most of them come first."""
+        found = [one for file in sorted(self.folder.glob("*.json")) if (one := self._read(file)) is not None]
+        count = Counter(one.code for one in found)
+        return sorted(found, key=lambda one: (one.code != code_hash(), -count[one.code], one.code, one.key))
+
+    @cached_property
+    def _by_recipe(self) -> dict[str, list[Record]]:
+        """Records by the key of their recipe, as it is made today from the settings that they hold."""
+        found: dict[str, list[Record]] = {}
+        for one in self._all:
+            found.setdefault(self._recipe_of(one), []).append(one)
+        return found
+
+    def _recipe_of(self, record: Record) -> str:
+        """The key of a record's recipe.
+
+        Records of before have one of all settings, which a new setting would change, and do not tell the contents of
+        files: these count if the old key says that they are what is there now.
+        """
+        if record.contents is not None:
+            return _key_of(record.settings, record.contents)
+        there = self._contents(record.settings)
+        trained = {one.key: one for one in self._all}
+        told = {
+            path: f"run {trained[Path(str(value)).name].recipe}"
+            for path, value in record.settings.items()
+            if (there.get(path) or "").startswith("run ") and Path(str(value)).name in trained
+        }
+        if _hashed({**record.settings, **there, **told}) != record.recipe:
+            return record.recipe
+        runs = {path: f"run {self._recipe_of(trained[Path(str(record.settings[path])).name])}" for path in told}
+        return _key_of(record.settings, {**there, **runs})
 
     def find(self, key: str) -> Record | None:
-        """The record of a run, if there is one."""
+        """The record of a run, if there is one.
+
+        Raises:
+            InputError: for a record whose settings are not those of the run that it is named after.
+        """
         if key not in self._found:
-            found = self._read(self.folder / f"{key}.json")
-            if found is None and self.any_code:
-                found = self._others.get(self._plain.get(key, ""))
+            recipe, file = self.plain.get(key, ""), self.folder / f"{key}.json"
+            found = self._read(file)
+            if found is not None and self._recipe_of(found) != recipe:
+                raise InputError(f"{file}: expected the settings of {found.name}, got others; remove the file")
+            if found is None:
+                made = self._by_recipe.get(recipe, [])
+                found = next((one for one in made if self.any_code or one.code == code_hash()), None)
             if found is None:
                 return None
             self._found[key] = found
         return self._found[key]
 
+    def called(self, name: str) -> Record | None:
+        """A record by the name of its run, of whatever settings and code."""
+        return next((one for one in self._all if one.name == name), None)
+
     def _read(self, file: Path) -> Record | None:
-        if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE):
+        if not file.is_file() or file.name in (SCHEDULE_FILE, CALIBRATION_FILE, TABLES_FILE):
             return None
-        saved = {"working": "", "prepaid": {}, "task_loss": None, **read_json(file)}  # records of before have none
+        saved = {**_LATER, **read_json(file)}
         try:
             return Record(**{one.name: saved[one.name] for one in fields(Record)}, by_clock=self.by_clock)
         except KeyError as error:
@@ -276,10 +302,12 @@ class Records:
             code=code_hash(),
             recipe=self.recipe_key(recipe),
             machine=machine(),
-            settings=_counting(recipe),
+            settings=(settings := _counting(recipe)),
+            contents=self._contents(settings),
             working=arm.get("working", {}).get("verdict") or "",
             prepaid=arm.get("prepaid", {}),
             task_loss=fmean(losses[len(losses) * 3 // 4 :]) if losses else None,
+            shares=_shares(log),
         )
 
     def load(self, name: str) -> dict[str, Any]:
@@ -295,8 +323,30 @@ class Records:
         write_json(self.folder / name, content)
 
 
+def _shares(log: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of what a log tells of each term's share of the gradient."""
+    found: dict[str, list[float]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if key.startswith(_SHARE) and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(key.removeprefix(_SHARE), []).append(float(value))
+    return {term: round(fmean(values), 4) for term, values in found.items()}
+
+
 def _hashed(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _key_of(settings: Mapping[str, Any], contents: Mapping[str, str]) -> str:
+    """The key of a recipe: of what differs from the defaults, with contents in place of the names of files."""
+    found = {key: contents.get(key, value) for key, value in differing(settings).items()}
+    return _hashed({key: value for key, value in found.items() if not _is_usual(key, value)})
+
+
+def _is_usual(key: str, value: Any) -> bool:
+    """Whether a setting of `training` is the default, and not one that a run chooses by its device if left open."""
+    section, _, name = key.partition(".")
+    return section == "training" and name in _USUAL and value == _USUAL[name]
 
 
 def _counting(recipe: Recipe) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 
 from cankd_hf.compare.arms import Arm
+from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
-from cankd_hf.compare.records import Record, code_hash
+from cankd_hf.compare.records import TABLES_FILE, Record
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
 from cankd_hf.figures.draw import to_png
 from cankd_hf.hub import escape
@@ -69,15 +70,14 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         f"Scores are {findings.metric} of the {findings.split} split. Differences are paired by seed: the same "
         "initial weights and images. In brackets the 95% paired-t interval, which decides; beside it the bootstrap."
     ]
+    if config.images == "labelled":
+        told.append("Arms train on the same labels of people; those of a teacher are an arm's own, and charged to it.")
+    tuning = config.tuning
+    if tuning is not None and tuning.eval_split is not None:
+        told.append(f"Trials were scored on {tuning.eval_split}, and trained without {tuning.left_out or 'it'}.")
     if config.images == "own":
         told.append("Arms train on images of their own: a learning curve, from which nothing is claimed of a method.")
-    if config.judged is not None:
-        told.append(
-            "A claim needs an interval beyond 0 and the threshold "
-            f"({config.judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
-            "against the reference, and against the control without a block), so that a table without any true "
-            "difference makes a false claim in at most 1 of 20 cases."
-        )
+    told += _claiming(findings, planner)
     if config.screen is not None:
         told.append(
             f"Arms were screened on {config.screen.seeds} of the seeds by their validation scores; the test split was "
@@ -86,6 +86,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     for arm, trial in planner.tuned.items():
         tuned = f"learning rate {trial.learning_rate:g}, weights times {trial.weight:g}"
         told.append(f"Tuned, {arm}: {tuned}, the best of {config.tuning.trials if config.tuning else 0} trials.")
+    if edges := _at_edges(planner):
+        told.append(f"The best learning rate of {', '.join(edges)} is the smallest or the largest that was tried.")
     for name, seconds in _teaching(planner).items():
         charged = "charged" if config.charge_teacher else "not charged"
         told.append(f"Training the teacher of {name} took {seconds:.0f} s, {charged}.")
@@ -93,6 +95,9 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Before each run of {name}, {seconds:.0f} s were spent ({what}), charged in full.")
     if any(arm.distils and not arm.teachers for arm in planner.arms.values()):
         told.append("What it cost to train the teachers is not known here, and not charged.")
+    for name, shares in _shares(planner).items():
+        listed = ", ".join(f"{term} {share:.0%}" for term, share in shares.items())
+        told.append(f"Share of the gradient at the taps, {name}: {listed} (mean over its runs).")
     for name, verdicts in _working(planner).items():
         counts = ", ".join(f"{kind} in {count}" for kind, count in verdicts.items())
         told.append(f"Is it working? {name}: {counts} of {sum(verdicts.values())} runs.")
@@ -102,8 +107,8 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     chosen = [name for name, arm in planner.arms.items() if _chosen_by_its_score(arm)]
     if chosen:
         told.append(
-            f"WARNING: load_best_model_at_end chose the checkpoint of {', '.join(chosen)} by the split that is "
-            "scored, which flatters it."
+            f"WARNING: load_best_model_at_end or ema chose the weights of {', '.join(chosen)} by the split that is "
+            "scored, which flatters them: a screening may do so, a result may not."
         )
     machines = sorted({str(sorted(record.machine.items())) for record in records if record.machine})
     if len(machines) > 1:
@@ -111,6 +116,24 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
     others = {record.code for record in records} - {code_hash()}
     if others:
         told.append(f"WARNING: some runs were made by other code ({', '.join(sorted(others))}).")
+    return told
+
+
+def _claiming(findings: Findings, planner: Planner) -> list[str]:
+    """What a claim needs, and what none of them says."""
+    judged, told = planner.config.judged, []
+    if judged is None:
+        return []
+    told.append(
+        "A claim needs an interval beyond 0 and the threshold "
+        f"({judged.threshold:g}), and to pass Holm's procedure over all questions of its table (each arm "
+        "against the reference, and against the control without a block), so that a table without any true "
+        "difference makes a false claim in at most 1 of 20 cases."
+    )
+    if (count := len(findings.tables)) > 1:
+        told.append(f"Each of the {count} tables is judged by itself: in all of them it is at most {count} of 20.")
+    if all(budget.cost is None for budget in planner.budgets):
+        told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
     return told
 
 
@@ -151,9 +174,20 @@ def _stronger(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _chosen_by_its_score(arm: Arm) -> bool:
-    data = arm.recipe.data
+    """Whether the weights were chosen by the split that is scored: a checkpoint, or the average (EMA) or not."""
+    data, chooses = arm.recipe.data, arm.recipe.training.get
     final = data.eval_split if data.test_split is None else data.test_split
-    return bool(arm.recipe.training.get("load_best_model_at_end")) and final == data.eval_split
+    return (
+        bool(chooses("load_best_model_at_end") or chooses("ema") not in (None, False, "off"))
+        and final == data.eval_split
+    )
+
+
+def _at_edges(planner: Planner) -> list[str]:
+    """Arms whose best learning rate is an end of what was tried, beyond which a better one may lie."""
+    rates = planner.config.tuning.learning_rate if planner.config.tuning is not None else []
+    ends = {min(rates), max(rates)} if len(rates) > 1 else set()
+    return [name for name, trial in planner.tuned.items() if trial.learning_rate in ends]
 
 
 def _teaching(planner: Planner) -> dict[str, float]:
@@ -172,6 +206,15 @@ def _prepaid(planner: Planner) -> dict[str, tuple[float, str]]:
         if one.record is not None and one.record.before > found.get(name, (0.0, ""))[0]:
             found[name] = one.record.before, ", ".join(one.record.prepaid)
     return found
+
+
+def _shares(planner: Planner) -> dict[str, dict[str, float]]:
+    """The share of the gradient that each term of an arm had, mean over its runs: 0 is a weight of nothing."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (name, *_), one in planner.outcomes.items():
+        for term, share in one.record.shares.items() if one.record is not None else ():
+            found.setdefault(name, {}).setdefault(term, []).append(share)
+    return {name: {term: fmean(shares) for term, shares in terms.items()} for name, terms in found.items()}
 
 
 def _working(planner: Planner) -> dict[str, Counter[str]]:
@@ -263,7 +306,12 @@ def page(title: str, findings: Findings, planner: Planner) -> str:
 
 
 def write(title: str, findings: Findings, planner: Planner, folder: Path) -> None:
-    """Writes JSON, Markdown and page into the folder of the comparison."""
-    write_json(folder / JSON_FILE, as_json(findings, planner))
-    write_text(folder / MARKDOWN_FILE, markdown(findings, planner))
+    """Writes JSON, Markdown and page into the folder of the comparison; and what its records show beside these, where
+    they have a folder of their own and there are any, to be committed with them."""
+    made, text = as_json(findings, planner), markdown(findings, planner)
+    write_json(folder / JSON_FILE, made)
+    write_text(folder / MARKDOWN_FILE, text)
+    kept = {key: made[key] for key in ("metric", "split", "greater_is_better", "unit", "tables", "notes", "tuned")}
+    if planner.config.records is not None and any(row.scores for table in findings.tables for row in table.rows):
+        write_json(planner.records.folder / TABLES_FILE, {**kept, "markdown": text})
     write_text(folder / PAGE_FILE, page(title, findings, planner))

@@ -45,6 +45,7 @@ class BudgetConfig(Section):
     Attributes:
         steps: equal steps: the number of optimizer steps of every arm.
         cost: equal cost: the arm whose cost, at its own number of steps, all others may spend.
+        at: with `cost`: another number of steps of that arm than that of the recipe, for a shorter or longer budget.
         arms: only these arms have this budget, beside the reference and the controls of them; default: all.
     """
 
@@ -53,12 +54,20 @@ class BudgetConfig(Section):
 
     steps: Annotated[int, Ge(1)] | None = None
     cost: str | None = None
+    at: Annotated[int, Ge(1)] | None = None
     arms: Annotated[list[str], Len(1)] | None = None
 
     @property
     def label(self) -> str:
         """Its name in tables."""
-        return f"{self.steps} steps" if self.steps is not None else f"cost of {self.cost}"
+        if self.steps is not None:
+            return f"{self.steps} steps"
+        return f"cost of {self.cost}" if self.at is None else f"cost of {self.at} steps of {self.cost}"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Steps of an arm whose cost is no budget."""
+        if self.at is not None and self.cost is None:
+            yield "at", "is the number of steps of the arm in `cost`, and there is none; write steps"
 
 
 @dataclass
@@ -71,6 +80,11 @@ class TuningConfig(Section):
             learning rates evenly spread, by their logarithm, between the smallest and the largest; around a single
             one, between its half and its double.
         share: part of the training images that the trials are scored on instead of being trained on.
+        eval_split: what the trials are scored on instead of such a part, which is drawn at random: whole clips of a
+            video, say (`train[:62]`). A part of the training split, or a split of its own; not one that is scored in
+            the end.
+        left_out: part of the training split that trials leave out of all images of an arm, those without labels too;
+            default: `eval_split`, or the random part.
         seed: of the trials, and of which images are in that part; 0 is none of the default `seeds`.
         steps: steps of a trial; default: those of the first budget in steps, else the recipe's.
     """
@@ -80,6 +94,8 @@ class TuningConfig(Section):
     learning_rate: Annotated[list[Positive], Len(1)]
     weight: Annotated[list[Positive], Len(1)] = field(default_factory=lambda: [1.0])
     share: Annotated[float, Ge(0.01), Le(0.5)] = 0.2
+    eval_split: str | None = None
+    left_out: str | None = None
     seed: Seed = 0
     steps: Annotated[int, Ge(1)] | None = None
 
@@ -87,6 +103,11 @@ class TuningConfig(Section):
     def trials(self) -> int:
         """Number of trials of each arm."""
         return len(self.learning_rate) * len(self.weight)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is left out without anything to be scored on."""
+        if self.left_out is not None and self.eval_split is None:
+            yield "left_out", "is for trials that are scored on `eval_split`, and there is none; name one"
 
 
 @dataclass
@@ -111,6 +132,10 @@ class VerdictConfig(Section):
     Attributes:
         reference: the arm that all others are compared with; default: the first that does not distil.
         threshold: smallest gain worth a claim, in units of the score: an interval must lie beyond it.
+        margin: also say of each arm whether it is shown not to hurt: the lower end of its interval must lie above
+            minus this; null: not asked.
+        equal_cost: add the budget of no distillation at equal cost where no budget is of cost; false: nothing is said
+            of equal cost, for runs side by side on one device, whose seconds say nothing.
         twin: the arm that is run twice, with other data order and augmentation; default: the reference.
         untrained: arms that are also run with an untrained teacher; default: every arm that distils and is not
             screened out, the control without block excepted.
@@ -120,6 +145,8 @@ class VerdictConfig(Section):
 
     reference: str | None = None
     threshold: Annotated[float, Ge(0)] = 0.0
+    margin: Annotated[float, Gt(0)] | None = None
+    equal_cost: bool = True
     twin: str | None = None
     untrained: list[str] | None = None
 
@@ -147,8 +174,10 @@ class ComparisonConfig(Section):
             machine hardly change; or `wall`, seconds by the clock, for a machine of one's own: waiting costs too then.
             On a GPU they are always the seconds for which the device was held.
         curve: evaluations during each run, for the learning curves; 0: those of the recipe. They are not charged.
-        images: `shared`: all arms train on the same images; `own`: each may name its own (`data.train_split`), for a
-            learning curve over the number of labels. Nothing is claimed then, and all are scored on the same images.
+        images: `shared`: all arms train on the same images; `labelled`: on the same images with labels of people, and
+            each on those of its own (`data.train_split`) that a teacher labelled (`cankd label`), which is charged;
+            `own`: each may name its own, for a learning curve over the number of labels. Nothing is claimed then. All
+            are always scored on the same images.
     """
 
     base: str
@@ -167,7 +196,7 @@ class ComparisonConfig(Section):
     attempts: Annotated[int, Ge(1), Le(10)] = 3
     clock: Literal["cpu", "wall"] = "cpu"
     curve: Annotated[int, Ge(0), Le(100)] = 4
-    images: Literal["shared", "own"] = "shared"
+    images: Literal["shared", "labelled", "own"] = "shared"
 
     @property
     def all_seeds(self) -> list[int]:

@@ -34,6 +34,7 @@ class Row:
         block_claim: what may be said of that.
         taught: seconds that training its teacher took, where that is known.
         curve: evaluations during its runs, means over seeds: steps, cost, score.
+        made: seed -> by what code and where its run was made.
     """
 
     arm: str
@@ -52,6 +53,7 @@ class Row:
     block_claim: str = ""
     taught: float | None = None
     curve: list[tuple[float, float, float]] = field(default_factory=list)
+    made: dict[int, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -140,7 +142,7 @@ def _row(name: str, control: str, outcomes: dict[int, Outcome], tolerance: float
             continue
         if one.record.score is None:
             row.failed = list(dict.fromkeys([*row.failed, "its score is not a number"]))
-        row.steps[seed], row.charged[seed] = one.record.steps, one.charged
+        row.steps[seed], row.charged[seed], row.made[seed] = one.record.steps, one.charged, one.record.made
         unit = one.record.unit
         curves.append([(point["step"], point[unit], point["score"]) for point in one.record.curve])
         if one.budget is not None and one.off(tolerance):
@@ -218,7 +220,7 @@ def _claim(questions: Sequence[tuple[Row, str, str, Row]], threshold: float, tru
         (row, of, to)
         for row, of, to, other in questions
         if trusted
-        and not (row.screened or any(one.failed or one.off for one in (row, other)))
+        and not (row.screened or row.made != other.made or any(one.failed or one.off for one in (row, other)))
         and getattr(row, of).pairs == seeds
     ]
     said = claims([getattr(row, of) for row, of, _ in whole], len(questions), threshold)
@@ -237,6 +239,8 @@ def _why_none(row: Row, other: Row, trusted: bool | None) -> str:
         return "no claim: off its budget"
     if other.failed or other.off:
         return f"no claim: {other.arm} {'failed' if other.failed else 'is off its budget'}"
+    if any(row.made[seed] != other.made[seed] for seed in row.made.keys() & other.made.keys()):
+        return f"no claim: runs of {other.arm} were made by other code, or elsewhere"
     return "no claim: two equal arms differ" if trusted is False else "no claim: not complete"
 
 
@@ -269,6 +273,13 @@ def _sentences(table: Table, planner: Planner) -> Iterable[str]:
             yield f"{row.arm} shows NO difference from {against}: {told}, {row.gain.pairs} seeds.{short}"
         else:
             yield f"{row.arm} against {against}: {told}; {row.claim}."
+        judged = planner.config.judged
+        if judged is not None and judged.margin is not None and row.gain.pairs == len(planner.config.all_seeds):
+            least = f"{row.gain.low:+.4f} against -{judged.margin:g}"
+            if row.gain.low > -judged.margin:
+                yield f"{row.arm} is shown not to hurt: the lower end is {least}."
+            else:
+                yield f"{row.arm} is NOT shown to be harmless: the lower end is {least}."
         if row.block is not None and row.block_claim in (BETTER, WORSE, NONE):
             how = {BETTER: "adds to", WORSE: "is worse than", NONE: "is not shown to differ from"}[row.block_claim]
             yield f"{row.arm} {how} the control without a block: {interval_text(row.block)}."

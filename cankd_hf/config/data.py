@@ -164,7 +164,8 @@ class DataConfig(Section):
         revision: branch, tag or commit of a Hub data set.
         train_split: split to train on; `val`, `valid`, `dev` and `validation` mean the same, as do `test`/`testing`.
             `train[:90%]`, `train[100:]` or `train[::8]` (each eighth image) is a part of it; `train[:90%@7]` and
-            `train[90%:@7]` are two parts of it after a shuffle by the seed 7; `train[::8][:90%]` is a part of a part.
+            `train[90%:@7]` are two parts of it after a shuffle by the seed 7; `train[::8][:90%]` is a part of a part;
+            `train[:62]+train[163:]` are two parts together, and `train[::8]-train[:62]` is one without another.
         eval_split: split scored during training; null: none (label-free runs then hold out a part of train). A set
             without a `validation` holds out a part of train too.
         test_split: split of the final table; null: none. Without a `test` in the set, the validation split is scored.

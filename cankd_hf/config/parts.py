@@ -119,15 +119,21 @@ def terms_of(recipe: Recipe) -> list[LossTerm]:
 
 def with_terms(recipe: Recipe, change: Callable[[list[LossTerm]], list[LossTerm]]) -> Recipe:
     """The recipe with other terms, those that phases have of their own changed in the same way."""
-    phases = None
-    if recipe.phases is not None:
-        phases = [
-            replace(phase, distill={**phase.distill, "terms": change(part_of(recipe, phase).distill.terms)})
-            if phase.distill.get("terms")
-            else phase
-            for phase in recipe.phases
-        ]
+    phases = recipe.phases
+    if phases is not None:
+        phases = [replace(phase, distill=_with_terms(recipe, phase, change)) for phase in phases]
     return replace(recipe, distill=replace(recipe.distill, terms=change(recipe.distill.terms)), phases=phases)
+
+
+def _with_terms(recipe: Recipe, phase: Phase, change: Callable[[list[LossTerm]], list[LossTerm]]) -> dict[str, Any]:
+    """Changes of a phase to `distill:`, with its own terms, or the weights that it recommends, written out."""
+    distill = dict(phase.distill)
+    if distill.get("weights") == "recommended":
+        distill = {"guard": True, **distill}
+    elif not distill.get("terms"):
+        return distill
+    distill.pop("weights", None)
+    return {**distill, "terms": change(part_of(recipe, phase).distill.terms)}
 
 
 def check_phases(problems: Problems, recipe: Recipe) -> None:

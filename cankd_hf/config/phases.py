@@ -16,7 +16,7 @@ from cankd_hf.config.declared import fields
 from cankd_hf.config.schema import Section
 from cankd_hf.errors import InputError
 
-Schedule = Literal["joint", "features_then_task", "warm_start", "frozen_encoder", "polish"]
+Schedule = Literal["joint", "features_then_task", "warm_start", "frozen_encoder", "polish", "recommended"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 # Shares of the words: of the part without labels, and of the last part of `polish`, one half at each resolution.
 FEATURES, WARM, POLISH = 0.4, 0.2, 0.2
@@ -77,16 +77,17 @@ class Phase(Section):
         return bool(self.distill.get("task_weight", task_weight))
 
 
-def phases_of(word: str, data: DataConfig, learning_rate: float) -> list[Phase]:
+def phases_of(word: str, data: DataConfig, learning_rate: float, task_weight: float = 1.0) -> list[Phase]:
     """The phases that a word stands for.
 
     Args:
         word: one of `SCHEDULES`.
         data: of the recipe: `polish` needs its sizes.
         learning_rate: of the recipe.
+        task_weight: of the recipe; without labels `recommended` is one part.
 
     Raises:
-        InputError: where there is no size to change.
+        InputError: where there is no size to change, as `polish` does.
     """
     alone: dict[str, Any] = {"task_weight": 0.0}
     labels: dict[str, Any] = {"terms": []}
@@ -97,10 +98,16 @@ def phases_of(word: str, data: DataConfig, learning_rate: float) -> list[Phase]:
     if word == "frozen_encoder":
         frozen = Phase("task", 1 - FEATURES, distill=labels, frozen=["encoder"])
         return [Phase("features", FEATURES, distill=alone), frozen]
+    slow: dict[str, Any] = {"learning_rate": learning_rate * POLISH_RATE, "warmup_steps": 0}
     if word == "polish":
-        slow: dict[str, Any] = {"learning_rate": learning_rate * POLISH_RATE, "warmup_steps": 0}
         larger = Phase("polish_larger", POLISH / 2, data=_larger(data), training=slow)
         return [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
+    if word == "recommended" and task_weight:
+        # The best arm so far: docs/phases.md says what speaks for it. It is changed here when the results change.
+        sized = data.crop_size is not None or data.image_size is not None
+        last = phases_of("polish", data, learning_rate)[1:] if sized else [Phase("polish", POLISH, training=slow)]
+        last = [replace(phase, distill=dict(labels)) for phase in last]
+        return [Phase("joint", 1 - POLISH, distill={"weights": "recommended"}), *last]
     return [Phase("joint", 1.0)]
 
 
@@ -122,7 +129,7 @@ def without_teacher(phases: Sequence[Phase], task_weight: float) -> list[Phase] 
         replace(
             phase,
             share=phase.share / whole,
-            distill={key: value for key, value in phase.distill.items() if key != "terms"},
+            distill={key: value for key, value in phase.distill.items() if key not in ("terms", "weights", "guard")},
             frozen=[],
         )
         for phase in kept

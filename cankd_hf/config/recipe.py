@@ -70,7 +70,8 @@ class Recipe(Section):
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
         phases: parts of the run one after another, each with its share of the steps and its changes; null: one part.
-        schedule: phases by one word: `joint`, `features_then_task`, `warm_start`, `frozen_encoder` or `polish`.
+        schedule: phases by one word: `joint`, `features_then_task`, `warm_start`, `frozen_encoder`, `polish` or
+            `recommended`.
         hub: where the student is pushed; with null only if `training.push_to_hub` is set.
     """
 
@@ -129,7 +130,7 @@ class Recipe(Section):
         phases = self.phases
         if self.schedule is not None:
             rate = self.training.get("learning_rate", LEARNING_RATE)
-            phases = phases_of(self.schedule, self.data, rate)
+            phases = phases_of(self.schedule, self.data, rate, self.distill.task_weight)
         if self.named_teachers():
             return replace(self, phases=phases, schedule=None)
         phases = None if phases is None else without_teacher(phases, self.distill.task_weight)
@@ -331,20 +332,19 @@ def _completed(saved: Any, like: Any) -> Any:
 
 def settings_that_count(recipe: dict[str, Any]) -> dict[str, Any]:
     """The settings of a recipe, as plain data, that affect training: value by dotted path."""
-    flat = _flat(recipe)
-    return {key: value for key, value in flat.items() if not _is_harmless(key) and key.split(".")[0] != "hub"}
+    found = flat(recipe)
+    return {key: value for key, value in found.items() if not _is_harmless(key) and key.split(".")[0] != "hub"}
 
 
 def _is_harmless(key: str) -> bool:
     return key in _HARMLESS or re.sub(r"^teachers\.[^.]+", "teacher", key) in _HARMLESS
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Plain data as values by dotted path; an empty mapping or list is a value."""
     if not isinstance(value, dict | list) or not value:
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return {
-        inner: leaf
-        for key, item in items
-        for inner, leaf in _flat(item, f"{path}.{key}" if path else str(key)).items()
+        inner: leaf for key, item in items for inner, leaf in flat(item, f"{path}.{key}" if path else str(key)).items()
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cankd_hf.compare import records
+from cankd_hf.compare import origin, records
 from cankd_hf.compare.arms import Arm, build_arms
 from cankd_hf.compare.execute import RunFailed, complete
 from cankd_hf.compare.planning import Planner, Run
@@ -147,7 +147,9 @@ def compared(made: Planner, world: World, jobs: int = 1) -> Findings:
         folder = made.records.runs / run.key  # where a teacher would be
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ARM_FILE).touch()
-        kept = {"recipe": made.records.recipe_key(run.recipe), "code": records.code_hash()}
+        settings = records._counting(run.recipe)
+        kept: dict[str, Any] = {"recipe": made.records.recipe_key(run.recipe), "code": origin.code_hash()}
+        kept |= {"settings": settings, "contents": made.records._contents(settings)}
         return replace(record, **kept, by_clock=made.records.by_clock)
 
     complete(made, start, jobs, lambda line: None)

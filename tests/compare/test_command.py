@@ -11,10 +11,14 @@ import yaml
 from cankd_hf import compare
 from cankd_hf.__main__ import COMMANDS
 from cankd_hf.__main__ import main as cankd
+from cankd_hf.compare import arms as building
 from cankd_hf.compare.arms import NO_BLOCK, REFERENCE, TWIN, UNTRAINED, build_arms
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.records import Records
-from cankd_hf.compare.settings import load_comparison
+from cankd_hf.compare.settings import as_overrides, load_comparison
+from cankd_hf.compare.tuning import tuning_data
+from cankd_hf.data.common.folders import slice_of
+from cankd_hf.runs.recipe import load_recipe
 
 from .fake import ARMS, base
 
@@ -31,19 +35,58 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     if "model: runs/" in path.read_text():  # a teacher that is trained before
         teacher = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
         given.append(f"recipe.teacher={json.dumps({'model': None, 'config': teacher})}")
+    monkeypatch.setattr(building, "labelled_by_people", lambda data: set())  # their sets are made first
     config = load_comparison(path, given)
     records = Records(tmp_path / "records", tmp_path / "runs")
     arms = build_arms(config, records)
-    first = [run.name for run in Planner(config, arms, records).sweep()]
+    plan = Planner(config, arms, records)
+    first = [run.name for run in plan.sweep()]
+    runs = len(config.all_seeds) if config.screen is None else config.screen.seeds
     if config.judged is None:
-        assert config.images == "own" and len(first) == len(arms) * len(config.all_seeds)
+        curve = config.images == "own"
+        assert curve or config.tuning is not None and len(config.all_seeds) == 2, "a screening"
+        assert len(first) == len(arms) * (runs * len(config.budgets) if curve else config.tuning.trials)  # type: ignore[union-attr]
+        assert all(arm.recipe.data.test_split is None for arm in arms.values())
         return
     controls = {arm.control: name for name, arm in arms.items() if arm.control != UNTRAINED}
-    assert controls[REFERENCE] == "alone" and controls[NO_BLOCK] == "instance_mse" and TWIN in controls
+    assert controls[REFERENCE] == "alone" and {NO_BLOCK, TWIN} <= controls.keys()
     untrained = {name.removesuffix(" (untrained teacher)") for name, arm in arms.items() if arm.control == UNTRAINED}
-    assert untrained == config.arms.keys() - {"alone", "instance_mse"}
+    distilling = {name for name in config.arms if arms[name].distils}
+    named = config.judged.untrained
+    assert untrained == (distilling - {controls[NO_BLOCK]} if named is None else set(named))
     assert first[0].startswith("alone, trial 1 of ")
     assert first.count("teacher") == (config.teacher is not None)  # of all arms, once
+    assert {len(plan.config.all_seeds), config.judged.threshold} == {5, 0.005}
+    assert all(arm.recipe.data.test_split == "test" for arm in arms.values())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_trial_of_a_shipped_comparison_sees_what_is_scored(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of every split are numbered, the parts of each arm's trials and runs are those of 367."""
+    monkeypatch.chdir(ROOT)
+    config = load_comparison(path, ["recipe.data.path=shapes"])
+    recipe = load_recipe(config.base, as_overrides(config.recipe))
+    assert Path(config.records or "").stem == path.stem
+
+    def images(split: str | None) -> set[tuple[str, int]]:
+        name, found = ("", ()) if split is None else slice_of(split, 367)
+        return {(name, index) for index in found}
+
+    for changes in config.arms.values():
+        data = load_recipe(config.base, [*as_overrides(config.recipe), *as_overrides(changes)]).data
+        final = images(data.test_split or data.eval_split)
+        assert final and images(data.train_split) and not final & images(data.train_split)
+        if config.tuning is None:
+            continue
+        trial = tuning_data(data, config.tuning)
+        seen = images(trial.train_split) | (images(trial.unlabelled_split) if data.unlabelled else set())
+        assert images(trial.train_split) and trial.test_split is None
+        assert not images(trial.eval_split) & (seen | final) and not seen & final
+        if "camvid" in path.stem and path.stem != "camvid":  # cut by clips, of 62, 101 and 204 images
+            clips = [{("train", index) for index in range(*ends)} for ends in ((0, 62), (62, 163), (163, 367))]
+            if config.images == "shared":
+                assert images(trial.eval_split) in clips and sum(bool(seen & clip) for clip in clips) < 3
+    assert recipe.task in ("segmentation", "detection")
 
 
 def test_what_is_wrong_is_told_in_one_line_before_anything_starts(

@@ -13,8 +13,9 @@ import pytest
 
 from cankd_hf.compare import execute
 from cankd_hf.compare.execute import Processes, RunFailed, last_word
+from cankd_hf.compare.origin import code_now
 from cankd_hf.compare.planning import Run
-from cankd_hf.compare.records import Records, code_now
+from cankd_hf.compare.records import Records
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import load_recipe
 from tests.processes import ROOT, environment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def test_a_folder_gives_its_splits_and_names(make_folder: Make) -> None:
     assert data.id2label == {0: "ground", 1: "cat", 2: "dog"} and data.ignore_index == 255
     assert data.train.raw(0).name == "train/images/0.png"
     assert data.facts["checked"] == 6 and data.facts["skipped"] == {"count": 0, "files": {}}
+
+
+def test_a_folder_of_another_name_with_metadata_is_a_split_too(make_folder: Make) -> None:
+    root = make_folder()
+    shutil.copytree(root / "train", root / "clip_a")
+    (root / "notes").mkdir()
+    data = load_segmentation(DataConfig(path=str(root), eval_split="clip_a[1:]", test_split="val"))
+    assert (len(data.train), len(data.eval), len(data.test)) == (4, 3, 2)
+    with pytest.raises(InputError, match=r"expected a split of .* \(train, validation, clip_a\), got 'notes'"):
+        load_segmentation(DataConfig(path=str(root), eval_split="notes"))
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../x.png", "images/../../x.png", "C:\\x.png", "..\\x.png"])
@@ -207,6 +218,9 @@ def test_slices_and_limits(make_folder: Make) -> None:
     assert slice_of("train[10:20]", 15) == ("train", range(10, 15))
     assert slice_of("train[1::4]", 10) == ("train", range(1, 10, 4))
     assert slice_of("train[::4][:2]", 20) == ("train", range(0, 8, 4))
+    assert slice_of("train[:2]+train[8:]", 10) == ("train", [0, 1, 8, 9])
+    assert slice_of("train[::4] - train[:3] - train[8:]", 12) == ("train", [4])
+    assert slice_of("train-2[:2]", 10) == ("train-2", range(2)) and slice_of("a+b", 1) == ("a+b", range(1))
     parts = [slice_of(f"train[::2][{part}@3]", 20)[1] for part in ("30%:", ":30%")]
     assert len(parts[1]) == 3 and sorted([*parts[0], *parts[1]]) == list(range(0, 20, 2))
     for wrong in ("train[abc]", "train[::8", "train[::]x", "[:3]"):

@@ -43,6 +43,7 @@ SPLIT_NAMES = {
 YEAR = re.compile(r"[-_]?(19|20)\d\d$")  # at the end of a split's name, as in `train2017`
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "gt", "segmentation", "soft"}
+METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = "_file_name"  # how the keys of files end in the metadata
 MASK_COLUMNS = ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask"]
 EXAMPLE = '{"file_name": "images/a.jpg", "mask_file_name": "masks/a.png"}'
@@ -99,8 +100,8 @@ class FolderSource:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Canonical split name -> folder; a folder without split folders is one `train` split. Raises InputError if two
-    folders are the same split."""
+    """Canonical split name -> folder; a folder without split folders is one `train` split. Beside these a folder of
+    any other name that has metadata of its own is a split too. Raises InputError if two folders are the same split."""
     found: dict[str, Path] = {}
     try:
         folders = sorted(path for path in root.iterdir() if os.path.isdir(path))
@@ -113,7 +114,10 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in found:
             raise InputError(f"{root}: expected one folder for {split}, got {found[split].name} and {folder.name}")
         found[split] = folder
-    return found or {"train": root}
+    if not found:
+        return {"train": root}
+    others = [folder for folder in folders if folder not in found.values()]
+    return found | {folder.name: folder for folder in others if any((folder / name).is_file() for name in METADATA)}
 
 
 def usual_split(name: str) -> str:
@@ -182,19 +186,41 @@ def read_split(
 
 
 _PART = r"\[(\d{,18})(%?):(\d{,18})(%?)(?::(\d{1,9}))?(?:@(\d{1,9}))?\]"
+_PARTS = f"(?:{re.sub(r'[(](?![?])', '(?:', _PART)})*"  # any number of them, without groups
 
 
 def slice_of(text: str, size: int) -> tuple[str, Sequence[int]]:
     """Parse `train[:90%]` into the name of the split and the indices of its samples. Raises InputError if it is
     invalid. `train[::8]` takes each eighth; `train[:90%@7]` takes them from an order shuffled by the seed 7: with
-    `train[90%:@7]` two random parts. A part of a part is written as `train[::8][:80%@0]`."""
-    match = re.fullmatch(rf"([^\[\]]+)((?:{_PART})*)", text.strip())
+    `train[90%:@7]` two random parts. A part of a part is written as `train[::8][:80%@0]`, further samples as
+    `train[:50]+train[80:]`, and samples that are left out as `train[::8]-train[:62]`."""
+    name, terms = split_terms(text)
+    taken = _parts_of(terms[0][1], size)
+    for sign, brackets in terms[1:]:
+        other = _parts_of(brackets, size)
+        if sign == "+":
+            taken = [*taken, *sorted({*other} - {*taken})]
+        else:
+            left_out = {*other}
+            taken = [index for index in taken if index not in left_out]
+    return name, taken
+
+
+def split_terms(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The name of a split, and each of its terms: + or -, and the brackets. Raises InputError as `slice_of` does."""
+    match = re.fullmatch(rf"(?P<name>[^\[\]]+?)({_PARTS})((?: *[+-] *(?P=name){_PARTS})*)", text.strip())
     if match is None:
         raise InputError(f"data: expected a split like `train`, `train[:90%]` or `train[::8]`, got {shown(text)}")
+    further = re.findall(rf"([+-]) *{re.escape(match['name'])}({_PARTS})", match[3])
+    return match["name"], [("+", match[2]), *further]
+
+
+def _parts_of(brackets: str, size: int) -> Sequence[int]:
+    """The indices that a row of brackets takes, each from those of the one before."""
     taken: Sequence[int] = range(size)
-    for part in re.finditer(_PART, match[2]):
+    for part in re.finditer(_PART, brackets):
         taken = _part_of(taken, *part.groups())
-    return match[1], taken
+    return taken
 
 
 def _part_of(
@@ -225,7 +251,7 @@ def _part_of(
 def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
     """The metadata file of a split, if any, and the folder that its paths are relative to."""
     for base in dict.fromkeys([folder, root]):
-        for name in ("metadata.jsonl", "metadata.csv"):
+        for name in METADATA:
             if os.path.lexists(base / name):
                 return base / name, base
     return None, folder

@@ -66,6 +66,11 @@ def read_pseudo_labels(config: DataConfig, pictures: Callable[[], Sources]) -> P
     return PseudoLabels(cost, [said])
 
 
+def labelled_by_teacher(config: DataConfig) -> set[str]:
+    """Names in the data folder of the pictures that a teacher labelled; none for a set that it did not."""
+    return {*_hashes(file)} if (file := Path(str(config.path)) / LABEL_RECORDS).is_file() else set()
+
+
 def _hashes(file: Path) -> dict[str, str]:
     """Name in the data folder -> hash of each picture that a teacher labelled."""
     found: dict[str, str] = {}

@@ -17,7 +17,7 @@ from cankd_hf.data.common.folders import FolderSource, described, read_split, sl
 from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
-from cankd_hf.data.common.pseudo import PseudoLabels, read_pseudo_labels
+from cankd_hf.data.common.pseudo import PseudoLabels, labelled_by_teacher, read_pseudo_labels
 from cankd_hf.data.common.soft import KEY as SOFT_KEY
 from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.streams import StreamDataset, stream_of
@@ -225,7 +225,18 @@ def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) ->
 def _pictures(config: DataConfig, roles: Sequence[str]) -> Sources:
     """The splits without labels, in an order that can be asked for again."""
     plain = replace(config, streaming=False)
-    return by_role(plain, open_set(plain, need_masks=False), roles)
+    return by_role(replace(plain, unlabelled=None), open_set(plain, need_masks=False), roles)
+
+
+def labelled_by_people(config: DataConfig) -> set[str]:
+    """Names of the training images whose labels are no teacher's.
+
+    Raises:
+        InputError: for a set that cannot be opened.
+    """
+    source, indices = _pictures(config, ["train"])["train"]
+    assert not isinstance(source, StreamSource)
+    return {source.name(index) for index in indices} - labelled_by_teacher(config)
 
 
 def _unlabelled(

@@ -1,0 +1,69 @@
+"""Results in docs and README are those of the committed records, and are made by a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cankd_hf.compare.records import TABLES_FILE
+from cankd_hf.compare.report import write
+from tests.comparison_tables import COMPARISONS, found, pages, rendered, worth
+
+from .fake import ARMS, World, compared, planner
+
+
+def shown(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    """What a comparison leaves beside its records, read again."""
+    records = folder / "toy.records"
+    made = planner(folder, records=str(records), **settings)
+    made.records.folder = records
+    write("toy", compared(made, World(worth={"cankd": 0.2}, noise=0.004)), made, folder / "out")
+    return found(folder)
+
+
+def test_pages_hold_what_the_records_show_and_making_them_again_changes_nothing(tmp_path: Path) -> None:
+    known = shown(tmp_path, verdict={"threshold": 0.005}, seeds=3)
+    page = "a\n\n<!-- comparison toy -->\nbefore\n<!-- end -->\nb\n<!-- worth -->\n<!-- end -->\n"
+    once = rendered(page, known)
+    assert rendered(once, known) == once and "before\n" not in once and once.startswith("a\n") and "\nb\n" in once
+    assert "| cankd |" in once and "- cankd is better than alone at 1000 steps" in once
+    assert (
+        "| toy, 1000 steps | test miou |" in once and "cankd (the largest of" in once and "3 seeds | better |" in once
+    )
+    with pytest.raises(KeyError, match="other"):
+        rendered("<!-- comparison other -->\n<!-- end -->", known)
+    assert worth({}) == "No comparison has two seeds of an arm yet."
+
+
+def test_the_recommended_and_the_default_arm_are_told_whether_they_won_or_lost(tmp_path: Path) -> None:
+    arms = {"alone": ["teacher=null"], "default": {"distill.terms.0.loss": "instance_mse"}, "cankd": None}
+    text = worth(shown(tmp_path, arms=arms, budgets=[{"steps": 1000}]))
+    assert "| default |" in text and "cankd" not in text and "a table without a verdict" in text
+
+
+def test_a_comparison_without_a_folder_of_records_leaves_no_table_in_it(tmp_path: Path) -> None:
+    made = planner(tmp_path, arms=ARMS)
+    write("toy", compared(made, World()), made, tmp_path / "out")
+    assert not (made.records.folder / TABLES_FILE).exists()
+
+
+def test_the_committed_pages_are_up_to_date() -> None:
+    known = found()
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        assert rendered(text, known) == text, f"{path.name}: run python -m tests.comparison_tables"
+
+
+@pytest.mark.parametrize("name", found())
+def test_every_number_of_a_committed_table_is_that_of_a_committed_record(name: str) -> None:
+    folder = COMPARISONS / f"{name}.records"
+    for table in found()[name]["tables"]:
+        for row in table["rows"]:
+            for seed, key in row["runs"].items():
+                record = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+                assert (
+                    record["scores"][record["metric"]] == row["scores"][seed] and record["steps"] == row["steps"][seed]
+                )
