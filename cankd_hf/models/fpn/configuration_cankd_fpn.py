@@ -62,8 +62,9 @@ class FPNConfig(PretrainedConfig):
             `"aspp"`: atrous pooling on the last map (DeepLabV3, Chen et al. 2017, torchvision's module). The last two
             are made for an output stride of 8, which timm backbones offer (`output_stride: 8`). For detection:
             `"retinanet"` (Lin et al. 2017), `"fcos"` (Tian et al. 2019), `"faster_rcnn"` (Ren et al. 2015), all
-            torchvision's, `"cascade_rcnn"` (Cai & Vasconcelos 2018), and `"reppoints"` (Yang et al. 2019). For depth `"depth"`: as `"fpn"`, with one output. For
-            whole images `"linear"`: one linear layer on the mean of the last map.
+            torchvision's, `"cascade_rcnn"` (Cai & Vasconcelos 2018), and `"reppoints"` (Yang et al. 2019). For
+            depth `"depth"`: as `"fpn"`, with one output. For whole images `"linear"`: one linear layer on the mean of
+            the last map.
         head_channels: width of a segmentation head (128), and of the linear layers of two-stage heads (1024);
             the dense detection heads are as wide as the neck.
         head_layers: number of 3x3 convolutions before the classifier: 1 for segmentation and depth, 4 in each tower of
