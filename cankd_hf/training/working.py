@@ -139,7 +139,9 @@ class WorkingCallback(TrainerCallback):
         if state.global_step not in self._due:
             return
         self._due.discard(state.global_step)
+        due = self.trainer.control.should_log
         self.trainer.log(self._measured())
+        self.trainer.control.should_log = due  # else the step's own line would be taken as written
         verdict = self.verdict()
         if verdict.kind != self._said and state.global_step < state.max_steps:  # else it is said at the end
             self._said = verdict.kind
