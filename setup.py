@@ -5,9 +5,7 @@ import runpy
 from setuptools import find_packages, setup
 
 SHIPPED = {"cankd_hf.shipped.recipes": "recipes", "cankd_hf.shipped.comparisons": "comparisons"}
-BESIDE = [
-    *("py.typed", "compare/comparison.html", "hub/card_template.md", "label/contact.html", "visualize/report.html")
-]
+BESIDE = ["py.typed", "**/*.css", "**/*.html", "**/*.md"]  # what lies beside the code: pages and templates
 
 _ADDRESS = runpy.run_path("cankd_hf/names.py")["REPOSITORY"]
 URLS = {
