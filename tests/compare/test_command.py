@@ -54,7 +54,7 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     distilling = {name for name in config.arms if arms[name].distils}
     named = config.judged.untrained
     assert untrained == (distilling - {controls[NO_BLOCK]} if named is None else set(named))
-    assert first[0].startswith("alone, trial 1 of ")
+    assert first[0].startswith("alone, trial 1 of " if config.tuning is not None else "alone, 1000 steps")
     assert first.count("teacher") == (config.teacher is not None)  # of all arms, once
     assert {len(plan.config.all_seeds), config.judged.threshold} == {5, 0.005}
     assert all(arm.recipe.data.test_split == "test" for arm in arms.values())
