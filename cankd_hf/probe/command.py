@@ -30,7 +30,7 @@ from cankd_hf.probe.kinds import MOST, Probe, probes_for
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
 
-KINDS = {"masks": "segmentation", "depth": "depth", "classes": "classification"}  # labels that a probe reads -> task
+READ = ("masks", "depths", "classes")  # kinds of labels that a probe reads
 
 
 @dataclass
@@ -119,12 +119,17 @@ def _task_of(config: DataConfig) -> str:
     """The task whose labels a set holds, as far as its folder tells."""
     root = Path(str(config.path))
     if not root.is_dir() or described(root):
-        return KINDS["masks"]
+        return _task_with(READ[0])
     kinds = look(root).kinds
-    found = next((task for kind, task in KINDS.items() if kind in kinds), None)
+    found = next((_task_with(kind) for kind in READ if kind in kinds), None)
     if found is None:
-        raise InputError(f"{root}: expected {', '.join(KINDS)}, got {', '.join(kinds)}; name a set with such labels")
+        raise InputError(f"{root}: expected {', '.join(READ)}, got {', '.join(kinds)}; name a set with such labels")
     return found
+
+
+def _task_with(kind: str) -> str:
+    """The task whose labels are of this kind."""
+    return next(name for name, task in TASKS.items() if task.label_kind == kind)
 
 
 def _probed(

@@ -13,9 +13,9 @@ from transformers.trainer_utils import IntervalStrategy
 from cankd_hf.config.parts import spanning
 from cankd_hf.config.phases import Phase
 from cankd_hf.config.recipe import Recipe
-from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import InputError
 from cankd_hf.host import usable_cores
+from cankd_hf.runs import adapting
 from cankd_hf.runs.build import SCORE_ONLY, build_student, make_trainer, training_args
 from cankd_hf.runs.measured import Measured, count, measure, ready
 from cankd_hf.tasks import Task, TaskData
@@ -241,7 +241,7 @@ def fit_costs(recipe: Recipe, task: Task, data: TaskData, scratch: Path) -> dict
     for name, config in recipe.named_teachers().items():
         if config.fit is None:
             continue
-        model = StudentConfig(model=config.model, config=config.config)
+        model = adapting.untrained(config)
         alone = replace(recipe, teacher=None, teachers=None, phases=None).resolved()
         args = training_args(alone, scratch, **{**config.fit, **SCORE_ONLY, "disable_tqdm": True})
         trainer = make_trainer(alone, task, data, build_student(recipe, task, model), {}, args)

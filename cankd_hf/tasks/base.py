@@ -242,7 +242,7 @@ class Task(Showing, ABC):
             return False
         rows = [panels(self, sample, models, config) for sample in sample_evenly(data, ROWS)]
         titles, pictures, captions = ["image", "ground truth", *models], *zip(*rows, strict=True)
-        draw_grid(file, titles, pictures, self.legend(), self.picture_note, captions)
+        draw_grid(Path(file), titles, pictures, self.legend(), self.picture_note, captions)
         return True
 
     # The card; `config` is the student's config.json, `name` or `folder` what `from_pretrained` takes

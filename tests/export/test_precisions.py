@@ -197,7 +197,7 @@ def test_folders_to_calibrate_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected at least 8 images to calibrate int8 on, got 6"):
         calibration_images(source, config, str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"--calibrate .*empty: expected at least 1 image"):
+    with pytest.raises(InputError, match=r"--calibrate .*empty: data.path: expected images"):
         calibration_images(source, config, str(tmp_path / "empty"))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from cankd_hf.data.common.decode import SIXTEEN_BIT, Decoder, Unusable
 from cankd_hf.data.common.labels import colour_code
 from cankd_hf.data.common.progress import LONG, told
+from cankd_hf.json_text import to_json
 
 logger = logging.getLogger(__name__)
 MOST = 4096  # values or colours of one mask; a photograph has more
@@ -82,7 +83,7 @@ def _keep(file: Path, held: Held) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partly = file.with_suffix(f".{os.getpid()}")
-        partly.write_text(json.dumps(vars(held)))
+        partly.write_text(to_json(vars(held)), encoding="utf-8")
         partly.replace(file)
     except OSError as error:
         logger.info("data: what %d masks hold is counted anew each time: %s", held.masks, error)

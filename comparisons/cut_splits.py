@@ -1,6 +1,6 @@
 """Writes parts of a folder's training split as splits of another folder, with copies of their images and labels.
 
-    python docs/examples/cut_splits.py /data/camvid runs/camvid_46 'train=train[::8]' val=val test=test
+    python comparisons/cut_splits.py /data/camvid runs/camvid_46 'train=train[::8]' val=val test=test
 
 A set with few labels for `cankd label --labelled`, or whole clips of a video to tune on. Parts are written as in a
 recipe (`train[:62]`, `train[::8]-train[:62]`). Both folders have a metadata.jsonl in each split. Splits that are there
