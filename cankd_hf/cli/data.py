@@ -62,12 +62,14 @@ def _run(options: argparse.Namespace) -> int:
     with importing():
         from cankd_hf.cli.looking import look_at
         from cankd_hf.figures.samples import draw_samples
-    seen = look_at(options.path, options.task, options.limit)
+        from cankd_hf.training.checkpoint_files import writing
     file = Path(options.output or f"{name_of(options.path)}_data.png")
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError(f"--output: expected a file in a folder that exists, got {file}")
+    seen = look_at(options.path, options.task, options.limit)
     if seen.pictures:
-        if not file.parent.is_dir():
-            raise InputError(f"--output: expected a file in a folder that exists, got {file}")
-        draw_samples(file, heading(seen), seen.pictures, seen.overview)
+        with writing(file):
+            draw_samples(file, heading(seen), seen.pictures, seen.overview)
     if options.json:
         sys.stdout.write(to_json(as_dict(seen, file)) + "\n")
         return 0

@@ -1,5 +1,6 @@
 """A folder of images for each class, below folders of splits or not: the layout of torchvision's `ImageFolder`."""
 
+import unicodedata
 from collections.abc import Mapping
 from functools import partial
 
@@ -59,7 +60,8 @@ def _classes(tree: Tree) -> dict[str, dict[str, list[str]]]:
         split = canonical(SPLITS.get(parts[0].lower(), parts[0])) if parts and parts[0].lower() in SPLITS else "train"
         rest = parts[1:] if parts and parts[0].lower() in SPLITS else parts
         if rest:
-            found.setdefault(split, {}).setdefault(rest[0], []).extend(f"{folder}/{name}" for name in names)
+            label = unicodedata.normalize("NFC", rest[0])  # macOS writes another form of accented letters
+            found.setdefault(split, {}).setdefault(label, []).extend(f"{folder}/{name}" for name in names)
     return found
 
 
