@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cankd_hf.commands import command_parser, console, exit_code, importing
-from cankd_hf.errors import InputError
+from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.json_text import to_json
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.figures.samples import draw_samples
         from cankd_hf.training.checkpoint_files import writing
     file = Path(options.output or f"{name_of(options.path)}_data.png")
-    if file.is_dir() or not file.parent.is_dir():
-        raise InputError(f"--output: expected a file in a folder that exists, got {file}")
+    check_file(file, "--output")
     seen = look_at(options.path, options.task, options.limit)
     if seen.pictures:
         with writing(file):

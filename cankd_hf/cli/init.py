@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
 
@@ -56,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     file = Path(options.file)
-    if file.is_dir():
-        raise InputError(f"FILE: expected the name of a file to write, got the folder {file}")
     if os.path.lexists(file) and not options.force:
         raise InputError(f"FILE: {file} is there already; name another one, or add --force to write over it")
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"FILE: expected a file in a folder that exists, got {file}")
+    check_file(file, "FILE")
     missing = [f"--{name}" for name in FLAGS if getattr(options, name) is None]
     if missing and not options.yes and not sys.stdin.isatty():
         raise InputError(f"init: expected a terminal to ask in, got none; give {' '.join(missing)}, or --yes")

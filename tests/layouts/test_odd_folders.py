@@ -141,3 +141,10 @@ def test_an_output_that_takes_no_file_is_bad_input(tmp_path: Path, capsys: pytes
     assert look_command([str(tmp_path / "set"), "--output", "/proc/x.png"]) == 2
     assert init_command([str(folder), "--force", "--yes", "--data", str(tmp_path / "set")]) == 2
     assert capsys.readouterr().err.count("error:") == 3
+
+
+def test_images_and_masks_are_no_classes(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        image(tmp_path / name / "1.png")
+    with pytest.raises(InputError, match="read as images and masks"):
+        look(tmp_path, "classes")

@@ -26,7 +26,7 @@ class ClassFolders:
         if not by_split or (need is None and not _clearly(by_split)):
             return None
         names = sorted({name for classes in by_split.values() for name in classes})
-        if len(names) < 2:
+        if len(names) < 2 or all((said := meaning(name)) and said.kind for name in names):  # images/ and masks/
             return None
         train = by_split.get("train") or next(iter(by_split.values()))
         strange = [
