@@ -41,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help=f"images of each split to decode (default: {LIMIT})"
     )
-    made.add_argument("--output", metavar="PNG", help="file for the pictures (default: NAME_data.png in this folder)")
+    made.add_argument(
+        "--output",
+        metavar="PNG",
+        help="file for the pictures (default: NAME_data.png in this folder, or beside FOLDER if it is in it)",
+    )
     made.add_argument("--json", action="store_true", help="print it as JSON")
     return made
 
@@ -62,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.cli.looking import look_at
         from cankd_hf.figures.samples import draw_samples
         from cankd_hf.training.checkpoint_files import writing
-    file = Path(options.output or f"{name_of(options.path)}_data.png")
+    file = Path(options.output or beside(options.path, f"{name_of(options.path)}_data.png"))
     check_file(file, "--output")
     seen = look_at(options.path, options.task, options.limit)
     if seen.pictures:
@@ -82,6 +86,12 @@ def _run(options: argparse.Namespace) -> int:
 def name_of(path: str) -> str:
     """The name of a data set, for files and folders."""
     return re.sub(r"[^\w.-]+", "_", Path(path).resolve().name if Path(path).exists() else path).strip("._") or "data"
+
+
+def beside(path: str, name: str) -> Path:
+    """A file in the current folder, or where that is in the data set, of which it would be an image, beside that."""
+    root = Path(path).resolve()
+    return root.parent / name if root.is_dir() and Path.cwd().is_relative_to(root) else Path(name)
 
 
 def heading(seen: Seen) -> str:

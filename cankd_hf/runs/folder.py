@@ -14,7 +14,7 @@ from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
-from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE, THREADS_FILE
+from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE, RUN_FILES, THREADS_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import ASIDE, LIST_FILE, writing
@@ -131,9 +131,16 @@ COMPARED = ("classes", "splits", "unlabelled")  # facts of a data set that must 
 
 
 def data_files(path: str) -> dict[str, int]:
-    """Name and size of every file of a local data set, hidden ones excepted; empty for any other."""
+    """Name and size of every file of a local data set, hidden ones and those of runs in it excepted; empty for any
+    other."""
     sizes: dict[str, int] = {}
-    for folder, _, names in os.walk(path, followlinks=True):  # of a file: nothing
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):  # of a file: nothing
+        real = os.path.realpath(folder)
+        if real in seen or (folder != path and not RUN_FILES.isdisjoint(names)):  # a circle of links; a run, as this
+            folders.clear()
+            continue
+        seen.add(real)
         before = "" if folder == path else f"{os.path.relpath(folder, path)}/"
         for file, name in ((os.path.join(folder, name), before + name) for name in names):
             if os.path.isfile(file) and not name.startswith(".") and "/." not in name:

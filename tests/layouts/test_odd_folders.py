@@ -16,6 +16,7 @@ from cankd_hf.cli.looking import Seen, look_at
 from cankd_hf.data.detection.outlines import Outlines
 from cankd_hf.data.layouts import look
 from cankd_hf.errors import InputError
+from cankd_hf.runs.folder import data_files
 
 
 def image(file: Path) -> None:
@@ -148,3 +149,24 @@ def test_images_and_masks_are_no_classes(tmp_path: Path) -> None:
         image(tmp_path / name / "1.png")
     with pytest.raises(InputError, match="read as images and masks"):
         look(tmp_path, "classes")
+
+
+def test_what_runs_write_into_a_folder_is_none_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cat", "dog"):
+        image(tmp_path / "set" / name / "1.png")
+    before = data_files(str(tmp_path / "set"))
+    run = tmp_path / "set" / "runs" / "one"
+    image(run / "predictions.png")
+    (run / "recipe.yaml").write_text("task: classification\n")
+    image(run / "teacher" / "predictions.png")
+    monkeypatch.chdir(tmp_path / "set")
+    assert look_command([".", "--task", "classes"]) == 0 and (tmp_path / "set_data.png").is_file()
+    found = look(Path("."), "classes")
+    assert found.splits["train"].size == 2 and data_files(str(tmp_path / "set")) == before
+
+
+def test_circles_of_links_end(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "1.png")
+    for name in "abc":
+        (tmp_path / "images" / name).symlink_to(tmp_path)
+    assert [*data_files(str(tmp_path))] == ["images/1.png"]

@@ -17,6 +17,7 @@ from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
+from cankd_hf.names import RUN_FILES
 
 KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
 DEEPEST = 32  # folders below the given one that are looked into
@@ -130,6 +131,8 @@ class Tree:
             if not folder:
                 raise InputError(f"data.path: {said}") from None
             self.notes.append(said)
+        if folder and not RUN_FILES.isdisjoint(files):  # a run, whose pictures are no data
+            files, folders = [], []
         self.files[folder], self.folders[folder] = sorted(files), sorted(folders)
         for name in self.folders[folder] if depth < DEEPEST else ():
             if name in links:
