@@ -109,7 +109,8 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
         _say(f"Terminated; {interrupted}.", first_process_only=True)
         return TERMINATED
     except BaseException as error:
-        if _caused_by(error, KeyboardInterrupt):  # an import that Ctrl-C breaks off may raise something else
+        # an import that Ctrl-C breaks off may raise something else, then or when a library tries it again
+        if _caused_by(error, KeyboardInterrupt) or "cannot load module more than once per process" in str(error):
             _say(f"Interrupted; {interrupted}.", first_process_only=True)
             return INTERRUPTED
         if _nobody_reads(error):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 
 if TYPE_CHECKING:
@@ -67,20 +68,31 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.figures.samples import draw_samples
         from cankd_hf.training.checkpoint_files import writing
     file = Path(options.output or beside(options.path, f"{name_of(options.path)}_data.png"))
-    check_file(file, "--output")
+    check_file(options.output, "--output")
     seen = look_at(options.path, options.task, options.limit)
+    unwritten: list[str] = []
     if seen.pictures:
-        with writing(file):
-            draw_samples(file, heading(seen), seen.pictures, seen.overview)
+        try:
+            with writing(file):
+                draw_samples(file, heading(seen), seen.pictures, seen.overview)
+        except InputError as error:  # told after what was found, which needs no file
+            unwritten = error.problems
+    _tell(options, seen, None if unwritten or not seen.pictures else file)
+    if unwritten:
+        raise InputError(unwritten)
+    return 0
+
+
+def _tell(options: argparse.Namespace, seen: Seen, file: Path | None) -> None:
+    """Prints what was found, and where the pictures of it are."""
     if options.json:
         sys.stdout.write(to_json(as_dict(seen, file)) + "\n")
-        return 0
+        return
     print_seen(seen)
-    print(f"pictures: {file}" if seen.pictures else "pictures: none, as no image could be read")
+    print(f"pictures: {file or 'none' if seen.pictures else 'none, as no image could be read'}")
     print(f"\nThe section for a recipe:\n\n{section_text(seen)}")
     for line in next_steps(seen):
         print(line)
-    return 0
 
 
 def name_of(path: str) -> str:
@@ -224,7 +236,7 @@ def fitting_recipes(seen: Seen) -> list[str]:
     return sorted(found, key=lambda text: not text.startswith("quickstart"))
 
 
-def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
+def as_dict(seen: Seen, file: Path | None) -> dict[str, Any]:
     """All of it as plain data."""
     from cankd_hf.tasks.overview import class_table
 
@@ -249,7 +261,7 @@ def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
         "rotated": seen.rotated,
         "notes": seen.notes,
         "problems": seen.problems,
-        "pictures": str(file) if seen.pictures else None,
+        "pictures": None if file is None else str(file),
         "data": seen.settings,
         "recipes": fitting_recipes(seen),
     }

@@ -169,4 +169,17 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
     image(tmp_path / "images" / "1.png")
     for name in "abc":
         (tmp_path / "images" / name).symlink_to(tmp_path)
-    assert [*data_files(str(tmp_path))] == ["images/1.png"]
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "x").touch()
+    assert [*data_files(str(tmp_path), [str(tmp_path / "answers")])] == ["images/1.png"]
+
+
+def test_pictures_that_cannot_be_written_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image(tmp_path / "set" / "1.png")
+    (tmp_path / "here" / "set_data.png").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert look_command([str(tmp_path / "set"), "--json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["splits"]["train"]["images"] == 1 and "could not be written" in said.err
