@@ -183,3 +183,11 @@ def test_pictures_that_cannot_be_written_lose_nothing(
     assert look_command([str(tmp_path / "set"), "--json"]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["splits"]["train"]["images"] == 1 and "could not be written" in said.err
+
+
+def test_labels_that_no_layout_reads_are_told(tmp_path: Path) -> None:
+    image(tmp_path / "1.png")
+    (tmp_path / "README.txt").touch()
+    assert not look(tmp_path).notes
+    (tmp_path / "annotations.json").touch()
+    assert "1 files that could hold labels" in look(tmp_path).notes[0] and not look(tmp_path, "images").notes
