@@ -60,6 +60,21 @@ def console(width: int | None = None) -> Any:
     return Console(width=None if os.isatty(1) else width, markup=False, emoji=False)
 
 
+def check_file(file: str | Path | None, place: str) -> None:
+    """Raises InputError, before any work is done, if a file that a command writes at its end cannot be written."""
+    if file is None:
+        return
+    there = os.path.lexists(file)
+    try:
+        with open(file, "ab"):
+            pass
+    except OSError as error:
+        reason = error.strerror or "it is no name of a file"
+        raise InputError(f"{place}: expected a file that can be written, got {file}: {reason}; name another") from None
+    if not there:
+        os.unlink(file)
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Disables the garbage collector during imports, which saves a sixth of the start-up time."""
@@ -94,7 +109,8 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
         _say(f"Terminated; {interrupted}.", first_process_only=True)
         return TERMINATED
     except BaseException as error:
-        if _caused_by(error, KeyboardInterrupt):  # an import that Ctrl-C breaks off may raise something else
+        # an import that Ctrl-C breaks off may raise something else, then or when a library tries it again
+        if _caused_by(error, KeyboardInterrupt) or "cannot load module more than once per process" in str(error):
             _say(f"Interrupted; {interrupted}.", first_process_only=True)
             return INTERRUPTED
         if _nobody_reads(error):

@@ -20,6 +20,7 @@ REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
 THREADS_FILE = "threads.json"  # the number of CPU threads that a run began with
 STATE_FILE = "trainer_state.json"  # written by transformers
+RUN_FILES = {ARM_FILE, DATA_FILE, FACTS_FILE, RECIPE_FILE, THREADS_FILE}  # of which the folder of a run has one
 
 TEACHER, STUDENT, ALONE, DISTILLED = "teacher", "student", "student alone", "student distilled"
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cankd_hf.benchmark.measure import Machine, busy, cpu_of, free_memory, interleaved, peak_extra, table, this_machine
+from cankd_hf.commands import check_file
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.losses import CanKDLoss
@@ -81,6 +82,7 @@ class Row:
 def run(args: argparse.Namespace) -> list[Row]:
     """Measures all rows and prints them as one table; see `python -m cankd_hf.benchmark loss --help`."""
     sizes, affinities, dtype, device = _checked(args)
+    check_file(args.json, "--json")
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(width=max(Console().width, 200))

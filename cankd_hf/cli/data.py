@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 
@@ -42,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help=f"images of each split to decode (default: {LIMIT})"
     )
-    made.add_argument("--output", metavar="PNG", help="file for the pictures (default: NAME_data.png in this folder)")
+    made.add_argument(
+        "--output",
+        metavar="PNG",
+        help="file for the pictures (default: NAME_data.png in this folder, or beside FOLDER if it is in it)",
+    )
     made.add_argument("--json", action="store_true", help="print it as JSON")
     return made
 
@@ -62,26 +66,44 @@ def _run(options: argparse.Namespace) -> int:
     with importing():
         from cankd_hf.cli.looking import look_at
         from cankd_hf.figures.samples import draw_samples
+        from cankd_hf.training.checkpoint_files import writing
+    file = Path(options.output or beside(options.path, f"{name_of(options.path)}_data.png"))
+    check_file(options.output, "--output")
     seen = look_at(options.path, options.task, options.limit)
-    file = Path(options.output or f"{name_of(options.path)}_data.png")
+    unwritten: list[str] = []
     if seen.pictures:
-        if not file.parent.is_dir():
-            raise InputError(f"--output: expected a file in a folder that exists, got {file}")
-        draw_samples(file, heading(seen), seen.pictures, seen.overview)
+        try:
+            with writing(file):
+                draw_samples(file, heading(seen), seen.pictures, seen.overview)
+        except InputError as error:  # told after what was found, which needs no file
+            unwritten = error.problems
+    _tell(options, seen, None if unwritten or not seen.pictures else file)
+    if unwritten:
+        raise InputError(unwritten)
+    return 0
+
+
+def _tell(options: argparse.Namespace, seen: Seen, file: Path | None) -> None:
+    """Prints what was found, and where the pictures of it are."""
     if options.json:
         sys.stdout.write(to_json(as_dict(seen, file)) + "\n")
-        return 0
+        return
     print_seen(seen)
-    print(f"pictures: {file}" if seen.pictures else "pictures: none, as no image could be read")
+    print(f"pictures: {file or 'none' if seen.pictures else 'none, as no image could be read'}")
     print(f"\nThe section for a recipe:\n\n{section_text(seen)}")
     for line in next_steps(seen):
         print(line)
-    return 0
 
 
 def name_of(path: str) -> str:
     """The name of a data set, for files and folders."""
     return re.sub(r"[^\w.-]+", "_", Path(path).resolve().name if Path(path).exists() else path).strip("._") or "data"
+
+
+def beside(path: str, name: str) -> Path:
+    """A file in the current folder, or where that is in the data set, of which it would be an image, beside that."""
+    root = Path(path).resolve()
+    return root.parent / name if root.is_dir() and Path.cwd().is_relative_to(root) else Path(name)
 
 
 def heading(seen: Seen) -> str:
@@ -214,7 +236,7 @@ def fitting_recipes(seen: Seen) -> list[str]:
     return sorted(found, key=lambda text: not text.startswith("quickstart"))
 
 
-def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
+def as_dict(seen: Seen, file: Path | None) -> dict[str, Any]:
     """All of it as plain data."""
     from cankd_hf.tasks.overview import class_table
 
@@ -239,7 +261,7 @@ def as_dict(seen: Seen, file: Path) -> dict[str, Any]:
         "rotated": seen.rotated,
         "notes": seen.notes,
         "problems": seen.problems,
-        "pictures": str(file) if seen.pictures else None,
+        "pictures": None if file is None else str(file),
         "data": seen.settings,
         "recipes": fitting_recipes(seen),
     }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.host import read_host, wait_passively
 from cankd_hf.names import RECIPE_FILE
@@ -52,8 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
     from cankd_hf.json_text import to_json
 
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    check_file(options.json, "--json")
     if options.json and Path(options.json).is_dir():
         raise InputError(f"--json: expected a file, got the folder {options.json}; name a file in it")
     if options.batch_size < 1:

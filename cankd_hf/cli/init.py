@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
 
@@ -57,8 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     file = Path(options.file)
     if os.path.lexists(file) and not options.force:
         raise InputError(f"FILE: {file} is there already; name another one, or add --force to write over it")
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"FILE: expected a file in a folder that exists, got {file}")
+    check_file(file, "FILE")
     missing = [f"--{name}" for name in FLAGS if getattr(options, name) is None]
     if missing and not options.yes and not sys.stdin.isatty():
         raise InputError(f"init: expected a terminal to ask in, got none; give {' '.join(missing)}, or --yes")
@@ -68,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         from cankd_hf.cli.starting import recipe_text
         from cankd_hf.runs.recipe import parse_recipe
         from cankd_hf.runs.threads import settle_threads
+        from cankd_hf.training.checkpoint_files import writing
     asked = _Asked(options, interactive=sys.stdin.isatty() and not options.yes)
     answers, seen = asked.answers()
     parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
@@ -77,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
         answers, print_plan = _measured(answers, host)
     text = recipe_text(answers)
     parse_recipe(text, source=str(file))
-    file.write_text(text, encoding="utf-8")
+    with writing(file):
+        file.write_text(text, encoding="utf-8")
     _tell(file, answers, seen, print_plan)
     return 0
 
@@ -269,9 +271,10 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     print(f"{file}: written. The steps:")
     teacher = answers.model or "no teacher"
     stored = ", whose answers are stored" if answers.cached else ""
-    print(f"  1. look at the data:  cankd data {seen.path}")
-    print(f"  2. dry run:           cankd train {file} --dry-run")
-    print(f"  3. train:             cankd train {file}")
+    recipe = shlex.quote(str(file))
+    print(f"  1. look at the data:  cankd data {shlex.quote(seen.path)}")
+    print(f"  2. dry run:           cankd train {recipe} --dry-run")
+    print(f"  3. train:             cankd train {recipe}")
     print(f"     {answers.steps:,} steps; {teacher}{stored}")
     print(f"  4. look at it:        cankd visualize runs/{answers.name}")
     print(f"  5. for the device:    cankd export runs/{answers.name}")
@@ -280,4 +283,4 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     if show is not None:
         show()
     else:
-        print(f"Time, memory and disk: cankd train {file} --dry-run measures a step and says.")
+        print(f"Time, memory and disk: cankd train {recipe} --dry-run measures a step and says.")

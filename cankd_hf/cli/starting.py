@@ -103,6 +103,8 @@ def check_device(text: str) -> str:
 
 def check_teacher(text: str, starter: Starter | None) -> str:
     """A teacher. Raises InputError for what is none, and for none where nothing else teaches."""
+    if os.path.isdir(text) and not os.path.isfile(os.path.join(text, "config.json")):
+        raise InputError(f"--teacher: expected a folder with a model and its config.json, got {text}, which has none")
     if text not in TEACHERS and not os.path.isdir(text) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", text):
         known = ", ".join(TEACHERS)
         raise InputError(f"--teacher: expected {known}, a folder that exists or a Hub id, got {text!r}")

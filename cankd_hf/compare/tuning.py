@@ -12,7 +12,9 @@ from cankd_hf.config.distill import LossTerm, Share
 from cankd_hf.config.parts import spanning, with_terms
 from cankd_hf.config.recipe import LEARNING_RATE, Recipe
 from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of, split_terms
+from cankd_hf.data.common.sources import settled
 from cankd_hf.errors import InputError
+from cankd_hf.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,10 @@ def trial_recipe(config: ComparisonConfig, arm: Arm, trial: Trial) -> Recipe:
     steps = tuning.steps or next((one.steps for one in config.budgets if one.steps is not None), None)
     recipe = trial.of(spanning(arm.recipe, steps or arm.recipe.training.get("max_steps", -1)))
     training = {**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}
-    return replace(recipe, seed=tuning.seed, training=training, data=tuning_data(recipe.data, tuning))
+    data = recipe.data
+    if not data.streaming:  # what is held out of the training images for the final scores is no part of a trial
+        data = settled(data, TASKS[recipe.task].open_data(data))
+    return replace(recipe, seed=tuning.seed, training=training, data=tuning_data(data, tuning))
 
 
 def best(trials: Sequence[Trial], scores: Sequence[float | None], greater_is_better: bool) -> Trial | None:

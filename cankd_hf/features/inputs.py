@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from cankd_hf.errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -138,8 +140,11 @@ def timm_stages(name: str) -> list[int]:
     import timm
     import torch
 
-    with torch.device("meta"):  # shapes only
-        features: Any = timm.create_model(name, pretrained=False, features_only=True)
+    try:
+        with torch.device("meta"):  # shapes only
+            features: Any = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"timm/{name}: expected a model with feature maps that timm has, got none: {error}") from None
     last = {info["reduction"]: index for index, info in enumerate(features.feature_info.info)}
     return sorted(index for stride, index in last.items() if stride >= 4)
 

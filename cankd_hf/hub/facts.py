@@ -112,10 +112,12 @@ def licence_of(model: str | None, revision: str | None = None, kind: str = "mode
         if not file.is_file():
             file = Path(hf_hub_download(model, CARD_FILE, revision=revision, repo_type=kind, etag_timeout=5))
         card = ModelCard.load(file)
-    except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError):
-        return None  # offline, gated or without a card
-    licence = card.data.get("license_name") or card.data.get("license")
-    return licence if isinstance(licence, str) else None
+    except (HfHubHTTPError, HTTPError, EntryNotFoundError, OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None  # offline, gated, without a card, or with one that is none
+    licence = card.data.get("license")
+    if licence in (None, "other"):  # only then the name counts
+        licence = card.data.get("license_name") or licence
+    return licence if isinstance(licence, str) and re.fullmatch(r"[\w .,+()/-]{1,100}", licence) else None
 
 
 def hardware(device: torch.device) -> str:

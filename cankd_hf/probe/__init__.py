@@ -58,6 +58,8 @@ def check(options: argparse.Namespace) -> None:
         for name, least in (("batch_size", 1), ("limit", 10), ("seed", 0))
         if getattr(options, name) is not None and getattr(options, name) < least
     ]
+    if options.seed >= 2**63:
+        problems.append(f"--seed: expected less than 2**63, got {options.seed}")
     problems += [
         f"--size: expected a height and a width of at least 16, got {size}" for size in options.size if min(size) < 16
     ]

@@ -15,12 +15,12 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from cankd_hf.commands import console
+from cankd_hf.commands import check_file, console
 from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.data.common.folders import described
-from cankd_hf.data.common.sources import find_split, open_set
+from cankd_hf.data.common.sources import find_split, settled
 from cankd_hf.data.layouts import look
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
@@ -58,8 +58,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for a model or data that cannot be read, or labels that no probe reads.
     """
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise InputError(f"--json: expected a file in a folder that exists, got {options.json}; make the folder first")
+    check_file(options.json, "--json")
     disable_progress_bar()  # of loading weights
     config = load_data_config(None, [f"data.path={options.folder}", *options.overrides])
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -97,8 +96,10 @@ def _open(
     task = TASKS[named]
     if task.needs_teacher_in_evaluation:
         raise InputError(f"--task: expected one with labels, got {named!r}")
-    if config.test_split is None and find_split("test", open_set(config, need_masks=False).names()):
+    catalog = task.open_data(config)
+    if config.test_split is None and find_split("test", catalog.names()):
         config = replace(config, test_split="test")
+    config = settled(config, catalog)  # what is held out for scoring is not fitted on
     if size is not None:
         config = replace(config, image_size=list(size))
     as_scored = replace(config, eval_split=config.train_split, max_eval_samples=options.limit)
@@ -158,7 +159,10 @@ def _probed(
         statistics = np.stack(rows)
         drawn = resampled(statistics, probe.score, options.seed)
         made = Result("", probe.title, [], frozen.stride, frozen.channels, len(train), len(test))
-        made.score, (made.low, made.high), made.drawn = probe.score(statistics.sum(0)), interval(drawn), drawn
+        made.score, made.drawn = probe.score(statistics.sum(0)), drawn
+        if np.isnan(made.score):
+            raise InputError(f"data: expected labels to score on, got none in the {len(test)} test images")
+        made.low, made.high = interval(drawn)
         made.lower_is_better = probe.lower_is_better
         yield made
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
-from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE, THREADS_FILE
+from cankd_hf.names import ARM_FILE, DATA_FILE, RECIPE_FILE, RUN_FILES, THREADS_FILE
 from cankd_hf.runs.record import write_json, write_text
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import ASIDE, LIST_FILE, writing
@@ -130,10 +130,17 @@ def expect_change(out: Path, problems: Sequence[str]) -> None:
 COMPARED = ("classes", "splits", "unlabelled")  # facts of a data set that must not change within a run
 
 
-def data_files(path: str) -> dict[str, int]:
-    """Name and size of every file of a local data set, hidden ones excepted; empty for any other."""
+def data_files(path: str, apart: Collection[str] = ()) -> dict[str, int]:
+    """Name and size of every file of a local data set, hidden ones and those of runs and in the folders `apart` (real
+    paths) excepted; empty for any other."""
     sizes: dict[str, int] = {}
-    for folder, _, names in os.walk(path, followlinks=True):  # of a file: nothing
+    seen = {*apart}
+    for folder, folders, names in os.walk(path, followlinks=True):  # of a file: nothing
+        real = os.path.realpath(folder)
+        if real in seen or (folder != path and not RUN_FILES.isdisjoint(names)):  # a circle of links; a run, as this
+            folders.clear()
+            continue
+        seen.add(real)
         before = "" if folder == path else f"{os.path.relpath(folder, path)}/"
         for file, name in ((os.path.join(folder, name), before + name) for name in names):
             if os.path.isfile(file) and not name.startswith(".") and "/." not in name:
@@ -145,12 +152,14 @@ def data_files(path: str) -> dict[str, int]:
 
 def _data_record(recipe: Recipe, data: TaskData) -> dict[str, object]:
     facts = {key: data.facts.get(key) for key in COMPARED}
-    files, more = data_files(str(recipe.data.path)), recipe.data.unlabelled
+    caches = (teacher.cache for teacher in recipe.named_teachers().values())
+    apart = [os.path.realpath(cache.folder) for cache in caches if cache is not None]
+    files, more = data_files(str(recipe.data.path), apart), recipe.data.unlabelled
     if more is not None and more != recipe.data.path:
-        files |= {f"{more}: {name}": size for name, size in data_files(more).items()}
+        files |= {f"{more}: {name}": size for name, size in data_files(more, apart).items()}
     for phase in recipe.phases or ():
         for path in {str(phase.data[key]) for key in ("path", "unlabelled") if phase.data.get(key) is not None}:
-            files |= {f"{path}: {name}": size for name, size in data_files(path).items()}
+            files |= {f"{path}: {name}": size for name, size in data_files(path, apart).items()}
     return {**facts, "files": files}
 
 

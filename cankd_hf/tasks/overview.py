@@ -14,6 +14,7 @@ from cankd_hf.data.common.decode import Sample
 from cankd_hf.data.common.labels import Labels
 
 TINY = 8  # pixels: boxes with a shorter side are below the finest cells of most detectors
+MOST_DRAWN = 500  # boxes of a picture; more hide it, and take minutes
 FEW_NAMED = 12  # boxes of a picture whose names are written beside them
 
 
@@ -78,6 +79,8 @@ class Overview:
         ]
         if not self.unit:
             return said
+        if not self.classes:
+            said.append(f"no classes: there are no {self.unit} to learn from")
         where = {
             label: [split for split in self.counts if self.counts[split][label] and self.counts[split].total()]
             for label in self.classes
@@ -184,20 +187,24 @@ class BoxOverview(Overview):
         if table is None:
             return
         self.whole.add(split)
-        single = table.iscrowd == 0
         owner = np.repeat(np.arange(len(table)), np.diff(table.ends))
+        single = (table.iscrowd == 0) & ~np.isin(owner, list(table.odd))
         for label in np.unique(table.classes[single]).tolist():
             chosen = single & (table.classes == label)
             self.counts[split][label] = int(chosen.sum())
             self.holding[split][label] = len(np.unique(owner[chosen]))
+        for note in table.odd.values():
+            labels = note.classes[note.iscrowd == 0].tolist()
+            self.counts[split].update(labels)
+            self.holding[split].update({*labels})
 
     def add(self, split: str, sample: Sample) -> None:
         """Counts the boxes of an image."""
         found = sample.label
         if found is None:
             return
-        for text in sample.dropped:
-            self.note(split, "a box that is left out", text)
+        for text in sample.dropped[:1]:
+            self.note(split, "boxes that are left out", text)
         single = found.iscrowd == 0
         sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amin(1) if len(found.boxes) else torch.zeros(0)
         if not len(found.boxes):
@@ -218,7 +225,8 @@ class BoxOverview(Overview):
         if found is None:
             return
         scale = image.shape[1] / sample.image.shape[-1]
-        for box, label in zip((found.boxes * scale).tolist(), found.classes.tolist(), strict=True):
+        boxes, labels = found.boxes[:MOST_DRAWN] * scale, found.classes[:MOST_DRAWN]
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             left, top, right, bottom = box
             colour = np.array(self.colours[label]) / 255
             for edge, line in (("k", 2.6), (colour, 1.4)):  # the dark line is seen on any background

@@ -32,7 +32,8 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
 ) -> None:
     monkeypatch.chdir(ROOT)
     given = [f"recipe.data.path={tmp_path}"]
-    if "model: runs/" in path.read_text():  # a teacher that is trained before
+    base = ROOT / yaml.safe_load(path.read_text())["base"]
+    if any("model: runs/" in file.read_text() for file in (path, base)):  # a teacher that is trained before
         teacher = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
         given.append(f"recipe.teacher={json.dumps({'model': None, 'config': teacher})}")
     monkeypatch.setattr(building, "labelled_by_people", lambda data: set())  # their sets are made first

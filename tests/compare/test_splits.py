@@ -20,8 +20,11 @@ from cankd_hf.compare.verdict import judge
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import Share
 from cankd_hf.config.parts import terms_of
+from cankd_hf.data.common.folders import slice_of
+from cankd_hf.data.common.sources import settled
 from cankd_hf.errors import InputError
 from cankd_hf.names import LABEL_RECORDS
+from cankd_hf.tasks import TASKS
 
 from .fake import ARMS, World, compared, planner, rows
 
@@ -184,3 +187,14 @@ def test_arms_may_differ_in_labels_of_a_teacher_and_in_no_others(tmp_path: Path)
         read_comparison(
             "base: a\noutput_dir: b\narms: {a: [data.train_split=train]}\nbudgets: [{steps: 1}]\nimages: shared"
         )
+
+
+def test_trials_never_see_what_is_held_out_for_the_final_scores(tmp_path: Path) -> None:
+    for number in range(40):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{number}.png").touch()
+    data = DataConfig(path=str(tmp_path), test_split="test")
+    found = tuning_data(settled(data, TASKS["classification"].open_data(data)), TuningConfig([1e-3]))
+    final = {*slice_of("train[80%:@0]", 80)[1]}  # validation and test, by the tenth
+    assert final and all(final.isdisjoint(slice_of(split, 80)[1]) for split in (found.train_split, found.eval_split))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cankd_hf.errors import InputError
 from cankd_hf.hub import licences
 from cankd_hf.hub.card import render_card
-from cankd_hf.hub.facts import Facts, planned_facts
+from cankd_hf.hub.facts import Facts, licence_of, planned_facts
 from cankd_hf.hub.licences import TERMS, check_licences, inherited, known_name, sources, told
 from cankd_hf.hub.upload import plan
 
@@ -173,3 +173,18 @@ def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0 .*1b i"):
         plan(tmp_path, "me/student")
     assert plan(tmp_path, "me/student", cleared=["facebook/dinov3-vits16"])
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("license: cc-by-nc-4.0\nlicense_name: mit", "cc-by-nc-4.0"),  # a name counts beside `other` alone
+        ("license: other\nlicense_name: dinov3-license", "dinov3-license"),
+        ('license: "mit\\n<script>"', None),
+        ("license: [mit]", None),
+        (f"license: {'[' * 5000}", None),
+    ],
+)
+def test_licences_of_cards_that_strangers_wrote(card: str, found: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    assert licence_of(str(tmp_path)) == found

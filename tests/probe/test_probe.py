@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers import ResNetBackbone, ResNetConfig
 
@@ -195,7 +196,8 @@ def test_other_labels(task: str, probe: str, tmp_path: Path) -> None:
         (["--task", "features"], "expected one with labels"),
         (["--size", "4", "4"], "at least 16"),
         (["--limit", "1"], "--limit: expected at least 10"),
-        (["--json", "nowhere/scores.json"], "make the folder first"),
+        (["--seed", str(2**63)], "--seed: expected less"),
+        (["--json", "nowhere/scores.json"], "--json: expected a file that can be written"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -206,3 +208,18 @@ def test_bad_options_are_one_line(
     assert main([str(tmp_path / "one"), "shapes", *words]) == 2
     errors = capsys.readouterr().err
     assert said in errors and "Traceback" not in errors
+
+
+def test_what_is_held_out_is_not_fitted_on(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 4], depths=[1, 1, 1, 1], layer_type="basic")
+    ResNetBackbone(config).save_pretrained(tmp_path / "one")
+    for number in range(20):
+        (tmp_path / "set" / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "depth").mkdir(exist_ok=True)
+        pixels = np.full((32, 32, 3), 12 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / "images" / f"{number}.png")
+        np.save(tmp_path / "set" / "depth" / f"{number}.npy", pixels[..., 0] / 50 + 1)
+    file = tmp_path / "scores.json"
+    assert main([str(tmp_path / "one"), str(tmp_path / "set"), "--size", "32", "32", "--json", str(file)]) == 0
+    (result,) = json.loads(file.read_text())["results"]
+    assert (result["train_images"], result["test_images"]) == (18, 2) and "depth" in result["probe"]

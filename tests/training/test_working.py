@@ -176,9 +176,8 @@ def test_measuring_changes_nothing(tmp_path: Path) -> None:
 
 def test_measuring_takes_no_line_of_the_log_away(tmp_path: Path) -> None:
     made = ran(tmp_path, terms=CANKD, max_steps=12, logging_steps=1)
-    assert {entry["step"] for entry in held(made)} & {*range(1, 12)}, (
-        "else nothing is measured at a step that is logged"
-    )
+    measured = {entry["step"] for entry in held(made)}
+    assert measured & {*range(1, 12)}, "else nothing is measured at a step that is logged"
     assert [entry["step"] for entry in made.state.log_history if "loss" in entry] == [*range(1, 13)]
 
 

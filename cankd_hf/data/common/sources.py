@@ -164,7 +164,7 @@ def by_role(
     names = catalog.names()
     result: dict[str, tuple[AnySource, Sequence[int]]] = {}
     problems = []
-    config = _settled(config, catalog, names)
+    config = settled(config, catalog)
     for role in roles:
         wanted = split_of(config, role)
         if wanted is None:
@@ -202,8 +202,9 @@ def by_role(
     return result
 
 
-def _settled(config: DataConfig, catalog: SplitCatalog, names: Sequence[str]) -> DataConfig:
+def settled(config: DataConfig, catalog: SplitCatalog) -> DataConfig:
     """The same section with parts of the training images for standard splits that the set lacks, which is told."""
+    names = catalog.names()
     roles, untested = lacking(config, names)
     if untested:
         catalog.warnings.append(f"no test split in {config.path}: the validation split is scored")

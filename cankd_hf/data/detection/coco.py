@@ -157,20 +157,22 @@ def _content(file: Path, place: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{place}: expected COCO json, an object with images, annotations and categories")
     content.setdefault("annotations", [])  # the files of test splits have none
+    problems: list[str] = []
     for key, needed in REQUIRED_KEYS.items():
-        entries = content.get(key)
+        entries, ids = content.get(key), sorted(needed & {"id", "image_id"})
         if not isinstance(entries, list):
-            raise InputError(f"{place}: expected COCO json with a list of {key}, got the keys {shown(list(content))}")
-        bad = [n for n, entry in enumerate(entries) if not isinstance(entry, dict) or needed - set(entry)]
-        if bad:
-            wanted = " and ".join(sorted(needed))
-            raise InputError(f"{place}: expected {wanted} in all {key}, got {shown(entries[bad[0]])} at {bad[0]}")
-        ids = sorted(needed & {"id", "image_id"})
-        bad = [n for n, entry in enumerate(entries) if _odd_ids(entry, ids)]
-        if bad:
-            wanted = " and ".join(ids)
-            said = f"{shown(entries[bad[0]])} at {bad[0]}"
-            raise InputError(f"{place}: expected {wanted} of all {key} as a number or text, got {said}")
+            problems.append(f"{place}: expected COCO json with a list of {key}, got the keys {shown(list(content))}")
+            continue
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or needed - set(entry):
+                wanted = f"{' and '.join(sorted(needed))} in all {key}"
+            elif _odd_ids(entry, ids):
+                wanted = f"{' and '.join(ids)} of all {key} as a number or text"
+            else:
+                continue
+            problems.append(f"{place}: expected {wanted}, got {shown(entry)} at {number}")
+    if problems:
+        raise InputError(shortened(problems))
     return content
 
 

@@ -61,6 +61,9 @@ class ObjectEntries:
     def add(self, entry: dict[str, Any]) -> None:
         image: Any = entry["image_id"]
         kind: Any = entry.get("category_id")
+        if type(kind) is str and kind.isascii() and kind.isdigit() and len(kind) < 10:  # as ids of categories may be
+            kind = int(kind)
+            entry = {**entry, "category_id": kind}
         box: Any = entry.get("bbox")
         area: Any = entry.get("area")
         crowd, own = entry.get("iscrowd", 0), entry.get("id")

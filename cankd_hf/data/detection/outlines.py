@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cankd_hf.data.common.files import shown
+
 
 class Outlines:
     """The `segmentation` of COCO annotations, in their order: polygons in a few arrays, run lengths as they are."""
@@ -21,7 +23,7 @@ class Outlines:
 
     def add(self, given: Any) -> None:
         """The next object; what is no outline, as of an object with a box alone, is none."""
-        if isinstance(given, dict):
+        if isinstance(given, dict) and given:
             self.lengths[len(self)] = given
         elif isinstance(given, list | tuple) and given:
             rings = given if isinstance(given[0], list | tuple) else [given]
@@ -47,10 +49,23 @@ class Outlines:
             ends = self.rings[self.ends[place] : self.ends[place + 1] + 1]
             parts = zip(ends, ends[1:], strict=False)
             shape = [(np.array(self.points[a:b]).reshape(-1, 2) * scale).reshape(-1).tolist() for a, b in parts]
-        elif list(shape.get("size", ())) != [height, width]:
-            raise ValueError(f"run lengths of the size {shape.get('size')}, of an image of {height} x {width}")
-        pixels: np.ndarray = mask.decode(mask.segmToRle(shape, width, height)).astype(bool)
+        elif not _fit(shape, height, width):
+            raise ValueError(f"run lengths of the size {shown(shape.get('size'))}, of an image of {height} x {width}")
+        try:
+            pixels: np.ndarray = mask.decode(mask.segmToRle(shape, width, height)).astype(bool)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
         return pixels.reshape(height, width)
+
+
+def _fit(given: dict[str, Any], height: int, width: int) -> bool:
+    """Whether run lengths are those of an image; compressed ones show it when they are decoded."""
+    counts = given.get("counts")
+    if given.get("size") != [height, width]:
+        return False
+    if isinstance(counts, list):
+        return all(type(count) is int and 0 <= count <= height * width for count in counts)
+    return isinstance(counts, str) and counts.isascii()
 
 
 def _is_ring(ring: Any) -> bool:

@@ -1,12 +1,13 @@
 """Data as people have it: the layouts of folders that `data.path` finds, one file each."""
 
 import os
+import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.files import shown
+from cankd_hf.data.common.files import shortened, shown
 from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.layouts.ade20k import Ade20k
 from cankd_hf.data.layouts.base import Found, Layout, Tree
@@ -37,7 +38,7 @@ OTHER_TASKS = {("masks", "boxes"): "detection", ("boxes", "masks"): "segmentatio
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
-    "classes": "a folder of images for each class (docs/data.md)",
+    "classes": "a folder of images for each of two or more classes (docs/data.md)",
     "depths": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
     "images": "images (docs/data.md)",
 }
@@ -77,7 +78,20 @@ def look(root: Path, need: str | None = None) -> Found:
 
 
 def _with_held_out(found: Found) -> Found:
-    """The same with the parts of its training images that a run takes where there is no validation split."""
+    """The same with the parts of its training images that a run takes where there is no validation split. Raises
+    InputError for class names that would break lines of tables and cards, or take hold of a terminal."""
+    names = found.labels.id2label.values() if found.labels is not None else ()
+    odd = [name for name in names if not name.strip() or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name)]
+    if odd:
+        raise InputError(
+            shortened(
+                [
+                    f"{found.label_source}: expected class names of one line without control characters, got "
+                    f"{ascii(name)[:200]}; rename it"
+                    for name in odd
+                ]
+            )
+        )
     size = found.splits["train"].size if "train" in found.splits else None
     if "validation" not in found.splits and size is not None and size > 1:
         found.held_out = held_out("train", size, ["eval"], DataConfig().holdout)

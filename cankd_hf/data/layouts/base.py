@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.files import outside
+from cankd_hf.data.common.files import outside, printable
 from cankd_hf.data.common.folders import IMAGE_ENDINGS, usual_split
 from cankd_hf.data.common.holdout import held_out
 from cankd_hf.data.common.labels import Labels
@@ -17,6 +17,7 @@ from cankd_hf.data.detection.table import AnnotationTable
 from cankd_hf.data.layouts.drawn import DrawnMasks
 from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
+from cankd_hf.names import RUN_FILES
 
 KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
 DEEPEST = 32  # folders below the given one that are looked into
@@ -103,7 +104,11 @@ class Tree:
         self.linked: list[str] = []  # problems: links out of it that are called as a part of a set is
         self.notes: list[str] = []  # other folders that are not looked into
         self._seen: set[str] = set()
+        self._unread: list[str] = []  # names that no text can hold
         self._list("", 0)
+        if self._unread:
+            said = f"{len(self._unread)} names are no UTF-8 and are not used, first {self._unread[0]!a}; rename them"
+            self.notes.append(said)
 
     def _list(self, folder: str, depth: int) -> None:
         where = os.path.join(self.root, folder) if folder else os.fspath(self.root)
@@ -112,6 +117,9 @@ class Tree:
             with os.scandir(where) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name.lower() in NOT_DATA:
+                        continue
+                    if not printable(entry.name):
+                        self._unread.append(f"{folder}/{entry.name}".lstrip("/"))
                         continue
                     # a folder named as an image is told of when it is read; `entry.is_dir` raises for circles of links
                     is_folder = os.path.isdir(entry.path) and not is_image(entry.name)
@@ -123,6 +131,8 @@ class Tree:
             if not folder:
                 raise InputError(f"data.path: {said}") from None
             self.notes.append(said)
+        if folder and not RUN_FILES.isdisjoint(files):  # a run, whose pictures are no data
+            files, folders = [], []
         self.files[folder], self.folders[folder] = sorted(files), sorted(folders)
         for name in self.folders[folder] if depth < DEEPEST else ():
             if name in links:

@@ -1,5 +1,6 @@
 """A folder of images for each class, below folders of splits or not: the layout of torchvision's `ImageFolder`."""
 
+import unicodedata
 from collections.abc import Mapping
 from functools import partial
 
@@ -25,7 +26,7 @@ class ClassFolders:
         if not by_split or (need is None and not _clearly(by_split)):
             return None
         names = sorted({name for classes in by_split.values() for name in classes})
-        if len(names) < 2:
+        if len(names) < 2 or all((said := meaning(name)) and said.kind for name in names):  # images/ and masks/
             return None
         train = by_split.get("train") or next(iter(by_split.values()))
         strange = [
@@ -59,7 +60,8 @@ def _classes(tree: Tree) -> dict[str, dict[str, list[str]]]:
         split = canonical(SPLITS.get(parts[0].lower(), parts[0])) if parts and parts[0].lower() in SPLITS else "train"
         rest = parts[1:] if parts and parts[0].lower() in SPLITS else parts
         if rest:
-            found.setdefault(split, {}).setdefault(rest[0], []).extend(f"{folder}/{name}" for name in names)
+            label = unicodedata.normalize("NFC", rest[0])  # macOS writes another form of accented letters
+            found.setdefault(split, {}).setdefault(label, []).extend(f"{folder}/{name}" for name in names)
     return found
 
 

@@ -25,8 +25,10 @@ def classes_of(found: Found, config: DataConfig) -> tuple[Labels, list[str]]:
     """
     held = _held(found, config)
     if held.photograph or not (held.values or held.colours):
-        name = held.photograph or "none that decodes"
-        raise InputError(f"data: expected masks with a value, or a colour, for each class in {found.root}, got {name}")
+        name = f"{held.photograph}, a photograph" if held.photograph else "none that decodes"
+        raise InputError(
+            f"data: expected masks with a value, or a colour, for each class in {found.root}, got {name}; {FIX}"
+        )
     coloured = bool(held.pictures) or held.palettes_differ
     labels, said = _of_colours(held, found.root) if coloured else _of_values(held, found.root, config)
     count = len(labels.id2label)

@@ -10,7 +10,8 @@ from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import IMAGE_ENDINGS
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
-from cankd_hf.data.layouts.names import IMAGES, SPLITS
+from cankd_hf.data.layouts.elsewhere import same
+from cankd_hf.data.layouts.names import IMAGES, SPLITS, place_of
 from cankd_hf.errors import InputError
 
 DEPTHS = {"depth", "depths", "depthmap", "depthmaps", "groundtruthdepth", "rawdepth", "syncdepth", "metricdepth"}
@@ -60,6 +61,8 @@ def _sides(tree: Tree) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:
     for folder, names in tree.files.items():
         words = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in folder.split("/") if part]
         split = next((SPLITS[word] for word in words if word in SPLITS), "train")
+        if place_of(folder).kind == "masks" and not any(word in DEPTHS for word in words):
+            continue
         beside = [word for word in words if word not in SPLITS and word not in DEPTHS and word not in IMAGES]
         for name in names:
             stem, ending = os.path.splitext(name)
@@ -68,7 +71,9 @@ def _sides(tree: Tree) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:
                 continue
             plain = OF_IMAGE.sub("", OF_DEPTH.sub("", stem))
             side = depths if of_depth else images
-            side.setdefault((canonical(split), "/".join([*beside, plain])), []).append(f"{folder}/{name}".lstrip("/"))
+            side.setdefault((canonical(split), same("/".join([*beside, plain]))), []).append(
+                f"{folder}/{name}".lstrip("/")
+            )
     return images, depths
 
 

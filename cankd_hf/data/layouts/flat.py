@@ -1,10 +1,12 @@
 """A folder of images without labels, flat or in folders; split folders at its top are splits."""
 
+import os
 from functools import partial
 
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
+from cankd_hf.data.layouts.elsewhere import join
 from cankd_hf.data.layouts.names import place_of
 from cankd_hf.errors import InputError
 
@@ -24,7 +26,20 @@ class Flat:
         if not by_split:
             return None
         splits = {name: Split(len(files), partial(_read, tree, files)) for name, files in by_split.items()}
-        return Found(self.name, ("images",), tree.root, ordered(splits))
+        found = Found(self.name, ("images",), tree.root, ordered(splits))
+        others = [join(folder, name) for folder, names in tree.files.items() for name in names if _of_labels(name)]
+        if others and need is None:
+            found.notes.append(
+                f"{len(others)} files that could hold labels are of no layout that is read, first {others[0]}; "
+                "name the labels with --task, which says what is wrong"
+            )
+        return found
+
+
+def _of_labels(name: str) -> bool:
+    """Whether a file may have been meant to hold labels, by its name."""
+    stem, ending = os.path.splitext(name.lower())
+    return ending in (".json", ".jsonl", ".txt", ".xml", ".csv") and not stem.startswith(("readme", "licen"))
 
 
 def _read(tree: Tree, files: list[str]) -> Content:

@@ -79,7 +79,7 @@ class Yolo:
         images = [join(folder, name) for folder, names in tree.images.items() for name in names]
         labelled = [file for image in images if (file := files.of(image)) is not None]
         columns = {_columns(tree, file) for file in labelled[:: max(1, len(labelled) // LOOKED_AT)]} - {0}
-        if said is None and not columns:
+        if not columns and (said is None or not (said.splits or said.base)):  # names alone fit any layout
             return None
         said, notes = said or Description(), list[str]()
         listed = _described_splits(tree, said, problems, notes) if said.splits else _by_folder(images, files)

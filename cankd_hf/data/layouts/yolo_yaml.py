@@ -64,7 +64,9 @@ def _described_in(tree: Tree, folder: str, problems: list[str]) -> list[Descript
     usual = [name for name in yamls if name.lower() in USUAL]
     files = [join(folder, name) for name in usual or yamls]
     loaded = {file: _loaded(tree, file, problems if usual else []) for file in files}
-    found = [_of_yaml(content, file, problems) for file, content in loaded.items() if _is_description(content)]
+    found = [
+        _of_yaml(content, file, problems) for file, content in loaded.items() if _is_description(content, bool(usual))
+    ]
     darknet = [join(folder, name) for name in tree.files[folder] if name.lower().endswith(".data")]
     return found or [said for file in darknet if (said := _of_darknet(tree, file, problems)) is not None]
 
@@ -136,8 +138,9 @@ def _loaded(tree: Tree, file: str, problems: list[str]) -> dict[str, Any]:
     return content
 
 
-def _is_description(content: dict[str, Any]) -> bool:
-    return bool({"names", "nc"} & content.keys() and {*SPLIT_KEYS, "path"} & content.keys())
+def _is_description(content: dict[str, Any], usual: bool) -> bool:
+    """Whether a yaml file names classes and, unless it is called as usual, splits."""
+    return bool({"names", "nc"} & content.keys() and (usual or {*SPLIT_KEYS, "path"} & content.keys()))
 
 
 def _of_yaml(content: dict[str, Any], file: str, problems: list[str]) -> Description:
