@@ -97,7 +97,10 @@ def _run(options: argparse.Namespace) -> int:
         scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
-    table = Table(title=f"{options.checkpoint} on {config.path}", title_justify="left")
+    split = "test" if dataset is data.test else "validation"
+    images = f", {len(dataset):,} images" if hasattr(dataset, "__len__") else ""
+    title = f"{options.checkpoint} on {config.path} ({split} split{images})"
+    table = Table(title=title, title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in scores.items():

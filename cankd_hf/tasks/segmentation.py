@@ -170,7 +170,10 @@ class SegmentationTask(PipelineTask):
 
     def legend(self) -> list[tuple[str, Any]]:
         colours = class_colours(len(self.id2label), self.palette)
-        return [*((self.id2label[key], colours[key] / 255) for key in sorted(self.id2label)[:24]), ("no label", "k")]
+        return [
+            *((self.id2label[key], colours[key] / 255) for key in sorted(self.id2label)[:24]),
+            ("no label in the ground truth", "k"),
+        ]
 
     @classmethod
     def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:

@@ -121,8 +121,9 @@ def _teachers(opened: OpenedCheckpoint, recipe: Recipe, weights: Path | None) ->
     """The teachers; none if the checkpoint has no connectors, or one of them cannot be loaded."""
     if weights is None:
         opened.notes.append(
-            f"There is no {DISTILLER_FILE} (a pushed student, or its checkpoints are gone), so nothing connects the "
-            "student with its teacher: figures that compare them are left out."
+            f"There is no {DISTILLER_FILE} (its losses have no weights of their own, it is a pushed student, or its "
+            "checkpoints are gone), so nothing connects the student with its teacher: figures that compare them are "
+            "left out."
         )
         return {}
     configs, teachers = recipe.named_teachers(), {}
