@@ -25,13 +25,12 @@ Detections = tuple[Tensor, Tensor, Tensor]
 
 
 def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
-    """torchvision's anchors `[A, 4]` of each level, without tensors that depend on values known only at run time."""
+    """The anchors `[A, 4]` of each level, without tensors that depend on values known only at run time."""
     levels = []
-    for x, cell in zip(maps, generator.cell_anchors, strict=True):
+    for level, (x, cell) in enumerate(zip(maps, generator.cell_anchors, strict=True)):
         rows, columns = x.shape[-2:]
-        y, x = torch.meshgrid(
-            torch.arange(rows) * (size[0] // rows), torch.arange(columns) * (size[1] // columns), indexing="ij"
-        )
+        down, across = generator.steps(level, (rows, columns), size)
+        y, x = torch.meshgrid(torch.arange(rows) * down, torch.arange(columns) * across, indexing="ij")
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         levels.append((shifts + cell.float()).reshape(-1, 4))
     return levels

@@ -34,6 +34,7 @@ LEVELS = {
     "benchmark": 8,
     "export": 8,
     "label": 8,
+    "convert": 8,
     "cli": 9,
     "compare": 10,  # over everything that trains one run
     "train": 10,

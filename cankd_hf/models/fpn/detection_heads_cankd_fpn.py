@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import BoxLinearCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
@@ -26,6 +25,7 @@ from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_laye
 from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
+from .conventions_cankd_fpn import Anchors, ExactAnchors, LimitedBoxCoder
 from .modeling_cankd_fpn import make_norm
 from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
@@ -53,22 +53,6 @@ def labelled(targets: Sequence[Boxes | None] | None) -> list[int] | None:
     return [row for row, target in enumerate(targets) if target is not None]
 
 
-class Anchors(AnchorGenerator):
-    """torchvision's anchors, in float32 whatever the maps are, regenerated on every new device.
-
-    `from_pretrained` builds models on the meta device, where torchvision's own tensors would stay.
-    """
-
-    cell_anchors: list[Tensor]
-
-    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        if self.cell_anchors[0].device != device:
-            self.cell_anchors = [
-                self.generate_anchors(sizes, ratios, torch.float32, device)
-                for sizes, ratios in zip(self.sizes, self.aspect_ratios, strict=True)
-            ]
-
-
 def some(maps: Maps, images: ImageList, targets: Targets, rows: list[int]) -> tuple[Maps, ImageList, Targets]:
     """The arguments of a head for some images of the batch."""
     sizes = [images.image_sizes[row] for row in rows]
@@ -86,6 +70,11 @@ class Width(nn.Module):
 def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
     """Anchors of each level in proportion to its stride, as in each of the three papers."""
     sides = [config.anchor_scale * stride for stride in strides]
+    if config.conventions == "openmmlab":
+        parts = 3 if config.head == "retinanet" else 1
+        scales = [[side * 2 ** (i / parts) for i in range(parts)] for side in sides]
+        ratios = (1.0,) if config.head == "fcos" else RATIOS
+        return ExactAnchors(scales, (ratios,) * len(sides), strides, 0.5 if config.head == "fcos" else 0.0)
     if config.head == "retinanet":
         octaves = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in sides)
         return Anchors(octaves, (RATIOS,) * len(sides))
@@ -188,6 +177,8 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
             **_selection(config),
         )
         del self.backbone, self.transform
+        if config.conventions == "openmmlab":
+            self.box_coder = LimitedBoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         return RetinaNet.compute_loss(self, targets, outputs, anchors)
