@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.convert import detectors
+from cankd_hf.convert import dense, detectors, segmenters
 from cankd_hf.convert.reading import Checkpoint, class_names, read_checkpoint
 from cankd_hf.convert.rules import Plan, some, transfer
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.models import register
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
-from cankd_hf.models.fpn.modeling_cankd_fpn import FPNPreTrainedModel
+from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-from cankd_hf.tasks import DetectionTask
+from cankd_hf.tasks import DetectionTask, SegmentationTask
 from cankd_hf.tasks.base import Task
 
 RECORD = "conversion.json"
@@ -43,7 +43,12 @@ KINDS = {
         "retinanet": detectors.retinanet,
         "faster_rcnn": detectors.faster_rcnn,
         "cascade_rcnn": detectors.cascade_rcnn,
+        "fcos": dense.fcos,
+        "reppoints": dense.reppoints,
     }.items()
+} | {
+    name: Kind(plan, FPNForSemanticSegmentation, SegmentationTask, {})
+    for name, plan in {"pspnet": segmenters.pspnet, "deeplabv3": segmenters.deeplabv3}.items()
 }
 
 

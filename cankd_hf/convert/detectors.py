@@ -13,7 +13,7 @@ NORM_GROUPS = 32  # of OpenMMLab's group norm where a configuration says nothing
 PAIR = r"\.(weight|bias)"
 
 
-def _neck(made: Checkpoint, kind: str, style: str, dense: bool) -> Plan:
+def neck(made: Checkpoint, kind: str, style: str, dense: bool) -> Plan:
     """Backbone and pyramid; of dense detectors with two more levels by convolutions."""
     laterals = made.count("neck.lateral_convs.{}.conv.weight")
     wanted, indices = (3, [2, 3, 4]) if dense else (4, [1, 2, 3, 4])
@@ -24,7 +24,7 @@ def _neck(made: Checkpoint, kind: str, style: str, dense: bool) -> Plan:
     normed = "neck.lateral_convs.0.gn.weight" in made.state
     plan.fields |= {"conventions": "openmmlab", "fpn_channels": width, "neck_norm": "group" if normed else "none"}
     if normed:
-        _check_groups(made, "neck.norm_cfg.num_groups", width)
+        check_groups(made, "neck.norm_cfg.num_groups", width)
     plan.unused = dict(UNUSED)
     plan.rules += [
         Rule(r"neck\.pyramid\.inner_blocks\.(\d+)\.0" + PAIR, r"neck.lateral_convs.\1.conv.\2"),
@@ -61,7 +61,7 @@ def _extra_levels(made: Checkpoint, plan: Plan, kind: str, width: int) -> None:
         ]
 
 
-def _check_groups(made: Checkpoint, setting: str, width: int) -> None:
+def check_groups(made: Checkpoint, setting: str, width: int) -> None:
     """Refuses a group norm of other groups than ours."""
     theirs, ours = made.setting(setting, NORM_GROUPS), getattr(make_norm("group", width), "num_groups", None)
     if theirs != ours:
@@ -70,7 +70,7 @@ def _check_groups(made: Checkpoint, setting: str, width: int) -> None:
         )
 
 
-def _selection(made: Checkpoint, plan: Plan, threshold: float, overlap: float) -> None:
+def selection(made: Checkpoint, plan: Plan, threshold: float, overlap: float) -> None:
     """How detections are selected: by the file's configuration, else as in MMDetection's published ones."""
     first = "test_cfg.rcnn" if made.setting("test_cfg.rcnn") else "test_cfg"
     plan.fields |= {
@@ -83,7 +83,7 @@ def _selection(made: Checkpoint, plan: Plan, threshold: float, overlap: float) -
         plan.notes.append(f"its configuration selects by {method}, ours by plain suppression")
 
 
-def _tower(ours: str, theirs: str) -> list[Rule]:
+def tower(ours: str, theirs: str) -> list[Rule]:
     """A tower of convolutions with or without group norm, each in a block of its own."""
     return [
         Rule(rf"{ours}\.(\d+)\.0" + PAIR, rf"bbox_head.{theirs}.\1.conv.\2"),
@@ -91,7 +91,7 @@ def _tower(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _only(made: Checkpoint, what: str, known: Any, *settings: str) -> None:
+def only(made: Checkpoint, what: str, known: Any, *settings: str) -> None:
     """Refuses settings of the file's own configuration that our heads cannot hold."""
     for setting in settings:
         if (said := made.setting(setting, known)) != known:
@@ -100,19 +100,19 @@ def _only(made: Checkpoint, what: str, known: Any, *settings: str) -> None:
 
 def retinanet(made: Checkpoint, style: str) -> Plan:
     """RetinaNet: two towers, 9 anchors a cell."""
-    plan = _neck(made, "retinanet", style, dense=True)
+    plan = neck(made, "retinanet", style, dense=True)
     cells = made.shape("bbox_head.retina_reg.weight", 0) // 4
     if cells != 9:
         raise InputError(f"{made.file.name}: expected 9 anchors a cell, got {cells}; not supported")
     anchors = "bbox_head.anchor_generator"
-    _only(made, "scales of an octave", 3, f"{anchors}.scales_per_octave")
-    _only(made, "ratios", [0.5, 1.0, 2.0], f"{anchors}.ratios")
-    _only(made, "strides", [8, 16, 32, 64, 128], f"{anchors}.strides")
-    _only(made, "means", [0.0] * 4, "bbox_head.bbox_coder.target_means")
-    _only(made, "deviations", [1.0] * 4, "bbox_head.bbox_coder.target_stds")
+    only(made, "scales of an octave", 3, f"{anchors}.scales_per_octave")
+    only(made, "ratios", [0.5, 1.0, 2.0], f"{anchors}.ratios")
+    only(made, "strides", [8, 16, 32, 64, 128], f"{anchors}.strides")
+    only(made, "means", [0.0] * 4, "bbox_head.bbox_coder.target_means")
+    only(made, "deviations", [1.0] * 4, "bbox_head.bbox_coder.target_stds")
     normed = "bbox_head.cls_convs.0.gn.weight" in made.state
     if normed:
-        _check_groups(made, "bbox_head.norm_cfg.num_groups", plan.fields["fpn_channels"])
+        check_groups(made, "bbox_head.norm_cfg.num_groups", plan.fields["fpn_channels"])
     plan.fields |= {
         "head": "retinanet",
         "num_labels": made.shape("bbox_head.retina_cls.weight", 0) // cells,
@@ -120,10 +120,10 @@ def retinanet(made: Checkpoint, style: str) -> Plan:
         "norm": "group" if normed else "none",
         "anchor_scale": float(made.setting(f"{anchors}.octave_base_scale", 4)),
     }
-    _selection(made, plan, 0.05, 0.5)
+    selection(made, plan, 0.05, 0.5)
     plan.rules += [
-        *_tower(r"head\.head\.classification_head\.conv", "cls_convs"),
-        *_tower(r"head\.head\.regression_head\.conv", "reg_convs"),
+        *tower(r"head\.head\.classification_head\.conv", "cls_convs"),
+        *tower(r"head\.head\.regression_head\.conv", "reg_convs"),
         Rule(r"head\.head\.classification_head\.cls_logits" + PAIR, r"bbox_head.retina_cls.\1"),
         Rule(r"head\.head\.regression_head\.bbox_reg" + PAIR, r"bbox_head.retina_reg.\1"),
     ]
@@ -132,11 +132,11 @@ def retinanet(made: Checkpoint, style: str) -> Plan:
 
 def _proposals(made: Checkpoint, kind: str, style: str) -> Plan:
     """What the two-stage detectors share: the region proposals."""
-    plan = _neck(made, kind, style, dense=False)
+    plan = neck(made, kind, style, dense=False)
     anchors = "rpn_head.anchor_generator"
-    _only(made, "ratios", [0.5, 1.0, 2.0], f"{anchors}.ratios")
-    _only(made, "strides", [4, 8, 16, 32, 64], f"{anchors}.strides")
-    _only(made, "deviations", [1.0] * 4, "rpn_head.bbox_coder.target_stds")
+    only(made, "ratios", [0.5, 1.0, 2.0], f"{anchors}.ratios")
+    only(made, "strides", [4, 8, 16, 32, 64], f"{anchors}.strides")
+    only(made, "deviations", [1.0] * 4, "rpn_head.bbox_coder.target_stds")
     if made.shape("rpn_head.rpn_cls.weight", 0) != 3:
         raise InputError(f"{made.file.name}: expected 3 anchors a cell of the proposals; not supported")
     scales = made.setting(f"{anchors}.scales", [8])
@@ -148,7 +148,7 @@ def _proposals(made: Checkpoint, kind: str, style: str) -> Plan:
         Rule(r"head\.rpn\.head\.cls_logits" + PAIR, r"rpn_head.rpn_cls.\1"),
         Rule(r"head\.rpn\.head\.bbox_pred" + PAIR, r"rpn_head.rpn_reg.\1"),
     ]
-    _selection(made, plan, 0.05, 0.5)
+    selection(made, plan, 0.05, 0.5)
     plan.fields["topk_candidates"] = 1000
     return plan
 
@@ -157,7 +157,7 @@ def faster_rcnn(made: Checkpoint, style: str) -> Plan:
     """Faster R-CNN: one box head, a regression for each class."""
     plan = _proposals(made, "faster_rcnn", style)
     head = "roi_head.bbox_head"
-    _only(made, "deviations", [0.1, 0.1, 0.2, 0.2], f"{head}.bbox_coder.target_stds")
+    only(made, "deviations", [0.1, 0.1, 0.2, 0.2], f"{head}.bbox_coder.target_stds")
     count = made.shape(f"{head}.fc_cls.weight", 0) - 1
     if made.shape(f"{head}.fc_reg.weight", 0) != 4 * count:
         raise InputError(f"{made.file.name}: expected a box regression for each of {count} classes; not supported")

@@ -5,13 +5,13 @@ Letters in shapes: B batch, C channels, A anchors, K classes, n boxes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 from torchvision.ops._utils import convert_boxes_to_roi_format
 
 
@@ -119,3 +119,43 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
             read = roi_align(x[name], regions[rows], self.output_size, 1 / stride, 0, aligned=True)
             pooled = pooled.index_put((rows,), read)
         return pooled
+
+
+def select_rated(
+    outputs: dict[str, list[Tensor]],
+    anchors: list[Tensor],
+    size: tuple[int, int],
+    decode: Callable[[Tensor, Tensor], Tensor],
+    limits: tuple[float, int, float, int],
+) -> dict[str, Tensor]:
+    """OpenMMLab's selection of the detections of an image of FCOS: the best classes of a level by their probability
+    alone, which must exceed the threshold, then suppression by probability times centre-ness.
+
+    Args:
+        outputs: `cls_logits` `[A, K]`, `bbox_regression` `[A, 4]` and `bbox_ctrness` `[A, 1]` of each level.
+        anchors: `[A, 4]` of each level.
+        size: height and width of the image.
+        decode: regression and anchors -> boxes.
+        limits: least probability, candidates of a level, overlap of the suppression, most detections.
+    """
+    threshold, candidates, overlap, most = limits
+    boxes, scores, labels = [], [], []
+    levels = zip(*(outputs[name] for name in ("cls_logits", "bbox_regression", "bbox_ctrness")), anchors, strict=True)
+    for logits, regression, centreness, places in levels:
+        rated = logits.sigmoid().flatten()
+        (above,) = torch.where(rated > threshold)
+        values, chosen = rated[above].topk(min(candidates, len(above)))
+        chosen = above[chosen]
+        cells = torch.div(chosen, logits.shape[1], rounding_mode="floor")
+        boxes.append(clip_boxes_to_image(decode(regression[cells], places[cells]), size))
+        scores.append(values * centreness[cells, 0].sigmoid())
+        labels.append(chosen % logits.shape[1])
+    together, rated, classes = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+    kept = batched_nms(together, rated, classes, overlap)
+    return with_area({"boxes": together[kept], "scores": rated[kept], "labels": classes[kept]}, most)
+
+
+def with_area(found: dict[str, Tensor], most: int) -> dict[str, Tensor]:
+    """The first detections whose boxes have an area; the others, which OpenMMLab drops, have suppressed none."""
+    (kept,) = torch.where((found["boxes"][:, 2:] > found["boxes"][:, :2]).all(dim=1))
+    return {name: value[kept[:most]] for name, value in found.items()}
