@@ -72,6 +72,8 @@ def told_style(made: Checkpoint, found: Found, given: str) -> tuple[str, str]:
         return said, "as the file's own configuration says"
     if found.deep or found.groups > 1:
         return "pytorch", "all ResNeXt and deep-stem models of OpenMMLab are"
+    if "decode_head.conv_seg.weight" in made.state:
+        return "pytorch", "all models of MMSegmentation are"
     norm = {key: made.state.get(f"backbone.bn1.{key}") for key in ("running_mean", "running_var")}
     mean, var = norm["running_mean"], norm["running_var"]
     if (

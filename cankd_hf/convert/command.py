@@ -20,8 +20,7 @@ from cankd_hf.models import register
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
-from cankd_hf.tasks import DetectionTask, SegmentationTask
-from cankd_hf.tasks.base import Task
+from cankd_hf.tasks import TASKS
 
 RECORD = "conversion.json"
 LONG_SIDE = {"image_size": [800, 1333], "keep_aspect": True}  # of MMDetection's images
@@ -29,16 +28,15 @@ LONG_SIDE = {"image_size": [800, 1333], "keep_aspect": True}  # of MMDetection's
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: how it is planned, its class and task, and how its images are resized."""
+    """A kind of model: how it is planned, its class, and how its images are resized."""
 
     plan: Callable[[Checkpoint, str], Plan]
     model: type[FPNPreTrainedModel]
-    task: type[Task]
     images: dict[str, Any]
 
 
 KINDS = {
-    name: Kind(plan, FPNForObjectDetection, DetectionTask, LONG_SIDE)
+    name: Kind(plan, FPNForObjectDetection, LONG_SIDE)
     for name, plan in {
         "retinanet": detectors.retinanet,
         "faster_rcnn": detectors.faster_rcnn,
@@ -47,7 +45,7 @@ KINDS = {
         "reppoints": dense.reppoints,
     }.items()
 } | {
-    name: Kind(plan, FPNForSemanticSegmentation, SegmentationTask, {})
+    name: Kind(plan, FPNForSemanticSegmentation, {})
     for name, plan in {"pspnet": segmenters.pspnet, "deeplabv3": segmenters.deeplabv3}.items()
 }
 
@@ -69,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     mean, std = ([x / 255 for x in values] for values in plan.pixels)
-    kind = KINDS[options.kind]
-    data = DataConfig(path="shapes", image_mean=mean, image_std=std, **kind.images)
-    kind.task.from_model(model).image_processor(data).save_pretrained(out)
+    data = DataConfig(path="shapes", image_mean=mean, image_std=std, **KINDS[options.kind].images)
+    task = next(one for one in TASKS.values() if one.recognises(type(model).__name__))
+    task.from_model(model).image_processor(data).save_pretrained(out)
     lines = [*plan.notes, *(f"left out, {kind}: {len(keys)} ({some(sorted(keys), 2)})" for kind, keys in left(made))]
     record = {"file": made.file.name, "sha256": hashlib.sha256(made.file.read_bytes()).hexdigest(), "as": options.kind}
     (out / RECORD).write_text(to_json({**record, "notes": lines}) + "\n", encoding="utf-8")

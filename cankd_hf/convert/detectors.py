@@ -9,6 +9,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.models.fpn.modeling_cankd_fpn import make_norm
 
 UNUSED = {"masks (this model has boxes alone)": r"^roi_head\.(mask|semantic)_(head|roi_extractor)\."}
+DEVIATIONS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])  # of a cascade's stages
 NORM_GROUPS = 32  # of OpenMMLab's group norm where a configuration says nothing else
 PAIR = r"\.(weight|bias)"
 
@@ -52,8 +53,7 @@ def _extra_levels(made: Checkpoint, plan: Plan, kind: str, width: int) -> None:
     plan.notes.append(
         f"levels 6 and 7: made of the {said}'s last map, {'with' if relu else 'without'} ReLU between them"
     )
-    usual = said == "neck" and relu and plan.fields["neck_norm"] == "none"  # torchvision's own module has no inner one
-    inner = "" if usual else r"\.0"
+    inner = "" if plan.fields["neck_norm"] == "none" else r"\.0"
     for name, place in (("p6", 3), ("p7", 4)):
         plan.rules += [
             Rule(rf"neck\.pyramid\.extra_blocks\.{name}{inner}" + PAIR, rf"neck.fpn_convs.{place}.conv.\1"),
@@ -180,13 +180,10 @@ def cascade_rcnn(made: Checkpoint, style: str) -> Plan:
     if stages != 3 or made.shape(f"{head}.0.fc_reg.weight", 0) != 4:
         raise InputError(f"{made.file.name}: expected 3 stages with one box regression for all classes; not supported")
     said = made.setting("roi_head.bbox_head")
-    for place, one in enumerate(made.settings.get("roi_head", {}).get("bbox_head", []) if said else []):
-        wanted = [0.1 / (place + 1), 0.1 / (place + 1), 0.2 / (place + 1), 0.2 / (place + 1)]
-        stds = (one.get("bbox_coder") or {}).get("target_stds", wanted)
-        if any(abs(a - b) > 1e-3 for a, b in zip(stds, wanted, strict=True)):
-            raise InputError(
-                f"{made.file.name}: expected deviations {wanted} of stage {place}, got {stds}; not supported"
-            )
+    for place, one in enumerate(said if isinstance(said, list) else []):
+        stds = (one.get("bbox_coder") or {}).get("target_stds", DEVIATIONS[place])
+        if place < len(DEVIATIONS) and stds != DEVIATIONS[place]:
+            raise InputError(f"{made.file.name}: expected deviations {DEVIATIONS[place]} of stage {place}, got {stds}")
     plan.fields |= {
         "num_labels": made.shape(f"{head}.0.fc_cls.weight", 0) - 1,
         "head_channels": made.shape(f"{head}.0.shared_fcs.0.weight", 0),

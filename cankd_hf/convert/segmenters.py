@@ -19,7 +19,7 @@ def _base(made: Checkpoint, kind: str, style: str) -> Plan:
     if made.setting("decode_head.align_corners", False):
         raise InputError(f"{made.file.name}: expected align_corners false, got true; not supported")
     auxiliary = f"{AUXILIARY}.conv_seg.weight" in made.state
-    plan = backbone(made, kind, "pytorch" if style == "auto" else style, [3, 4] if auxiliary else [4], _stride(made))
+    plan = backbone(made, kind, style, [3, 4] if auxiliary else [4], _stride(made))
     weight = made.setting(f"{AUXILIARY}.loss_decode.loss_weight", 0.4) if auxiliary else 0.0
     plan.fields |= {
         "conventions": "torchvision",

@@ -2,7 +2,7 @@
 
 Three box heads in a row: each is trained on the boxes that the one before has refined, with a higher overlap for what
 counts as an object. Thresholds, scales of the box regression and weights of the stages are those of the authors'
-configurations, as in MMDetection: overlaps of 0.5, 0.6 and 0.7; smooth L1 with beta 1; class-agnostic regression.
+configurations: overlaps of 0.5, 0.6 and 0.7; smooth L1 with beta 1; class-agnostic regression.
 
 This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 Letters in shapes: K classes, n boxes of the batch.
@@ -28,6 +28,8 @@ STAGES = (
     (0.6, (20.0, 20.0, 10.0, 10.0), 0.5),
     (0.7, (30.0, 30.0, 15.0, 15.0), 0.25),
 )
+# MMDetection's deviations of the last stage are 0.033 and 0.067, and no thirtieth and fifteenth.
+OPENMMLAB_SCALES = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067))
 SAMPLED, POSITIVE = 512, 0.25  # boxes of an image in the losses of a stage, and the part of them that shows objects
 
 
@@ -73,8 +75,8 @@ class CascadeRCNNDetector(FasterRCNNDetector):
         )
         self.means_logits = config.conventions == "openmmlab"
         if self.means_logits:
-            for stage in self.in_order():
-                stage.box_coder = LimitedBoxCoder(stage.box_coder.weights)
+            for stage, scales in zip(self.in_order(), OPENMMLAB_SCALES, strict=True):
+                stage.box_coder = LimitedBoxCoder(scales)
         del self.roi_heads
 
     def in_order(self) -> list[RoIHeads]:

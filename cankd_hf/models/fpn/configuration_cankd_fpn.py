@@ -178,26 +178,36 @@ class FPNConfig(PretrainedConfig):
         if head in CONVENTIONAL or conventions != CONVENTIONS[0]:
             self.conventions = conventions
         if head in DETECTION_HEADS:  # a segmentation model's configuration leaves them out
-            usual = DETECTION_DEFAULTS[head]
-            self.strides = list(usual["strides"]) if self.strides is None else self.strides
-            self.anchor_scale: float = usual["anchor_scale"] if anchor_scale is None else anchor_scale
-            self.score_threshold: float = usual["score_threshold"] if score_threshold is None else score_threshold
-            self.nms_threshold: float = usual["nms_threshold"] if nms_threshold is None else nms_threshold
-            self.topk_candidates = topk_candidates
-            self.max_detections = max_detections
-        given = {"extra_levels": extra_levels, "neck_norm": neck_norm}
-        given |= {"distances": distances, "centerness_on": centerness_on}
-        for name, value in given.items():
-            if head in CHOICES[name][0] or value != CHOICES[name][1][0]:
-                setattr(self, name, value)
-        if head in DENSE_HEADS or not extra_relu:
-            self.extra_relu = extra_relu
+            selection = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+            self._set_detection({"strides": self.strides, "anchor_scale": anchor_scale, **selection})
+            self.topk_candidates, self.max_detections = topk_candidates, max_detections
+        choices = {"extra_levels": extra_levels, "neck_norm": neck_norm}
+        choices |= {"distances": distances, "centerness_on": centerness_on}
+        self._set_choices(choices, extra_relu)
         if head in DEPTH_HEADS:
             self.depth_kind, self.max_depth = depth_kind, max_depth
             self.depth_loss = depth_loss or DEPTH_LOSSES.get(depth_kind, ("",))[0]
         self._check()
         self.backbone_config = self._backbone(backbone_config)
         super().__init__(**kwargs)
+
+    def _set_detection(self, given: dict[str, Any]) -> None:
+        """Settings with a default of each head's own."""
+        usual = DETECTION_DEFAULTS[self.head]
+        chosen = {name: usual[name] if value is None else value for name, value in given.items()}
+        self.strides = list(chosen["strides"])
+        self.anchor_scale: float = chosen["anchor_scale"]
+        self.score_threshold: float = chosen["score_threshold"]
+        self.nms_threshold: float = chosen["nms_threshold"]
+
+    def _set_choices(self, given: dict[str, str], extra_relu: bool) -> None:
+        """Those that a head has; of another head only what is not the usual, to be refused."""
+        for name, value in given.items():
+            heads, allowed = CHOICES[name]
+            if self.head in heads or value != allowed[0]:
+                setattr(self, name, value)
+        if self.head in DENSE_HEADS or not extra_relu:
+            self.extra_relu = extra_relu
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

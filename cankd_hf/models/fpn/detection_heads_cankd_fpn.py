@@ -239,7 +239,7 @@ class FCOSDetector(DenseDetector, FCOS):
         """torchvision's selection, or OpenMMLab's (`select_rated`)."""
         if not self.multiplies:
             return FCOS.postprocess_detections(self, head_outputs, anchors, image_shapes)
-        limits = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
+        limits: Any = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
         return [
             select_rated(
                 {name: [x[i] for x in levels] for name, levels in head_outputs.items()},

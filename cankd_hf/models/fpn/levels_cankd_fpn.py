@@ -25,9 +25,9 @@ class ExtraConvolutions(ExtraFPNBlock):
         self.p7 = self._layer(width, width, norm)
 
     @staticmethod
-    def _layer(channels: int, width: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=norm is None)]
-        return nn.Sequential(*layers, *([norm(width)] if norm is not None else []))
+    def _layer(channels: int, width: int, norm: Callable[[int], nn.Module] | None) -> nn.Module:
+        convolution = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=norm is None)
+        return convolution if norm is None else nn.Sequential(convolution, norm(width))
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Maps of the neck and those that it was given, fine to coarse -> the first and two more."""
