@@ -154,20 +154,13 @@ class FPNConfig(PretrainedConfig):
         depth_loss: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(
-                f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
-                f"{', '.join(DETECTION_HEADS)}, for depth 'depth', for whole images 'linear'"
-            )
-        if neck is None:
-            neck = "none" if head in UNNECKED else "fpn"
-        self.neck = neck
+        self._check_head(head)
+        self.neck = ("none" if head in UNNECKED else "fpn") if neck is None else neck
         self.fpn_channels = fpn_channels
         self.strides = None if strides is None else list(strides)
         self.head = head
-        self.head_channels = (
-            head_channels if head_channels is not None else dict.fromkeys(TWO_STAGE_HEADS, 1024).get(head, 128)
-        )
+        usual_width = dict.fromkeys(TWO_STAGE_HEADS, 1024).get(head, 128)
+        self.head_channels = usual_width if head_channels is None else head_channels
         self.head_layers = head_layers if head_layers is not None else DETECTION_LAYERS.get(head, 1)
         self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
@@ -217,6 +210,14 @@ class FPNConfig(PretrainedConfig):
         if values.get("model_type", cls.model_type) != cls.model_type:
             values = {"backbone_config": values}
         return values, unused
+
+    @staticmethod
+    def _check_head(head: str) -> None:
+        if head not in HEADS:
+            raise ValueError(
+                f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
+                f"{', '.join(DETECTION_HEADS)}, for depth 'depth', for whole images 'linear'"
+            )
 
     def _check(self) -> None:
         for name, allowed in (("neck", NECKS), ("norm", NORMS[self.head])):
