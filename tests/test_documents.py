@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cankd_hf import benchmark, cache, compare, evaluate, export, label, push, train, visualize
+from cankd_hf import benchmark, cache, compare, convert, evaluate, export, label, push, train, visualize
 from cankd_hf.compare.settings import load_comparison
 from cankd_hf.config.reading import load_data_config
 from cankd_hf.runs.recipe import load_recipe
@@ -52,6 +52,8 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
         push.parser().parse_args(argv)
     elif module == "label":
         label.check(label.parser().parse_intermixed_args(argv))
+    elif module == "convert":
+        convert.parser().parse_args(argv)
     elif module == "visualize":
         visualize.parser().parse_intermixed_args(argv)
     elif module == "export":

@@ -28,6 +28,7 @@ class Found:
     stem: int  # width
     deep: bool
     widths: list[int]
+    deformable: list[int]  # stages
 
     @property
     def depth(self) -> int | None:
@@ -46,11 +47,6 @@ def look(made: Checkpoint) -> Found:
             f"{place}: expected a ResNet or ResNeXt backbone (backbone.layer1.0.conv1.weight ...), got {first}; "
             "others are not supported"
         )
-    if offsets := [name for name in made.state if name.endswith("conv_offset.weight")]:
-        raise InputError(
-            f"{place}: its backbone has deformable convolutions ({offsets[0]}), which neither timm nor transformers "
-            "build; convert a model without (not *_dconv_*)"
-        )
     bottleneck = "backbone.layer1.0.conv3.weight" in made.state
     inner = made.state["backbone.layer1.0.conv2.weight"]
     groups = inner.shape[0] // inner.shape[1]
@@ -58,7 +54,15 @@ def look(made: Checkpoint) -> Found:
     widths = [made.shape(f"backbone.layer{i}.0.{last}.weight", 0) for i in range(1, 5)]
     deep = "backbone.stem.0.weight" in made.state
     stem = made.shape("backbone.stem.6.weight" if deep else "backbone.conv1.weight", 0)
-    return Found(layers, bottleneck, groups, inner.shape[0] // groups, stem, deep, widths)
+    offsets = [made.count(f"backbone.layer{i}.{{}}.conv2.conv_offset.weight") for i in range(1, 5)]
+    deformable = [i for i, count in enumerate(offsets, 1) if count]
+    if any(count not in (0, total) for count, total in zip(offsets, layers, strict=True)) or any(
+        made.shape(f"backbone.layer{i}.0.conv2.conv_offset.weight", 0) != 18 for i in deformable
+    ):
+        raise InputError(
+            f"{place}: expected plain deformable convolutions in whole stages; other kinds are not supported"
+        )
+    return Found(layers, bottleneck, groups, inner.shape[0] // groups, stem, deep, widths, deformable)
 
 
 def told_style(made: Checkpoint, found: Found, given: str) -> tuple[str, str]:
@@ -111,7 +115,7 @@ def backbone(made: Checkpoint, kind: str, style: str, indices: list[int], stride
     chosen, how = told_style(made, found, style)
     mean, std, bgr, source = pixels(made, kind, chosen)
     first = _swapped if bgr else None
-    plain = not found.deep and found.groups == 1 and stride is None
+    plain = not found.deep and found.groups == 1 and stride is None and not found.deformable
     if chosen == "caffe" and not plain and found.bottleneck:
         raise InputError(f"{made.file.name}: a caffe backbone with groups, a deep stem or dilation cannot be built")
     config, rules = _transformers(found, chosen, first) if plain else _timm(made, found, first, stride)
@@ -121,7 +125,11 @@ def backbone(made: Checkpoint, kind: str, style: str, indices: list[int], stride
         f"backbone: {model}, {chosen} style ({how})",
         f"images: {order}; mean {[round(x, 4) for x in mean]}, deviation {std} of red, green, blue ({source})",
     ]
-    return Plan({"backbone_config": {**config, "out_indices": indices}}, rules, (mean, std), notes=notes)
+    fields: dict[str, Any] = {"backbone_config": {**config, "out_indices": indices}}
+    if found.deformable:
+        fields["deformable_stages"] = found.deformable
+        notes.append(f"deformable convolutions: in stages {found.deformable}")
+    return Plan(fields, rules, (mean, std), notes=notes)
 
 
 def _swapped(x: Tensor) -> Tensor:

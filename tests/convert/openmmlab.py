@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import deform_conv2d
 
 State = dict[str, Tensor]
 LAYERS, WIDTHS = (1, 1, 1, 1), (8, 12, 16, 24)  # of the tiny backbone; a block's output is four times as wide
@@ -154,7 +155,11 @@ class Naive:
         weight = self.state[f"{name}.conv2.weight"]
         groups = len(weight) // weight.shape[1]
         y = F.relu(self.batch(f"{name}.bn1", self.conv(f"{name}.conv1", x, stride=first)))
-        y = self.conv(f"{name}.conv2", y, stride=second, padding=spread, dilation=spread, groups=groups)
+        if f"{name}.conv2.conv_offset.weight" in self.state:
+            at = self.conv(f"{name}.conv2.conv_offset", y, stride=second, padding=1)
+            y = deform_conv2d(y, at, weight, stride=second, padding=1)
+        else:
+            y = self.conv(f"{name}.conv2", y, stride=second, padding=spread, dilation=spread, groups=groups)
         y = self.batch(f"{name}.bn3", self.conv(f"{name}.conv3", F.relu(self.batch(f"{name}.bn2", y))))
         if f"{name}.downsample.0.weight" in self.state:
             x = self.batch(f"{name}.downsample.1", self.conv(f"{name}.downsample.0", x, stride=stride))

@@ -85,7 +85,7 @@ def test_refused(tmp_path: Path, capsys: Any) -> None:
     extra, less = state | {"bbox_head.surprise": torch.ones(1)}, dict(state)
     del less["neck.fpn_convs.1.conv.bias"]
     wide = state | {"bbox_head.reg_convs.1.conv.weight": torch.ones(16, 16, 1, 1)}
-    dcn = state | {"backbone.layer2.0.conv2.conv_offset.weight": torch.ones(1)}
+    dcn = state | {"backbone.layer2.0.conv2.conv_offset.weight": torch.ones(27, 12, 3, 3)}
     swin = {"backbone.patch_embed.projection.weight": torch.ones(1)}
     other = {key.replace("retina_cls", "atss_cls"): value for key, value in state.items()}
     cases = {
@@ -93,7 +93,7 @@ def test_refused(tmp_path: Path, capsys: Any) -> None:
         "1 tensors are missing: neck.fpn_convs.1.conv.bias": ("retinanet", less, "pytorch"),
         "of another shape: bbox_head.reg_convs.1.conv.weight (16, 16, 1, 1), expected": ("retinanet", wide, "pytorch"),
         "give --style caffe": ("retinanet", state, "auto"),
-        "deformable convolutions": ("retinanet", dcn, "pytorch"),
+        "expected plain deformable convolutions": ("retinanet", dcn, "pytorch"),
         "expected a neck of 3 levels": ("retinanet", swin, "pytorch"),
         "expected a tensor bbox_head.retina_cls.weight": ("retinanet", other, "pytorch"),
         "expected a tensor rpn_head.rpn_cls.weight": ("faster_rcnn", two_stage([], False) | {}, "pytorch"),

@@ -13,8 +13,9 @@ from torch import Tensor
 from cankd_hf.convert.command import convert
 from cankd_hf.convert.reading import read_checkpoint
 from cankd_hf.errors import InputError
+from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
-from .openmmlab import Naive, State, conv, filled, linear, norm, resnet, saved
+from .openmmlab import Naive, State, conv, filled, fpn, linear, norm, resnet, saved, towers
 
 K, WIDTH, FULL = 5, 8, {"layers": (3, 4, 6, 3), "widths": (64, 128, 256, 512), "stem": 64}
 RATES = (12, 24, 36)
@@ -83,6 +84,29 @@ def test_logits(kind: str, tmp_path: Path) -> None:
         with torch.no_grad():
             second = model.head.auxiliary.eval()(found.hidden_states[-2])
         torch.testing.assert_close(second, naive.conv("auxiliary_head.conv_seg", wanted.relu()), rtol=1e-4, atol=1e-4)
+
+
+def test_deformable_convolutions(tmp_path: Path) -> None:
+    shapes = [
+        *resnet(**FULL),
+        *fpn(16, [512, 1024, 2048], 2048),
+        *towers(("cls_convs", "reg_convs"), 16, 1, False, True),
+    ]
+    shapes += [*conv("bbox_head.retina_cls", 9 * K, 16, 3), *conv("bbox_head.retina_reg", 36, 16, 3)]
+    for place in range(3):
+        shapes += conv(f"backbone.layer4.{place}.conv2.conv_offset", 18, 512, 3)
+    state = filled(shapes)
+    made = read_checkpoint(saved(tmp_path / "m.pth", state), "student")
+    model, _ = convert(made, "retinanet", "pytorch", None)
+    model.save_pretrained(tmp_path / "model")
+    again = FPNForObjectDetection.from_pretrained(tmp_path / "model")
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = again(pixel_values=image, output_hidden_states=True).hidden_states
+        naive = Naive(state)
+        wanted = naive.neck(naive.backbone(image)[1:], "input", relu=False)
+    for ours, x in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_carried_is_refused(tmp_path: Path) -> None:

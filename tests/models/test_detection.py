@@ -245,6 +245,7 @@ def test_saves_and_loads_the_same_and_carries_its_code(kind: str, tmp_path: Path
         "cascade_cankd_fpn.py",
         "configuration_cankd_fpn.py",
         "conventions_cankd_fpn.py",
+        "deformable_cankd_fpn.py",
         "detection_heads_cankd_fpn.py",
         "fcos_cankd_fpn.py",
         "levels_cankd_fpn.py",

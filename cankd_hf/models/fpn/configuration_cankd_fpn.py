@@ -108,6 +108,7 @@ class FPNConfig(PretrainedConfig):
         distances: of `"fcos"`, how a distance comes of the head's output: `"linear"`, in strides and at least 0, or
             `"exponential"`, in pixels.
         centerness_on: of `"fcos"`, which of the two towers predicts it, `"regression"` or `"classification"`.
+        deformable_stages: stages, 1 to 4, of a timm ResNet or ResNeXt whose 3x3 convolutions are deformable.
         depth_kind: of the `"depth"` head: `"metric"`, distances in metres, or `"relative"`, inverse distances up to an
             unknown scale and shift of each image.
         max_depth: of a metric one the farthest distance, at which its output saturates; absent: no bound.
@@ -149,6 +150,7 @@ class FPNConfig(PretrainedConfig):
         neck_norm: str = "none",
         distances: str = "linear",
         centerness_on: str = "regression",
+        deformable_stages: Sequence[int] = (),
         depth_kind: str = "metric",
         max_depth: float | None = None,
         depth_loss: str | None = None,
@@ -168,15 +170,14 @@ class FPNConfig(PretrainedConfig):
         self.atrous_rates = list(atrous_rates)
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
-        if head in CONVENTIONAL or conventions != CONVENTIONS[0]:
-            self.conventions = conventions
+        self.deformable_stages = list(deformable_stages)
         if head in DETECTION_HEADS:  # a segmentation model's configuration leaves them out
             selection = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
             self._set_detection({"strides": self.strides, "anchor_scale": anchor_scale, **selection})
             self.topk_candidates, self.max_detections = topk_candidates, max_detections
         choices = {"extra_levels": extra_levels, "neck_norm": neck_norm}
         choices |= {"distances": distances, "centerness_on": centerness_on}
-        self._set_choices(choices, extra_relu)
+        self._set_choices(choices, extra_relu, conventions)
         if head in DEPTH_HEADS:
             self.depth_kind, self.max_depth = depth_kind, max_depth
             self.depth_loss = depth_loss or DEPTH_LOSSES.get(depth_kind, ("",))[0]
@@ -193,8 +194,10 @@ class FPNConfig(PretrainedConfig):
         self.score_threshold: float = chosen["score_threshold"]
         self.nms_threshold: float = chosen["nms_threshold"]
 
-    def _set_choices(self, given: dict[str, str], extra_relu: bool) -> None:
+    def _set_choices(self, given: dict[str, str], extra_relu: bool, conventions: str) -> None:
         """Those that a head has; of another head only what is not the usual, to be refused."""
+        if self.head in CONVENTIONAL or conventions != CONVENTIONS[0]:
+            self.conventions = conventions
         for name, value in given.items():
             heads, allowed = CHOICES[name]
             if self.head in heads or value != allowed[0]:

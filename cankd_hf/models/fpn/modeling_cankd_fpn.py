@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_fpn import FPNConfig
+from .deformable_cankd_fpn import deform
 from .levels_cankd_fpn import coarser_levels
 
 PROBE_SIZE = 224  # divisible by every usual stride and patch: 4, 8, 14, 16, 32
@@ -283,6 +284,7 @@ class FPNPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        deform(self.backbone, config.deformable_stages)
         self.gradient_checkpointing = False
         self.recomputes_itself = any(hasattr(m, "gradient_checkpointing") for m in self.backbone.modules())
         self.neck = NECK_CLASSES[config.neck](config, probe(self.backbone))
