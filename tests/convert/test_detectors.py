@@ -12,6 +12,7 @@ from torchvision.ops import batched_nms, deform_conv2d, roi_align
 
 from cankd_hf.convert.command import convert
 from cankd_hf.convert.reading import read_checkpoint
+from cankd_hf.models.plain_detectors import FORMS, DenseForm
 
 from .openmmlab import (
     WIDTHS,
@@ -266,3 +267,30 @@ def test_reppoints(tmp_path: Path) -> None:
 
 def keeps(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+STATES = {
+    "retinanet": retinanet,
+    "fcos": lambda: fcos([1.0, 1.1, 0.9, 1.2, 0.8]),
+    "reppoints": reppoints,
+    "faster_rcnn": lambda: two_stage(["roi_head.bbox_head"], False),
+    "cascade_rcnn": lambda: two_stage([f"roi_head.bbox_head.{i}" for i in range(3)], True),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_the_exported_form_finds_the_same_and_it_trains(kind: str, tmp_path: Path) -> None:
+    model, _ = converted(tmp_path, STATES[kind](), kind, "pytorch")
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found = model.post_process_object_detection(model(pixel_values=image), 0.0)[0]
+        scores, labels, boxes = (x[0] for x in FORMS.get(kind, DenseForm)(model)(image))
+    count = len(found["scores"])
+    assert count > 0 and (scores > 0).sum() == count
+    torch.testing.assert_close(scores[:count], found["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(boxes[:count], found["boxes"], rtol=1e-4, atol=1e-3)
+    assert labels[:count].tolist() == found["labels"].tolist()
+    wanted = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6]])}]
+    model.train()(pixel_values=image, labels=wanted).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert next(model.parameters()).grad is not None

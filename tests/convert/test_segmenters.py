@@ -93,14 +93,14 @@ def test_deformable_convolutions(tmp_path: Path) -> None:
         *towers(("cls_convs", "reg_convs"), 16, 1, False, True),
     ]
     shapes += [*conv("bbox_head.retina_cls", 9 * K, 16, 3), *conv("bbox_head.retina_reg", 36, 16, 3)]
-    for place in range(3):
-        shapes += conv(f"backbone.layer4.{place}.conv2.conv_offset", 18, 512, 3)
+    for place in range(4):
+        shapes += conv(f"backbone.layer2.{place}.conv2.conv_offset", 18, 128, 3)
     state = filled(shapes)
     made = read_checkpoint(saved(tmp_path / "m.pth", state), "student")
     model, _ = convert(made, "retinanet", "pytorch", None)
     model.save_pretrained(tmp_path / "model")
     again = FPNForObjectDetection.from_pretrained(tmp_path / "model")
-    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = again(pixel_values=image, output_hidden_states=True).hidden_states
         naive = Naive(state)
