@@ -11,6 +11,7 @@ COMMANDS = {
     "cache": "store a teacher's answers, so that training does not run it again",
     "compare": "compare arms of one recipe, at equal steps and at equal cost",
     "evaluate": "score a saved student",
+    "convert": "convert a checkpoint of OpenMMLab to a folder that trains and loads like any other",
     "label": "write a teacher's masks or boxes for a folder of images as a data set",
     "probe": "score a model's frozen features by linear and kNN probes, beside others",
     "visualize": "look at a student, its teacher and their training",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cankd_hf import benchmark, cache, compare, evaluate, export, label, probe, push, train, visualize
+from cankd_hf import benchmark, cache, compare, convert, evaluate, export, label, probe, push, train, visualize
 from cankd_hf.compare.settings import load_comparison
 from cankd_hf.config.reading import load_data_config, read_text
 from cankd_hf.runs.recipe import load_recipe
@@ -57,6 +57,8 @@ def test_commands_parse(page: str, module: str, words: str, monkeypatch: pytest.
         label.check(label.parser().parse_intermixed_args(argv))
     elif module == "probe":
         probe.check(probe.parser().parse_intermixed_args(argv))
+    elif module == "convert":
+        convert.parser().parse_args(argv)
     elif module == "visualize":
         visualize.parser().parse_intermixed_args(argv)
     elif module == "export":

@@ -25,13 +25,12 @@ Detections = tuple[Tensor, Tensor, Tensor]
 
 
 def anchors_of(generator: Anchors, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
-    """torchvision's anchors `[A, 4]` of each level, without tensors that depend on values known only at run time."""
+    """The anchors `[A, 4]` of each level, without tensors that depend on values known only at run time."""
     levels = []
-    for x, cell in zip(maps, generator.cell_anchors, strict=True):
+    for level, (x, cell) in enumerate(zip(maps, generator.cell_anchors, strict=True)):
         rows, columns = x.shape[-2:]
-        y, x = torch.meshgrid(
-            torch.arange(rows) * (size[0] // rows), torch.arange(columns) * (size[1] // columns), indexing="ij"
-        )
+        down, across = generator.steps(level, (rows, columns), size)
+        y, x = torch.meshgrid(torch.arange(rows) * down, torch.arange(columns) * across, indexing="ij")
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         levels.append((shifts + cell.float()).reshape(-1, 4))
     return levels
@@ -93,7 +92,8 @@ class DetectorForm(nn.Module):
         self.model = model
 
     def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
-        """Boxes `[B, M, 4]` in pixels, scores `[B, M]` and labels `[B, M]`."""
+        """Boxes `[B, M, 4]` in pixels, scores `[B, M]` and labels `[B, M]`; the score of what is not above the
+        threshold is `ABSENT`."""
         raise NotImplementedError
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,6 @@ class DetectorForm(nn.Module):
         maps = self.model.pyramid(pixel_values)
         size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
         boxes, scores, labels = self.candidates(maps, size, covered)
-        scores = torch.where(scores > config.score_threshold, scores, ABSENT)
         kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
         found = kept > ABSENT
         boxes, labels = rows_of(boxes, places), rows_of(labels, places)
@@ -120,16 +119,21 @@ class DenseForm(DetectorForm):
         decode = head.box_coder.decode if config.head == "fcos" else head.box_coder.decode_single
         per_level = self._anchors(maps, covered)
         boxes, scores, labels = [], [], []
-        for x, anchors in zip(maps, per_level, strict=True):
-            predicted = {name: value.float() for name, value in head.head([x]).items()}
-            rated = predicted["cls_logits"].sigmoid()
-            if "bbox_ctrness" in predicted:
-                rated = torch.sqrt(rated * predicted["bbox_ctrness"].sigmoid())
+        for level, (x, anchors) in enumerate(zip(maps, per_level, strict=True)):
+            predicted = {name: value.float() for name, value in head.at_level(x, level).items()}
+            rated, quality = predicted["cls_logits"].sigmoid(), predicted.get("bbox_ctrness")
+            if quality is not None and not head.multiplies:
+                rated = torch.sqrt(rated * quality.sigmoid())
             values, places = best(rated.flatten(1), config.topk_candidates)
             cells = torch.div(places, config.num_labels, rounding_mode="floor")
+            values = torch.where(values > config.score_threshold, values, ABSENT)
+            if quality is not None and head.multiplies:
+                values = torch.where(values > ABSENT, values * rows_of(quality[..., 0].sigmoid(), cells), ABSENT)
             shifts = rows_of(predicted["bbox_regression"], cells)
             decoded = decode(shifts.flatten(0, 1), anchors[cells.flatten()])
             boxes.append(clip(decoded.unflatten(0, (-1, config.topk_candidates)), size))
+            if config.conventions == "openmmlab":
+                values = torch.where((boxes[-1][..., 2:] > boxes[-1][..., :2]).all(dim=-1), values, ABSENT)
             scores.append(values)
             labels.append(places % config.num_labels)
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1)
@@ -154,6 +158,7 @@ class FasterRCNNForm(DetectorForm):
         batch = len(proposals)
         rated, boxes = self._rate(head, maps, proposals, size)
         big = (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(dim=-1) & present.flatten().unsqueeze(1)
+        big &= rated > self.model.config.score_threshold
         rated = torch.where(big, rated, ABSENT)
         labels = torch.arange(self.model.config.num_labels).expand_as(rated)
         return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
@@ -204,11 +209,14 @@ class FasterRCNNForm(DetectorForm):
         strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
         area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
         finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
-        wanted = torch.floor(pool.canonical_level + torch.log2(area.sqrt() / pool.canonical_scale) + 1e-6)
+        aligned = getattr(pool, "aligned", False)
+        relative = area.sqrt() / pool.canonical_scale
+        relative = torch.log2(relative + 1e-6) if aligned else torch.log2(relative) + 1e-6
+        wanted = torch.floor(pool.canonical_level + relative)
         levels = wanted.clamp(finest, coarsest) - finest
         result: Tensor | float = 0.0
         for level, (x, stride) in enumerate(zip(maps, strides, strict=False)):
-            read = roi_align(x.float(), regions, pool.output_size, 1 / stride, pool.sampling_ratio)
+            read = roi_align(x.float(), regions, pool.output_size, 1 / stride, pool.sampling_ratio, aligned)
             result = result + read * (levels == level).float().reshape(-1, 1, 1, 1)
         assert isinstance(result, Tensor)
         return result
@@ -225,10 +233,10 @@ class CascadeRCNNForm(FasterRCNNForm):
         boxes, rated = proposals, []
         for stage in head.in_order():
             logits, shifts = self._classify(stage, maps, boxes)
-            rated.append(logits.softmax(-1)[:, 1:])
+            rated.append(logits)
             decoded = stage.box_coder.decode_single(shifts, boxes.flatten(0, 1))
             boxes = clip(decoded, size).reshape(proposals.shape)
-        mean = torch.stack(rated).mean(0)
+        mean = head.mean_logits(rated).softmax(-1)[:, 1:]
         return mean, boxes.flatten(0, 1)[:, None].expand(-1, mean.shape[1], -1)
 
 

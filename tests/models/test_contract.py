@@ -84,7 +84,12 @@ def test_checkpoints_of_ours_carry_code_and_student_keys_alone(kind: str, tmp_pa
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "again")
     for folder in ("first", "again"):
         code = sorted(path.name for path in (tmp_path / folder).glob("*.py"))
-        assert code == ["configuration_cankd_fpn.py", "modeling_cankd_fpn.py"]
+        assert code == [
+            "configuration_cankd_fpn.py",
+            "deformable_cankd_fpn.py",
+            "levels_cankd_fpn.py",
+            "modeling_cankd_fpn.py",
+        ]
 
 
 @pytest.mark.parametrize("kind", FPN_KINDS)

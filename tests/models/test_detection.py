@@ -244,7 +244,11 @@ def test_saves_and_loads_the_same_and_carries_its_code(kind: str, tmp_path: Path
     assert sorted(path.name for path in tmp_path.glob("*.py")) == [
         "cascade_cankd_fpn.py",
         "configuration_cankd_fpn.py",
+        "conventions_cankd_fpn.py",
+        "deformable_cankd_fpn.py",
         "detection_heads_cankd_fpn.py",
+        "fcos_cankd_fpn.py",
+        "levels_cankd_fpn.py",
         "modeling_cankd_fpn.py",
         "modeling_cankd_fpn_detection.py",
         "reppoints_cankd_fpn.py",

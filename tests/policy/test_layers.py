@@ -36,6 +36,7 @@ LEVELS = {
     "export": 8,
     "label": 8,
     "probe": 8,
+    "convert": 8,
     "cli": 9,
     "compare": 10,  # over everything that trains one run
     "train": 10,

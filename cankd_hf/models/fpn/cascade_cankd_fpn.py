@@ -2,7 +2,7 @@
 
 Three box heads in a row: each is trained on the boxes that the one before has refined, with a higher overlap for what
 counts as an object. Thresholds, scales of the box regression and weights of the stages are those of the authors'
-configurations, as in MMDetection: overlaps of 0.5, 0.6 and 0.7; smooth L1 with beta 1; class-agnostic regression.
+configurations: overlaps of 0.5, 0.6 and 0.7; smooth L1 with beta 1; class-agnostic regression.
 
 This file travels with every saved detector (`trust_remote_code=True`), so it imports nothing of `cankd_hf`.
 Letters in shapes: K classes, n boxes of the batch.
@@ -19,6 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import clip_boxes_to_image
 
 from .configuration_cankd_fpn import FPNConfig
+from .conventions_cankd_fpn import LimitedBoxCoder
 from .detection_heads_cankd_fpn import Boxes, FasterRCNNDetector, Losses, Maps
 
 # Of each stage: overlap of an object, scales of the box regression (inverse standard deviations), weight of its loss
@@ -27,6 +28,8 @@ STAGES = (
     (0.6, (20.0, 20.0, 10.0, 10.0), 0.5),
     (0.7, (30.0, 30.0, 15.0, 15.0), 0.25),
 )
+# MMDetection's deviations of the last stage are 0.033 and 0.067, and no thirtieth and fifteenth.
+OPENMMLAB_SCALES = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067))
 SAMPLED, POSITIVE = 512, 0.25  # boxes of an image in the losses of a stage, and the part of them that shows objects
 
 
@@ -48,6 +51,7 @@ class CascadeRCNNDetector(FasterRCNNDetector):
     """Cascade R-CNN: proposals as in Faster R-CNN, then three box heads in a row.
 
     At inference the boxes are those of the last stage, and the scores the mean of the three (each on its own boxes).
+    MMDetection's are the softmax of the mean logits, as here by `conventions: openmmlab`.
     """
 
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
@@ -69,6 +73,10 @@ class CascadeRCNNDetector(FasterRCNNDetector):
             )
             for overlap, scales, _ in STAGES
         )
+        self.means_logits = config.conventions == "openmmlab"
+        if self.means_logits:
+            for stage, scales in zip(self.in_order(), OPENMMLAB_SCALES, strict=True):
+                stage.box_coder = LimitedBoxCoder(scales)
         del self.roi_heads
 
     def in_order(self) -> list[RoIHeads]:
@@ -93,19 +101,23 @@ class CascadeRCNNDetector(FasterRCNNDetector):
         return losses
 
     def _detect(self, maps: Maps, images: ImageList, proposals: list[Tensor]) -> list[Boxes]:
-        probabilities: list[Tensor] = []
+        rated: list[Tensor] = []
         boxes = proposals
         for stage in self.in_order():
             given = boxes
             logits, regression = self._classify(stage, maps, images, given)
-            probabilities.append(logits.softmax(-1))
+            rated.append(logits)
             boxes = self._refined(stage, regression, given, images)
-        last, mean = self.in_order()[-1], torch.stack(probabilities).mean(0)
-        # torchvision's selection takes logits, and the regression of every class
-        found = last.postprocess_detections(
-            mean.clamp(min=1e-38).log(), regression.repeat(1, mean.shape[1]), given, images.image_sizes
-        )
+        last, mean = self.in_order()[-1], self.mean_logits(rated)
+        # torchvision's selection takes the regression of every class
+        found = last.postprocess_detections(mean, regression.repeat(1, mean.shape[1]), given, images.image_sizes)
         return [{"boxes": b, "scores": s, "labels": y - 1} for b, s, y in zip(*found, strict=True)]
+
+    def mean_logits(self, stages: Sequence[Tensor]) -> Tensor:
+        """Logits `[n, K + 1]` of the mean of the stages' probabilities; by OpenMMLab's conventions the mean logits."""
+        if self.means_logits:
+            return torch.stack(list(stages)).mean(0)
+        return torch.stack([logits.softmax(-1) for logits in stages]).mean(0).clamp(min=1e-38).log()
 
     @staticmethod
     def _refined(stage: RoIHeads, regression: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:

@@ -39,6 +39,16 @@ DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
     "reppoints": {"strides": [8, 16, 32], "anchor_scale": 4.0, "score_threshold": 0.05, "nms_threshold": 0.5},
 }
 DETECTION_LAYERS = {"retinanet": 4, "fcos": 4, "reppoints": 3}  # in each tower
+CONVENTIONS = ("torchvision", "openmmlab")
+CONVENTIONAL = (*DETECTION_HEADS, "aspp")  # heads that differ between the two
+DENSE_HEADS = ("retinanet", "fcos", "reppoints")
+# Further choices of detectors and the heads that have each: what its first value does is the usual.
+CHOICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "extra_levels": (DENSE_HEADS, ("neck", "backbone")),
+    "neck_norm": (DETECTION_HEADS, ("none", "group")),
+    "distances": (("fcos",), ("linear", "exponential")),
+    "centerness_on": (("fcos",), ("regression", "classification")),
+}
 MAX_RETINANET_LAYERS = 4  # torchvision's head has four
 MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
 
@@ -86,6 +96,19 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
         topk_candidates: detections of a level that enter the suppression (dense heads).
         max_detections: detections of an image that are returned.
+        conventions: `"torchvision"`, or `"openmmlab"` for weights of MMDetection and MMSegmentation, which `cankd
+            convert` sets: exact anchor sizes and strides (the points of `"fcos"` in the middle of their cells, and a
+            factor of the distances for each level), box regressions limited on both sides, aligned RoI align with as
+            many samples as a bin has cells, scores of `"fcos"` multiplied by the centre-ness, the mean logits of the
+            stages of `"cascade_rcnn"`, a 3x3 convolution after the branches of `"aspp"`.
+        extra_levels: of dense detection heads, what the two coarser levels are made of: the last map of the `"neck"`
+            or of the `"backbone"`.
+        extra_relu: whether a ReLU stands between these two levels.
+        neck_norm: of detectors, `"group"` for group norm in the neck, after each convolution.
+        distances: of `"fcos"`, how a distance comes of the head's output: `"linear"`, in strides and at least 0, or
+            `"exponential"`, in pixels.
+        centerness_on: of `"fcos"`, which of the two towers predicts it, `"regression"` or `"classification"`.
+        deformable_stages: stages, 1 to 4, of a timm ResNet or ResNeXt whose 3x3 convolutions are deformable.
         depth_kind: of the `"depth"` head: `"metric"`, distances in metres, or `"relative"`, inverse distances up to an
             unknown scale and shift of each image.
         max_depth: of a metric one the farthest distance, at which its output saturates; absent: no bound.
@@ -121,25 +144,25 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: float | None = None,
         topk_candidates: int = 1000,
         max_detections: int = 100,
+        conventions: str = "torchvision",
+        extra_levels: str = "neck",
+        extra_relu: bool = True,
+        neck_norm: str = "none",
+        distances: str = "linear",
+        centerness_on: str = "regression",
+        deformable_stages: Sequence[int] = (),
         depth_kind: str = "metric",
         max_depth: float | None = None,
         depth_loss: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(
-                f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
-                f"{', '.join(DETECTION_HEADS)}, for depth 'depth', for whole images 'linear'"
-            )
-        if neck is None:
-            neck = "none" if head in UNNECKED else "fpn"
-        self.neck = neck
+        self._check_head(head)
+        self.neck = ("none" if head in UNNECKED else "fpn") if neck is None else neck
         self.fpn_channels = fpn_channels
         self.strides = None if strides is None else list(strides)
         self.head = head
-        self.head_channels = (
-            head_channels if head_channels is not None else dict.fromkeys(TWO_STAGE_HEADS, 1024).get(head, 128)
-        )
+        usual_width = dict.fromkeys(TWO_STAGE_HEADS, 1024).get(head, 128)
+        self.head_channels = usual_width if head_channels is None else head_channels
         self.head_layers = head_layers if head_layers is not None else DETECTION_LAYERS.get(head, 1)
         self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
@@ -147,20 +170,40 @@ class FPNConfig(PretrainedConfig):
         self.atrous_rates = list(atrous_rates)
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
+        self.deformable_stages = list(deformable_stages)
         if head in DETECTION_HEADS:  # a segmentation model's configuration leaves them out
-            usual = DETECTION_DEFAULTS[head]
-            self.strides = list(usual["strides"]) if self.strides is None else self.strides
-            self.anchor_scale: float = usual["anchor_scale"] if anchor_scale is None else anchor_scale
-            self.score_threshold: float = usual["score_threshold"] if score_threshold is None else score_threshold
-            self.nms_threshold: float = usual["nms_threshold"] if nms_threshold is None else nms_threshold
-            self.topk_candidates = topk_candidates
-            self.max_detections = max_detections
+            selection = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+            self._set_detection({"strides": self.strides, "anchor_scale": anchor_scale, **selection})
+            self.topk_candidates, self.max_detections = topk_candidates, max_detections
+        choices = {"extra_levels": extra_levels, "neck_norm": neck_norm}
+        choices |= {"distances": distances, "centerness_on": centerness_on}
+        self._set_choices(choices, extra_relu, conventions)
         if head in DEPTH_HEADS:
             self.depth_kind, self.max_depth = depth_kind, max_depth
             self.depth_loss = depth_loss or DEPTH_LOSSES.get(depth_kind, ("",))[0]
         self._check()
         self.backbone_config = self._backbone(backbone_config)
         super().__init__(**kwargs)
+
+    def _set_detection(self, given: dict[str, Any]) -> None:
+        """Settings with a default of each head's own."""
+        usual = DETECTION_DEFAULTS[self.head]
+        chosen = {name: usual[name] if value is None else value for name, value in given.items()}
+        self.strides = list(chosen["strides"])
+        self.anchor_scale: float = chosen["anchor_scale"]
+        self.score_threshold: float = chosen["score_threshold"]
+        self.nms_threshold: float = chosen["nms_threshold"]
+
+    def _set_choices(self, given: dict[str, str], extra_relu: bool, conventions: str) -> None:
+        """Those that a head has; of another head only what is not the usual, to be refused."""
+        if self.head in CONVENTIONAL or conventions != CONVENTIONS[0]:
+            self.conventions = conventions
+        for name, value in given.items():
+            heads, allowed = CHOICES[name]
+            if self.head in heads or value != allowed[0]:
+                setattr(self, name, value)
+        if self.head in DENSE_HEADS or not extra_relu:
+            self.extra_relu = extra_relu
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,11 +214,20 @@ class FPNConfig(PretrainedConfig):
             values = {"backbone_config": values}
         return values, unused
 
+    @staticmethod
+    def _check_head(head: str) -> None:
+        if head not in HEADS:
+            raise ValueError(
+                f"FPNConfig.head: expected one of {', '.join(SEGMENTATION_HEADS)}, got {head!r}; for detection one of "
+                f"{', '.join(DETECTION_HEADS)}, for depth 'depth', for whole images 'linear'"
+            )
+
     def _check(self) -> None:
         for name, allowed in (("neck", NECKS), ("norm", NORMS[self.head])):
             value = self.__dict__[name]
             if value not in allowed:
                 raise ValueError(f"FPNConfig.{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        self._check_conventions()
         whole = {"fpn_channels": 1, "head_channels": 1, "head_layers": 0, "topk_candidates": 1, "max_detections": 1}
         for name, least in whole.items():
             value = self.__dict__.get(name, least)  # a segmentation model lacks the last two
@@ -195,6 +247,35 @@ class FPNConfig(PretrainedConfig):
             self._check_detection()
         if self.head in DEPTH_HEADS:
             self._check_depth()
+
+    def _check_conventions(self) -> None:
+        """Those that weights made elsewhere need."""
+        conventions = self.__dict__.get("conventions", CONVENTIONS[0])
+        known = CONVENTIONS if self.head in CONVENTIONAL else CONVENTIONS[:1]
+        if conventions not in known:
+            raise ValueError(
+                f"FPNConfig.conventions: expected one of {', '.join(known)} for {self.head!r}, got {conventions!r}"
+            )
+        for name, (heads, allowed) in CHOICES.items():
+            value = self.__dict__.get(name, allowed[0])
+            if value not in allowed or (self.head not in heads and value != allowed[0]):
+                raise ValueError(
+                    f"FPNConfig.{name}: expected one of {', '.join(allowed if self.head in heads else allowed[:1])} "
+                    f"for {self.head!r}, got {value!r}"
+                )
+        needs = {"extra_levels": "backbone", "neck_norm": "group"}
+        wrong = [name for name, value in needs.items() if self.__dict__.get(name) == value]
+        if self.neck != "fpn" and wrong:
+            raise ValueError(f"FPNConfig.{wrong[0]}: {needs[wrong[0]]!r} needs neck 'fpn', got {self.neck!r}")
+        if not self.__dict__.get("extra_relu", True) and self.head not in DENSE_HEADS:
+            raise ValueError(f"FPNConfig.extra_relu: expected true for {self.head!r}, got false")
+        if self.head == "fcos" and self.conventions == "torchvision":
+            for name in ("distances", "centerness_on"):
+                if self.__dict__[name] != CHOICES[name][1][0]:
+                    raise ValueError(
+                        f"FPNConfig.{name}: expected {CHOICES[name][1][0]!r} with torchvision's conventions, got "
+                        f"{self.__dict__[name]!r}; set conventions to 'openmmlab'"
+                    )
 
     def _check_depth(self) -> None:
         if self.depth_kind not in DEPTH_KINDS:

@@ -10,15 +10,14 @@ Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchor
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection._utils import BoxLinearCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
@@ -26,11 +25,13 @@ from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_laye
 from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
+from .conventions_cankd_fpn import AlignedRoIAlign, Anchors, ExactAnchors, LimitedBoxCoder, select_rated, with_area
+from .fcos_cankd_fpn import PRIOR, FittedFCOSHead, ScaledFCOSHead
 from .modeling_cankd_fpn import make_norm
 from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
-PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
 RATIOS = (0.5, 1.0, 2.0)
+SELECTS = ("score_thresh", "topk_candidates", "nms_thresh", "box_coder")  # what torchvision's selection reads
 Maps = list[Tensor]  # `[B, C, H, W]` each, fine to coarse
 Losses = dict[str, Tensor]
 Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
@@ -53,22 +54,6 @@ def labelled(targets: Sequence[Boxes | None] | None) -> list[int] | None:
     return [row for row, target in enumerate(targets) if target is not None]
 
 
-class Anchors(AnchorGenerator):
-    """torchvision's anchors, in float32 whatever the maps are, regenerated on every new device.
-
-    `from_pretrained` builds models on the meta device, where torchvision's own tensors would stay.
-    """
-
-    cell_anchors: list[Tensor]
-
-    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        if self.cell_anchors[0].device != device:
-            self.cell_anchors = [
-                self.generate_anchors(sizes, ratios, torch.float32, device)
-                for sizes, ratios in zip(self.sizes, self.aspect_ratios, strict=True)
-            ]
-
-
 def some(maps: Maps, images: ImageList, targets: Targets, rows: list[int]) -> tuple[Maps, ImageList, Targets]:
     """The arguments of a head for some images of the batch."""
     sizes = [images.image_sizes[row] for row in rows]
@@ -86,6 +71,11 @@ class Width(nn.Module):
 def make_anchors(config: FPNConfig, strides: Sequence[float]) -> Anchors:
     """Anchors of each level in proportion to its stride, as in each of the three papers."""
     sides = [config.anchor_scale * stride for stride in strides]
+    if config.conventions == "openmmlab":
+        parts = 3 if config.head == "retinanet" else 1
+        scales = [[side * 2 ** (i / parts) for i in range(parts)] for side in sides]
+        ratios = (1.0,) if config.head == "fcos" else RATIOS
+        return ExactAnchors(scales, (ratios,) * len(sides), strides, 0.5 if config.head == "fcos" else 0.0)
     if config.head == "retinanet":
         octaves = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in sides)
         return Anchors(octaves, (RATIOS,) * len(sides))
@@ -133,6 +123,11 @@ class DenseDetector(nn.Module):
             split = [list(a.split(counts)) for a in anchors]
             return losses, self.postprocess_detections(by_level, split, images.image_sizes)
 
+    def at_level(self, x: Tensor, level: int) -> Boxes:
+        """What the head says of one map: `[B, A, ...]`."""
+        outputs: Boxes = self.head([x])
+        return outputs
+
     def losses(
         self, targets: Targets, rows: list[int] | None, outputs: Boxes, anchors: list[Tensor], counts: list[int]
     ) -> Losses:
@@ -169,6 +164,15 @@ def _selection(config: FPNConfig) -> dict[str, Any]:
     }
 
 
+def select_boxes(head: Any, *arguments: Any) -> list[Boxes]:
+    """torchvision's selection of RetinaNet for a head with its settings; where it `drops_empty` boxes, also that."""
+    most = head.detections_per_img
+    if not head.drops_empty:
+        return RetinaNet.postprocess_detections(head, *arguments)
+    everything = SimpleNamespace(**{name: getattr(head, name) for name in SELECTS}, detections_per_img=None)
+    return [with_area(one, most) for one in RetinaNet.postprocess_detections(everything, *arguments)]
+
+
 class RetinaNetDetector(DenseDetector, RetinaNet):
     """RetinaNet (Lin et al. 2017): 9 anchors a cell, focal loss."""
 
@@ -188,6 +192,13 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
             **_selection(config),
         )
         del self.backbone, self.transform
+        self.drops_empty = config.conventions == "openmmlab"
+        if self.drops_empty:
+            self.box_coder = LimitedBoxCoder((1.0, 1.0, 1.0, 1.0))
+
+    def postprocess_detections(self, *arguments: Any) -> list[Boxes]:
+        """torchvision's selection; by OpenMMLab's conventions of boxes with an area alone."""
+        return select_boxes(self, *arguments)
 
     def compute_loss(self, targets: list[Boxes], outputs: Boxes, anchors: list[Tensor], counts: list[int]) -> Losses:
         return RetinaNet.compute_loss(self, targets, outputs, anchors)
@@ -198,30 +209,44 @@ class RetinaNetDetector(DenseDetector, RetinaNet):
         return flat.view_as(regression)
 
 
-class FittedFCOSHead(FCOSHead):
-    """torchvision's head, whose norms have fewer than 32 groups where the maps are narrow."""
-
-    def __init__(self, channels: int, num_classes: int, layers: int) -> None:
-        nn.Module.__init__(self)
-        norm = partial(make_norm, "group")
-        self.box_coder = BoxLinearCoder(normalize_by_size=True)
-        self.classification_head = FCOSClassificationHead(channels, 1, num_classes, layers, PRIOR, norm)
-        self.regression_head = FCOSRegressionHead(channels, 1, layers, norm)
-
-
 class FCOSDetector(DenseDetector, FCOS):
     """FCOS (Tian et al. 2019): one point a cell, focal loss, generalised overlap, centre-ness."""
 
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
+        exact = config.conventions == "openmmlab"
+        usual = partial(FittedFCOSHead, config.fpn_channels, config.num_labels, config.head_layers)
         FCOS.__init__(
             self,
             Width(config.fpn_channels),
             config.num_labels,
             anchor_generator=make_anchors(config, strides),
-            head=FittedFCOSHead(config.fpn_channels, config.num_labels, config.head_layers),
+            head=ScaledFCOSHead(config, strides) if exact else usual(),
             **_selection(config),
         )
         del self.backbone, self.transform
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether a score is probability times centre-ness, not its root, and the threshold is the probability's."""
+        return isinstance(self.head, ScaledFCOSHead)
+
+    def at_level(self, x: Tensor, level: int) -> Boxes:
+        return self.head.at_level(x, level) if isinstance(self.head, ScaledFCOSHead) else super().at_level(x, level)
+
+    def postprocess_detections(
+        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
+    ) -> list[Boxes]:
+        """torchvision's selection, or OpenMMLab's (`select_rated`)."""
+        if not self.multiplies:
+            return FCOS.postprocess_detections(self, head_outputs, anchors, image_shapes)
+        limits: Any = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
+        return [
+            select_rated(
+                {name: [x[i] for x in levels] for name, levels in head_outputs.items()},
+                *(anchors[i], image_shapes[i], self.box_coder.decode, limits),
+            )
+            for i in range(len(image_shapes))
+        ]
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.box_coder.decode(regression, anchors)
@@ -231,15 +256,18 @@ class FCOSDetector(DenseDetector, FCOS):
 class RepPointsDetector(DenseDetector):
     """RepPoints (Yang et al. 2019): nine points a cell, from which a box is made, refined once; focal loss."""
 
-    postprocess_detections = RetinaNet.postprocess_detections
-
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
         super().__init__()
         self.strides, self.scale = list(strides), config.anchor_scale
+        self.drops_empty = config.conventions == "openmmlab"
         self.head = RepPointsHead(config.fpn_channels, config.num_labels, config.head_layers)
         self.box_coder = MomentTransform()
         for name, value in _selection(config).items():
             setattr(self, name, value)
+
+    def postprocess_detections(self, *arguments: Any) -> list[Boxes]:
+        """As RetinaNet's."""
+        return select_boxes(self, *arguments)
 
     def anchor_generator(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
         """For each image the same: centre and stride of every cell, `[A, 3]`."""
@@ -268,12 +296,13 @@ class FasterRCNNDetector(FasterRCNN):
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
         channels = config.fpn_channels
         anchors = make_anchors(config, strides)
+        exact = config.conventions == "openmmlab"
         pool = MultiScaleRoIAlign([str(i) for i in range(len(strides) - 1)], output_size=7, sampling_ratio=2)
         super().__init__(
             Width(channels),
             rpn_anchor_generator=anchors,
             rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], config.head_layers),
-            box_roi_pool=pool,
+            box_roi_pool=AlignedRoIAlign(strides[:-1], output_size=7) if exact else pool,
             box_head=TwoMLPHead(channels * 7 * 7, config.head_channels),
             box_predictor=FastRCNNPredictor(config.head_channels, config.num_labels + 1),
             box_score_thresh=config.score_threshold,
@@ -281,6 +310,9 @@ class FasterRCNNDetector(FasterRCNN):
             box_detections_per_img=config.max_detections,
         )
         del self.backbone, self.transform
+        if exact:
+            for part in (self.rpn, self.roi_heads):
+                part.box_coder = LimitedBoxCoder(part.box_coder.weights)
 
     def forward(
         self, maps: Maps, images: ImageList, targets: Targets | None, dense: Boxes | None = None

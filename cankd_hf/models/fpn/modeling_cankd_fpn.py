@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
+from .configuration_cankd_fpn import FPNConfig
+from .deformable_cankd_fpn import deform
+from .levels_cankd_fpn import coarser_levels
 
 PROBE_SIZE = 224  # divisible by every usual stride and patch: 4, 8, 14, 16, 32
 
@@ -81,15 +83,6 @@ def still_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def coarser_levels(config: FPNConfig) -> tuple[ExtraFPNBlock | None, list[int]]:
-    """The levels a detection head adds to the backbone's, and their strides relative to its last."""
-    if config.head in ("retinanet", "fcos", "reppoints"):
-        return LastLevelP6P7(config.fpn_channels, config.fpn_channels), [2, 4]
-    if config.head in TWO_STAGE_HEADS:
-        return LastLevelMaxPool(), [2]
-    return None, []
-
-
 class FPNNeck(nn.Module):
     """Feature pyramid (torchvision's): maps of any channels, fine to coarse -> as many maps of `fpn_channels`."""
 
@@ -97,8 +90,9 @@ class FPNNeck(nn.Module):
         super().__init__()
         self.kept = self._choose(config, [stride for _, stride in levels])
         widths = [levels[i][0] for i in self.kept]
-        extra, factors = coarser_levels(config)
-        self.pyramid = FeaturePyramidNetwork(widths, config.fpn_channels, extra_blocks=extra)
+        norm = partial(make_norm, "group") if getattr(config, "neck_norm", "none") == "group" else None
+        extra, factors = coarser_levels(config, widths[-1], norm)
+        self.pyramid = FeaturePyramidNetwork(widths, config.fpn_channels, extra_blocks=extra, norm_layer=norm)
         strides = [levels[i][1] for i in self.kept]
         self.levels = [(config.fpn_channels, s) for s in strides + [f * strides[-1] for f in factors]]
 
@@ -138,7 +132,7 @@ class SimplePyramid(nn.Module):
             octaves = round(math.log2(patch / stride))  # patch 14 counts as 16
             self.branches.append(self._branch(channels, config.fpn_channels, octaves))
             self.levels.append((config.fpn_channels, patch / 2**octaves))
-        self.extra, factors = coarser_levels(config)
+        self.extra, factors = coarser_levels(config, config.fpn_channels)
         self.levels += [(config.fpn_channels, f * self.levels[-1][1]) for f in factors]
 
     @staticmethod
@@ -220,6 +214,9 @@ class AtrousPooling(nn.Module):
         super().__init__()
         self.aspp = ASPP(channels[-1], config.atrous_rates, config.head_channels)
         self.aspp.project[3] = nn.Identity()
+        if config.conventions == "openmmlab":
+            first, width = self.aspp.project[0], config.head_channels
+            self.aspp.project[0] = nn.Conv2d(first.in_channels, width, 3, padding=1, bias=False)
         if config.norm != "batch":
             for name, layer in list(self.aspp.named_modules()):
                 if isinstance(layer, nn.BatchNorm2d):
@@ -287,6 +284,7 @@ class FPNPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        deform(self.backbone, config.deformable_stages)
         self.gradient_checkpointing = False
         self.recomputes_itself = any(hasattr(m, "gradient_checkpointing") for m in self.backbone.modules())
         self.neck = NECK_CLASSES[config.neck](config, probe(self.backbone))

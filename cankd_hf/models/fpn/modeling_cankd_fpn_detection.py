@@ -32,6 +32,7 @@ from .detection_heads_cankd_fpn import (
     RetinaNetDetector,
     starting_biases,
 )
+from .fcos_cankd_fpn import ScaledFCOSHead
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
 from .reppoints_cankd_fpn import MomentTransform
 
@@ -106,6 +107,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, MomentTransform):
             init.zeros_(module.log_factor)
+        elif isinstance(module, ScaledFCOSHead):
+            init.ones_(module.level_scales)
         else:
             super()._init_weights(module)
 
