@@ -251,12 +251,14 @@ class DINOForObjectDetection(DINOPreTrainedModel):
         logits, boxes = self.encoder_class_embed(cells), self.encoder_bbox_embed(cells).float() + anchors
         count = min(self.config.num_queries, logits.shape[1])
         places = logits.max(-1).values.topk(count, dim=1).indices[..., None]
-        chosen = {"logits": logits.take_along_dim(places, 1), "boxes": boxes.sigmoid().take_along_dim(places, 1)}
-        return {**chosen, "all_logits": logits, "all_boxes": boxes}
+        best = {
+            name: x.gather(1, places.expand(-1, -1, x.shape[-1])) for name, x in (("logits", logits), ("boxes", boxes))
+        }
+        return {"logits": best["logits"], "boxes": best["boxes"].sigmoid(), "all_logits": logits, "all_boxes": boxes}
 
     def _queries(self, start: Tensor, contents: Any, boxes: Any) -> tuple[Tensor, Tensor]:
         """Contents, learned, and boxes, proposed, of all queries, denoising queries first (mixed query selection)."""
-        learned = self.model.query_embed.weight[: start.shape[1]].expand(len(start), -1, -1)
+        learned = self.model.query_embed.weight[: start.shape[1]].expand(start.shape[0], -1, -1)
         if contents is not None:
             return torch.cat([contents.to(learned.dtype), learned], 1), torch.cat([boxes.sigmoid(), start], 1)
         if self.training and self.model.label_embed is not None:  # several processes ask for each gradient
