@@ -18,7 +18,6 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrMLPPredictionHead,
     DeformableDetrMultiscaleDeformableAttention,
     DeformableDetrPreTrainedModel,
-    inverse_sigmoid,
 )
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -26,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_cankd_dino import DINOConfig
 
 REFERENCE_TEMPERATURE = 10000.0  # of the sine embedding of boxes, in the authors' `gen_sineembed_for_position`
+EDGE = 1e-5  # boxes keep this far from 0 and 1 where their logits are taken, as in the authors' `inverse_sigmoid`
 
 
 def sine_embedding(values: Tensor, width: int, temperature: float) -> Tensor:
@@ -149,8 +149,8 @@ class DINODecoder(DINOPreTrainedModel, DeformableDetrDecoder):
                 **kwargs,
             )
             contents.append(self.norm(hidden))
-            boxes.append((box_head(contents[-1]).float() + inverse_sigmoid(looked)).sigmoid())
-            looked = (box_head(hidden).float() + inverse_sigmoid(start)).sigmoid()
+            boxes.append((box_head(contents[-1]).float() + looked.logit(EDGE)).sigmoid())
+            looked = (box_head(hidden).float() + start.logit(EDGE)).sigmoid()
             start = looked.detach()
         return DeformableDetrDecoderOutput(
             last_hidden_state=contents[-1],

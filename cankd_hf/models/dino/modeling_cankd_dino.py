@@ -23,14 +23,13 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrMLPPredictionHead,
     DeformableDetrModel,
     DeformableDetrObjectDetectionOutput,
-    inverse_sigmoid,
     replace_batch_norm,
 )
 from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoising_training_group
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_dino import GROUPS, DINOConfig
-from .layers_cankd_dino import DINODecoder, DINOEncoder, DINOPreTrainedModel, EncoderMaps, sine_embedding
+from .layers_cankd_dino import EDGE, DINODecoder, DINOEncoder, DINOPreTrainedModel, EncoderMaps, sine_embedding
 from .losses_cankd_dino import dino_loss
 
 PRIOR = 0.01  # score of a class before training
@@ -282,7 +281,7 @@ class DINOForObjectDetection(DINOPreTrainedModel):
             list(labels), classes, count, embed, *settings
         )
         if boxes is not None and not settings[-1]:
-            boxes = inverse_sigmoid(boxes)  # transformers 5.24 forgets it without noise
+            boxes = boxes.logit(EDGE)  # transformers 5.24 forgets it without noise
         return contents, boxes, mask, meta
 
 
