@@ -178,9 +178,8 @@ def test_the_loss_is_a_naive_one() -> None:
         assert float(parts[key]) == pytest.approx(value, rel=1e-4), key
     assert float(loss) == pytest.approx(sum(wanted.values()), rel=1e-5)
     config.auxiliary_loss = False
-    assert dino_loss(*last, denoising_meta_values=meta)[1].keys() == {
-        f"loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in ("", "_denoising_0")
-    }
+    named = {f"loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in ("", "_encoder", "_denoising_0")}
+    assert dino_loss(*last, logits, boxes, *proposed, denoising_meta_values=meta)[1].keys() == named
 
 
 def test_boxes_look_forward_twice_and_no_further() -> None:
@@ -278,6 +277,8 @@ def test_backbones_and_their_frozen_stem(backbone: dict[str, Any], tmp_path: Pat
         frozen = [name for name, p in one.named_parameters() if not p.requires_grad]
         assert bool(frozen) == resnet and all(".layer1." in name or ".stages." not in name for name in frozen)
         assert not [n for n in frozen if any(f"layer{i}." in n for i in (2, 3, 4)) or "backbone" not in n]
+    other = build_student(StudentConfig(model=str(tmp_path)), AutoModelForObjectDetection, {0: "a", 1: "b"}, None)
+    assert len(other.model.label_embed.weight) == 2 and torch.equal(other.model.level_embed, model.model.level_embed)
     # A Swin has norms that only its last map would need.
     missing = [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad]
     assert not [name for name in missing if "backbone" not in name]

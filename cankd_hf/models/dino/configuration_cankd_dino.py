@@ -61,8 +61,7 @@ class DINOConfig(PretrainedConfig):
         denoising_loss_coefficient: factor of the losses of denoising queries, 1 (the authors' `main.py` gives them
             the weights of the others).
         encoder_loss_coefficient: factor of the losses of the encoder's proposals, 1 (A: `interm_loss_coef`).
-        auxiliary_loss: whether every decoder layer and the encoder's proposals have a loss (A: true), or only the last
-            layer.
+        auxiliary_loss: whether the decoder's earlier layers have losses too (A: true); the encoder always has.
 
     Raises:
         ValueError: for a value out of range, or a combination that cannot be built.

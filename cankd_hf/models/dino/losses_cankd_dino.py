@@ -54,7 +54,7 @@ def dino_loss(
     enc_topk_bboxes: Tensor | None = None,
     denoising_meta_values: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]]]:
     """The loss of DINO, with the arguments of the RT-DETR family's in `transformers`.
 
     Args:
@@ -78,14 +78,13 @@ def dino_loss(
     costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
     matcher = DeformableDetrHungarianMatcher(**costs)
     criterion = DINOImageLoss(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
+    layers = [outputs_of(logits, pred_boxes)]
     if config.auxiliary_loss:
-        assert outputs_class is not None and outputs_coord is not None and enc_topk_logits is not None
+        assert outputs_class is not None and outputs_coord is not None
         layers = [outputs_of(*pair) for pair in zip(outputs_class.unbind(1), outputs_coord.unbind(1), strict=True)]
-    else:
-        layers = [outputs_of(logits, pred_boxes)]
     *earlier, last = ({name: value[:, first:] for name, value in layer.items()} for layer in layers)
-    auxiliary = [*earlier, outputs_of(enc_topk_logits, enc_topk_bboxes)] if config.auxiliary_loss else None
-    raw = criterion(last if auxiliary is None else {**last, "auxiliary_outputs": auxiliary}, labels)
+    auxiliary = [*earlier, outputs_of(enc_topk_logits, enc_topk_bboxes)]
+    raw = criterion({**last, "auxiliary_outputs": auxiliary}, labels)
     encoder = f"_{len(earlier)}"
     named = {key.removesuffix(encoder) + "_encoder" if key.endswith(encoder) else key: raw[key] for key in raw}
     if denoising_meta_values is not None:
