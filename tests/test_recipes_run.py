@@ -54,7 +54,7 @@ def stand_in_native(model_type: str, recipe_config: dict[str, Any]) -> dict[str,
     tiny = {**config(model_type), **settings}
     if settings.get("two_stage"):
         tiny["two_stage_num_proposals"] = 12
-    if model_type == "deformable_detr":
+    if model_type in ("deformable_detr", "cankd_dino"):
         tiny["backbone_config"] = stand_in(recipe_config["backbone_config"])
     return tiny
 
@@ -138,7 +138,7 @@ def small(path: Path, folder: Path) -> list[str]:
         if "model" not in teacher:
             continue
         made = stand_in_teacher(teacher["model"])
-        if made["model_type"] == "cankd_fpn":  # trained on the same data
+        if made["model_type"].startswith("cankd_"):  # trained on the same data
             made["id2label"] = NAMES if detection else SHAPE_CLASSES
         if recipe.get("task") == "classification":
             made["id2label"] = {key - 1: name for key, name in SHAPE_CLASSES.items() if key}

@@ -45,6 +45,7 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
     "clip_vision_model": ("encoder.layers.-1",),
     # ours
     "cankd_fpn": ("neck",),
+    "cankd_dino": ("model.encoder_maps",),
 }
 
 

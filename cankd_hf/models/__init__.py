@@ -2,7 +2,7 @@
 
 
 def register() -> None:
-    """Registers the pyramid models with `AutoConfig`, the tasks' auto classes and `AutoImageProcessor`.
+    """Registers the pyramid models and DINO with `AutoConfig`, the tasks' auto classes and `AutoImageProcessor`.
 
     Afterwards our checkpoints load without remote code. Calling it again changes nothing.
     """
@@ -13,10 +13,14 @@ def register() -> None:
         AutoModelForImageClassification,
         AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
+        DeformableDetrImageProcessor,
+        DeformableDetrImageProcessorPil,
         SegformerImageProcessor,
         SegformerImageProcessorPil,
     )
 
+    from cankd_hf.models.dino.configuration_cankd_dino import DINOConfig
+    from cankd_hf.models.dino.modeling_cankd_dino import DINOForObjectDetection
     from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
     from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
     from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
@@ -30,3 +34,7 @@ def register() -> None:
     AutoModelForImageClassification.register(FPNConfig, FPNForImageClassification, exist_ok=True)
     processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}
     AutoImageProcessor.register(FPNConfig, image_processor_classes=processors, exist_ok=True)
+    AutoConfig.register(DINOConfig.model_type, DINOConfig, exist_ok=True)
+    AutoModelForObjectDetection.register(DINOConfig, DINOForObjectDetection, exist_ok=True)
+    processors = {"torchvision": DeformableDetrImageProcessor, "pil": DeformableDetrImageProcessorPil}
+    AutoImageProcessor.register(DINOConfig, image_processor_classes=processors, exist_ok=True)

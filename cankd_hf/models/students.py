@@ -182,7 +182,7 @@ def _random_student(
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
         raise InputError(f"student.config: {config.model_type} cannot be built: {first_line(error)}") from error
     if inner is not None:
-        _fill_backbone(model, load_backbone(inner, out_indices=inner_config.out_indices))
+        _fill_backbone(model, load_backbone(inner, out_indices=model.config.backbone_config.out_indices))
     return model
 
 

@@ -13,6 +13,7 @@ from cankd_hf.config.schema import Problems
 from cankd_hf.errors import InputError
 from cankd_hf.losses import loss_named
 from cankd_hf.models.configs import config_from_dict
+from cankd_hf.models.dino.configuration_cankd_dino import DINOConfig
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.training.arguments import own_problems
 from cankd_hf.training.placing import check_label
@@ -22,7 +23,8 @@ _HUGE = 1_000_000  # more than any number in a vision model's configuration
 
 def check_models(recipe: Recipe, problems: Problems) -> None:
     """Adds every value that a model, a loss or the training arguments reject to `problems`."""
-    AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
+    for own in (FPNConfig, DINOConfig):
+        AutoConfig.register(own.model_type, own, exist_ok=True)
     teachers = {recipe.teacher_path(name): teacher for name, teacher in recipe.named_teachers().items()}
     students = recipe.named_students()
     configs = {f"{path}.{key}": getattr(one, key) for path, one in students.items() for key in ("config", "backbone")}

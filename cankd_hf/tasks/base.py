@@ -311,7 +311,7 @@ class PipelineTask(Task):
 
     @classmethod
     def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
-        known = config["model_type"] == "cankd_fpn"
+        known = config["model_type"].startswith("cankd_")
         ours = "import cankd_hf  # or trust_remote_code=True where it is not installed\n" if known else ""
         call = (
             f'pipeline("{cls.pipeline_tag_of(config)}", {json.dumps(folder)})("photo.jpg"{cls.call_arguments(config)})'

@@ -133,6 +133,8 @@ def read_student_weights(folder: Path, kind: type | None = None) -> dict[str, Te
     saved = _tensors(folder)
     names = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
     natives = [base for base in getattr(kind, "__mro__", ()) if base.__module__.startswith("transformers.models.")]
+    # A model of ours may have the common base of a family, which is no model.
+    natives = [base for base in natives if not base.__name__.endswith("PreTrainedModel")]
     native: Any = getattr(transformers, names[0], natives[0] if natives else None)
     if native is None or names[0] == "TimmBackbone":  # ours, or one whose from_pretrained takes no folder
         return saved

@@ -26,11 +26,12 @@ from cankd_hf.tasks.export_forms import in_order
 
 from ..models.detectors import DETECTORS, detector
 from ..models.kinds import KINDS, NAMES, RESNET, student
+from ..models.test_dino import dino
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SIZE = ["--size", "160", "192", "--no-latency"]  # no level of a pyramid has but one cell
 # Kinds whose file takes one size in either format, and in one of them.
-ONE_SIZE = {"swin_fpn", "mobilenet_v2", "timm_psp", "rt_detr"}
+ONE_SIZE = {"swin_fpn", "mobilenet_v2", "timm_psp", "rt_detr", "dino"}
 ONE_SIZE_IN = {"onnx": {"upernet"}, "torch-export": {"timm_aspp"}}
 
 
@@ -237,10 +238,10 @@ def made(kind: str) -> PreTrainedModel:
         return talkative(kind)
     if kind == "backbone":
         return load_backbone(RESNET, out_indices=[1, 2, 3, 4])
-    return native_detector(kind)
+    return dino() if kind == "dino" else native_detector(kind)
 
 
-EVERY_KIND = [*KINDS, *DETECTORS, "backbone", "rt_detr", "detr"]
+EVERY_KIND = [*KINDS, *DETECTORS, "backbone", "rt_detr", "detr", "dino"]
 
 
 @pytest.mark.slow

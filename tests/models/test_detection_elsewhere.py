@@ -11,6 +11,7 @@ import torch
 from transformers import DeformableDetrImageProcessor
 
 from .detectors import DETECTORS, detector, pictures
+from .test_dino import dino
 
 SCRIPT = """
 import sys, torch
@@ -23,6 +24,7 @@ for kind, (images, labels, loss, logits) in torch.load("cases.pt").items():
         output = model(images, labels=labels)
     torch.testing.assert_close((output.loss, output.logits), (loss, logits))
     assert type(model).__module__.split(".")[0] == "{home}", type(model)
+assert len(pipeline("object-detection", "dino", trust_remote_code={remote})(Image.new("RGB", (50, 40)), threshold=0.0))
 detect = pipeline("object-detection", "retinanet_resnet", trust_remote_code={remote})
 assert len(detect(Image.new("RGB", (50, 40)), threshold=0.0)) == 5
 """
@@ -35,8 +37,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind, a batch, and the loss and logits that it should give."""
     folder = tmp_path_factory.mktemp("saved")
     cases = {}
-    for kind in DETECTORS:
-        model = detector(kind, score_threshold=0.0, max_detections=5).eval()
+    for kind in (*DETECTORS, "dino"):
+        model = dino(d_model=64) if kind == "dino" else detector(kind, score_threshold=0.0, max_detections=5)
+        model.eval()
         model.save_pretrained(folder / kind)
         size = {"shortest_edge": 48, "longest_edge": 64}
         DeformableDetrImageProcessor(size=size).save_pretrained(folder / kind)

@@ -33,6 +33,7 @@ CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 8, 16, 16], "depths": 
 STUDENTS = {
     "fcos": StudentConfig(backbone=CONVNEXT, fpn={"head": "fcos", "fpn_channels": 16, "norm": "group"}),
     "retinanet": StudentConfig(backbone=CONVNEXT, fpn={"head": "retinanet", "fpn_channels": 16, "norm": "group"}),
+    "dino": StudentConfig(config={**config("cankd_dino"), "num_denoising": 0}),
     "conditional_detr": StudentConfig(config={**config("conditional_detr"), "dropout": 0.0}),
 }
 

@@ -68,10 +68,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "mm-grounding-dino": (GROUNDING, [8, 16, 32, 64]),
 }
 
+# Ours on the parts of transformers; its stem is trained, or half of so thin a backbone would stand still.
+DINO = {
+    **{**DETR, "backbone_config": PYRAMID, "freeze_stem": False, "num_denoising": 8},
+    **{"decoder_layers": 3, "encoder_n_points": 2, "decoder_n_points": 2},
+}
+
 
 def config(model_type: str) -> dict[str, Any]:
     """The fields of one family's configuration, as a recipe gives them."""
-    return {"model_type": model_type, **FAMILIES[model_type][0]}
+    return {"model_type": model_type, **(DINO if model_type == "cankd_dino" else FAMILIES[model_type][0])}
 
 
 def write_tokenizer(folder: Path) -> Path:
