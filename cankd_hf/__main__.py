@@ -1,5 +1,6 @@
 """`cankd COMMAND ...`, or `python -m cankd_hf COMMAND ...`: the commands under one name."""
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(HELP)
         return 0 if words else 2
     if words[0] not in COMMANDS:
-        sys.stderr.write(f"error: expected one of {', '.join(COMMANDS)}, got {words[0]!r}\n")
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        sys.stderr.write(f"error: expected one of {', '.join(COMMANDS)}, got {words[0]!r}{hint}\n")
         return 2
     module = import_module(f"cankd_hf.{words[0]}")
     if not hasattr(module, "main"):  # a room of the package that has a command beside

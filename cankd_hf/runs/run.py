@@ -119,8 +119,8 @@ def _run(
     if args.process_index == 0:
         for finding in report.weak_teachers():
             logger.warning("%s", finding)
-        session.picture(report)
         write_json(out / RESULTS_FILE, {**as_dict(report), "gap_closed": report.gap_closed()})
+        session.picture(report)  # last: whatever happens to it, the results are there
     publish(out, args)
     return report
 
