@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
 from cankd_hf.errors import InputError
@@ -97,10 +97,8 @@ def _run(options: argparse.Namespace) -> int:
         scores = CanKDTrainer(model, None, args, task=task, eval_dataset=dataset).evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
-    split = "test" if dataset is data.test else "validation"
-    images = f", {len(dataset):,} images" if hasattr(dataset, "__len__") else ""
-    title = f"{options.checkpoint} on {config.path} ({split} split{images})"
-    table = Table(title=title, title_justify="left")
+    scored = _named("test" if dataset is data.test else "validation", dataset)
+    table = Table(title=f"{options.checkpoint} on {config.path} ({scored})", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in scores.items():
@@ -110,6 +108,11 @@ def _run(options: argparse.Namespace) -> int:
         Path(options.json).write_text(to_json(scores), encoding="utf-8")
     leave_together()
     return 0
+
+
+def _named(split: str, images: Any) -> str:
+    """What was scored, and how much of it."""
+    return f"{split} split" + (f", {len(images):,} images" if hasattr(images, "__len__") else "")
 
 
 def _task(checkpoint: str, saved: Path) -> type[Task]:
