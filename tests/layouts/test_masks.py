@@ -305,3 +305,14 @@ def test_links_that_have_nothing_to_do_with_the_set(tmp_path: Path) -> None:
     (tmp_path / "set" / "images" / "again").symlink_to(tmp_path / "set")
     found = look(tmp_path / "set", "masks")
     assert found.splits["train"].size == 4 and any("results" in text for text in found.notes)
+
+
+@pytest.mark.parametrize("given", ["images", "masks"])
+def test_half_of_a_set_is_told_the_other_half(given: str, tmp_path: Path) -> None:
+    pairs(tmp_path / "images", tmp_path / "masks")
+    found = look(tmp_path / given)
+    assert (
+        found.kinds == ("images",)
+        and f"a part of a set: data.path={tmp_path} reads images with their masks" in found.notes
+    )
+    assert not [note for note in look(tmp_path).notes if "a part of a set" in note]

@@ -73,6 +73,8 @@ def look(root: Path, need: str | None = None) -> Found:
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             found.notes += tree.notes
+            if need is None and isinstance(layout, Flat) and _masks_beside(root):
+                found.notes.append(f"a part of a set: data.path={root.resolve().parent} reads images with their masks")
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
