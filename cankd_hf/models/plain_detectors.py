@@ -155,11 +155,10 @@ class FasterRCNNForm(DetectorForm):
         head = self.model.head
         assert isinstance(head, FasterRCNNDetector)
         proposals, present = self._propose(head, maps, size, covered)
-        batch = len(proposals)
+        batch = proposals.shape[0]  # `len` would make it a constant for torch.export
         rated, boxes = self._rate(head, maps, proposals, size)
         big = (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(dim=-1) & present.flatten().unsqueeze(1)
-        big &= rated > self.model.config.score_threshold
-        rated = torch.where(big, rated, ABSENT)
+        rated = torch.where(big & (rated > self.model.config.score_threshold), rated, ABSENT)
         labels = torch.arange(self.model.config.num_labels).expand_as(rated)
         return (boxes.reshape(batch, -1, 4), rated.reshape(batch, -1), labels.reshape(batch, -1))
 
