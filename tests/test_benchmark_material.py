@@ -29,6 +29,7 @@ def test_scoring_boxes_is_timed_and_equal(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(given) == 2 and "expected the plain form's scores" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_whole_trainers_are_timed(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart, few = str(repo_root / "recipes/quickstart.yaml"), ["--steps", "3", "--repeats", "1", "--threads", "1"]
     small = ["data.generated.train=2", "training.per_device_train_batch_size=2"]

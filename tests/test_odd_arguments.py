@@ -34,7 +34,7 @@ def test_a_checkpoint_to_resume_from_is_looked_at_first(
 
 def test_a_folder_is_no_file_for_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate([str(tmp_path), "data.path=shapes", "--json", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: --json: expected a file, got the folder ")
+    assert capsys.readouterr().err.startswith("error: --json: expected a file that can be written, got ")
 
 
 def test_a_dry_push_refuses_the_names_that_a_push_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ from tests.processes import ROOT
 
 from .fake import NETWORK, RESNET, rows
 
+pytestmark = pytest.mark.slow  # 29 runs: most of a minute
+
 STEPS, SEEDS = 4, [1, 2]
 TERMS: list[dict[str, Any]] = [{"loss": "kl", "weight": 1.0}, {"loss": "instance_mse", "weight": 2.5}]
 RECIPE: dict[str, Any] = {

@@ -98,6 +98,7 @@ def assert_same(one: Any, two: Any) -> None:
         assert one == two
 
 
+@pytest.mark.slow
 def test_every_data_set_gives_the_same_in_a_spawned_worker(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     sets, collators = zip(*every_set(make_folder, tmp_path, streaming=False), strict=True)
     seeded = [SeededDataset(one, seed=i) for i, one in enumerate(sets)]

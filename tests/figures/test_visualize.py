@@ -261,6 +261,7 @@ def test_a_label_free_student(tmp_path: Path) -> None:
     assert set(kinds(out)) >= set(KINDS)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_opened_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model_type": "cankd_fpn", "backbone_config": RESNET, "fpn_channels": 16, "head_channels": 16}
     teachers = {"fitted": {"config": config, "fit": {"max_steps": 1}}, "random": {"config": RESNET}}

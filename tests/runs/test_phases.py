@@ -135,6 +135,7 @@ def same(whole: Path, folder: Path) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items()) and scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_a_phase_and_at_its_border(whole: Path, tmp_path: Path) -> None:
     for phase, step in ((0, 3), (2, 0)):
         folder = cut(whole, tmp_path / f"{phase}-{step}", phase, step)

@@ -196,6 +196,7 @@ def test_a_sealed_folder_lists_every_file(tmp_path: Path) -> None:
     assert flaw(tmp_path) == "inner/a was changed after it was saved"
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_check_one_checkpoint(tmp_path: Path) -> None:
     run_two(Path(__file__).with_name("two_processes.py"), tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())

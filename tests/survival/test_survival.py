@@ -23,9 +23,9 @@ def run_trials(folder: Path, *kinds: str, timeout: float) -> list[dict]:
     return found[1:]
 
 
-def test_a_run_survives_kills_a_stop_and_a_full_disk(tmp_path: Path) -> None:
-    found = run_trials(tmp_path, "kill:1", "SIGTERM:1", "size:1", timeout=280)
-    assert sum(trial["codes"][0] != 0 for trial in found) >= 2, "too few were interrupted at all"
+def test_a_run_survives_a_kill_and_a_full_disk(tmp_path: Path) -> None:
+    found = run_trials(tmp_path, "kill:1", "size:1", timeout=280)
+    assert sum(trial["codes"][0] != 0 for trial in found) >= 1, "too few were interrupted at all"
 
 
 @pytest.mark.slow

@@ -195,6 +195,7 @@ class Stream(IterableDataset):
         return (self.samples[index] for index in range(len(self.samples)))
 
 
+@pytest.mark.slow
 def test_an_iterable_data_set_with_a_length_is_read_in_order(tmp_path: Path) -> None:
     both(tmp_path / "steps", train_dataset=Stream(8))
     both(tmp_path / "epochs", train_dataset=Stream(8), max_steps=-1, num_train_epochs=2)
@@ -220,6 +221,7 @@ class WithSampler:
 
 
 @pytest.mark.parametrize("mixin", [WithLoaders, WithSampler])
+@pytest.mark.slow
 def test_overridden_loaders_and_samplers_are_used(mixin: type, tmp_path: Path) -> None:
     made = [
         build(tmp_path / name, cls=type(mixin.__name__, (mixin, base), {}), **OFTEN)
@@ -244,6 +246,7 @@ def test_auto_find_batch_size_halves_it_as_the_stock_trainer_does(tmp_path: Path
     assert made._train_batch_size < 4
 
 
+@pytest.mark.slow
 def test_a_model_init_starts_every_training_from_the_same_weights(tmp_path: Path) -> None:
     config = student().config
     _, made = both(tmp_path, model_init=lambda: FPNForSemanticSegmentation(config))

@@ -100,6 +100,7 @@ def test_a_run_ends_in_a_table_a_picture_and_students_that_load(
     assert scores["miou"] == pytest.approx(results["arms"][-1]["scores"]["miou"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_both_students_start_from_the_same_weights(tmp_path: Path) -> None:
     file = recipe(tmp_path)
     assert train.main([file, "training.learning_rate=0.0", "training.weight_decay=0.0"]) == 0
@@ -131,6 +132,7 @@ def test_inherited_parts_are_copied_said_and_marked(
     assert arm["inherited"] == ["neck", "head"]
 
 
+@pytest.mark.slow
 def test_a_native_student_loads_with_stock_transformers(tmp_path: Path) -> None:
     segformer = {"model_type": "segformer", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
     segformer |= {"num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}

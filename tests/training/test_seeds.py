@@ -125,6 +125,7 @@ def test_data_seed_draws_other_augmentation_for_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_a_resumed_stream_goes_on_as_if_it_had_never_stopped(workers: int, tmp_path: Path) -> None:
     """Also after the stream has begun anew: 12 images are 3 batches (with two workers 4, two of them of 2 images)."""
 
@@ -176,6 +177,7 @@ def test_a_run_with_a_random_teacher_resumes(tmp_path: Path) -> None:
     assert equal(weights(whole), weights(again))
 
 
+@pytest.mark.slow
 def test_phases_follow_the_seed(tmp_path: Path) -> None:
     def run(seed: int) -> dict[str, torch.Tensor]:
         torch.seed()

@@ -45,6 +45,7 @@ def check(folder: Path, found: dict[str, Any]) -> None:
     assert found["after"] == pytest.approx(one.evaluate(Images(7))["eval_miou"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fsdp2_equals_one_process_saves_and_resumes(tmp_path: Path) -> None:
     found = run("fsdp", tmp_path)
     assert found["sharded"] == "FSDPDistiller"

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cankd_hf import evaluate, train
@@ -31,6 +32,7 @@ def strict(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_every_json_file_of_a_run_is_json(tmp_path: Path) -> None:
     """A detector on boxes of one size has no score for the other sizes: nan, which is null in a file."""
     data = write_boxes(tmp_path / "boxes")
