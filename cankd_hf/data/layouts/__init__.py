@@ -73,7 +73,7 @@ def look(root: Path, need: str | None = None) -> Found:
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             found.notes += tree.notes
-            if need is None and isinstance(layout, Flat) and _masks_beside(root):
+            if need is None and isinstance(layout, Flat) and _telling(root.resolve().name) and _masks_beside(root):
                 found.notes.append(f"a part of a set: data.path={root.resolve().parent} reads images with their masks")
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
@@ -147,7 +147,9 @@ def _masks_beside(root: Path) -> str | None:
         names = sorted(os.listdir(root.resolve().parent))
     except OSError:  # only a hint is lost
         return None
-    return next((f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks"), None)
+    return next(
+        (f"{name}/" for name in names if (said := meaning(name)) and said.kind == "masks" and not said.rest), None
+    )
 
 
 def contents(tree: Tree) -> str:
