@@ -71,7 +71,9 @@ class AdaptConfig(Section):
     training: dict[str, Any] = field(default_factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Settings of adapters where there are none."""
+        """Settings of adapters where there are none, and an average of weights that are merged afterwards."""
+        if self.tune == "lora" and self.training.get("ema") is not None:
+            yield "training", "expected no ema with tune: lora, whose adapters are merged after training; leave it out"
         for key, default in (("rank", 8), ("alpha", None), ("targets", None)):
             if self.tune != "lora" and getattr(self, key) != default:
                 yield key, f"counts for tune: lora only, got tune: {self.tune}; leave it out"

@@ -239,8 +239,15 @@ def check_licences(
         owner: under whose name the student is shared: what is theirs and states no licence asks for none.
     """
     spared = {*cleared, *(facts.hub.get("cleared") or ())}
-    ours, problems = known_name(licence), list[str]()
-    for source in sources(facts, stated):
+    ours, problems, found = known_name(licence), list[str](), sources(facts, stated)
+    names = [source.name for source in found]
+    for place, given in (("licenses", {*(facts.hub.get("licenses") or {}), *(stated or {})}), ("cleared", spared)):
+        problems += [
+            f"hub.{place}: expected what the student comes from ({', '.join(names) or 'nothing'}), got {name!r}; "
+            "correct the name, or leave it out"
+            for name in sorted(given - {*names})
+        ]
+    for source in found:
         what = f"licence of {source.name} ({source.role})"
         fix = f"state it once: hub.licenses: {{{source.name}: apache-2.0}} (or --license-of {source.name}=apache-2.0)"
         permission = f"or, with a permission of your own, hub.cleared: [{source.name}] (or --cleared {source.name})"

@@ -102,7 +102,9 @@ def _open(
     config = settled(config, catalog)  # what is held out for scoring is not fitted on
     if size is not None:
         config = replace(config, image_size=list(size))
-    as_scored = replace(config, eval_split=config.train_split, max_eval_samples=options.limit)
+    as_scored = replace(
+        config, eval_split=config.train_split, max_eval_samples=options.limit or config.max_train_samples
+    )
     _, known = task.from_data(as_scored, splits=("eval",))
     made, asked = task.from_data(config, splits=("test" if config.test_split is not None else "eval",))
     test = asked.test if asked.test is not None else asked.eval
@@ -148,6 +150,8 @@ def _probed(
     del kept
     if not len(labels):
         raise InputError("data: expected labels to fit on, got none in the training images")
+    if not features.isfinite().all():
+        raise InputError(f"{title}: expected finite features, got NaN or infinity; its weights are damaged")
     for probe in probes:
         probe.fit(features, labels, images)
     del features

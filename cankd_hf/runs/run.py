@@ -165,7 +165,7 @@ class _Session:
                 plain = self._plain(self.recipe)
                 plain = replace(plain, distill=replace(plain.distill, frozen=adapting.frozen(config.adapt)))
                 part = Part(arm, folder, plain)
-                scored = self._kept(part) or self.train(part, {}, config, **config.fit)
+                scored = self._kept(part) or self.train(part, {}, config, **{"ema": None, **config.fit})
                 config = config.fitted(folder)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:

@@ -92,6 +92,17 @@ def test_an_unknown_licence_is_told_and_must_be_stated_once(monkeypatch: pytest.
     assert "its terms are not listed here" in told(facts(teacher="a/odd"))[0]
 
 
+def test_names_of_nothing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"a/silent": None})
+    with pytest.raises(InputError) as error:
+        check_licences(facts({"licenses": {"a/slient": "mit"}, "cleared": ["a/other"]}, teacher="a/silent"), "mit")
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        "hub.licenses",
+        "hub.cleared",
+        "licence of a/silent (teacher)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

@@ -177,6 +177,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert second["beside"]["score"] == pytest.approx(first["score"] - second["score"])
 
 
+def test_fewer_training_images_and_damaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 1, 1, 1], layer_type="basic")
+    model = ResNetBackbone(config)
+    sizes = ["data.generated={train: 20, validation: 4, test: 5, size: 32}", "data.max_train_samples=12"]
+    words = [str(tmp_path / "one"), "shapes", *sizes, "--size", "32", "32", "--json", str(tmp_path / "scores.json")]
+    model.save_pretrained(tmp_path / "one")
+    assert main(words) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["results"][0]["train_images"] == 12
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    model.save_pretrained(tmp_path / "one")
+    assert main(words) == 2
+    assert "expected finite features" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("task", "probe"), [("depth", "linear depth, AbsRel"), ("classification", "kNN")])
 def test_other_labels(task: str, probe: str, tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 1, 1, 1], layer_type="basic")

@@ -127,6 +127,7 @@ def test_adapters_without_peft_are_one_line(bare: Path, monkeypatch: pytest.Monk
     ("override", "said"),
     [
         ("teacher.adapt.rank=4", "counts for tune: lora only"),
+        ("teacher.adapt={tune: lora, training: {ema: 0.9}}", "expected no ema with tune: lora"),
         ("teacher.adapt.tune=lorra", "did you mean 'lora'"),
         ("teacher.fit={max_steps: 9}", "expected the settings of adapt.training"),
         ("teacher.adapt.training.max_stepz=9", "max_stepz"),
