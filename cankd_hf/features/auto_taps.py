@@ -47,6 +47,8 @@ AUTO_TAPS: dict[str, tuple[str, ...]] = {
     "cankd_fpn": ("neck",),
     "cankd_dino": ("model.encoder_maps",),
 }
+# Where models for instance segmentation keep the detector that they are built on.
+DETECTORS = ("", "detr.", "model.")
 
 
 def auto_taps(model: nn.Module) -> list[str]:
@@ -64,8 +66,9 @@ def auto_taps(model: nn.Module) -> list[str]:
             return ["backbone:-1"]
         known = AUTO_TAPS.get(config["model_type"], ())
         # The table describes models with their dense head: a bare SegformerModel lacks the modules it names.
-        if known and all(_exists(model, tap) for tap in known):
-            return list(known)
+        for within in DETECTORS if known else ():
+            if all(_exists(model, within + tap) for tap in known):
+                return [within + tap for tap in known]
     return discover_taps(model)
 
 

@@ -22,6 +22,9 @@ from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetecti
 # Arguments of the losses of transformers with a row for each decoder layer, and then one for each image; in those
 # of the RT-DETR family, which also pass denoising queries, it is the other way round.
 STACKED = ("outputs_class", "outputs_coord")
+LAYERS = ("outputs_masks", "auxiliary_predictions", "auxiliary_logits")  # lists of what each decoder layer predicted
+GIVEN = ("labels", "class_labels", "mask_labels")  # of these arguments, labels of each image
+OF_OBJECTS = ("class_labels", "boxes", "masks")  # a row for each object
 # Class logits and boxes of the same queries among these arguments.
 PREDICTED = {
     "logits": "pred_boxes",
@@ -71,11 +74,12 @@ def divides_alone(model: nn.Module) -> bool:
     return isinstance(model, FPNForObjectDetection)
 
 
-def without_objects(device: torch.device) -> dict[str, Tensor]:
-    """Labels of an image without objects."""
+def without_objects(pixels: Tensor) -> dict[str, Tensor]:
+    """Labels of an image without objects, in a batch of images [B, 3, H, W]."""
     return {
-        "class_labels": torch.zeros(0, dtype=torch.int64, device=device),
-        "boxes": torch.zeros(0, 4, device=device),
+        "class_labels": torch.zeros(0, dtype=torch.int64, device=pixels.device),
+        "boxes": torch.zeros(0, 4, device=pixels.device),
+        "masks": torch.zeros(0, *pixels.shape[-2:], dtype=torch.bool, device=pixels.device),
     }
 
 
@@ -89,11 +93,12 @@ def _rows(labels: Labels) -> list[int]:
     return [row for row, label in enumerate(labels) if label is not None]
 
 
-# Detectors of transformers: their forward calls `loss_function` with what it predicted
+# Detectors of transformers: their forward calls `loss_function` with what it predicted, Mask2Former and its kin
+# `get_loss_dict`
 
 
 def _run_native(model: nn.Module, inputs: Mapping[str, Any], labels: Labels, pseudo: Labels | None) -> Any:
-    empty = without_objects(inputs["pixel_values"].device)
+    empty = without_objects(inputs["pixel_values"])
     filled = [empty if label is None else label for label in _merged(labels, pseudo)]
     second: list[Tensor] = []
 
@@ -112,7 +117,8 @@ def _hooked(
     model: nn.Module, inputs: Mapping[str, Any], loss_of: Callable[[Callable[..., Any], dict[str, Any]], Any]
 ) -> Any:
     """A forward pass with `loss_of(loss function, its arguments)` in the place of the model's loss function."""
-    own = getattr(model, "loss_function", None)
+    name = "get_loss_dict" if hasattr(model, "get_loss_dict") else "loss_function"
+    own = getattr(model, name, None)
     called = []
 
     def loss(*args: Any, **kwargs: Any) -> Any:
@@ -121,12 +127,12 @@ def _hooked(
         return loss_of(own, {**given, **given.pop("kwargs", {})})  # type: ignore[arg-type]
 
     if own is not None:
-        model.loss_function = loss  # type: ignore[assignment]
+        setattr(model, name, loss)
     try:
         output = model(**inputs)
     finally:
         if own is not None:
-            model.loss_function = own
+            setattr(model, name, own)
     if not called:
         raise InputError(
             f"data.unlabelled: expected a student whose loss can leave images out, got {type(model).__name__}, which "
@@ -138,9 +144,10 @@ def _hooked(
 def _of(own: Callable[..., Any], given: dict[str, Any], rows: list[int], pseudo: Labels | None = None) -> Any:
     """The loss of some images; 0 for none. It is called all the same: the processes add up their boxes in it."""
     if not rows:
-        empty = [without_objects(label["boxes"].device) for label in given["labels"]]
-        loss, *rest = own(**{**given, "labels": empty})
-        return (loss * 0, *rest)
+        found = own(**{**given, **{name: [_emptied(one) for one in given[name]] for name in GIVEN if name in given}})
+        if isinstance(found, dict):
+            return {name: loss * 0 for name, loss in found.items()}
+        return (found[0] * 0, *found[1:])
     some = of_rows(given, rows)
     if pseudo is not None:
         labels = [label for label in pseudo if label is not None]
@@ -148,14 +155,23 @@ def _of(own: Callable[..., Any], given: dict[str, Any], rows: list[int], pseudo:
     return own(**some)
 
 
+def _emptied(labels: Any) -> Any:
+    """The labels of an image, or one of its tensors, without its objects."""
+    if isinstance(labels, Tensor):
+        return labels[:0]
+    return {name: value[:0] if name in OF_OBJECTS else value for name, value in labels.items()}
+
+
 def of_rows(given: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """The arguments of a loss function of transformers for some images of the batch."""
-    batch = len(given["labels"])
+    batch = len(next(given[name] for name in GIVEN if name in given))
     chosen: dict[str, Any] = {}
     for name, value in given.items():
         if name == "denoising_meta_values" and value is not None:
             places = value["dn_positive_idx"]
             chosen[name] = {**value, "dn_positive_idx": [places[row] for row in rows]}
+        elif name in LAYERS and value is not None:
+            chosen[name] = [_rows_of_layer(layer, rows) for layer in value]
         elif isinstance(value, Tensor) and _layers_first(name, given):
             chosen[name] = rows_of(value.transpose(0, 1), rows).transpose(0, 1)
         elif isinstance(value, Tensor) and value.ndim and len(value) == batch:
@@ -165,6 +181,12 @@ def of_rows(given: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         else:
             chosen[name] = value
     return chosen
+
+
+def _rows_of_layer(layer: Tensor | Mapping[str, Tensor], rows: Sequence[int]) -> Any:
+    if isinstance(layer, Tensor):
+        return rows_of(layer, rows)
+    return {name: rows_of(value, rows) for name, value in layer.items()}
 
 
 def _layers_first(name: str, given: Mapping[str, Any]) -> bool:
@@ -219,7 +241,7 @@ def _nothing_there(logits: Tensor, config: Any) -> Tensor:
 
 def _run_ours(model: FPNForObjectDetection, inputs: Mapping[str, Any], labels: Labels, pseudo: Labels | None) -> Any:
     known, device = _merged(labels, pseudo), inputs["pixel_values"].device
-    given = known if _rows(known) else [without_objects(device)] * len(labels)
+    given = known if _rows(known) else [without_objects(inputs["pixel_values"])] * len(labels)
     if pseudo is None:
         output = model(**{**inputs, "labels": given})
         output["loss"] = output["loss"] if _rows(labels) else output["loss"] * 0

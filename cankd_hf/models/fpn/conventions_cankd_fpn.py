@@ -127,9 +127,12 @@ def select_rated(
     size: tuple[int, int],
     decode: Callable[[Tensor, Tensor], Tensor],
     limits: tuple[float, int, float, int],
+    multiplies: bool = True,
 ) -> dict[str, Tensor]:
-    """OpenMMLab's selection of the detections of an image of FCOS: the best classes of a level by their probability
-    alone, which must exceed the threshold, then suppression by probability times centre-ness.
+    """The detections of an image of FCOS, and of each its cell among those of all levels (`cells`).
+
+    With `multiplies`, OpenMMLab's selection: the best classes of a level by their probability alone, which must exceed
+    the threshold, then suppression by probability times centre-ness. Else torchvision's: all by the root of that.
 
     Args:
         outputs: `cls_logits` `[A, K]`, `bbox_regression` `[A, 4]` and `bbox_ctrness` `[A, 1]` of each level.
@@ -137,22 +140,28 @@ def select_rated(
         size: height and width of the image.
         decode: regression and anchors -> boxes.
         limits: least probability, candidates of a level, overlap of the suppression, most detections.
+        multiplies: whose selection.
     """
     threshold, candidates, overlap, most = limits
-    boxes, scores, labels = [], [], []
+    boxes, scores, labels, places, first = [], [], [], [], 0
     levels = zip(*(outputs[name] for name in ("cls_logits", "bbox_regression", "bbox_ctrness")), anchors, strict=True)
-    for logits, regression, centreness, places in levels:
-        rated = logits.sigmoid().flatten()
+    for logits, regression, centreness, own in levels:
+        rated, quality = logits.sigmoid(), centreness.sigmoid()
+        rated = (rated if multiplies else (rated * quality).sqrt()).flatten()
         (above,) = torch.where(rated > threshold)
         values, chosen = rated[above].topk(min(candidates, len(above)))
         chosen = above[chosen]
         cells = torch.div(chosen, logits.shape[1], rounding_mode="floor")
-        boxes.append(clip_boxes_to_image(decode(regression[cells], places[cells]), size))
-        scores.append(values * centreness[cells, 0].sigmoid())
+        boxes.append(clip_boxes_to_image(decode(regression[cells], own[cells]), size))
+        scores.append(values * quality[cells, 0] if multiplies else values)
         labels.append(chosen % logits.shape[1])
-    together, rated, classes = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-    kept = batched_nms(together, rated, classes, overlap)
-    return with_area({"boxes": together[kept], "scores": rated[kept], "labels": classes[kept]}, most)
+        places.append(cells + first)
+        first += len(own)
+    found = {"boxes": torch.cat(boxes), "scores": torch.cat(scores), "labels": torch.cat(labels)}
+    found["cells"] = torch.cat(places)
+    kept = batched_nms(found["boxes"], found["scores"], found["labels"], overlap)
+    found = {name: value[kept] for name, value in found.items()}
+    return with_area(found, most) if multiplies else {name: value[:most] for name, value in found.items()}
 
 
 def with_area(found: dict[str, Tensor], most: int) -> dict[str, Tensor]:

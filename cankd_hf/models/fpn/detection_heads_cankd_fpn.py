@@ -28,6 +28,7 @@ from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
 from .conventions_cankd_fpn import AlignedRoIAlign, Anchors, ExactAnchors, LimitedBoxCoder, select_rated, with_area
 from .fcos_cankd_fpn import PRIOR, FittedFCOSHead, ScaledFCOSHead
 from .modeling_cankd_fpn import make_norm
+from .prototypes_cankd_fpn import PrototypeMasks
 from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -119,7 +120,10 @@ class DenseDetector(nn.Module):
                 dense |= self.predictions(outputs, anchors)
             if self.training or dense is not None:
                 return losses, []
-            by_level = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
+            by_level: dict[str, Any] = {
+                name: value if name == "prototypes" else list(value.split(counts, dim=1))
+                for name, value in outputs.items()
+            }
             split = [list(a.split(counts)) for a in anchors]
             return losses, self.postprocess_detections(by_level, split, images.image_sizes)
 
@@ -213,14 +217,14 @@ class FCOSDetector(DenseDetector, FCOS):
     """FCOS (Tian et al. 2019): one point a cell, focal loss, generalised overlap, centre-ness."""
 
     def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
-        exact = config.conventions == "openmmlab"
-        usual = partial(FittedFCOSHead, config.fpn_channels, config.num_labels, config.head_layers)
+        masks = PrototypeMasks(config.fpn_channels, strides[0]) if getattr(config, "masks", False) else None
+        usual = partial(FittedFCOSHead, config.fpn_channels, config.num_labels, config.head_layers, masks)
         FCOS.__init__(
             self,
             Width(config.fpn_channels),
             config.num_labels,
             anchor_generator=make_anchors(config, strides),
-            head=ScaledFCOSHead(config, strides) if exact else usual(),
+            head=ScaledFCOSHead(config, strides, masks) if config.conventions == "openmmlab" else usual(),
             **_selection(config),
         )
         del self.backbone, self.transform
@@ -231,22 +235,27 @@ class FCOSDetector(DenseDetector, FCOS):
         return isinstance(self.head, ScaledFCOSHead)
 
     def at_level(self, x: Tensor, level: int) -> Boxes:
-        return self.head.at_level(x, level) if isinstance(self.head, ScaledFCOSHead) else super().at_level(x, level)
+        return self.head.at_level(x, level)
 
     def postprocess_detections(
-        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
+        self, head_outputs: dict[str, Any], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[Boxes]:
-        """torchvision's selection, or OpenMMLab's (`select_rated`)."""
-        if not self.multiplies:
+        """torchvision's selection, or OpenMMLab's (`select_rated`), and the `masks` of what is selected."""
+        masks = self.head.masks
+        if not self.multiplies and masks is None:
             return FCOS.postprocess_detections(self, head_outputs, anchors, image_shapes)
         limits: Any = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
-        return [
-            select_rated(
-                {name: [x[i] for x in levels] for name, levels in head_outputs.items()},
-                *(anchors[i], image_shapes[i], self.box_coder.decode, limits),
-            )
-            for i in range(len(image_shapes))
-        ]
+        prototypes = head_outputs.pop("prototypes", None)
+        detections = []
+        for i, size in enumerate(image_shapes):
+            outputs = {name: [x[i] for x in levels] for name, levels in head_outputs.items()}
+            found = select_rated(outputs, anchors[i], size, self.box_coder.decode, limits, self.multiplies)
+            cells = found.pop("cells")
+            if masks is not None:
+                coefficients = torch.cat(outputs["mask_coefficients"])[cells]
+                found["masks"] = masks.masks(prototypes[i], coefficients, found["boxes"])
+            detections.append(found)
+        return detections
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.box_coder.decode(regression, anchors)

@@ -14,43 +14,78 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 
 from .configuration_cankd_fpn import FPNConfig
 from .modeling_cankd_fpn import make_norm
+from .prototypes_cankd_fpn import PrototypeMasks
 
 PRIOR = 0.01  # probability of an object at an anchor, before training: the focal loss starts small
 
 
 class FittedFCOSHead(FCOSHead):
-    """torchvision's head, whose norms have fewer than 32 groups where the maps are narrow."""
+    """torchvision's head, whose norms have fewer than 32 groups where the maps are narrow.
 
-    def __init__(self, channels: int, num_classes: int, layers: int) -> None:
+    With a branch of `masks` its outputs hold `mask_coefficients` `[B, A, P]` and the `prototypes` `[B, P, h, w]` too.
+    """
+
+    def __init__(self, channels: int, num_classes: int, layers: int, masks: PrototypeMasks | None = None) -> None:
         nn.Module.__init__(self)
         norm = partial(make_norm, "group")
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
         self.classification_head = FCOSClassificationHead(channels, 1, num_classes, layers, PRIOR, norm)
         self.regression_head = FCOSRegressionHead(channels, 1, layers, norm)
+        self.masks = masks
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """As `FCOSHead.forward`: maps `[B, C, H, W]` -> `[B, A, ...]`."""
+        levels = [self.at_level(one, level) for level, one in enumerate(x)]
+        outputs = {name: torch.cat([one[name] for one in levels], dim=1) for name in levels[0]}
+        return outputs if self.masks is None else {**outputs, "prototypes": self.masks.prototypes(x[0])}
+
+    def at_level(self, x: Tensor, level: int) -> dict[str, Tensor]:
+        """The outputs of one level; distances in its strides."""
+        classes, boxes = self.classification_head.conv(x), self.regression_head.conv(x)
+        outputs = {
+            "cls_logits": self.classification_head.cls_logits(classes),
+            "bbox_regression": self.distances(self.regression_head.bbox_reg(boxes), level),
+            "bbox_ctrness": self.regression_head.bbox_ctrness(self.rated(classes, boxes)),
+        }
+        if self.masks is not None:
+            outputs["mask_coefficients"] = self.masks.coefficients(boxes)
+        return {name: value.flatten(2).transpose(1, 2) for name, value in outputs.items()}
+
+    def distances(self, raw: Tensor, level: int) -> Tensor:
+        """The distances that are meant by the output of one level."""
+        return raw.relu()
+
+    def rated(self, classes: Tensor, boxes: Tensor) -> Tensor:
+        """Which tower's features tell the centre-ness."""
+        return boxes
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """torchvision's losses, and that of the masks."""
+        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        if self.masks is not None:
+            read = (head_outputs[name] for name in ("prototypes", "mask_coefficients"))
+            losses["mask"] = self.masks.loss(targets, *read, matched_idxs)
+        return losses
 
 
 class ScaledFCOSHead(FittedFCOSHead):
     """The head of OpenMMLab's FCOS: distances have a learned factor for each level, and may be exponentials."""
 
-    def __init__(self, config: FPNConfig, strides: Sequence[float]) -> None:
-        super().__init__(config.fpn_channels, config.num_labels, config.head_layers)
+    def __init__(self, config: FPNConfig, strides: Sequence[float], masks: PrototypeMasks | None = None) -> None:
+        super().__init__(config.fpn_channels, config.num_labels, config.head_layers, masks)
         self.strides, self.exponential = list(strides), config.distances == "exponential"
         self.rates_classes = config.centerness_on == "classification"
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
 
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """As `FCOSHead.forward`: maps `[B, C, H, W]` -> `[B, A, ...]`."""
-        levels = [self.at_level(one, level) for level, one in enumerate(x)]
-        return {name: torch.cat([one[name] for one in levels], dim=1) for name in levels[0]}
+    def distances(self, raw: Tensor, level: int) -> Tensor:
+        raw = raw.float() * self.level_scales[level].float()
+        return raw.exp() / self.strides[level] if self.exponential else raw.relu()
 
-    def at_level(self, x: Tensor, level: int) -> dict[str, Tensor]:
-        """The outputs of one level; distances in its strides."""
-        classes, boxes = self.classification_head.conv(x), self.regression_head.conv(x)
-        raw = self.regression_head.bbox_reg(boxes).float() * self.level_scales[level].float()
-        distances = raw.exp() / self.strides[level] if self.exponential else raw.relu()
-        outputs = {
-            "cls_logits": self.classification_head.cls_logits(classes),
-            "bbox_regression": distances,
-            "bbox_ctrness": self.regression_head.bbox_ctrness(classes if self.rates_classes else boxes),
-        }
-        return {name: value.flatten(2).transpose(1, 2) for name, value in outputs.items()}
+    def rated(self, classes: Tensor, boxes: Tensor) -> Tensor:
+        return classes if self.rates_classes else boxes

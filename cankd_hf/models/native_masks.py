@@ -1,0 +1,112 @@
+"""The families of transformers that segment instances: how their labels go in and how their answers are read.
+
+Letters: B batch, N queries, K classes, n answers of an image, h and w of a mask, in cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+from transformers import AutoModelForInstanceSegmentation, AutoModelForUniversalSegmentation, PreTrainedModel
+from transformers.loss import loss_rf_detr
+from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES
+
+from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes, patch_num_masks
+
+# Families whose queries are masks alone: they take `mask_labels` and `class_labels`, and a box is that of its mask.
+UNIVERSAL = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
+# Those that predict a box beside each mask, and take the labels of detectors with `masks` in them.
+BOXED = ("detr", "rf_detr")
+SOFTMAX = (*UNIVERSAL, "detr")  # with "no object" as the last class; the others have a sigmoid for each class
+NATIVE = UNIVERSAL + BOXED
+NOT_TRAINED = {
+    "oneformer": "its loss reads a text for each image",
+    "videomt": "it reads videos",
+}
+
+
+class MaskLabels:
+    """A forward pre-hook that gives a model labels of detection with `masks` in its own form."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        labels = kwargs.get("labels")
+        if labels is None:
+            return None
+        rest = {name: value for name, value in kwargs.items() if name != "labels"}
+        # Nearest or bilinear samples of them are taken, which bool and bytes have not.
+        rest["mask_labels"] = [label["masks"].float() for label in labels]
+        rest["class_labels"] = [label["class_labels"] for label in labels]
+        if getattr(module.config, "use_auxiliary_loss", False) and module.config.model_type == "maskformer":
+            rest["output_hidden_states"] = True  # the layers' losses are of these, and it does not ask for them itself
+        return args, rest
+
+
+def auto_class(model_type: str | None) -> Any:
+    """The auto class that loads a family for instance segmentation, ours included."""
+    known = model_type in MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES and model_type not in UNIVERSAL
+    return AutoModelForInstanceSegmentation if known else AutoModelForUniversalSegmentation
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes a native model take labels of detection with `masks`, and its loss what it was meant to be; others stay."""
+    if model.config.model_type in UNIVERSAL and not any(
+        isinstance(hook, MaskLabels) for hook in model._forward_pre_hooks.values()
+    ):
+        model.register_forward_pre_hook(MaskLabels(), prepend=True, with_kwargs=True)
+    patch_detr_num_boxes()
+    patch_num_masks(model)
+    if model.config.model_type == "rf_detr":
+        _add_up_empty_losses()
+    return model
+
+
+class Instances(NamedTuple):
+    """The best pairs of a query and a class, best first."""
+
+    scores: Tensor  # [B, n], without the quality of the mask
+    labels: Tensor  # [B, n] in 0..K-1
+    masks: Tensor  # [B, n, h, w], logits, over the whole batch's images
+    boxes: Tensor | None  # [B, n, 4], corners in 0..1 of the batch's images; None: those of the masks
+    rated: bool  # whether the score is to be multiplied by the mean probability within the mask
+
+
+def instances_in(outputs: Any, model_type: str, limit: int) -> Instances:
+    """The answers of a native model, a fixed number: an accelerator is not waited for.
+
+    As in the evaluation of each family's authors: every pair of a query and a class is an answer.
+
+    Args:
+        outputs: of its forward.
+        model_type: of its config, one of `NATIVE`.
+        limit: largest number of answers of an image.
+    """
+    universal = model_type in UNIVERSAL
+    logits = outputs["class_queries_logits" if universal else "logits"].float()
+    masks = outputs["masks_queries_logits" if universal else "pred_masks"]
+    rated = logits.softmax(-1)[..., :-1] if model_type in SOFTMAX else logits.sigmoid()
+    scores, places = rated.flatten(1).topk(min(limit, rated[0].numel()))
+    rows = torch.div(places, rated.shape[-1], rounding_mode="floor")
+    images = torch.arange(len(rows), device=rows.device)[:, None]
+    boxes = None if universal else box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")[images, rows]
+    return Instances(scores, places % rated.shape[-1], masks[images, rows].float(), boxes, universal)
+
+
+def _add_up_empty_losses() -> None:
+    """Makes the mask losses of RF-DETR numbers also for a batch without objects, where transformers 5.24 returns a
+    tensor without elements in their place, and the whole loss becomes one."""
+    own = loss_rf_detr.RfDetrImageLoss.loss_masks
+    if getattr(own, "adds_up", False):
+        return
+
+    def loss_masks(self: Any, outputs: Any, targets: Any, indices: Any, num_boxes: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = own(self, outputs, targets, indices, num_boxes)
+        if all(value.ndim == 0 for value in found.values()):
+            return found
+        nothing = outputs["pred_masks"][self._get_source_permutation_idx(indices)].sum()  # 0, with a gradient of 0
+        return dict.fromkeys(found, nothing)
+
+    loss_masks.adds_up = True  # type: ignore[attr-defined]
+    loss_rf_detr.RfDetrImageLoss.loss_masks = loss_masks  # type: ignore[method-assign]
