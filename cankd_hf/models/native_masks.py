@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
-from transformers import AutoModelForInstanceSegmentation, AutoModelForUniversalSegmentation, PreTrainedModel
+from transformers import AutoModelForInstanceSegmentation, AutoModelForUniversalSegmentation, PretrainedConfig, PreTrainedModel
 from transformers.loss import loss_rf_detr
 from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES
 
@@ -26,6 +26,10 @@ NOT_TRAINED = {
     "oneformer": "its loss reads a text for each image",
     "videomt": "it reads videos",
 }
+
+
+# Those that make masks of maps of several strides; most backbones give only their last map unless asked for more.
+STAGED, FEWEST_STAGES = ("mask2former", "maskformer", "detr"), 3
 
 
 class MaskLabels:
@@ -48,6 +52,22 @@ def auto_class(model_type: str | None) -> Any:
     """The auto class that loads a family for instance segmentation, ours included."""
     known = model_type in MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES and model_type not in UNIVERSAL
     return AutoModelForInstanceSegmentation if known else AutoModelForUniversalSegmentation
+
+
+def stage_problem(config: PretrainedConfig, loader: Any) -> str | None:
+    """Why a model for instance segmentation cannot be built of this configuration; None if it can.
+
+    `loader`: the auto class it is built with.
+    """
+    if config.model_type not in STAGED or loader not in (AutoModelForUniversalSegmentation, AutoModelForInstanceSegmentation):
+        return None
+    given = list(getattr(config.backbone_config, "out_indices", None) or ())
+    if len(given) >= FEWEST_STAGES:
+        return None
+    return (
+        f"backbone_config: {config.model_type} makes masks of the maps of at least {FEWEST_STAGES} stages, got "
+        f"{len(given)}; name them, such as out_indices: [1, 2, 3, 4]"
+    )
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:

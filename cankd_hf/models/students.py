@@ -27,6 +27,7 @@ from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, F
 from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
 from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.native_masks import stage_problem
 from cankd_hf.models.unreadable import NOT_LOADED
 
 __all__ = ["StudentConfig", "build_student"]
@@ -177,6 +178,8 @@ def _random_student(
     _check_task(config, auto_class, "student.config")
     _set_ignore_index(config, ignore_index)
     _set_fields(config, fields)
+    if problem := stage_problem(config, auto_class):
+        raise InputError(f"student.config.{problem}")
     try:
         model = from_config(auto_class, config)
     except (ValueError, RuntimeError, TypeError, StrictDataclassError, ImportError) as error:
