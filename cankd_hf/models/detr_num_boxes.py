@@ -25,6 +25,6 @@ def patch_num_masks(model: PreTrainedModel) -> None:
 
 
 def _add_up(module: Any) -> None:
-    reduce = getattr(module, "reduce", None)
+    reduce: Any = getattr(module, "reduce", None)
     if getattr(reduce, "__module__", "").startswith("accelerate."):  # not changed before
         module.reduce = partial(reduce, reduction="sum")

@@ -8,9 +8,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert
-from transformers import AutoModelForInstanceSegmentation, AutoModelForUniversalSegmentation, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForInstanceSegmentation,
+    AutoModelForUniversalSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.loss import loss_rf_detr
 from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES
 
@@ -22,10 +27,7 @@ UNIVERSAL = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
 BOXED = ("detr", "rf_detr")
 SOFTMAX = (*UNIVERSAL, "detr")  # with "no object" as the last class; the others have a sigmoid for each class
 NATIVE = UNIVERSAL + BOXED
-NOT_TRAINED = {
-    "oneformer": "its loss reads a text for each image",
-    "videomt": "it reads videos",
-}
+NOT_TRAINED = {"oneformer": "its loss reads a text for each image", "videomt": "it reads videos"}
 
 
 # Those that make masks of maps of several strides; most backbones give only their last map unless asked for more.
@@ -35,7 +37,7 @@ STAGED, FEWEST_STAGES = ("mask2former", "maskformer", "detr"), 3
 class MaskLabels:
     """A forward pre-hook that gives a model labels of detection with `masks` in its own form."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         labels = kwargs.get("labels")
         if labels is None:
             return None
@@ -59,7 +61,10 @@ def stage_problem(config: PretrainedConfig, loader: Any) -> str | None:
 
     `loader`: the auto class it is built with.
     """
-    if config.model_type not in STAGED or loader not in (AutoModelForUniversalSegmentation, AutoModelForInstanceSegmentation):
+    if config.model_type not in STAGED or loader not in (
+        AutoModelForUniversalSegmentation,
+        AutoModelForInstanceSegmentation,
+    ):
         return None
     given = list(getattr(config.backbone_config, "out_indices", None) or ())
     if len(given) >= FEWEST_STAGES:
@@ -71,7 +76,7 @@ def stage_problem(config: PretrainedConfig, loader: Any) -> str | None:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes a native model take labels of detection with `masks`, and its loss what it was meant to be; others stay."""
+    """Makes a native model take labels of detection with `masks`, and mends its loss; others stay as they are."""
     if model.config.model_type in UNIVERSAL and not any(
         isinstance(hook, MaskLabels) for hook in model._forward_pre_hooks.values()
     ):

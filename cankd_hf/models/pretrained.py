@@ -52,6 +52,8 @@ def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> s
     for ending in _DENSE:
         if architecture.endswith(ending):
             return f"AutoModel{ending}"
+    if architecture.endswith("ForSegmentation"):  # DETR's
+        return "AutoModelForUniversalSegmentation"
     if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
         return None
     if isinstance(config, FPNConfig) and not architecture:  # the head decides between the tasks

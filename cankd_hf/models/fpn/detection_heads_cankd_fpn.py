@@ -25,7 +25,7 @@ from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_laye
 from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
-from .conventions_cankd_fpn import AlignedRoIAlign, Anchors, ExactAnchors, LimitedBoxCoder, select_rated, with_area
+from .conventions_cankd_fpn import AlignedRoIAlign, Anchors, ExactAnchors, LimitedBoxCoder, with_area
 from .fcos_cankd_fpn import PRIOR, FittedFCOSHead, ScaledFCOSHead
 from .modeling_cankd_fpn import make_norm
 from .prototypes_cankd_fpn import PrototypeMasks
@@ -235,27 +235,20 @@ class FCOSDetector(DenseDetector, FCOS):
         return isinstance(self.head, ScaledFCOSHead)
 
     def at_level(self, x: Tensor, level: int) -> Boxes:
-        return self.head.at_level(x, level)
+        head: Any = self.head
+        outputs: Boxes = head.at_level(x, level)
+        return outputs
 
     def postprocess_detections(
         self, head_outputs: dict[str, Any], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[Boxes]:
-        """torchvision's selection, or OpenMMLab's (`select_rated`), and the `masks` of what is selected."""
-        masks = self.head.masks
-        if not self.multiplies and masks is None:
+        """torchvision's selection, or that of a head with OpenMMLab's conventions or with masks."""
+        head: Any = self.head
+        if not self.multiplies and head.masks is None:
             return FCOS.postprocess_detections(self, head_outputs, anchors, image_shapes)
-        limits: Any = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
-        prototypes = head_outputs.pop("prototypes", None)
-        detections = []
-        for i, size in enumerate(image_shapes):
-            outputs = {name: [x[i] for x in levels] for name, levels in head_outputs.items()}
-            found = select_rated(outputs, anchors[i], size, self.box_coder.decode, limits, self.multiplies)
-            cells = found.pop("cells")
-            if masks is not None:
-                coefficients = torch.cat(outputs["mask_coefficients"])[cells]
-                found["masks"] = masks.masks(prototypes[i], coefficients, found["boxes"])
-            detections.append(found)
-        return detections
+        limits = (self.score_thresh, self.topk_candidates, self.nms_thresh, self.detections_per_img)
+        found: list[Boxes] = head.select(head_outputs, anchors, image_shapes, self.box_coder.decode, limits)
+        return found
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.box_coder.decode(regression, anchors)

@@ -4,8 +4,9 @@ This file travels with every saved detector (`trust_remote_code=True`), so it im
 Letters in shapes: B batch, C channels, H and W of that map, A points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from .configuration_cankd_fpn import FPNConfig
+from .conventions_cankd_fpn import select_rated
 from .modeling_cankd_fpn import make_norm
 from .prototypes_cankd_fpn import PrototypeMasks
 
@@ -24,6 +26,8 @@ class FittedFCOSHead(FCOSHead):
 
     With a branch of `masks` its outputs hold `mask_coefficients` `[B, A, P]` and the `prototypes` `[B, P, h, w]` too.
     """
+
+    multiplies = False  # whether a score is probability times centre-ness, and not its root, see `select_rated`
 
     def __init__(self, channels: int, num_classes: int, layers: int, masks: PrototypeMasks | None = None) -> None:
         nn.Module.__init__(self)
@@ -59,6 +63,29 @@ class FittedFCOSHead(FCOSHead):
         """Which tower's features tell the centre-ness."""
         return boxes
 
+    def select(
+        self,
+        outputs: dict[str, Any],
+        anchors: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        decode: Callable[[Tensor, Tensor], Tensor],
+        limits: tuple[float, int, float, int],
+    ) -> list[dict[str, Tensor]]:
+        """The detections of each image, see `select_rated`, with logits of their `masks` `[n, S, S]` if it has any.
+
+        `outputs` are a list with the values of each level by name, but for the `prototypes`.
+        """
+        prototypes, detections = outputs.pop("prototypes", None), []
+        for i, size in enumerate(sizes):
+            own = {name: [x[i] for x in levels] for name, levels in outputs.items()}
+            found = select_rated(own, anchors[i], size, decode, limits, self.multiplies)
+            cells = found.pop("cells")
+            if self.masks is not None:
+                vectors = torch.cat(own["mask_coefficients"])[cells]
+                found["masks"] = self.masks.masks(prototypes[i], vectors, found["boxes"])
+            detections.append(found)
+        return detections
+
     def compute_loss(
         self,
         targets: list[dict[str, Tensor]],
@@ -69,13 +96,15 @@ class FittedFCOSHead(FCOSHead):
         """torchvision's losses, and that of the masks."""
         losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         if self.masks is not None:
-            read = (head_outputs[name] for name in ("prototypes", "mask_coefficients"))
-            losses["mask"] = self.masks.loss(targets, *read, matched_idxs)
+            prototypes, coefficients = head_outputs["prototypes"], head_outputs["mask_coefficients"]
+            losses["mask"] = self.masks.loss(targets, prototypes, coefficients, matched_idxs)
         return losses
 
 
 class ScaledFCOSHead(FittedFCOSHead):
     """The head of OpenMMLab's FCOS: distances have a learned factor for each level, and may be exponentials."""
+
+    multiplies = True
 
     def __init__(self, config: FPNConfig, strides: Sequence[float], masks: PrototypeMasks | None = None) -> None:
         super().__init__(config.fpn_channels, config.num_labels, config.head_layers, masks)

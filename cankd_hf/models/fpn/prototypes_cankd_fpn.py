@@ -71,11 +71,7 @@ class PrototypeMasks(nn.Module):
         return roi_align(prototypes[None], [boxes], SIDE, self.scale, SAMPLES, aligned=True)
 
     def loss(
-        self,
-        targets: Sequence[dict[str, Tensor]],
-        prototypes: Tensor,
-        coefficients: Tensor,
-        matches: Sequence[Tensor],
+        self, targets: Sequence[dict[str, Tensor]], prototypes: Tensor, coefficients: Tensor, matches: Sequence[Tensor]
     ) -> Tensor:
         """The published loss: binary cross-entropy over the area of each object's box, its mean over the cells.
 
