@@ -45,6 +45,13 @@ class InputRule:
         height, width = (max(1, floor(side * scale / self.multiple + 0.5)) * self.multiple for side in image_size)
         return height, width
 
+    @property
+    def pads_to(self) -> int:
+        """What the sides of a batch are padded to a multiple of."""
+        if self.fixed is not None and self.fixed[0] == self.fixed[1]:
+            return self.fixed[0]
+        return self.multiple if self.strict else 1
+
 
 def input_rule(model: nn.Module) -> InputRule:
     """Reads a model's rule from its configuration or its backbone's; modules without one take any size."""

@@ -127,7 +127,7 @@ class Taps:
         If the model fails at this size, the nearest one that it takes is used. `kwargs` are passed to its forward.
         """
         rule = input_rule(self.model)
-        image_size = rule.size(image_size) if rule.strict else image_size
+        image_size = rule.size(image_size) if rule.strict or rule.fixed else image_size
         quiet_forward(self.model, image_size, runner=self._run, **self.forward_kwargs, **kwargs)
         return [
             Level(tap, feature_map.shape[1], stride, (feature_map.shape[2], feature_map.shape[3]))

@@ -1,15 +1,13 @@
-"""The families of transformers that segment instances: how their labels go in and how their answers are read.
+"""The families of transformers that segment instances: how labels of detection with `masks` go into them.
 
-Letters: B batch, N queries, K classes, n answers of an image, h and w of a mask, in cells.
+How their answers are read is in `tasks.instance_outputs`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 from transformers import (
     AutoModelForInstanceSegmentation,
     AutoModelForUniversalSegmentation,
@@ -19,13 +17,13 @@ from transformers import (
 from transformers.loss import loss_rf_detr
 from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES
 
+from cankd_hf.errors import InputError
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes, patch_num_masks
 
 # Families whose queries are masks alone: they take `mask_labels` and `class_labels`, and a box is that of its mask.
 UNIVERSAL = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
 # Those that predict a box beside each mask, and take the labels of detectors with `masks` in them.
 BOXED = ("detr", "rf_detr")
-SOFTMAX = (*UNIVERSAL, "detr")  # with "no object" as the last class; the others have a sigmoid for each class
 NATIVE = UNIVERSAL + BOXED
 NOT_TRAINED = {"oneformer": "its loss reads a text for each image", "videomt": "it reads videos"}
 
@@ -50,8 +48,23 @@ class MaskLabels:
         return args, rest
 
 
+def knows(architecture: str) -> bool:
+    """Whether a model of this class name segments instances, and is one of these families."""
+    ends = ("ForInstanceSegmentation", "ForUniversalSegmentation", "DetrForSegmentation")
+    return architecture.endswith(ends) and not architecture.lower().startswith(tuple(NOT_TRAINED))
+
+
 def auto_class(model_type: str | None) -> Any:
-    """The auto class that loads a family for instance segmentation, ours included."""
+    """The auto class that loads a family for instance segmentation, ours included.
+
+    Raises:
+        InputError: for a family that cannot be trained.
+    """
+    if model_type in NOT_TRAINED:
+        raise InputError(
+            f"student: {model_type} cannot be trained here, because {NOT_TRAINED[model_type]}; take one of "
+            f"{', '.join(NATIVE)}"
+        )
     known = model_type in MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES and model_type not in UNIVERSAL
     return AutoModelForInstanceSegmentation if known else AutoModelForUniversalSegmentation
 
@@ -86,37 +99,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     if model.config.model_type == "rf_detr":
         _add_up_empty_losses()
     return model
-
-
-class Instances(NamedTuple):
-    """The best pairs of a query and a class, best first."""
-
-    scores: Tensor  # [B, n], without the quality of the mask
-    labels: Tensor  # [B, n] in 0..K-1
-    masks: Tensor  # [B, n, h, w], logits, over the whole batch's images
-    boxes: Tensor | None  # [B, n, 4], corners in 0..1 of the batch's images; None: those of the masks
-    rated: bool  # whether the score is to be multiplied by the mean probability within the mask
-
-
-def instances_in(outputs: Any, model_type: str, limit: int) -> Instances:
-    """The answers of a native model, a fixed number: an accelerator is not waited for.
-
-    As in the evaluation of each family's authors: every pair of a query and a class is an answer.
-
-    Args:
-        outputs: of its forward.
-        model_type: of its config, one of `NATIVE`.
-        limit: largest number of answers of an image.
-    """
-    universal = model_type in UNIVERSAL
-    logits = outputs["class_queries_logits" if universal else "logits"].float()
-    masks = outputs["masks_queries_logits" if universal else "pred_masks"]
-    rated = logits.softmax(-1)[..., :-1] if model_type in SOFTMAX else logits.sigmoid()
-    scores, places = rated.flatten(1).topk(min(limit, rated[0].numel()))
-    rows = torch.div(places, rated.shape[-1], rounding_mode="floor")
-    images = torch.arange(len(rows), device=rows.device)[:, None]
-    boxes = None if universal else box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")[images, rows]
-    return Instances(scores, places % rated.shape[-1], masks[images, rows].float(), boxes, universal)
 
 
 def _add_up_empty_losses() -> None:

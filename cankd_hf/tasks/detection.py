@@ -40,8 +40,8 @@ from cankd_hf.metrics.boxes import match_boxes
 from cankd_hf.metrics.detection import detection_scores, detection_tables
 from cankd_hf.models import prompts, register
 from cankd_hf.models.backbones import load_config
-from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.native_masks import prepare
 from cankd_hf.models.plain_detectors import FORMS, DenseForm
 from cankd_hf.models.prompts import PROMPTED
 from cankd_hf.models.students import build_student, load_student
@@ -168,19 +168,22 @@ class DetectionTask(PipelineTask):
                     "without data.keep_aspect treats all alike",
                     *(self.model_type, self.rule.multiple, height, width, height, width),
                 )
-            return RTDetrImageProcessor(size={"height": height, "width": width}, do_resize=True, **stats)
+            return self.own_processor({"size": {"height": height, "width": width}, "do_resize": True, **stats}, True)
         settings: dict[str, Any] = {**stats, "do_resize": size is not None}
         if size is not None and config.keep_aspect:
             settings["size"] = {"shortest_edge": min(size), "longest_edge": max(size)}
         elif size is not None:
             settings["size"] = {"height": size[0], "width": size[1]}
+        return self.own_processor(settings, size is not None and not config.keep_aspect)
+
+    def own_processor(self, settings: Mapping[str, Any], stretches: bool) -> BaseImageProcessor:
+        """The student's kind of image processor; `stretches`: to one size, whatever the aspect ratio."""
         if self.tokenizer is not None:
             return prompts.ImageTextProcessor(self.tokenizer, **settings)
         if self.model_type in SOFTMAX:
             return DetrImageProcessor(**settings)
         # DeformableDetr's pads a batch and returns a mask of the padding.
-        fixed = size is not None and not config.keep_aspect
-        return (RTDetrImageProcessor if fixed else DeformableDetrImageProcessor)(**settings)
+        return (RTDetrImageProcessor if stretches else DeformableDetrImageProcessor)(**settings)
 
     @classmethod
     def eval_transform(cls, config: DataConfig) -> Transform:
@@ -192,7 +195,15 @@ class DetectionTask(PipelineTask):
 
     @takes_bytes
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return detection_collate(list(samples), self.rule.multiple if self.rule.strict else 1)
+        batch = detection_collate(list(samples), self.rule.pads_to)
+        size, fixed = tuple(batch["pixel_values"].shape[-2:]), self.rule.fixed
+        if fixed is not None and size != fixed:
+            raise InputError(
+                f"data.image_size: {self.model_type} takes images of {fixed[0]} x {fixed[1]} alone, got some of "
+                f"{size[0]} x {size[1]} with their padding; set it to [{fixed[0]}, {fixed[1]}], and crop_size too if "
+                "there is one"
+            )
+        return batch
 
     def mix_labels(self, labels: Any, seen: Tensor, plan: Sequence[Sequence[int]]) -> Any:
         return mixed_labels(labels, plan, (seen.shape[-2], seen.shape[-1]))
@@ -296,7 +307,7 @@ def draw_detections(
 
 def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | None = None) -> PreTrainedModel:
     """A detector that needs only images: one with a text prompt gets its class names as the prompt."""
-    patch_detr_num_boxes()
+    prepare(model)
     if model.config.model_type not in PROMPTED or prompts.text_input(model) is not None:
         return model
     if not tokenizer:

@@ -62,6 +62,11 @@ def best_rows(outputs: Any, model_type: str, limit: int = MAX_DETECTIONS) -> tup
         rated = phrase_probabilities(logits, outputs["input_ids"])
     else:
         rated = logits.sigmoid()
+    return best_of(rated, limit)
+
+
+def best_of(rated: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and rows [B, n] of the best of `rated` [B, N, K], best first."""
     scores, places = rated.flatten(1).topk(min(limit, rated[0].numel()))
     return scores, places % rated.shape[-1], places // rated.shape[-1]
 
@@ -75,8 +80,7 @@ def detections_of(output: Any) -> list[Tensor]:
 @torch.no_grad()
 def found_in(model: PreTrainedModel, pixel_values: Tensor, threshold: float) -> dict[str, Tensor]:
     """The detections of one image [3, H, W] with at least this score, boxes in its pixels; on the CPU."""
-    rule = input_rule(model)
-    batch = detection_collate([{"pixel_values": pixel_values}], rule.multiple if rule.strict else 1)
+    batch = detection_collate([{"pixel_values": pixel_values}], input_rule(model).pads_to)
     padded = torch.tensor(batch["pixel_values"].shape[-2:])
     inputs = {key: value.to(model.device) for key, value in batch.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)

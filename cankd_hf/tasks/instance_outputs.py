@@ -2,7 +2,8 @@
 
 Every family's outputs have `logits` [B, N, K] and `pred_boxes` [B, N, 4], read as in `detection_outputs`, and
 `pred_masks`: of the families in `IN_BOXES` logits [B, N, m, m] within the box of each row, of others logits
-[B, N, h, w] of the whole picture with its padding.
+[B, N, h, w] of the whole picture with its padding. Those in `UNIVERSAL` have masks alone: `class_queries_logits`
+[B, N, K + 1] and `masks_queries_logits` [B, N, h, w].
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,14 @@ from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
 from cankd_hf.data.detection.collate import detection_collate
+from cankd_hf.data.detection.masks import boxes_of
 from cankd_hf.features.inputs import input_rule
 from cankd_hf.metrics.detection import MAX_DETECTIONS
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
-from cankd_hf.tasks.detection_outputs import best_rows
+from cankd_hf.models.native_masks import UNIVERSAL
+from cankd_hf.tasks.detection_outputs import best_of, best_rows
 
+PIXELS = 2**25  # of the masks that are scaled at once
 IN_BOXES = {FPNConfig.model_type}  # model types whose masks are those of their boxes
 
 
@@ -41,6 +45,9 @@ def instances(
         Best first: `scores` [n] above 0, `labels` [n] in 0..K-1, `boxes` [n, 4] as x0, y0, x1, y1 and `masks` bool
         [n, H, W].
     """
+    if model_type in UNIVERSAL:
+        yield from _of_masks(outputs, canvases, sizes, limit)
+        return
     scores, labels, rows = best_rows(outputs, model_type, limit)
     for place, (canvas, size) in enumerate(zip(canvases, sizes, strict=True)):
         there = scores[place] > 0
@@ -50,6 +57,22 @@ def instances(
         logits = outputs["pred_masks"][place][chosen].float()
         masks = in_boxes(logits, boxes, size) if model_type in IN_BOXES else in_picture(logits, canvas, size)
         yield {"scores": scores[place][there], "labels": labels[place][there], "boxes": boxes, "masks": masks}
+
+
+def _of_masks(
+    outputs: Any, canvases: Tensor, sizes: Sequence[tuple[int, int]], limit: int
+) -> Iterator[dict[str, Tensor]]:
+    """`instances` of queries that are masks, rated as in the evaluation of Mask2Former (Cheng et al. 2022): the
+    probability of the class times the mean probability within the mask. Their boxes are those around the masks."""
+    scores, labels, rows = best_of(outputs["class_queries_logits"].float().softmax(-1)[..., :-1], limit)
+    for place, (canvas, size) in enumerate(zip(canvases, sizes, strict=True)):
+        logits = outputs["masks_queries_logits"][place][rows[place]].float()
+        masks, certain = rated_in_picture(logits, canvas, size)
+        rated = scores[place] * certain
+        order = rated.argsort(descending=True, stable=True)
+        order = order[rated[order] > 0]
+        masks = masks[order]
+        yield {"scores": rated[order], "labels": labels[place][order], "boxes": boxes_of(masks), "masks": masks}
 
 
 def in_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -62,18 +85,29 @@ def in_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [n, h, w] of the padded picture -> masks bool [n, H, W] of the image without its padding."""
-    if not len(logits):
-        return torch.zeros(0, *size, dtype=torch.bool, device=logits.device)
+    return rated_in_picture(logits, canvas, size)[0]
+
+
+def rated_in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The masks of `in_picture`, and the mean probability [n] within each, 0 of one without a pixel."""
+    masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
+    certain = logits.new_zeros(len(logits))
     whole = [max(round(side), least) for side, least in zip(canvas.tolist(), size, strict=True)]
-    scaled = interpolate(logits[:, None], size=whole, mode="bilinear", align_corners=False)[:, 0]
-    return scaled[:, : size[0], : size[1]] > 0
+    step = max(1, PIXELS // (whole[0] * whole[1]))  # the logits of large pictures are not kept all at once
+    for first in range(0, len(logits), step):
+        some = slice(first, first + step)
+        scaled = interpolate(logits[some, None], size=whole, mode="bilinear", align_corners=False)[:, 0]
+        scaled = scaled[:, : size[0], : size[1]]
+        masks[some] = scaled > 0
+        inside = masks[some].sum((1, 2)).clamp(min=1)
+        certain[some] = (scaled.sigmoid() * masks[some]).sum((1, 2)) / inside
+    return masks, certain
 
 
 @torch.no_grad()
 def instances_in(model: PreTrainedModel, pixel_values: Tensor, threshold: float) -> dict[str, Tensor]:
     """The detections of one image [3, H, W] with at least this score, in its pixels; on the CPU."""
-    rule = input_rule(model)
-    batch = detection_collate([{"pixel_values": pixel_values}], rule.multiple if rule.strict else 1)
+    batch = detection_collate([{"pixel_values": pixel_values}], input_rule(model).pads_to)
     padded = torch.tensor([batch["pixel_values"].shape[-2:]])
     inputs = {key: value.to(model.device) for key, value in batch.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)

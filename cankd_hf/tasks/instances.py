@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import AutoModelForInstanceSegmentation, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from cankd_hf.data.detection.collate import original_objects, original_sizes
 from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.metrics.detection import detection_scores
 from cankd_hf.metrics.masks import BOXES, MASKS, instance_statistics, segmentations
+from cankd_hf.models import native_masks
 from cankd_hf.tasks.base import Metric, class_names
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.detection_outputs import THRESHOLD
 from cankd_hf.tasks.instance_outputs import instances, instances_in, tinted
+from cankd_hf.tasks.native_instances import CALLS, PROCESSORS, own_image_processor
 from cankd_hf.tasks.overview import InstanceOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.showing import Confusion, ImageScores
@@ -43,15 +45,21 @@ class InstanceSegmentationTask(DetectionTask):
     further_scores = ("mask_ap_", "mask_ar", "ap_", "ap75", "ar")
     pipeline_tag = "image-segmentation"
     label_kind, overview = "instances", InstanceOverview
+    prints = 'found["score"], found["mask"].size'
     picture_note = f"masks with a score of at least {THRESHOLD:g}"
 
     @classmethod
     def recognises(cls, architecture: str) -> bool:
-        return architecture.endswith("ForInstanceSegmentation")
+        return native_masks.knows(architecture)
 
     @classmethod
     def auto_class(cls, model_type: str | None) -> Any:
-        return AutoModelForInstanceSegmentation
+        return native_masks.auto_class(model_type)
+
+    def own_processor(self, settings: Mapping[str, Any], stretches: bool) -> BaseImageProcessor:
+        if self.model_type in PROCESSORS:
+            return own_image_processor(self.model_type, settings, stretches, self.rule.fixed)
+        return super().own_processor(settings, stretches)
 
     @classmethod
     def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
@@ -89,6 +97,10 @@ class InstanceSegmentationTask(DetectionTask):
     def paint(self, image: np.ndarray, answer: dict[str, Tensor], truth: dict[str, Tensor]) -> np.ndarray:
         colours = class_colours(len(self.id2label), None)
         return super().paint(tinted(image, answer["masks"], answer["labels"], colours), answer, truth)
+
+    @classmethod
+    def call_arguments(cls, config: Mapping[str, Any]) -> str:
+        return CALLS.get(str(config.get("model_type")), "")
 
     @classmethod
     def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
