@@ -17,6 +17,7 @@ def write_instances(folder: Path, train: int = 4, others: int = 2, size: tuple[i
     of a split shows nothing, and the first has a crowd beside its objects."""
     random = np.random.default_rng(7)
     height, width = size
+    most = min(height, width // 2)
     (folder / "annotations").mkdir(parents=True)
     for split, count in (("train", train), ("val", others)):
         (folder / split).mkdir()
@@ -26,7 +27,7 @@ def write_instances(folder: Path, train: int = 4, others: int = 2, size: tuple[i
             page = Image.fromarray(random.integers(90, 130, (height, width, 3), dtype=np.uint8))
             images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
             for half in range(2 if number + 1 < count else 0):
-                kind, w, h = int(random.integers(3)), int(random.integers(20, 40)), int(random.integers(20, 40))
+                kind, (w, h) = int(random.integers(3)), random.integers(2 * most // 5, 4 * most // 5, 2).tolist()
                 x, y = half * width // 2 + int(random.integers(0, width // 2 - w)), int(random.integers(0, height - h))
                 ImageDraw.Draw(page).ellipse((x, y, x + w, y + h), tuple(230 * (np.arange(3) == kind)))
                 angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)

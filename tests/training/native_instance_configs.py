@@ -31,7 +31,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[int]]] = {
             **{"fpn_feature_size": 32, "mask_feature_size": 32, "backbone_config": STAGES},
             "decoder_config": {"model_type": "detr", **DETR, "d_model": 32},
         },
-        [4, 8, 16, 32],
+        [4, 8, 16],
     ),
     "eomt": ({**EOMT, "mlp_ratio": 2, "num_register_tokens": 0}, [16]),
     "eomt_dinov3": ({**EOMT, "intermediate_size": 32, "num_register_tokens": 1}, [16]),
