@@ -65,8 +65,9 @@ def auto_class(model_type: str | None) -> Any:
             f"student: {model_type} cannot be trained here, because {NOT_TRAINED[model_type]}; take one of "
             f"{', '.join(NATIVE)}"
         )
-    known = model_type in MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES and model_type not in UNIVERSAL
-    return AutoModelForInstanceSegmentation if known else AutoModelForUniversalSegmentation
+    known = MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES.keys() - UNIVERSAL
+    ours = model_type is None  # a backbone with one of our heads
+    return AutoModelForInstanceSegmentation if ours or model_type in known else AutoModelForUniversalSegmentation
 
 
 def stage_problem(config: PretrainedConfig, loader: Any) -> str | None:

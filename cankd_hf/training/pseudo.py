@@ -67,6 +67,11 @@ def run_student(
             f"{item.place}: expected labelled images in every batch, by which boxes are counted, and the student's "
             "own loss; set a task_weight above 0, and leave compute_loss_func out"
         )
+    if any("masks" in label for label in labels if label is not None):
+        raise InputError(
+            f"{item.place}: gives boxes alone, and the student learns masks; write masks with `cankd label` first, or "
+            "take a loss on maps"
+        )
     loss, output = item.loss, (teachers or {})[item.teacher]
     assert isinstance(loss, PseudoBoxesLoss)
     chosen = loss.choose(detections_in(output.dense, output.queries, loss.size), labels)
