@@ -17,7 +17,9 @@ from torchvision.ops import nms, roi_align
 
 from cankd_hf.models.fpn.cascade_cankd_fpn import CascadeRCNNDetector
 from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDetector
+from cankd_hf.models.fpn.masks_cankd_fpn import MaskBranch
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.fpn.prototypes_cankd_fpn import SAMPLES, SIDE
 
 ABSENT = -1.0  # score of an excluded candidate
 Size = tuple[int, int]  # height, width
@@ -81,6 +83,13 @@ def rows_of(values: Tensor, places: Tensor) -> Tensor:
     return values[torch.arange(values.shape[0]).unsqueeze(1), places]
 
 
+def regions_of(boxes: Tensor) -> Tensor:
+    """Boxes `[B, n, 4]` -> `[B n, 5]`, each after the number of its image."""
+    batch, count = boxes.shape[:2]  # `len` would make it a constant for torch.export
+    images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
+    return torch.cat([images.float(), boxes.flatten(0, 1)], dim=1)
+
+
 class DetectorForm(nn.Module):
     """`pixel_values [B, 3, H, W]` -> `scores [B, N]`, `labels [B, N]` and `boxes [B, N, 4]` (corners in 0..1).
 
@@ -96,14 +105,23 @@ class DetectorForm(nn.Module):
         threshold is `ABSENT`."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def detect(self, pixel_values: Tensor) -> tuple[list[Tensor], Size, Tensor, Tensor, Tensor]:
+        """The maps, the size of the pictures, and of the detections the scores, `ABSENT` after the last one, labels,
+        and boxes `[B, N, 4]` in pixels."""
         config = self.model.config
         maps = self.model.pyramid(pixel_values)
         size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
         boxes, scores, labels = self.candidates(maps, size, covered)
         kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
+        return maps, size, kept, rows_of(labels, places), rows_of(boxes, places)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        _, size, kept, labels, boxes = self.detect(pixel_values)
+        return self.finished(size, kept, labels, boxes)
+
+    def finished(self, size: Size, kept: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        """What was detected, in the form of the outputs."""
         found = kept > ABSENT
-        boxes, labels = rows_of(boxes, places), rows_of(labels, places)
         x, y = boxes[..., 0::2] / size[1], boxes[..., 1::2] / size[0]
         boxes = torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
         return kept.clamp(min=0), torch.where(found, labels, -1), boxes * found.unsqueeze(-1)
@@ -113,12 +131,16 @@ class DenseForm(DetectorForm):
     """RetinaNet, FCOS and RepPoints."""
 
     def candidates(self, maps: list[Tensor], size: Size, covered: Size) -> Detections:
-        """The best of each level, as in torchvision."""
+        boxes, scores, labels, _ = self.rated(maps, size, covered)
+        return boxes, scores, labels
+
+    def rated(self, maps: list[Tensor], size: Size, covered: Size) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The best of each level, as in torchvision, and their mask coefficients `[B, M, P]`, if the head has any."""
         config = self.model.config
         head: Any = self.model.head
         decode = head.box_coder.decode if config.head == "fcos" else head.box_coder.decode_single
         per_level = self._anchors(maps, covered)
-        boxes, scores, labels = [], [], []
+        boxes, scores, labels, vectors = [], [], [], []
         for level, (x, anchors) in enumerate(zip(maps, per_level, strict=True)):
             predicted = {name: value.float() for name, value in head.at_level(x, level).items()}
             rated, quality = predicted["cls_logits"].sigmoid(), predicted.get("bbox_ctrness")
@@ -136,7 +158,10 @@ class DenseForm(DetectorForm):
                 values = torch.where((boxes[-1][..., 2:] > boxes[-1][..., :2]).all(dim=-1), values, ABSENT)
             scores.append(values)
             labels.append(places % config.num_labels)
-        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1)
+            if "mask_coefficients" in predicted:
+                vectors.append(rows_of(predicted["mask_coefficients"], cells))
+        made = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1)
+        return (*made, torch.cat(vectors, dim=1) if vectors else None)
 
     def _anchors(self, maps: list[Tensor], covered: tuple[int, int]) -> list[Tensor]:
         generator: Any = self.model.head.anchor_generator
@@ -145,6 +170,24 @@ class DenseForm(DetectorForm):
         images = ImageList(maps[0].new_empty(0, 3, *covered), [covered])
         cells = [x.shape[-2] * x.shape[-1] for x in maps]
         return list(generator(images, maps)[0].split(cells))
+
+
+class PrototypeForm(DenseForm):
+    """FCOS with the masks `[B, N, 28, 28]` of its detections, as logits, 0 after the last one."""
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        config, maps = self.model.config, self.model.pyramid(pixel_values)
+        size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
+        boxes, scores, labels, vectors = self.rated(maps, size, covered)
+        kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
+        boxes, masks = rows_of(boxes, places), self.model.head.head.masks
+        assert vectors is not None
+        read = roi_align(
+            masks.prototypes(maps[0]).float(), regions_of(boxes), SIDE, masks.scale, SAMPLES, aligned=True
+        )
+        logits = torch.einsum("np,npyx->nyx", rows_of(vectors, places).flatten(0, 1), read)
+        logits = logits.unflatten(0, (-1, config.max_detections)) * (kept > ABSENT).unsqueeze(-1).unsqueeze(-1)
+        return *self.finished(size, kept, rows_of(labels, places), boxes), logits
 
 
 class FasterRCNNForm(DetectorForm):
@@ -173,9 +216,7 @@ class FasterRCNNForm(DetectorForm):
 
     def _classify(self, roi: RoIHeads, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits and box regression of boxes `[B, n, 4]`."""
-        batch, count = boxes.shape[:2]
-        images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
-        pooled = self._pool(roi, maps, torch.cat([images.float(), boxes.flatten(0, 1)], dim=1))
+        pooled = self._pool(roi.box_roi_pool, maps, regions_of(boxes))
         logits, shifts = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
         return logits.float(), shifts.float()
 
@@ -202,9 +243,8 @@ class FasterRCNNForm(DetectorForm):
         kept, places = suppress(together, rated, groups, rpn.nms_thresh, len(maps), rpn.post_nms_top_n())
         return rows_of(together, places), kept > ABSENT
 
-    def _pool(self, roi: RoIHeads, maps: list[Tensor], regions: Tensor) -> Tensor:
-        """Features `[n, C, 7, 7]` of each region `[n, 5]`, from the level that matches its size."""
-        pool = roi.box_roi_pool
+    def _pool(self, pool: Any, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """Features `[n, C, s, s]` of each region `[n, 5]`, from the level that matches its size."""
         strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
         area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
         finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
@@ -239,4 +279,37 @@ class CascadeRCNNForm(FasterRCNNForm):
         return mean, boxes.flatten(0, 1)[:, None].expand(-1, mean.shape[1], -1)
 
 
+class MaskForm(nn.Module):
+    """A two-stage form with the masks `[B, N, 28, 28]` of its detections, as logits, 0 after the last one."""
+
+    def __init__(self, form: DetectorForm) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        maps, size, kept, labels, boxes = self.form.detect(pixel_values)
+        scores, classes, shares = self.form.finished(size, kept, labels, boxes)
+        regions = regions_of(boxes)
+        branches = [part for part in self.form.model.head.modules() if isinstance(part, MaskBranch)]
+        masks = [self._masks(branch, maps, regions, labels.flatten()) for branch in branches]
+        logits = masks[0]
+        if len(masks) > 1:
+            logits = torch.logit(torch.stack([one.sigmoid() for one in masks]).mean(0), eps=1e-7)
+        found = (kept > ABSENT).unsqueeze(-1).unsqueeze(-1)
+        return scores, classes, shares, logits.unflatten(0, (-1, boxes.shape[1])) * found
+
+    def _masks(self, branch: MaskBranch, maps: list[Tensor], regions: Tensor, labels: Tensor) -> Tensor:
+        """The masks `[n, 28, 28]` of regions `[n, 5]`, each for its own class."""
+        assert isinstance(self.form, FasterRCNNForm)
+        pooled = self.form._pool(branch.pool, maps, regions)
+        logits = branch.predictor(branch.head(pooled.to(maps[0].dtype))).float()
+        return logits[torch.arange(logits.shape[0]), labels]
+
+
 FORMS: dict[str, type[DetectorForm]] = {"faster_rcnn": FasterRCNNForm, "cascade_rcnn": CascadeRCNNForm}
+
+
+def mask_form(model: FPNForObjectDetection) -> nn.Module:
+    """The form of a detector with masks."""
+    made = FORMS.get(model.config.head)
+    return PrototypeForm(model) if made is None else MaskForm(made(model))

@@ -1,17 +1,23 @@
 """What transformers has beside each of its families that segment instances: image processors, calls, outputs."""
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     BaseImageProcessor,
     DetrImageProcessor,
     EomtImageProcessor,
     Mask2FormerImageProcessor,
     MaskFormerImageProcessor,
+    PreTrainedModel,
     RfDetrImageProcessor,
 )
+
+from cankd_hf.models.native_masks import UNIVERSAL
+from cankd_hf.tasks.export_forms import Agreement, ExportForm, PlainOutputs, QueriesForm
 
 logger = logging.getLogger(__name__)
 
@@ -64,3 +70,32 @@ def own_image_processor(
     elif model_type in ("mask2former", "maskformer"):  # in training nothing is resized to multiples of it
         further = {"size_divisor": 0, "do_reduce_labels": False}
     return PROCESSORS[model_type](**{**settings, **further})
+
+
+def native_form(model: PreTrainedModel) -> ExportForm:
+    """The exportable form of a native model: its own outputs."""
+    if model.config.model_type in UNIVERSAL:
+        form = ExportForm(model, OF_MASKS, imports=("torchvision",))
+        form.module = PlainOutputs(_with_plain_probabilities(model), form.read)
+        return form
+    return MaskedQueriesForm(model, OF_BOXES, imports=("torchvision",))
+
+
+def _with_plain_probabilities(model: PreTrainedModel) -> PreTrainedModel:
+    """EoMT with numbers in place of the buffer whose values say which of its blocks mask their attention; all else is
+    shared with it. Other models are returned as they are."""
+    buffer = "attn_mask_probs"
+    if buffer not in model._buffers:
+        return model
+    made = copy.copy(model)
+    made._buffers = {name: value for name, value in model._buffers.items() if name != buffer}
+    made.__dict__[buffer] = model.get_buffer(buffer).tolist()
+    return made
+
+
+class MaskedQueriesForm(QueriesForm):
+    """One row per query with its class, box and mask, in any order."""
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """That of classes and boxes."""
+        return super().agreement(wanted[:2], got[:2])

@@ -94,9 +94,7 @@ def run(folder: Path, images: str, teacher: Teacher) -> Callable[[str], Run]:
                 task=task,
                 train_dataset=sets.train,
                 eval_dataset=sets.eval,
-                processing_class=task.for_model(student).image_processor(
-                    DataConfig(path=images, **settings_of(name))
-                ),
+                processing_class=task.for_model(student).image_processor(DataConfig(path=images, **settings_of(name))),
             )
             trainer.train()
             scores = trainer.evaluate()

@@ -41,8 +41,8 @@ class FPNInstanceSegmentationOutput(FPNObjectDetectionOutput):
 
 
 class FPNForInstanceSegmentation(FPNForObjectDetection):
-    """Instance segmentation: backbone, neck and a detection head with masks (`masks: true` in `FPNConfig`): Mask R-CNN,
-    Cascade Mask R-CNN, or FCOS with the light branch of YOLACT.
+    """Instance segmentation: backbone, neck and a detection head with masks (`masks: true` in `FPNConfig`): Mask
+    R-CNN, Cascade Mask R-CNN, or FCOS with the light branch of YOLACT.
 
     Images, labels and detections are those of `FPNForObjectDetection`. Each label also has `masks`, bool `[n, H, W]`,
     at the size of `pixel_values`, and each detection a mask; `post_process_instance_segmentation` puts them into the
@@ -81,6 +81,8 @@ class FPNForInstanceSegmentation(FPNForObjectDetection):
             if target is None or label is None:
                 continue
             masks = label.get("masks")
+            if masks is None and not len(target["boxes"]):
+                masks = target["boxes"].new_zeros(0, *size)
             if masks is None or masks.ndim != 3 or len(masks) != len(target["boxes"]):
                 got = "none" if masks is None else f"the shape {list(masks.shape)}"
                 raise ValueError(f"labels[{i}].masks: expected [{len(target['boxes'])}, H, W], got {got}")
