@@ -20,6 +20,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "cascade_rcnn": {"backbone_config": RESNET, "head": "cascade_rcnn"},
     "openmmlab": {"backbone_config": RESNET, "head": "cascade_rcnn", "conventions": "openmmlab"},
     "dinov2": {"backbone_config": DINOV2, "head": "faster_rcnn", "neck": "simple_pyramid"},
+    "fcos": {"backbone_config": RESNET, "head": "fcos"},
+    "fcos_dinov2": {"backbone_config": DINOV2, "head": "fcos", "neck": "simple_pyramid", "conventions": "openmmlab"},
 }
 CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}  # without BatchNorm
 SIZES = {"train": 8, "validation": 7, "test": 4, "size": 64}

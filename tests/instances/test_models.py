@@ -206,7 +206,10 @@ def test_students_train_on_any_size_and_detect(kind: str) -> None:
 
 def test_what_is_refused() -> None:
     backbone = KINDS["faster_rcnn"]["backbone_config"]
-    for head, masks, said in (("fcos", True, "expected false for 'fcos'"), ("faster_rcnn", 1, "true or false, got 1")):
+    for head, masks, said in (
+        ("reppoints", True, "false for 'reppoints'"),
+        ("faster_rcnn", 1, "true or false, got 1"),
+    ):
         with pytest.raises(ValueError, match=said):
             FPNConfig(backbone_config=backbone, head=head, masks=masks)
     with pytest.raises(ValueError, match="expected masks: true, got a configuration of FPNForObjectDetection"):

@@ -19,6 +19,7 @@ BACKBONE = {
 HEADS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"head_channels": 128, "anchor_scale": 4.0},
     "cascade_rcnn": {"head_channels": 128, "anchor_scale": 4.0},
+    "fcos": {"head_layers": 2},
 }
 STEPS = 300
 

@@ -186,7 +186,7 @@ def test_a_teacher_labels_masks(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["faster_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize("head", ["faster_rcnn", "cascade_rcnn", "fcos"])
 def test_onnx_gives_what_pytorch_gives(head: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     student = {"backbone": RESNET, "fpn": {**SMALL, "head": head}}

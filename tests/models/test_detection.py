@@ -251,6 +251,7 @@ def test_saves_and_loads_the_same_and_carries_its_code(kind: str, tmp_path: Path
         "levels_cankd_fpn.py",
         "modeling_cankd_fpn.py",
         "modeling_cankd_fpn_detection.py",
+        "prototypes_cankd_fpn.py",
         "reppoints_cankd_fpn.py",
     ]
     assert {path.name for path in student_files(tmp_path)} >= {path.name for path in tmp_path.glob("*.py")}

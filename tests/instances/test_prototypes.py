@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +13,12 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import BoxLinearCoder
 from transformers import set_seed
 
+from cankd_hf import CanKDConfig, CanKDTrainer
+from cankd_hf.config.distill import LossTerm
+from cankd_hf.config.student import StudentConfig
 from cankd_hf.models.fpn.conventions_cankd_fpn import select_rated
 from cankd_hf.models.fpn.prototypes_cankd_fpn import MOST, PROTOTYPES, SIDE, WEIGHT, PrototypeMasks
+from tests.instances.kinds import CONVNEXT, generated
 
 
 def read(maps: Tensor, box: Tensor, scale: float) -> Tensor:
@@ -96,3 +104,27 @@ def test_the_selection_is_that_of_torchvision() -> None:
         torch.testing.assert_close(found[name], value)
     rated = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
     torch.testing.assert_close(rated[found["cells"], found["labels"]], found["scores"])
+
+
+def test_predictions_are_distilled_as_without_masks(tmp_path: Path) -> None:
+    """Maps, predictions at all anchors, and the student's features through the teacher's head."""
+    task, data = generated()
+    fpn = {"head": "fcos", "masks": True, "head_layers": 1, "fpn_channels": 8}
+    set_seed(0)
+    teacher, student = (
+        task.build_student(StudentConfig(backbone=CONVNEXT, fpn={**fpn, "fpn_channels": width})) for width in (12, 8)
+    )
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    settings: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
+    args = CanKDConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **settings)
+    names = ("cankd", "dense_logits", "cross_head")
+    terms = [LossTerm(name) for name in names]
+    trainer = CanKDTrainer(
+        student, teacher, args, terms=terms, task=task, train_dataset=data.train, eval_dataset=data.eval
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert all(logged[f"loss_{name}"] > 0 for name in ("task", *names)) and math.isfinite(logged["loss"])
+    assert math.isfinite(trainer.evaluate()["eval_mask_ap"])
+    moved = {name for name, value in trainer.student.state_dict().items() if not torch.equal(value, before[name])}
+    assert {f"head.head.masks.{part}.weight" for part in ("prototype", "coefficient")} <= moved

@@ -16,7 +16,7 @@ from transformers.loss import loss_for_object_detection
 from cankd_hf.models.configs import config_from_dict
 from cankd_hf.models.native_masks import BOXED, NATIVE, UNIVERSAL, auto_class, prepare
 from cankd_hf.models.partly_labelled import run_labelled
-from tests.training.native_instance_configs import SIZE, config
+from tests.instances.native_configs import SIZE, config
 
 EACH = pytest.mark.parametrize("name", NATIVE)
 

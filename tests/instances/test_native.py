@@ -25,9 +25,9 @@ from cankd_hf.tasks import InstanceSegmentationTask, saved_task, task_for
 from cankd_hf.tasks.native_instances import PROCESSORS
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
-from tests.training.instance_folders import write_instances
+from tests.instances.folders import write_instances
+from tests.instances.native_configs import FAMILIES, SIZE, config
 from tests.training.native_detector_configs import RESNET
-from tests.training.native_instance_configs import FAMILIES, SIZE, config
 
 SLOW = {"eomt_dinov3"}  # almost the code of another
 EACH = pytest.mark.parametrize(
