@@ -113,6 +113,7 @@ class DetectionTask(PipelineTask):
         return cls(class_labels(model)).for_model(_prepared(model, model.name_or_path))
 
     def for_model(self, model: PreTrainedModel) -> DetectionTask:
+        prepare(model)
         task = copy.copy(self)
         task.model_type = model.config.model_type
         task.pipeline_tag = self.pipeline_tag_of({"model_type": task.model_type})

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from cankd_hf.data.detection.collate import original_objects, original_sizes
 from cankd_hf.data.detection.expected import objects_problem
+from cankd_hf.features.inputs import input_rule
 from cankd_hf.metrics.detection import detection_scores
 from cankd_hf.metrics.masks import BOXES, MASKS, instance_statistics, segmentations
 from cankd_hf.models import native_masks
@@ -78,6 +79,12 @@ class InstanceSegmentationTask(DetectionTask):
 
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         return objects_problem(labels, len(self.id2label), scored, size)
+
+    def why_not_scored(self, model: PreTrainedModel) -> str | None:
+        fixed = input_rule(model).fixed
+        if fixed is not None and fixed != self.rule.fixed:
+            return f"it takes images of {fixed[0]} x {fixed[1]} alone"
+        return super().why_not_scored(model)
 
     def statistics(  # type: ignore[override]
         self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from tests.training.native_detector_configs import FAMILIES as DETECTORS
@@ -42,4 +43,4 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[int]]] = {
 
 def config(model_type: str) -> dict[str, Any]:
     """The fields of one family's configuration, as a recipe gives them."""
-    return {"model_type": model_type, **FAMILIES[model_type][0]}
+    return copy.deepcopy({"model_type": model_type, **FAMILIES[model_type][0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from cankd_hf.tasks.native_instances import PROCESSORS
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from tests.instances.folders import write_instances
-from tests.instances.native_configs import FAMILIES, SIZE, config
+from tests.instances.native_configs import FAMILIES, SIZE, STAGES, config
+from tests.instances.native_trainers import one_step
+from tests.processes import run_two
 from tests.training.native_detector_configs import RESNET
 
 SLOW = {"eomt_dinov3"}  # almost the code of another
@@ -123,10 +126,15 @@ def test_saved_it_is_a_student_a_teacher_and_stock(name: str, run: Callable[[str
     made = run(name)
     task = saved_task(str(made.folder))
     assert task is InstanceSegmentationTask
-    for model in (task.load(made.folder), auto_class(name).from_pretrained(made.folder)):
-        own = made.trainer.student.state_dict()
+    own = made.trainer.student.state_dict()
+    loaded, stock = task.load(made.folder), auto_class(name).from_pretrained(made.folder)
+    for model in (loaded, stock):
         assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
-        assert isinstance(task_for(model), InstanceSegmentationTask)
+    # a task of the user's, and a model that transformers made
+    made.trainer.task.for_model(stock)
+    batch = next(iter(made.trainer.get_eval_dataloader()))
+    assert stock(**made.trainer.task.model_inputs(batch)).loss.isfinite()
+    assert isinstance(task_for(stock), InstanceSegmentationTask)
     teacher = load_teacher(str(made.folder))
     size = (SIZE, SIZE) if name.startswith("eomt") else (128, 128)
     maps, levels = teacher(torch.randn(2, 3, *size)), teacher.levels(size)
@@ -188,6 +196,8 @@ def test_images_that_a_family_does_not_take_are_refused(images: str) -> None:
     student = task.build_student(StudentConfig(config=config("eomt")))
     with pytest.raises(InputError, match=r"data\.image_size: eomt takes images of 64 x 64 alone, got .* 64 x 128"):
         task.for_model(student).collate([sets.eval[0]])
+    assert task.why_not_scored(student) == "it takes images of 64 x 64 alone"
+    assert task.for_model(student).why_not_scored(student) is None
 
 
 @pytest.mark.parametrize(
@@ -204,3 +214,41 @@ def test_images_that_a_family_does_not_take_are_refused(images: str) -> None:
 def test_students_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         InstanceSegmentationTask({0: "a", 1: "b"}).build_student(StudentConfig(config=fields))
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
+    """As far as random points, and the mean of classes over the queries of a process, allow."""
+    names = ("mask2former", "maskformer", "detr", "rf_detr")
+    run_two(Path(__file__).with_name("two_processes_native.py"), tmp_path, *names)
+    first, second = (json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2))
+    for name in names:
+        alone = one_step(tmp_path / f"one_{name}", name, batch=4).state.log_history[0]["loss_task"]
+        assert first[name][0] == pytest.approx(alone, rel=0.1)
+        assert first[name] == pytest.approx(second[name]), "both hold the same weights"
+
+
+@pytest.mark.slow
+def test_mask2former_learns_images_by_heart(tmp_path: Path) -> None:
+    """Eight generated images, through the task."""
+    settings = DataConfig(path="shapes", generated={"train": 8, "validation": 8, "size": 96})
+    task, sets = InstanceSegmentationTask.from_data(settings)
+    backbone = {**STAGES, "embedding_size": 16, "hidden_sizes": [16, 32, 64, 64]}
+    fields = {**config("mask2former"), "backbone_config": backbone, "num_queries": 20, "train_num_points": 512}
+    fields |= dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 64) | {"dropout": 0.0}
+    fields |= {"encoder_feedforward_dim": 128, "dim_feedforward": 128, "num_attention_heads": 4}
+    set_seed(0)
+    student = task.build_student(StudentConfig(config=fields))
+    args: dict[str, Any] = {"max_steps": 400, "warmup_steps": 0.1, "lr_scheduler_type": "cosine", "disable_tqdm": True}
+    args |= {"per_device_train_batch_size": 8, "max_grad_norm": 1.0, "save_strategy": "no", "report_to": "none"}
+    trainer = CanKDTrainer(
+        student,
+        None,
+        CanKDConfig(str(tmp_path), learning_rate=1.5e-3, use_cpu=True, **args),
+        task=task,
+        train_dataset=sets.eval,
+        eval_dataset=sets.eval,
+    )
+    trainer.train()
+    scores = trainer.evaluate()
+    assert scores["eval_mask_ap50"] >= 0.9 and scores["eval_ap50"] >= 0.9

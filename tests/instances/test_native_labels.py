@@ -18,7 +18,10 @@ from cankd_hf.models.native_masks import BOXED, NATIVE, UNIVERSAL, auto_class, p
 from cankd_hf.models.partly_labelled import run_labelled
 from tests.instances.native_configs import SIZE, config
 
-EACH = pytest.mark.parametrize("name", NATIVE)
+SLOW = {"eomt_dinov3"}  # almost the code of another
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NATIVE]
+)
 
 
 def native(name: str, classes: int = 3, **fields: Any) -> Any:
@@ -86,6 +89,12 @@ def test_an_image_without_labels_has_no_part_in_the_loss(name: str) -> None:
     assert nothing == 0
     nothing.backward()
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@EACH
+def test_one_class_is_enough(name: str) -> None:
+    loss = loss_of(native(name, classes=1).eval(), torch.randn(2, 3, SIZE, SIZE), labels_of([2, 3], classes=1))
+    assert loss.isfinite() and loss > 0
 
 
 def test_losses_of_the_layers_of_maskformer() -> None:
