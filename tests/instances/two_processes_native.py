@@ -13,10 +13,7 @@ folder, rank, found = Path(sys.argv[1]), 0, {}
 for name in sys.argv[2:]:
     made = one_step(folder / name, name, batch=2)
     rank = made.args.process_index
-    weight = made.student.state_dict()
-    found[name] = [
-        made.state.log_history[0]["loss_task"],
-        sum(float(value.double().sum()) for value in weight.values()),
-    ]
+    weights = [float(parameter.double().sum()) for parameter in made.student.parameters()]
+    found[name] = [made.state.log_history[0]["loss_task"], sum(weights)]
 (folder / f"found{rank}.json").write_text(json.dumps(found))
 leave_together(folder, rank)
