@@ -28,6 +28,7 @@ from cankd_hf.tasks.native_instances import CALLS, PROCESSORS, native_form, own_
 from cankd_hf.tasks.overview import InstanceOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.showing import Confusion, ImageScores
+from cankd_hf.tasks.starting import INSTANCES
 
 MASK_LOGITS = "[B, N, 28, 28] float32, logits of each mask within its box: resize to the box, then above 0"
 
@@ -52,7 +53,7 @@ class InstanceSegmentationTask(DetectionTask):
     }
     further_scores = ("mask_ap_", "mask_ar", "ap_", "ap75", "ar")
     pipeline_tag = "image-segmentation"
-    label_kind, overview = "instances", InstanceOverview
+    label_kind, overview, starter = "instances", InstanceOverview, INSTANCES
     prints = 'found["score"], found["mask"].size'
     picture_note = f"masks with a score of at least {THRESHOLD:g}"
 

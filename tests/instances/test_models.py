@@ -207,8 +207,8 @@ def test_students_train_on_any_size_and_detect(kind: str) -> None:
 def test_what_is_refused() -> None:
     backbone = KINDS["faster_rcnn"]["backbone_config"]
     for head, masks, said in (
-        ("reppoints", True, "false for 'reppoints'"),
-        ("faster_rcnn", 1, "true or false, got 1"),
+        ("reppoints", True, "masks: expected one of False for 'reppoints'"),
+        ("faster_rcnn", 3, "False, True .* got 3"),
     ):
         with pytest.raises(ValueError, match=said):
             FPNConfig(backbone_config=backbone, head=head, masks=masks)
@@ -229,7 +229,11 @@ def test_what_is_refused() -> None:
 def test_detectors_without_masks_are_as_they_were() -> None:
     """Names of weights and configuration: a saved detector loads as before."""
     model = detector("faster_rcnn_resnet")
-    assert not any("mask" in name for name in model.state_dict()) and model.config.masks is False
+    assert (
+        not any("mask" in name for name in model.state_dict())
+        and model.config.masks is False
+        and "masks" not in detector("fcos_resnet").config.to_dict()
+    )
     ours = student("faster_rcnn").state_dict()
     assert {name for name in ours if "mask" not in name} == set(model.state_dict())
 
