@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +17,7 @@ from transformers import set_seed
 from cankd_hf import CanKDConfig, CanKDTrainer
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.config.student import StudentConfig
+from cankd_hf.errors import InputError
 from cankd_hf.models.fpn.conventions_cankd_fpn import select_rated
 from cankd_hf.models.fpn.prototypes_cankd_fpn import MOST, PROTOTYPES, SIDE, WEIGHT, PrototypeMasks
 from tests.instances.kinds import CONVNEXT, generated
@@ -128,3 +130,7 @@ def test_predictions_are_distilled_as_without_masks(tmp_path: Path) -> None:
     assert math.isfinite(trainer.evaluate()["eval_mask_ap"])
     moved = {name for name, value in trainer.student.state_dict().items() if not torch.equal(value, before[name])}
     assert {f"head.head.masks.{part}.weight" for part in ("prototype", "coefficient")} <= moved
+    with pytest.raises(InputError, match=r"pseudo_boxes.*gives boxes alone, and the student learns masks"):
+        CanKDTrainer(
+            student, teacher, args, terms=[LossTerm("pseudo_boxes")], task=task, train_dataset=data.train
+        ).train()
