@@ -88,12 +88,7 @@ def _run(options: argparse.Namespace) -> int:
             for place in (out, folder):
                 held.enter_context(FolderLock(place))
         planner = Planner(config, build_arms(config, records), records)
-        costs = any(budget.measured for budget in planner.budgets)
-        if options.no_plan and costs:
-            raise InputError(
-                "--no-plan: budgets of cost need the cost of a step, which is measured; leave it out, or name prices"
-            )
-        processes = Processes(records, options.jobs, costs)
+        processes = Processes(records, options.jobs, _costs_count(planner, options.no_plan))
         if options.calibrate is not None:
             return _write_prices(Path(options.calibrate), planner, processes, say)
         planner.sweep()
@@ -117,6 +112,16 @@ def _run(options: argparse.Namespace) -> int:
     _print_tables(shown, findings, planner)
     say(f"Page, Markdown and JSON: {out / 'comparison.html'}")
     return FAILED if planner.failed or any(one.failed for one in planner.outcomes.values()) else 0
+
+
+def _costs_count(planner: "Planner", no_plan: bool) -> bool:
+    """Whether what runs spend counts, which no run beside others on its device can tell."""
+    costs = any(budget.measured for budget in planner.budgets)
+    if no_plan and costs:
+        raise InputError(
+            "--no-plan: budgets of cost need the cost of a step, which is measured; leave it out, or name prices"
+        )
+    return costs
 
 
 def _write_prices(file: Path, planner: "Planner", processes: Any, say: Any) -> int:
