@@ -200,8 +200,8 @@ def _fill_backbone(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
     # Native detectors unwrap timm's module.
     for source in (loaded, getattr(loaded, "_backbone", loaded)):
         state = _uncounted(source)
-        for name, module in model.named_modules():
-            if "backbone" in name and state.keys() == _uncounted(module).keys():
+        for module in model.modules():
+            if state.keys() == _uncounted(module).keys():
                 module.load_state_dict(state, strict=False)
                 return
     raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.backbone_utils import BackboneMixin
 
 from cankd_hf.errors import InputError
 from cankd_hf.training.arguments import stepped_schedule
@@ -64,8 +65,10 @@ class OptimizerMixin(TeachingTrainer):
 
     def _scale_backbone(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Moves the backbone's parameters into groups with their own learning rate."""
-        # At the top of our own students, inside `model` in the native detectors.
+        # At the top of our own students, inside `model` in the native detectors, called otherwise in Mask2Former.
         backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
+        inner = [part for name, part in model.named_modules() if name not in ("", "student")]
+        backbone |= {id(p) for part in inner if isinstance(part, BackboneMixin) for p in part.parameters()}
         if not backbone:
             raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
         for group in list(optimizer.param_groups):

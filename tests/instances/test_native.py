@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import pipeline, set_seed
+from transformers.backbone_utils import BackboneMixin
 
 from cankd_hf import CanKDConfig, CanKDTrainer
 from cankd_hf.config.data import DataConfig
@@ -21,6 +22,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
+from cankd_hf.models.backbones import random_backbone
 from cankd_hf.models.native_masks import NATIVE, UNIVERSAL, auto_class
 from cankd_hf.tasks import InstanceSegmentationTask, saved_task, task_for
 from cankd_hf.tasks.native_instances import PROCESSORS
@@ -154,6 +156,30 @@ def test_the_code_of_its_card_runs(
     code = code.replace("photo.jpg", f"{images}/val/0.png").replace("threshold=0.5", "threshold=0.0")
     exec(code, {"pipeline": pipeline})
     assert name == "detr" or "(96, 64)" in capsys.readouterr().out  # it may see nothing but "no object"
+
+
+@pytest.mark.parametrize("name", ["mask2former", "maskformer", "detr"])
+def test_its_backbone_is_pretrained_and_learns_at_its_own_rate(
+    name: str, run: Callable[[str], Run], tmp_path: Path
+) -> None:
+    set_seed(3)
+    wanted = random_backbone(STAGES)
+    wanted.save_pretrained(tmp_path)
+    given = {"pretrained": str(tmp_path), "out_indices": [1, 2, 3, 4]}
+    student = InstanceSegmentationTask({0: "a"}).build_student(
+        StudentConfig(config={**config(name), "backbone_config": given})
+    )
+    (inside,) = [part for part in student.modules() if isinstance(part, BackboneMixin)]
+    assert all(torch.equal(value, inside.state_dict()[key]) for key, value in wanted.named_parameters())
+    trainer = run(name).trainer
+    (inside,) = [part for part in trainer.student.modules() if isinstance(part, BackboneMixin)]
+    trainer.optimizer, trainer.args.backbone_lr_scale = None, 0.1
+    try:
+        groups = trainer.create_optimizer().param_groups
+    finally:
+        trainer.args.backbone_lr_scale = 1.0
+    slow = {id(p) for group in groups for p in group["params"] if group["lr"] < trainer.args.learning_rate / 2}
+    assert slow == {id(p) for p in inside.parameters() if p.requires_grad}
 
 
 def answers(name: str, labels: list[dict[str, Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
