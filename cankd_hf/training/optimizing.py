@@ -1,7 +1,7 @@
 """The optimizer methods of `CanKDTrainer`."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -67,8 +67,9 @@ class OptimizerMixin(TeachingTrainer):
         """Moves the backbone's parameters into groups with their own learning rate."""
         # At the top of our own students, inside `model` in the native detectors, called otherwise in Mask2Former.
         backbone = {id(p) for name, p in model.named_parameters() if ".backbone." in f".{name}"}
-        inner = [part for name, part in model.named_modules() if name not in ("", "student")]
-        backbone |= {id(p) for part in inner if isinstance(part, BackboneMixin) for p in part.parameters()}
+        for name, part in model.named_modules():
+            if name not in ("", "student") and isinstance(part, BackboneMixin):
+                backbone |= {id(p) for p in cast(nn.Module, part).parameters()}
         if not backbone:
             raise InputError("training.backbone_lr_scale: the student has no module called `backbone`; leave it at 1")
         for group in list(optimizer.param_groups):
