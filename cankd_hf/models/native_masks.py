@@ -37,14 +37,13 @@ class MaskLabels:
 
     def __call__(self, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         labels = kwargs.get("labels")
-        if labels is None:
-            return None
         rest = {name: value for name, value in kwargs.items() if name != "labels"}
-        # Nearest or bilinear samples of them are taken, which bool and bytes have not.
-        rest["mask_labels"] = [label["masks"].float() for label in labels]
-        rest["class_labels"] = [label["class_labels"] for label in labels]
+        if labels is not None:
+            # Nearest or bilinear samples of them are taken, which bool and bytes have not.
+            rest["mask_labels"] = [label["masks"].float() for label in labels]
+            rest["class_labels"] = [label["class_labels"] for label in labels]
         if getattr(module.config, "use_auxiliary_loss", False) and module.config.model_type == "maskformer":
-            rest["output_hidden_states"] = True  # the layers' losses are of these, and it does not ask for them itself
+            rest["output_hidden_states"] = True  # its layers' answers are of these, and it does not ask for them
         return args, rest
 
 

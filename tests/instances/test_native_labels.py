@@ -100,7 +100,9 @@ def test_one_class_is_enough(name: str) -> None:
 def test_losses_of_the_layers_of_maskformer() -> None:
     """It does not ask for the hidden states that they are made of."""
     images, labels = torch.randn(1, 3, SIZE, SIZE), labels_of([2])
-    more = loss_of(native("maskformer", use_auxiliary_loss=True).eval(), images, labels)
+    model = native("maskformer", use_auxiliary_loss=True).eval()
+    more = loss_of(model, images, labels)
+    assert model(images).masks_queries_logits.shape[:2] == (1, 12)
     assert more > loss_of(native("maskformer").eval(), images, labels)
 
 
