@@ -235,7 +235,7 @@ def test_detectors_without_masks_are_as_they_were() -> None:
     assert (
         not any("mask" in name for name in model.state_dict())
         and model.config.masks is False
-        and "masks" not in detector("fcos_resnet").config.to_dict()
+        and "masks" not in detector("retinanet_resnet").config.to_dict()
     )
     ours = student("faster_rcnn").state_dict()
     assert {name for name in ours if "mask" not in name} == set(model.state_dict())
