@@ -25,7 +25,7 @@ from cankd_hf.tasks import InstanceSegmentationTask
 from tests.models.kinds import RESNET
 from tests.processes import run_two
 
-from .kinds import CONVNEXT, SIZES, generated
+from .kinds import CONVNEXT, SIZES, generated, student
 
 SMALL = {"fpn_channels": 8, "head_channels": 16, "score_threshold": 0.01}
 DATA = {"path": "shapes", "generated": {**SIZES, "size": 48}, "test_split": "test", "image_size": [64, 64]}
@@ -112,6 +112,32 @@ def test_pictures_show_masks() -> None:
     inside = truth["masks"].any(0).numpy().repeat(rows, 0).repeat(columns, 1)
     assert (painted[inside].max(-1) > 20).mean() > 0.9 and (painted[~inside].max(-1) > 20).mean() < 0.3
     assert task.paint(np.zeros((64, 64, 3), np.float32), {k: v[:0] for k, v in answer.items()}, truth).max() == 0
+
+
+def test_masks_of_other_loaders_are_scored_at_the_size_of_the_data_set() -> None:
+    """Labels of a user's own data set, which bring no outlines, in a padded batch of resized pictures."""
+    task, data = generated(generated={**SIZES, "size": 32}, image_size=[64, 64])
+    items = [data.eval[index] for index in range(3)]
+    wide = {"pixel_values": torch.zeros(3, 96, 80), "labels": None}
+    model = student("faster_rcnn", id2label=task.id2label)
+    scored = []
+    for outlined in (True, False):
+        labels = [{k: v for k, v in one["labels"].items() if outlined or k != "outlines"} for one in items]
+        batch = task.collate([{**one, "labels": label} for one, label in zip(items, labels, strict=True)] + [wide])
+        batch = {"pixel_values": batch["pixel_values"][:3], "labels": batch["labels"][:3]}
+        assert batch["labels"][0]["masks"].shape[1:] == (96, 80)
+        boxes = [own["boxes"] for own in batch["labels"]]
+        count = max(map(len, boxes))
+        logits, places = torch.full((3, count, 5), -1e4), torch.zeros(3, count, 4)
+        masks = torch.full((3, count, 28, 28), 5.0)
+        for row, own in enumerate(batch["labels"]):
+            logits[row, range(len(boxes[row])), own["class_labels"]] = 2.0
+            places[row, : len(boxes[row])] = boxes[row]
+        outputs = {"logits": logits, "pred_boxes": places, "pred_masks": masks}
+        found = task.statistics({"outputs": outputs}, batch, model)
+        scored.append(task.scores({name: values.numpy() for name, values in found.items()}))
+    assert 0.1 < scored[0]["mask_ap50"] < scored[0]["ap50"] == 1, "boxes are right, masks that fill them are not"
+    assert scored[1] == pytest.approx(scored[0], nan_ok=True, abs=0.02)
 
 
 def distilled(folder: Path, batch: int) -> tuple[CanKDTrainer, dict[str, float], list[float]]:
