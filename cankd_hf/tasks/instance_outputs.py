@@ -25,7 +25,7 @@ from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.native_masks import UNIVERSAL
 from cankd_hf.tasks.detection_outputs import best_of, best_rows
 
-PIXELS = 2**25  # of the masks that are scaled at once
+PIXELS = 2**25  # of masks that are computed at one time
 IN_BOXES = {FPNConfig.model_type}  # model types whose masks are those of their boxes
 
 
@@ -79,8 +79,8 @@ def in_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [n, m, m] within boxes [n, 4] -> masks bool [n, H, W], by torchvision's pasting."""
     if not len(boxes):
         return torch.zeros(0, *size, dtype=torch.bool, device=boxes.device)
-    pasted: Tensor = paste_masks_in_image(logits.sigmoid()[:, None], boxes, size)
-    return pasted[:, 0] > 0.5
+    parts = zip(logits.sigmoid().split(_at_once(size)), boxes.split(_at_once(size)), strict=True)
+    return torch.cat([paste_masks_in_image(masks[:, None], own, size)[:, 0] > 0.5 for masks, own in parts])
 
 
 def in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> Tensor:
@@ -93,7 +93,7 @@ def rated_in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> t
     masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
     certain = logits.new_zeros(len(logits))
     whole = [max(round(side), least) for side, least in zip(canvas.tolist(), size, strict=True)]
-    step = max(1, PIXELS // (whole[0] * whole[1]))  # the logits of large pictures are not kept all at once
+    step = _at_once((whole[0], whole[1]))
     for first in range(0, len(logits), step):
         some = slice(first, first + step)
         scaled = interpolate(logits[some, None], size=whole, mode="bilinear", align_corners=False)[:, 0]
@@ -102,6 +102,11 @@ def rated_in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> t
         inside = masks[some].sum((1, 2)).clamp(min=1)
         certain[some] = (scaled.sigmoid() * masks[some]).sum((1, 2)) / inside
     return masks, certain
+
+
+def _at_once(size: tuple[int, int]) -> int:
+    """How many masks of an image of this size are floating point numbers at one time."""
+    return max(1, PIXELS // (size[0] * size[1]))
 
 
 @torch.no_grad()
