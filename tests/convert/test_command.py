@@ -98,7 +98,7 @@ def test_refused(tmp_path: Path, capsys: Any) -> None:
         "expected a tensor bbox_head.retina_cls.weight": ("retinanet", other, "pytorch"),
         "expected a tensor rpn_head.rpn_cls.weight": ("faster_rcnn", two_stage([], False) | {}, "pytorch"),
         "in 16 groups, got 32": ("fcos", fcos([1.0] * 5, 64), "pytorch"),
-        "not supported yet": ("dino", state, "pytorch"),
+        "expected a tensor level_embed": ("dino", state, "pytorch"),
     }
     cases["expected a tensor rpn_head.rpn_cls.weight"][1].pop("rpn_head.rpn_cls.weight")
     for said, (kind, content, style) in cases.items():
