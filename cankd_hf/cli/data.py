@@ -31,7 +31,7 @@ exit codes: 0 done, whatever problems it tells, 2 there is no data set"""
 LIMIT = 500
 WIDTH = 80
 MOST_CLASSES = 40
-KINDS = ("masks", "boxes", "classes", "depths", "images")
+KINDS = ("masks", "boxes", "instances", "classes", "depths", "images")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -51,20 +51,27 @@ class ShapesSource:
 
     def load(self, index: int) -> Sample:
         """Draw image [3, H, W] and mask [H, W]."""
+        image, shapes = self.drawn(index)
+        mask = np.zeros((self.pixels, self.pixels), dtype=np.uint8)
+        for label, inside in shapes:
+            mask[inside] = label
+        target = Mask(torch.from_numpy(mask)) if self.masks else None
+        return Sample(image, target, self.name(index))
+
+    def drawn(self, index: int) -> tuple[torch.Tensor, list[tuple[int, np.ndarray]]]:
+        """Draw image [3, H, W] and its shapes: class and pixels [H, W], the last one on top of the others."""
         if not 0 <= index < self.size:
             raise IndexError(f"{self.name(index)}: the split holds {self.size} images")
         random = np.random.default_rng([self.seed, SPLITS[self.split], index])
         image = _texture(random, self.pixels)
-        mask = np.zeros((self.pixels, self.pixels), dtype=np.uint8)
+        shapes = []
         for _ in range(random.integers(3, 7)):
             label = int(random.integers(1, len(SHAPE_CLASSES)))
             inside = _outline(random, label, self.pixels)
             image = np.where(inside, _texture(random, self.pixels), image)
-            mask[inside] = label
+            shapes.append((label, inside))
         image = image * _light(random, self.pixels) + random.normal(0, 6, image.shape)
-        pixels = np.clip(image, 0, 255).astype(np.uint8)
-        target = Mask(torch.from_numpy(mask)) if self.masks else None
-        return Sample(torch.from_numpy(pixels), target, self.name(index))
+        return torch.from_numpy(np.clip(image, 0, 255).astype(np.uint8)), shapes
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ CROWD, OBJECT, DETECTION = 0.0, 1.0, 2.0
 COLUMNS = 7
 MAX_DETECTIONS = 100
 AREAS = ("all", "small", "medium", "large")
+Masks = tuple[tuple[int, int], list[dict[str, Any]]]  # height and width of an image, and run lengths
 
 
 @torch.no_grad()
@@ -85,18 +86,23 @@ def detection_tables(
     return table.where(counts.to(table.device)[:, None, None], PADDING)
 
 
-def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
+def detection_scores(
+    statistics: torch.Tensor | np.ndarray, id2label: dict[int, str], masks: Sequence[Masks] | None = None
+) -> dict[str, float]:
     """COCO scores of a whole set, independent of the order of the images.
 
     Args:
         statistics: [N, R, 7], from `detection_statistics`.
         id2label: names of the K classes.
+        masks: of each image its height and width, and the run lengths of all rows of its table that are no padding,
+            from `metrics.masks`; None: boxes are scored alone.
 
     Returns:
         In 0..1, nan for anything absent from the ground truth: `ap` (mean over IoU 0.50:0.05:0.95 and classes),
         `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` (area below 32^2, below 96^2, above), `ar1`, `ar10`,
         `ar100` (recall with so many detections an image), `ar_small`, `ar_medium`, `ar_large`; `ap_agnostic` and
-        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class, see `class_keys`.
+        `ap50_agnostic`, the same with all classes taken as one; `ap_NAME` for each class, see `class_keys`. With masks
+        also `mask_ap`, `mask_ap50`, ..., the same of masks.
 
     Raises:
         ValueError: if the statistics are not [N, R, 7], or hold a class without a name.
@@ -105,16 +111,25 @@ def detection_scores(statistics: torch.Tensor | np.ndarray, id2label: dict[int, 
     tables = statistics.detach().cpu().numpy() if isinstance(statistics, torch.Tensor) else np.asarray(statistics)
     if tables.ndim != 3 or tables.shape[-1] != COLUMNS:
         raise ValueError(f"expected statistics [N, R, {COLUMNS}], got {tables.shape}")
-    rows, images = _sorted_rows(tables)
+    rows, images, shapes = _sorted_rows(tables, masks)
     classes = rows[:, 1]
     if len(rows) and not (classes.min() >= 0 and classes.max() < len(id2label)):
         raise ValueError(f"expected classes 0..{len(id2label) - 1}, got {classes.min():.0f}..{classes.max():.0f}")
     library, evaluator = _backend()
-    with _collector_paused():
-        truth = _coco(library, rows, images, len(tables), len(id2label), detected=False)
-        found = _coco(library, rows, images, len(tables), len(id2label), detected=True)
-        precision, recall = _evaluate(evaluator, truth, found, by_class=True)
-        single, _ = _evaluate(evaluator, truth, found, by_class=False)
+    scores: dict[str, float] = {}
+    for kind, before, outlines in (("bbox", "", None), ("segm", "mask_", shapes))[: 1 if masks is None else 2]:
+        with _collector_paused():
+            truth = _coco(library, rows, images, len(tables), len(id2label), False, outlines)
+            found = _coco(library, rows, images, len(tables), len(id2label), True, outlines)
+            own = _scores(partial(evaluator, iouType=kind), truth, found, id2label)
+        scores |= {f"{before}{name}": value for name, value in own.items()}
+    return scores
+
+
+def _scores(evaluator: Any, truth: Any, found: Any, id2label: dict[int, str]) -> dict[str, float]:
+    """The scores of boxes, or of masks."""
+    precision, recall = _evaluate(evaluator, truth, found, by_class=True)
+    single, _ = _evaluate(evaluator, truth, found, by_class=False)
     scores = {"ap": _mean(precision[..., 0, -1])}
     scores |= {f"ap{name}": _mean(precision[place, ..., 0, -1]) for place, name in ((0, 50), (5, 75))}
     scores |= {f"ap_{name}": _mean(precision[..., area, -1]) for area, name in enumerate(AREAS) if area}
@@ -134,12 +149,18 @@ def _object_rows(target: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([kind[:, None], target["class_labels"][:, None].to(boxes), area[:, None], boxes], 1)
 
 
-def _sorted_rows(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All rows but padding, [n, 7], and their image numbers, with images sorted by their content."""
+def _sorted_rows(
+    tables: np.ndarray, masks: Sequence[Masks] | None
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """All rows but padding, [n, 7], their image numbers and their masks, with images sorted by their content."""
     real = [table[table[:, 0] != PADDING] for table in np.ascontiguousarray(tables, dtype=np.float32)]
-    real.sort(key=lambda rows: rows.tobytes())
-    images = np.repeat(np.arange(len(real)), [len(rows) for rows in real])
-    return np.concatenate([*real, np.zeros((0, COLUMNS), dtype=np.float32)]).astype(np.float64), images
+    given = [((0, 0), [])] * len(real) if masks is None else masks
+    shapes = [own[: len(rows)] for rows, (_, own) in zip(real, given, strict=True)]
+    keys = [(rows.tobytes(), [one["counts"] for one in own]) for rows, own in zip(real, shapes, strict=True)]
+    order = sorted(range(len(real)), key=keys.__getitem__)
+    images = np.repeat(np.arange(len(real)), [len(real[place]) for place in order])
+    rows = np.concatenate([*(real[place] for place in order), np.zeros((0, COLUMNS), dtype=np.float32)])
+    return rows.astype(np.float64), images, [one for place in order for one in shapes[place]]
 
 
 def _backend() -> tuple[Any, Any]:
@@ -147,7 +168,7 @@ def _backend() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        return COCO, partial(COCOeval_faster, iouType="bbox", extra_calc=False)
+        return COCO, partial(COCOeval_faster, extra_calc=False)
     except ImportError:
         return _slow_backend()
 
@@ -162,7 +183,7 @@ def _slow_backend() -> tuple[Any, Any]:
             "detection scores: expected the package faster-coco-eval (or pycocotools), got neither; "
             "run `pip install faster-coco-eval`"
         ) from None
-    return COCO, partial(COCOeval, iouType="bbox")
+    return COCO, COCOeval
 
 
 @contextlib.contextmanager
@@ -177,12 +198,23 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _coco(library: Any, rows: np.ndarray, images: np.ndarray, count: int, num_labels: int, detected: bool) -> Any:
-    """The library's index of the detections, or of the ground truth."""
+def _coco(
+    library: Any,
+    rows: np.ndarray,
+    images: np.ndarray,
+    count: int,
+    num_labels: int,
+    detected: bool,
+    outlines: Sequence[dict[str, Any]] | None = None,
+) -> Any:
+    """The library's index of the detections, or of the ground truth, with the masks of the rows if they are given."""
     chosen = (rows[:, 0] == DETECTION) == detected
     rows = rows[chosen]
+    shapes = None if outlines is None else [outlines[place] for place in np.flatnonzero(chosen).tolist()]
     boxes = np.concatenate([rows[:, 3:5], rows[:, 5:7] - rows[:, 3:5]], 1)
     area = boxes[:, 2] * boxes[:, 3] if detected else rows[:, 2]
+    if detected and shapes:
+        area = pixels_of(shapes)
     classes, crowd = rows[:, 1].astype(int), (rows[:, 0] == CROWD).astype(int)
     columns = (images[chosen], classes, boxes, area, crowd, rows[:, 2])
     # ids begin at 1: both libraries take 0 for "matched with nothing"
@@ -200,15 +232,27 @@ def _coco(library: Any, rows: np.ndarray, images: np.ndarray, count: int, num_la
             zip(*(column.tolist() for column in columns), strict=True), start=1
         )
     ]
+    sizes = dict.fromkeys(range(count), (0, 0))
+    for entry, shape in zip(annotations, shapes or (), strict=shapes is not None):
+        entry["segmentation"], sizes[entry["image_id"]] = dict(shape), shape["size"]
     index = library()
     index.dataset = {
-        "images": [{"id": number} for number in range(count)],
+        "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()],
         "annotations": annotations,
         "categories": [{"id": number, "name": str(number)} for number in range(num_labels)],
     }
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         index.createIndex()
     return index
+
+
+def pixels_of(shapes: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The pixels [n] of masks, from their run lengths."""
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError:
+        from pycocotools import mask
+    return np.asarray(mask.area(list(shapes)), np.float64)
 
 
 def _evaluate(evaluator: Any, truth: Any, found: Any, by_class: bool) -> tuple[np.ndarray, np.ndarray]:

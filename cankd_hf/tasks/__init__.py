@@ -15,11 +15,13 @@ from cankd_hf.tasks.classification import ClassificationTask
 from cankd_hf.tasks.depth import DepthTask
 from cankd_hf.tasks.detection import DetectionTask
 from cankd_hf.tasks.features import FeaturesTask
+from cankd_hf.tasks.instances import InstanceSegmentationTask
 from cankd_hf.tasks.segmentation import SegmentationTask
 
 TASKS: dict[str, type[Task]] = {
     "segmentation": SegmentationTask,
     "detection": DetectionTask,
+    "instance-segmentation": InstanceSegmentationTask,
     "depth": DepthTask,
     "classification": ClassificationTask,
     "features": FeaturesTask,
@@ -31,6 +33,7 @@ __all__ = [
     "DepthTask",
     "DetectionTask",
     "FeaturesTask",
+    "InstanceSegmentationTask",
     "Metric",
     "SegmentationTask",
     "Task",

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,9 +78,10 @@ class DetectionTask(PipelineTask):
     """
 
     name = "detection"
+    masked: ClassVar[bool] = False  # whether the objects of its data sets have masks
     metric = "ap"
     metrics = {"ap": Metric("map", "AP", "AP"), "ap50": Metric("map_50", "AP50"), "ap75": Metric("map_75", "AP75")}
-    further_scores = ("ap_", "ar")
+    further_scores: ClassVar[tuple[str, ...]] = ("ap_", "ar")
     pipeline_tag = "object-detection"
     label_kind, overview, starter = "boxes", BoxOverview, BOXES
     takes_labels = True
@@ -129,24 +130,29 @@ class DetectionTask(PipelineTask):
         cls, config: DataConfig, labelled: bool = True, splits: Sequence[str] = ROLES
     ) -> tuple[DetectionTask, TaskData]:
         cls.check_labelled(labelled)
-        data = load_detection(config, splits=splits)
+        data = load_detection(config, splits=splits, masked=cls.masked)
         return cls(data.id2label), data
 
     @classmethod
     def open_data(cls, config: DataConfig) -> SplitCatalog:
-        return open_objects(config, ROLES)
+        return open_objects(config, ROLES, cls.masked)
+
+    @classmethod
+    def auto_class(cls, model_type: str | None) -> Any:
+        """The auto class of transformers that knows models of this type."""
+        return AutoModelForZeroShotObjectDetection if model_type in PROMPTED else AutoModelForObjectDetection
 
     def build_student(self, config: StudentConfig) -> PreTrainedModel:
         hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         source = config.config if config.model is None else load_config(config.model, hub).to_dict()
-        auto_class = _auto_class((source or {}).get("model_type"))
+        auto_class = self.auto_class((source or {}).get("model_type"))
         model = build_student(config, auto_class, self.id2label, ignore_index=None)
         return _prepared(model, config.tokenizer or config.model, config.revision)
 
     @classmethod
     def load(cls, folder: str | Path, revision: str | None = None) -> PreTrainedModel:
         register()
-        auto_class = _auto_class(load_config(str(folder), {"revision": revision or "main"}).model_type)
+        auto_class = cls.auto_class(load_config(str(folder), {"revision": revision or "main"}).model_type)
         return _prepared(load_student(auto_class, folder, revision, cls.name), str(folder), revision)
 
     def image_processor(self, config: DataConfig) -> BaseImageProcessor:
@@ -301,7 +307,3 @@ def _prepared(model: PreTrainedModel, tokenizer: str | None, revision: str | Non
     names = [name for _, name in sorted(class_labels(model).items())]
     prompts.attach_prompt(model, prompts.load_tokenizer(tokenizer, revision), names)
     return model
-
-
-def _auto_class(model_type: str | None) -> Any:
-    return AutoModelForZeroShotObjectDetection if model_type in PROMPTED else AutoModelForObjectDetection

@@ -47,6 +47,14 @@ def best_pairs(
     Returns:
         Best first: scores [B, n], labels [B, n] in 0..K-1 and boxes [B, n, 4] as x0, y0, x1, y1.
     """
+    scores, labels, rows = best_rows(outputs, model_type, limit)
+    boxes = box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")
+    boxes = boxes * sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
+    return scores, labels, boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+
+
+def best_rows(outputs: Any, model_type: str, limit: int = MAX_DETECTIONS) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and the rows of the outputs [B, n] of `best_pairs`."""
     logits = outputs["logits"].float()
     if model_type in SOFTMAX:
         rated = logits.softmax(dim=-1)[..., :-1]
@@ -55,10 +63,7 @@ def best_pairs(
     else:
         rated = logits.sigmoid()
     scores, places = rated.flatten(1).topk(min(limit, rated[0].numel()))
-    labels, rows = places % rated.shape[-1], places // rated.shape[-1]
-    boxes = box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")
-    boxes = boxes * sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
-    return scores, labels, boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+    return scores, places % rated.shape[-1], places // rated.shape[-1]
 
 
 def detections_of(output: Any) -> list[Tensor]:

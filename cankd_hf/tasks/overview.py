@@ -241,6 +241,24 @@ class BoxOverview(Overview):
         )
 
 
+class InstanceOverview(BoxOverview):
+    """Masks of objects of each class."""
+
+    unit = "masks"
+
+    def draw(self, axis: Any, image: np.ndarray, sample: Sample) -> None:
+        """The image with its masks tinted, and their boxes."""
+        found = sample.label
+        if found is not None and len(found.boxes):
+            image = image.astype(np.float32)
+            masks = found.masks(*sample.image.shape[-2:])[:MOST_DRAWN].numpy()
+            for mask, label in zip(masks, found.classes.tolist(), strict=False):
+                inside = resized(mask, image.shape[:2]) > 0
+                image[inside] = 0.5 * image[inside] + 0.5 * np.array(self.colours[label], np.float32)
+            image = image.clip(0, 255).astype(np.uint8)
+        super().draw(axis, image, sample)
+
+
 class ClassOverview(Overview):
     """Images of each class."""
 

@@ -102,13 +102,16 @@ def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize labels [H, W] to their nearest neighbour, with pixel centres aligned as in the image's bilinear resize.
+    """Resize labels [H, W], or masks [n, H, W], to their nearest neighbour, with pixel centres aligned as in the
+    image's bilinear resize.
 
     torchvision's own resize of masks is not aligned (it takes the upper left neighbour).
     """
     plain = labels.as_subclass(torch.Tensor)
-    if tuple(plain.shape) == tuple(size):
+    if tuple(plain.shape[-2:]) == tuple(size):
         return plain
+    if not plain.numel():
+        return plain.new_zeros(*plain.shape[:-2], *size)
     return F.resize_image(plain[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 

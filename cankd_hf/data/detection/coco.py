@@ -65,18 +65,20 @@ def read_coco(
     skip: bool,
     locate: Callable[[Sequence[str]], list[str]] | None = None,
     outlined: bool = False,
+    masked: bool = False,
 ) -> CocoSplit:
     """Read one json file of a split.
 
     Annotation ids are not used: messages name boxes by their position. Crowds keep their box; of an RLE only the area
     counts. With `skip`, annotations without an image are only a warning. `locate` gives the names in `root` of images
-    that are not in one of the usual folders. `outlined` keeps the outlines. Raises InputError for invalid COCO json,
+    that are not in one of the usual folders. `outlined` keeps the outlines; `masked` keeps them as the masks that each
+    object then needs. Raises InputError for invalid COCO json,
     images outside the data folder `root`, and unusable entries.
     """
     place = relative_to(file, root)
     if linked := outside(root, [file]):
         raise InputError(linked)
-    images, objects, found = _entries(file, place, outlined)
+    images, objects, found = _entries(file, place, outlined or masked)
     categories = categories_of(found, place, objects)
     classes = {number: index for index, number in enumerate(categories)}
     warnings = _repeated(place, objects)
@@ -104,7 +106,7 @@ def read_coco(
         raise InputError(shortened(problems))
     before = f"{relative_to(base, root)}/".removeprefix("./")
     names = [before + normal_name(name) for name in images.names]
-    table = objects.table(images, names, rows, classes)
+    table = objects.table(images, names, rows, classes, masked)
     return CocoSplit(Rows(root, names), table, categories, warnings, (objects, rows) if outlined else None)
 
 

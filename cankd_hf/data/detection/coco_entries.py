@@ -1,5 +1,6 @@
 """Images and annotations of a COCO json, gathered into arrays while the file is read."""
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ class ObjectEntries:
         self.crowds.append(crowd)
         self.boxes.extend((left, top, width, height))
         usual = (type(area) is float or type(area) is int) and 0 < area < LARGEST**2
-        self.areas.append(area if usual else width * height)
+        self.areas.append(area if usual else math.nan if self.outlines is not None else width * height)
 
     def any_of(self, kind: int) -> bool:
         """Whether an entry is of a category."""
@@ -135,7 +136,12 @@ class ObjectEntries:
         return rows
 
     def table(
-        self, images: ImageEntries, names: list[str], rows: np.ndarray, classes: Mapping[int, int]
+        self,
+        images: ImageEntries,
+        names: list[str],
+        rows: np.ndarray,
+        classes: Mapping[int, int],
+        masked: bool = False,
     ) -> AnnotationTable:
         """The entries by image; an image with one that is odd, or of an unknown category, is read with all its faults.
 
@@ -144,18 +150,21 @@ class ObjectEntries:
             names: their names in messages.
             rows: the image of each entry, from `rows`.
             classes: id of a category in the file -> class.
+            masked: whether the objects need an outline.
         """
         kinds, inverse = np.unique(np.asarray(self.kinds), return_inverse=True)
         labels = np.array([classes.get(kind, -1) for kind in kinds.tolist()], np.int64)[inverse.reshape(-1)]
         good = labels >= 0
         good[list(self.odd)] = False
+        if masked and self.outlines is not None:
+            good &= [self.outlines.usable(place) for place in range(len(good))]
         strange = [number for number in images.odd if images.size(number) is not None]
         troubled = {*rows[~good & (rows >= 0)].tolist(), *strange}
         order = np.argsort(rows, kind="stable")
         order = order[rows[order] >= 0]
         ends = np.searchsorted(rows[order], np.arange(len(names) + 1))
         odd = {
-            row: self._read(row, order[ends[row] : ends[row + 1]].tolist(), images, names[row], classes)
+            row: self._read(row, order[ends[row] : ends[row + 1]].tolist(), images, names[row], classes, masked)
             for row in sorted(troubled)
         }
         order = order[good[order]]
@@ -168,16 +177,19 @@ class ObjectEntries:
             np.array([images.number(place) for place in range(len(names))], np.int64),
             np.array(images.sizes, np.int64).reshape(-1, 2),
             odd,
+            self.outlines if masked else None,
+            order,
         )
 
     def _read(
-        self, row: int, places: list[int], images: ImageEntries, name: str, classes: Mapping[int, int]
+        self, row: int, places: list[int], images: ImageEntries, name: str, classes: Mapping[int, int], masked: bool
     ) -> Annotation:
         """The objects of one image, entry by entry."""
         entries = [self.odd.get(place) or self._entry(place) for place in places]
-        return read_annotation(entries, name, classes, "xywh", images.number(row), images.size(row))
+        return read_annotation(entries, name, classes, "xywh", images.number(row), images.size(row), masked)
 
     def _entry(self, place: int) -> dict[str, Any]:
         box = list(self.boxes[4 * place : 4 * place + 4])
         crowd, area = self.crowds[place], self.areas[place]
-        return {"bbox": box, "category_id": self.kinds[place], "area": area, "iscrowd": crowd}
+        entry = {"bbox": box, "category_id": self.kinds[place], "area": area, "iscrowd": crowd}
+        return entry if self.outlines is None else {**entry, "segmentation": self.outlines.given(place)}

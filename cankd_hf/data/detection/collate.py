@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from cankd_hf.data.common.batch import stack_padded
 
-EACH = ("class_labels", "boxes", "area", "iscrowd")  # keys of labels with a row for each object
+EACH = ("class_labels", "boxes", "area", "iscrowd", "masks", "outlines")  # keys of labels with a row for each object
 SINGLES = "singles"
 
 
@@ -21,9 +22,9 @@ def detection_collate(samples: list[dict[str, Any]], multiple: int = 1) -> dict[
     Returns:
         `pixel_values` [B, 3, H, W]; `pixel_mask` int64 [B, H, W], 1 on the image, only if one is padded; and `labels`,
         a list of B dicts, with None for a sample without labels; none if no sample has any. Their boxes are then
-        relative to H and W, as the detectors of `transformers` expect; `size` is still that of the image without
-        padding. Crowds come last, and `singles` [n, 0, m] says by its shape, which no device needs to be asked for,
-        how many of m objects are none.
+        relative to H and W, as the detectors of `transformers` expect, and their `masks` [n, H, W]; `size` is still
+        that of the image without padding. Crowds come last, and `singles` [n, 0, m] says by its shape, which no device
+        needs to be asked for, how many of m objects are none.
     """
     images = [sample["pixel_values"] for sample in samples]
     batch: dict[str, Any] = {"pixel_values": stack_padded(images, 0.0, multiple)}
@@ -95,4 +96,7 @@ def _on_canvas(labels: Mapping[str, torch.Tensor], height: int, width: int) -> d
     rows, columns = labels["size"].tolist()
     if (rows, columns) == (height, width):
         return dict(labels)
-    return {**labels, "boxes": labels["boxes"] * torch.tensor([columns / width, rows / height] * 2)}
+    made = {**labels, "boxes": labels["boxes"] * torch.tensor([columns / width, rows / height] * 2)}
+    if "masks" in labels:
+        made["masks"] = pad(labels["masks"], (0, width - columns, 0, height - rows))
+    return made

@@ -12,15 +12,16 @@ SCORED = (*TRAINED, "iscrowd", "size", "orig_size")
 LOOSE = 0.05  # boxes may reach so far beyond the image, as a share of its side
 
 
-def objects_problem(labels: Any, classes: int, scored: bool) -> str | None:
+def objects_problem(labels: Any, classes: int, scored: bool, masked: tuple[int, int] | None = None) -> str | None:
     """What is wrong with the labels of one image, if anything.
 
     Args:
         labels: as `detection_labels` makes them, and the image processors of `transformers`.
         classes: K; the class labels are 0..K-1.
         scored: whether they are used for scores, which need more keys.
+        masked: height and width of the image, where each object needs a mask.
     """
-    needed = SCORED if scored else TRAINED
+    needed = (SCORED if scored else TRAINED) + (("masks",) if masked else ())
     if not isinstance(labels, Mapping) or not set(needed) <= set(labels):
         got = f"the keys {shown(list(labels))}" if isinstance(labels, Mapping) else type(labels).__name__
         return f"labels: expected a dict with {', '.join(needed)}, got {got}; an image processor makes them"
@@ -37,7 +38,19 @@ def objects_problem(labels: Any, classes: int, scored: bool) -> str | None:
             f"labels.class_labels: expected ids 0..{classes - 1}, got {strange.unique()[:8].tolist()}; correct the "
             "labels, or the number of classes"
         )
+    if masked and (problem := _mask_problem(labels["masks"], len(boxes), masked)):
+        return problem
     return _box_problem(boxes.detach().cpu().double())
+
+
+def _mask_problem(masks: Any, count: int, size: tuple[int, int]) -> str | None:
+    """What is wrong with the masks of an image of this size, if anything."""
+    wanted = f"labels.masks: expected masks [n, H, W] of 0 and 1, here [{count}, {size[0]}, {size[1]}]"
+    if not isinstance(masks, torch.Tensor) or tuple(masks.shape) != (count, *size):
+        return f"{wanted}, got {_described(masks)}"
+    if masks.is_floating_point() or (masks.numel() and (masks.min() < 0 or masks.max() > 1)):
+        return f"{wanted}, got {_described(masks)} with other numbers"
+    return None
 
 
 def _box_problem(boxes: torch.Tensor) -> str | None:

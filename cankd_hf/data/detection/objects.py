@@ -12,14 +12,16 @@ import torch
 
 from cankd_hf.data.common.files import shown
 from cankd_hf.data.common.targets import Summary
+from cankd_hf.data.detection.outlines import box_around, decoded, outline_problem, run_lengths
 from cankd_hf.errors import InputError
 
 BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class")
 CROWD_KEYS = ("iscrowd", "is_crowd")
+OUTLINE_KEYS = ("segmentation", "segmentations")
 BOX_FORMATS = {"xywh": "[x, y, width, height]", "xyxy": "[x0, y0, x1, y1]"}
 TOLERANCE = 2.0  # pixels that label tools are off by at the border
-NO_AREA = "no area"  # in what is told of a box without area
+NO_AREA = "no area"  # in what is told of a box or mask without area
 LARGEST = 1e9  # pixels; beyond it coordinates and areas are no longer exact
 Categories = Mapping[Any, int]
 
@@ -37,6 +39,11 @@ class Objects:
     empty: tuple[str, ...] = ()  # boxes without area
     warnings: tuple[str, ...] = ()  # notes about the boxes
     looks_xyxy: bool = False  # the boxes leave the image, and would not as [x0, y0, x1, y1]
+    outlines: tuple[bytes, ...] | None = None  # COCO's compressed run lengths of each object, where masks are read
+
+    def masks(self, height: int, width: int) -> torch.Tensor:
+        """The pixels of the objects, uint8 [n, height, width], in their image of this size."""
+        return torch.from_numpy(decoded(self.outlines or (), height, width)).to(torch.uint8)
 
     @property
     def value(self) -> Objects:
@@ -83,6 +90,7 @@ class Annotation:
     faults: tuple[str, ...] = ()  # boxes that cannot be used
     empty: tuple[str, ...] = ()  # boxes without area
     wrong: tuple[str, ...] = ()  # unknown categories: a fault of the whole set
+    outlines: tuple[Any, ...] | None = None  # the `segmentation` of each object, where masks are read
 
 
 def read_annotation(
@@ -92,27 +100,30 @@ def read_annotation(
     box_format: str = "xywh",
     image_id: int = 0,
     size: tuple[int, int] | None = None,
+    masked: bool = False,
 ) -> Annotation:
-    """Read the objects of one image.
+    """Read the objects of one image, with their outlines if `masked`, in which case boxes may be left out.
 
     `value` is a dict of lists (`bbox`, `category` and, optionally, `area`, `iscrowd`), a list of dicts with the same
     keys, or None for no objects. `categories` maps ids and names to classes 0..K-1; `box_format` is `xywh` or `xyxy`,
     in pixels; `size` is the (width, height) in the metadata; `name` is for messages.
     """
-    if (columns := _plain_columns(value, categories, box_format)) is not None:
+    if not masked and (columns := _plain_columns(value, categories, box_format)) is not None:
         return Annotation(np.arange(len(columns[0])), *columns, image_id, size)
-    rows: list[tuple[int, list[float], int, float, int]] = []
+    rows: list[tuple[int, list[float], int, float, int, Any]] = []
     faults: list[str] = []
     empty: list[str] = []
     wrong: list[str] = []
-    entries = _entries(value)
+    entries = _entries(value, masked)
     if isinstance(entries, str):
         faults, entries = [f"{name}: {entries}"], []
     for number, entry in enumerate(entries):
         place = f"{name} box {number}"
-        box = _read_box(_first(entry, BOX_KEYS), place, box_format)
-        if isinstance(box, str):
-            faults.append(box)
+        outline = _first(entry, OUTLINE_KEYS)
+        problem = f"{place}: {said}" if masked and (said := outline_problem(outline)) else None
+        box = _own_box(entry, outline if masked and not problem else None, place, box_format)
+        boxless = problem and _first(entry, BOX_KEYS) is None  # told once, of the outline
+        faults += [said for said in (None if boxless else box, problem) if isinstance(said, str)]
         written = _first(entry, CATEGORY_KEYS)
         named = isinstance(written, int | str | float | np.integer) and not isinstance(written, bool)
         label = categories.get(written) if named else None
@@ -121,14 +132,15 @@ def read_annotation(
         crowd = _first(entry, CROWD_KEYS)
         if crowd not in (None, 0, 1):
             faults.append(f"{place}: expected iscrowd of 0 or 1, got {shown(crowd)}")
-        if isinstance(box, str) or label is None or crowd not in (None, 0, 1):
+        if isinstance(box, str) or problem or label is None or crowd not in (None, 0, 1):
             continue
         if 0 in box[2:]:
             empty.append(f"{place} {_shown(box)}: {NO_AREA}, {box[2]:g} x {box[3]:g} pixels")
             continue
         area = _number(entry.get("area"))
-        rows.append((number, box, label, area if 0 < area < LARGEST**2 else box[2] * box[3], int(bool(crowd))))
-    numbers, boxes, classes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 5
+        area = area if 0 < area < LARGEST**2 else math.nan if masked else box[2] * box[3]
+        rows.append((number, box, label, area, int(bool(crowd)), outline))
+    numbers, boxes, classes, areas, crowds, outlines = zip(*rows, strict=True) if rows else ((),) * 6
     return Annotation(
         np.array(numbers, dtype=np.int64),
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
@@ -140,6 +152,7 @@ def read_annotation(
         tuple(faults),
         tuple(empty),
         tuple(wrong),
+        tuple(outlines) if masked else None,
     )
 
 
@@ -201,9 +214,11 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
         elif over[place] > TOLERANCE:
             beyond = f"{over[place]:g} pixels beyond the image of {width} x {height}"
             warnings.append(f"{what} reaches {beyond}; it is cut")
-    keep = inside & (not relative)
+    outlines, areas = _outlined(annotation, height, width, name, dropped, empty)
+    keep = inside & (not relative) & (areas > 0)
     shrunk = (cut[:, 2:] - cut[:, :2]).prod(axis=1)
-    area = np.where(over > 0, np.minimum(annotation.area, shrunk), annotation.area)
+    stated = np.where(np.isnan(annotation.area), areas, annotation.area)
+    area = np.where(over > 0, np.minimum(stated, shrunk), stated)
     within = (boxes >= -TOLERANCE).all() and (boxes <= limits + TOLERANCE).all()
     ordered = (boxes[:, 2:] > boxes[:, :2]).all() and within
     looks_xyxy = bool(ordered and over.max(initial=0) > TOLERANCE)  # as x, y, width, height they leave the image
@@ -222,7 +237,31 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
         tuple(empty),
         tuple(warnings),
         looks_xyxy,
+        None if annotation.outlines is None else tuple(one for one, kept in zip(outlines, keep, strict=True) if kept),
     )
+
+
+def _outlined(
+    annotation: Annotation, height: int, width: int, name: str, dropped: list[str], empty: list[str]
+) -> tuple[list[bytes], np.ndarray]:
+    """Run lengths and pixels [n] of the masks of an annotation. A mask that cannot be used has 0 pixels and is told in
+    `dropped`, or in `empty` if it has no pixel; without masks nothing is encoded, and all count as 1."""
+    from faster_coco_eval.core import mask
+
+    areas = np.ones(len(annotation.boxes))
+    found = [b""] * len(areas)
+    for place, outline in enumerate(annotation.outlines or ()):
+        what = f"{name} mask {annotation.numbers[place]}"
+        try:
+            found[place] = run_lengths(outline, height, width)
+        except ValueError as error:
+            areas[place] = 0
+            dropped.append(f"{what}: {error}; correct or drop it")
+            continue
+        areas[place] = mask.area({"size": [height, width], "counts": found[place]})
+        if not areas[place]:
+            empty.append(f"{what}: {NO_AREA} in the image of {width} x {height}")
+    return found, areas
 
 
 def size_problem(annotation: Annotation, height: int, width: int, name: str) -> str | None:
@@ -237,7 +276,18 @@ def size_problem(annotation: Annotation, height: int, width: int, name: str) -> 
     )
 
 
-def _entries(value: Any) -> list[dict[str, Any]] | str:
+def _own_box(entry: dict[str, Any], outline: Any, place: str, box_format: str) -> list[float] | str:
+    """x, y, width, height of an object as annotated, else, with an `outline`, those around it; or the problem."""
+    given = _first(entry, BOX_KEYS)
+    if given is not None or outline is None:
+        return _read_box(given, place, box_format)
+    try:
+        return box_around(outline)
+    except ValueError as error:
+        return f"{place}: {error}"
+
+
+def _entries(value: Any, masked: bool = False) -> list[dict[str, Any]] | str:
     """One dict an object, or the problem."""
     if value is None:
         return []
@@ -247,6 +297,8 @@ def _entries(value: Any) -> list[dict[str, Any]] | str:
         return f"expected objects like {{'bbox': [[x, y, w, h], ...], 'category': [0, ...]}}, got {shown(value)}"
     lists = {key: list(column) for key, column in value.items() if isinstance(column, list | tuple | np.ndarray)}
     boxes, labels = (next((lists[key] for key in keys if key in lists), None) for keys in (BOX_KEYS, CATEGORY_KEYS))
+    if masked and boxes is None:
+        boxes = next((lists[key] for key in OUTLINE_KEYS if key in lists), None)
     if boxes is None or labels is None:
         return f"expected objects with `bbox` and `category`, got the keys {shown(list(value))}"
     if len(boxes) != len(labels):

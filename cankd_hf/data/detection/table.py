@@ -1,13 +1,14 @@
 """The objects of all images of a split in a few arrays, which forked processes share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import numpy as np
 
 from cankd_hf.data.common.dataset import Known
 from cankd_hf.data.detection.objects import TOLERANCE, Annotation
+from cankd_hf.data.detection.outlines import Outlines
 
 NO_SIZE = -1
 
@@ -24,12 +25,15 @@ class AnnotationTable(Sequence[Annotation]):
     image_ids: np.ndarray  # int64 [n]
     sizes: np.ndarray  # int64 [n, 2], width and height in the metadata, or NO_SIZE
     odd: Mapping[int, Annotation] = field(default_factory=dict)
+    outlines: Outlines | None = None  # where masks are read
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the objects in `outlines`, [N]
 
     @classmethod
     def of(cls, annotations: Iterable[Annotation]) -> "AnnotationTable":
         """The same annotations."""
         odd: dict[int, Annotation] = {}
         counts, ids, sizes = [0], [], []
+        outlines: Outlines | None = None
         parts = [(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))]
         for number, note in enumerate(annotations):
             size = note.size or (NO_SIZE, NO_SIZE)
@@ -37,12 +41,17 @@ class AnnotationTable(Sequence[Annotation]):
             if note.faults or note.empty or note.wrong or not usual:
                 odd[number] = note
             parts.append((note.boxes, note.classes, note.area, note.iscrowd))
+            if note.outlines is not None:
+                outlines = outlines or Outlines()
+                for outline in note.outlines:
+                    outlines.add(outline)
             counts.append(len(note.boxes))
             ids.append(note.image_id)
             sizes.append(size if usual else (NO_SIZE, NO_SIZE))
         boxes, classes, area, iscrowd = (np.concatenate(column) for column in zip(*parts, strict=True))
         numbers = np.array(ids, np.int64), np.array(sizes, np.int64).reshape(-1, 2)
-        return cls(np.cumsum(counts), boxes, classes, area, iscrowd, *numbers, odd)
+        places = np.arange(len(boxes) if outlines else 0)
+        return cls(np.cumsum(counts), boxes, classes, area, iscrowd, *numbers, odd, outlines, places)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -62,7 +71,10 @@ class AnnotationTable(Sequence[Annotation]):
         size = None if width == NO_SIZE else (width, height)
         numbers = np.arange(self.ends[index + 1] - self.ends[index])
         boxes, classes, area, iscrowd = self.boxes[part], self.classes[part], self.area[part], self.iscrowd[part]
-        return Annotation(numbers, boxes, classes, area, iscrowd, int(self.image_ids[index]), size)
+        found = Annotation(numbers, boxes, classes, area, iscrowd, int(self.image_ids[index]), size)
+        if self.outlines is None:
+            return found
+        return replace(found, outlines=tuple(map(self.outlines.given, self.places[part].tolist())))
 
     def odd_ones(self, indices: Iterable[int]) -> Iterator[tuple[int, Annotation]]:
         """Those among the images `indices` that have a fault or an odd form."""

@@ -1,4 +1,4 @@
-"""Joint transforms of image and boxes, on uint8 tensors."""
+"""Joint transforms of image, boxes and masks, on uint8 tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter, resize_labels
+from cankd_hf.data.detection.masks import boxes_of, run_length_rows
 from cankd_hf.data.detection.objects import Objects
 
 TRIES = 50  # crops that are drawn until one holds the centre of an object; a draw takes some 20 microseconds
@@ -32,7 +33,7 @@ def size_of_scale_one(own: Sequence[int], image_size: Sequence[int] | None, keep
 
 
 class RandomScale(v2.Transform):
-    """Resize image and boxes to a random scale in (smallest, largest) times `size_of_scale_one`."""
+    """Resize image, boxes and masks to a random scale in (smallest, largest) times `size_of_scale_one`."""
 
     def __init__(self, scale: tuple[float, float], image_size: Sequence[int] | None, keep_aspect: bool) -> None:
         super().__init__()
@@ -46,6 +47,8 @@ class RandomScale(v2.Transform):
         return {"size": [max(1, round(side * factor)) for side in base]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_labels(inpt, params["size"]))
         return F.resize(inpt, params["size"], antialias=True)
 
 
@@ -83,7 +86,7 @@ class RandomScaleCropBoxes(RandomScaleCrop):
         return params
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the drawn crop to an image [3, H, W] or boxes [n, 4]."""
+        """Apply the drawn crop to an image [3, H, W], boxes [n, 4] or masks [n, H, W]."""
         if not isinstance(inpt, tv_tensors.BoundingBoxes):
             return super().transform(inpt, params)
         (top, height), (left, width) = params["box"]
@@ -99,14 +102,14 @@ class RandomScaleCropBoxes(RandomScaleCrop):
 
 class DetectionTrainTransform(ImageTransform):
     """Random scale, crop, flip and colour; boxes outside the crop are dropped, and so are crowds, which are not
-    learned.
+    learned, and objects of whose mask nothing is left. Boxes of masks that are cropped are those around what is left.
 
     Called with image [3, H, W] uint8 and `Objects` or None, it returns `pixel_values` float32 [3, h, w] and, with
     objects, `labels` as in `detection_labels`.
     """
 
     def __init__(self, config: DataConfig) -> None:
-        scale = (config.scale[0], config.scale[1])
+        scale, self.crops = (config.scale[0], config.scale[1]), config.crop_size is not None
         steps: list[v2.Transform] = []
         if config.crop_size is not None:
             fill = [round(255 * value) for value in config.image_mean]
@@ -127,9 +130,18 @@ class DetectionTrainTransform(ImageTransform):
         boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
             objects.boxes[single], format="XYXY", canvas_size=image.shape[-2:]
         )
-        picture, boxes = self.augment(picture, boxes)
-        sample = {"boxes": boxes, "class_labels": objects.classes[single], "area": objects.area[single]}
-        sample = self.clean(sample | {"iscrowd": objects.iscrowd[single]})
+        sample = {"class_labels": objects.classes[single], "area": objects.area[single]}
+        sample["iscrowd"] = objects.iscrowd[single]
+        if objects.outlines is None:
+            picture, boxes = self.augment(picture, boxes)
+        else:
+            masks = tv_tensors.Mask(objects.masks(*image.shape[-2:])[single])
+            picture, boxes, masks = self.augment(picture, boxes, masks)
+            there = masks.as_subclass(torch.Tensor).flatten(1).bool().any(1)
+            sample = {key: value[there] for key, value in (sample | {"masks": masks}).items()}
+            around = boxes_of(sample["masks"]) if self.crops else boxes.as_subclass(torch.Tensor)[there]
+            boxes = tv_tensors.wrap(around, like=boxes)
+        sample = self.clean({"boxes": boxes, **sample})
         labels = detection_labels(sample, picture.shape[-2:], image.shape[-2:], objects.image_id)
         return {"pixel_values": picture.as_subclass(torch.Tensor), "labels": labels}
 
@@ -149,6 +161,9 @@ class DetectionEvalTransform(ImageTransform):
             boxes = objects.boxes * torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
             sample = {"boxes": boxes, "class_labels": objects.classes, "area": objects.area}
             sample["iscrowd"] = objects.iscrowd
+            if objects.outlines is not None:
+                sample["masks"] = resize_labels(objects.masks(*image.shape[-2:]), size)
+                sample["outlines"] = run_length_rows(objects.outlines)
             item["labels"] = detection_labels(sample, size, image.shape[-2:], objects.image_id)
         return item
 
@@ -159,7 +174,9 @@ def detection_labels(
     """Labels in the form of the detectors of `transformers`.
 
     Args:
-        sample: `boxes` [n, 4] as x0, y0, x1, y1 in pixels of the transformed image; `class_labels`, `area`, `iscrowd`.
+        sample: `boxes` [n, 4] as x0, y0, x1, y1 in pixels of the transformed image; `class_labels`, `area`,
+            `iscrowd`; where masks are read `masks` [n, h, w] of the transformed image, and for scores `outlines`
+            [n, L], the run lengths of those of the data set (`run_length_rows`).
         size: (height, width) of the transformed image.
         orig_size: (height, width) in the data set.
         image_id: number of the image; below 0: it does not count in scores.
@@ -167,9 +184,13 @@ def detection_labels(
     Returns:
         `boxes` float32 [n, 4], centre x, centre y, width, height relative to the transformed image; `class_labels`
         int64 [n]; `area` float32 [n] in pixels of the data set's image, whatever the transform; `iscrowd` int64
-        [n]; `image_id` [1], `size` [2] and `orig_size` [2], int64.
+        [n]; `image_id` [1], `size` [2] and `orig_size` [2], int64; `masks` bool [n, h, w] and `outlines` int8 [n, L]
+        where the sample has them.
     """
     boxes = box_convert(sample["boxes"].as_subclass(torch.Tensor).float(), "xyxy", "cxcywh")
+    further = {"masks": sample["masks"].as_subclass(torch.Tensor).bool()} if "masks" in sample else {}
+    if "outlines" in sample:
+        further["outlines"] = sample["outlines"]
     return {
         "class_labels": sample["class_labels"],
         "boxes": boxes / torch.tensor([size[1], size[0], size[1], size[0]]),
@@ -178,9 +199,10 @@ def detection_labels(
         "image_id": torch.tensor([image_id]),
         "orig_size": torch.tensor(list(orig_size)),
         "size": torch.tensor(list(size)),
+        **further,
     }
 
 
 def _beside_boxes(sample: Any) -> tuple[torch.Tensor, ...]:
     """The tensors that are filtered with the boxes."""
-    return sample["class_labels"], sample["area"], sample["iscrowd"]
+    return tuple(sample[key] for key in ("class_labels", "area", "iscrowd", "masks") if key in sample)

@@ -31,13 +31,20 @@ LAYOUTS: tuple[Layout, ...] = (DepthMaps(), *MASKS, *BOXES, ClassFolders(), Flat
 FIXES = {
     "masks": "put the masks in a folder masks/, named as their images are, or list them in metadata.jsonl",
     "boxes": "add the files with the boxes, or list them in metadata.jsonl",
+    "instances": "add files with the outlines of objects, or list them in metadata.jsonl",
     "classes": "sort the images into a folder for each class",
     "depths": "put the depth maps in a folder depth/, named as their images are, or list them in metadata.jsonl",
 }
-OTHER_TASKS = {("masks", "boxes"): "detection", ("boxes", "masks"): "segmentation"}  # what fits the set instead
+OTHER_TASKS = {  # what fits the set instead
+    ("masks", "boxes"): "detection",
+    ("boxes", "masks"): "segmentation",
+    ("instances", "boxes"): "detection",
+    ("instances", "masks"): "segmentation",
+}
 EXPECTED = {
     "masks": "images/ and masks/ with equal names of files, or another layout with masks (docs/data.md)",
     "boxes": "YOLO, Pascal VOC or COCO json, or metadata.jsonl with objects (docs/data.md)",
+    "instances": "COCO json or YOLO with outlines, or metadata.jsonl with objects (docs/instance_segmentation.md)",
     "classes": "a folder of images for each of two or more classes (docs/data.md)",
     "depths": "images/ and depth/ with equal names, or metadata.jsonl with depth_file_name (docs/depth.md)",
     "images": "images (docs/data.md)",
@@ -59,7 +66,7 @@ def look(root: Path, need: str | None = None) -> Found:
     inner = _own_folder(whole)
     problems: list[str] = []
     for layout in LAYOUTS:
-        if need == "boxes" and layout in MASKS:  # what is wrong with masks does not matter
+        if need in ("boxes", "instances") and layout in MASKS:  # what is wrong with masks does not matter
             continue
         tree = whole if isinstance(layout, Flat) else inner  # images are found in any folder
         try:

@@ -19,7 +19,7 @@ from cankd_hf.data.layouts.names import meaning
 from cankd_hf.errors import InputError
 from cankd_hf.names import RUN_FILES
 
-KINDS = ("masks", "boxes", "classes", "depths", "images")  # what a set can give
+KINDS = ("masks", "boxes", "instances", "classes", "depths", "images")  # what a set can give
 DEEPEST = 32  # folders below the given one that are looked into
 NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 

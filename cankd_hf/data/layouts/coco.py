@@ -1,4 +1,4 @@
-"""COCO json, of any name and in any place of a folder: boxes, and masks drawn from its outlines."""
+"""COCO json, of any name and in any place of a folder: boxes, masks of objects, and masks drawn from its outlines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class CocoJson:
             raise InputError(shortened(problems))
         if not tree.images:
             raise InputError(f"{tree.root}: expected the images of {', '.join(files.values())}, got none")
-        reading = _Reading(tree, files, need == "masks")
+        reading = _Reading(tree, files, need == "masks", need == "instances")
         outlined = any(has_outlines(tree, file) for file in files.values())
         splits = {
             split: Split(count_images(tree, file), partial(reading.read, split)) for split, file in files.items()
@@ -51,7 +51,7 @@ class CocoJson:
             reading.shift = len(labels.id2label) - len(categories)
             notes.append(covered(labels, reading.fill))
         reading.categories = categories
-        kinds = ("boxes", "masks", "images") if outlined else ("boxes", "images")
+        kinds = ("boxes", "instances", "masks", "images") if outlined else ("boxes", "images")
         return Found(self.name, kinds, tree.root, ordered(splits), labels, notes, files[first])
 
 
@@ -62,6 +62,7 @@ class _Reading:
     tree: Tree
     files: Mapping[str, str]
     masks: bool
+    instances: bool = False
     fill: int = 0  # label of the pixels outside of all outlines
     shift: int = 0  # classes before those of the file
     categories: Mapping[int, str] | None = None
@@ -70,7 +71,7 @@ class _Reading:
         """What the file of a split says."""
         images, file = ImagesOf(self.tree.root), self.files[split]
         locate = partial(images.locate, file, split)
-        return read_coco(self.tree.root, split, self.tree.path(file), False, locate, self.masks)
+        return read_coco(self.tree.root, split, self.tree.path(file), False, locate, self.masks, self.instances)
 
     def read(self, split: str) -> Content:
         """The images of a split with their objects, or their masks."""

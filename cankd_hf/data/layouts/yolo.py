@@ -107,9 +107,10 @@ class Yolo:
         if need == "masks" and outlined:
             labels, fill = mask_labels(list(names.values()))
             notes.append(covered(labels, fill))
-        reading = _Reading(tree, files, list(names), said.keypoints, fill, len(labels.id2label) - len(names))
+        shift = len(labels.id2label) - len(names)
+        reading = _Reading(tree, files, list(names), said.keypoints, fill, shift, need == "instances")
         splits = {name: Split(len(part), partial(reading.read, part)) for name, part in listed.items()}
-        kinds = ("boxes", "masks", "images") if outlined else ("boxes", "images")
+        kinds = ("boxes", "instances", "masks", "images") if outlined else ("boxes", "images")
         return Found(self.name, kinds, tree.root, ordered(splits), labels, notes, source)
 
 
@@ -123,6 +124,7 @@ class _Reading:
     keypoints: int
     fill: int | None  # of masks that are drawn: the label of the pixels outside of all outlines
     shift: int  # classes before those of the files
+    instances: bool = False  # whether objects are read with their outlines
 
     def read(self, images: Sequence[str]) -> Content:
         bare = [number for number, image in enumerate(images) if self.files.of(image) is None]
@@ -170,7 +172,7 @@ class _Reading:
             lines, problems = self._lines(image)
             # an image without a size does not decode either, which is told then
             size = upright_size(self.tree.path(image)) if lines else None
-            yield annotation_of(lines, problems, image, classes, number, size or (1, 1))
+            yield annotation_of(lines, problems, image, classes, number, size or (1, 1), self.instances)
 
 
 def _is_other(file: str) -> bool:

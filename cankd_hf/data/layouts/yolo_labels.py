@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cankd_hf.data.common.files import read_lines, shown
 from cankd_hf.data.detection.objects import Annotation, read_annotation
@@ -30,6 +31,12 @@ class Line:
             return x - width / 2, y - height / 2, x + width / 2, y + height / 2
         across, down = self.numbers[::2], self.numbers[1::2]
         return min(across), min(down), max(across), max(down)
+
+    def outline(self, size: tuple[int, int]) -> list[list[float]]:
+        """Its outline in pixels of an image of `size` (width, height); [] for a box."""
+        if len(self.numbers) == 4:
+            return []
+        return [[number * size[place % 2] for place, number in enumerate(self.numbers)]]
 
 
 def label_lines(file: Path, place: str, keypoints: int = 0) -> tuple[list[Line], list[str]]:
@@ -62,14 +69,18 @@ def annotation_of(
     classes: Mapping[int, int],
     image_id: int,
     size: tuple[int, int],
+    masked: bool = False,
 ) -> Annotation:
-    """The objects of an image of `size` (width, height) in its pixels, with the problems of its lines."""
+    """The objects of an image of `size` (width, height) in its pixels, with their outlines if `masked`, and the
+    problems of its lines."""
     width, height = size
     wrong = unknown(lines, classes)
     known = [line for line in lines if line.label in classes]
     boxes = [[x0 * width, y0 * height, x1 * width, y1 * height] for x0, y0, x1, y1 in (one.corners for one in known)]
-    objects = {"bbox": boxes, "category": [line.label for line in known]}
-    read = read_annotation(objects, name, classes, "xyxy", image_id)
+    objects: dict[str, list[Any]] = {"bbox": boxes, "category": [line.label for line in known]}
+    if masked:
+        objects["segmentation"] = [line.outline(size) for line in known]
+    read = read_annotation(objects, name, classes, "xyxy", image_id, masked=masked)
     return replace(read, faults=(*problems, *read.faults), wrong=tuple(wrong)) if problems or wrong else read
 
 

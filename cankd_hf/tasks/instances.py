@@ -1,0 +1,97 @@
+"""Instance segmentation: objects with a class, a box and a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoModelForInstanceSegmentation, PreTrainedModel
+
+from cankd_hf.data.detection.collate import original_objects, original_sizes
+from cankd_hf.data.detection.expected import objects_problem
+from cankd_hf.metrics.detection import detection_scores
+from cankd_hf.metrics.masks import BOXES, MASKS, instance_statistics, segmentations
+from cankd_hf.tasks.base import Metric, class_names
+from cankd_hf.tasks.detection import DetectionTask
+from cankd_hf.tasks.detection_outputs import THRESHOLD
+from cankd_hf.tasks.instance_outputs import instances, instances_in, tinted
+from cankd_hf.tasks.overview import InstanceOverview
+from cankd_hf.tasks.pictures import class_colours
+from cankd_hf.tasks.showing import Confusion, ImageScores
+
+
+class InstanceSegmentationTask(DetectionTask):
+    """Finds objects with a class, a box and a mask; scored by COCO average precision of masks, and of boxes.
+
+    Args:
+        id2label: name of every class.
+        model_type: of the student, which decides the image processor saved beside it; set by `for_model`.
+    """
+
+    name = "instance-segmentation"
+    masked = True
+    metric = "mask_ap"
+    metrics = {
+        "mask_ap": Metric("mask_map", "Mask AP", "mask AP"),
+        "mask_ap50": Metric("mask_map_50", "Mask AP50"),
+        "mask_ap75": Metric("mask_map_75", "Mask AP75"),
+        "ap": Metric("map", "Box AP"),
+        "ap50": Metric("map_50", "Box AP50"),
+    }
+    further_scores = ("mask_ap_", "mask_ar", "ap_", "ap75", "ar")
+    pipeline_tag = "image-segmentation"
+    label_kind, overview = "instances", InstanceOverview
+    picture_note = f"masks with a score of at least {THRESHOLD:g}"
+
+    @classmethod
+    def recognises(cls, architecture: str) -> bool:
+        return architecture.endswith("ForInstanceSegmentation")
+
+    @classmethod
+    def auto_class(cls, model_type: str | None) -> Any:
+        return AutoModelForInstanceSegmentation
+
+    @classmethod
+    def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
+        return cls.pipeline_tag
+
+    def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
+        return objects_problem(labels, len(self.id2label), scored, size)
+
+    def statistics(  # type: ignore[override]
+        self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], student: PreTrainedModel
+    ) -> dict[str, Tensor]:
+        labels = inputs["labels"]
+        canvases = original_sizes(labels, *inputs["pixel_values"].shape[-2:])
+        sizes = [tuple(label["orig_size"].tolist()) for label in labels]
+        found = instances(outputs["outputs"], canvases, sizes, student.config.model_type)
+        return instance_statistics(found, [original_objects(*pair) for pair in zip(labels, canvases, strict=True)])
+
+    def scores(self, statistics: Any) -> dict[str, float]:
+        masks = [segmentations(text) for text in np.asarray(statistics[MASKS])]
+        return detection_scores(statistics[BOXES], self.id2label, masks)
+
+    def image_scores(self, statistics: Any) -> ImageScores:
+        return super().image_scores(statistics[BOXES])
+
+    def confusion(self, statistics: Any, tally: np.ndarray | None) -> Confusion:
+        return super().confusion(statistics[BOXES], tally)
+
+    def answer(self, model: PreTrainedModel, pixel_values: Tensor, **settings: Any) -> dict[str, Tensor]:
+        """`scores`, `labels`, `boxes` and `masks` [n, H, W] of detections from the score `threshold` on."""
+        return instances_in(model, pixel_values, settings.get("threshold", THRESHOLD))
+
+    def truth(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {**super().truth(sample), "masks": sample["labels"]["masks"]}
+
+    def paint(self, image: np.ndarray, answer: dict[str, Tensor], truth: dict[str, Tensor]) -> np.ndarray:
+        colours = class_colours(len(self.id2label), None)
+        return super().paint(tinted(image, answer["masks"], answer["labels"], colours), answer, truth)
+
+    @classmethod
+    def purpose(cls, config: Mapping[str, Any], size: str, source: str) -> str:
+        classes = len(class_names(config))
+        kinds = f"{classes} kinds of things" if classes else "things"
+        return f"A model{size} that finds {kinds} and outlines each of them, {source}."
