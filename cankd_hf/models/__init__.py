@@ -11,6 +11,7 @@ def register() -> None:
         AutoImageProcessor,
         AutoModelForDepthEstimation,
         AutoModelForImageClassification,
+        AutoModelForInstanceSegmentation,
         AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
         DeformableDetrImageProcessor,
@@ -26,10 +27,12 @@ def register() -> None:
     from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
     from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
     from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+    from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 
     AutoConfig.register(FPNConfig.model_type, FPNConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(FPNConfig, FPNForSemanticSegmentation, exist_ok=True)
     AutoModelForObjectDetection.register(FPNConfig, FPNForObjectDetection, exist_ok=True)
+    AutoModelForInstanceSegmentation.register(FPNConfig, FPNForInstanceSegmentation, exist_ok=True)
     AutoModelForDepthEstimation.register(FPNConfig, FPNForDepthEstimation, exist_ok=True)
     AutoModelForImageClassification.register(FPNConfig, FPNForImageClassification, exist_ok=True)
     processors: dict[str, type] = {"torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil}

@@ -27,6 +27,7 @@ from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, F
 from cankd_hf.models.fpn.modeling_cankd_fpn_classification import FPNForImageClassification
 from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 from cankd_hf.models.unreadable import NOT_LOADED
 
 __all__ = ["StudentConfig", "build_student"]
@@ -37,11 +38,16 @@ logger = logging.getLogger(__name__)
 FPN_CLASSES: dict[str, type[FPNPreTrainedModel]] = {
     "AutoModelForSemanticSegmentation": FPNForSemanticSegmentation,
     "AutoModelForObjectDetection": FPNForObjectDetection,
+    "AutoModelForInstanceSegmentation": FPNForInstanceSegmentation,
     "AutoModelForDepthEstimation": FPNForDepthEstimation,
     "AutoModelForImageClassification": FPNForImageClassification,
 }
-# The head that is meant where a recipe names none.
-USUAL_HEADS = {"AutoModelForDepthEstimation": "depth", "AutoModelForImageClassification": "linear"}
+# What is meant where a recipe says nothing else.
+USUAL: dict[str, dict[str, Any]] = {
+    "AutoModelForDepthEstimation": {"head": "depth"},
+    "AutoModelForImageClassification": {"head": "linear"},
+    "AutoModelForInstanceSegmentation": {"head": "faster_rcnn", "masks": True},
+}
 # The native models' settings for the label that their loss leaves out.
 IGNORE_KEYS = ("semantic_loss_ignore_index", "loss_ignore_index")
 
@@ -150,7 +156,7 @@ def _fpn_student(
     unknown = [f"student.fpn.{key}: no such setting{nearest(key, known)}" for key in config.fpn if key not in known]
     if unknown:
         raise InputError(unknown)
-    usual = {"head": USUAL_HEADS[auto_class.__name__]} if auto_class.__name__ in USUAL_HEADS else {}
+    usual = USUAL.get(auto_class.__name__, {})
     try:
         model = cls(FPNConfig(backbone_config=inner, **{**usual, **fields, **config.fpn}))
     except (ValueError, RuntimeError, TypeError) as error:

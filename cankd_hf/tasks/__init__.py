@@ -46,7 +46,9 @@ __all__ = [
 
 def task_for(model: PreTrainedModel) -> Task:
     """The task of a model. Raises InputError if there is none."""
-    for task in TASKS.values():
+    # The nearest class decides: one that finds objects and their masks is derived from one that finds objects.
+    nearest = [task for kind in type(model).__mro__ for task in TASKS.values() if task.recognises(kind.__name__)]
+    for task in [*nearest, *TASKS.values()]:
         if task.accepts(model):
             return task.from_model(model)
     raise InputError(

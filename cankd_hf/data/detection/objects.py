@@ -119,11 +119,8 @@ def read_annotation(
         faults, entries = [f"{name}: {entries}"], []
     for number, entry in enumerate(entries):
         place = f"{name} box {number}"
-        outline = _first(entry, OUTLINE_KEYS)
-        problem = f"{place}: {said}" if masked and (said := outline_problem(outline)) else None
-        box = _own_box(entry, outline if masked and not problem else None, place, box_format)
-        boxless = problem and _first(entry, BOX_KEYS) is None  # told once, of the outline
-        faults += [said for said in (None if boxless else box, problem) if isinstance(said, str)]
+        box, outline, problems = _shape_of(entry, masked, place, box_format)
+        faults += problems
         written = _first(entry, CATEGORY_KEYS)
         named = isinstance(written, int | str | float | np.integer) and not isinstance(written, bool)
         label = categories.get(written) if named else None
@@ -132,7 +129,7 @@ def read_annotation(
         crowd = _first(entry, CROWD_KEYS)
         if crowd not in (None, 0, 1):
             faults.append(f"{place}: expected iscrowd of 0 or 1, got {shown(crowd)}")
-        if isinstance(box, str) or problem or label is None or crowd not in (None, 0, 1):
+        if problems or label is None or crowd not in (None, 0, 1):
             continue
         if 0 in box[2:]:
             empty.append(f"{place} {_shown(box)}: {NO_AREA}, {box[2]:g} x {box[3]:g} pixels")
@@ -276,15 +273,22 @@ def size_problem(annotation: Annotation, height: int, width: int, name: str) -> 
     )
 
 
-def _own_box(entry: dict[str, Any], outline: Any, place: str, box_format: str) -> list[float] | str:
-    """x, y, width, height of an object as annotated, else, with an `outline`, those around it; or the problem."""
-    given = _first(entry, BOX_KEYS)
-    if given is not None or outline is None:
-        return _read_box(given, place, box_format)
-    try:
-        return box_around(outline)
-    except ValueError as error:
-        return f"{place}: {error}"
+def _shape_of(entry: dict[str, Any], masked: bool, place: str, box_format: str) -> tuple[list[float], Any, list[str]]:
+    """The box x, y, width, height of an object, its outline, and what is wrong with them; if `masked`, an outline is
+    needed, and a box that is left out is the one around it."""
+    given, outline = _first(entry, BOX_KEYS), _first(entry, OUTLINE_KEYS)
+    problem = outline_problem(outline) if masked else None
+    if given is not None or not masked:
+        box = _read_box(given, place, box_format)
+    elif problem is None:
+        try:
+            return box_around(outline), outline, []
+        except ValueError as error:
+            return [], outline, [f"{place}: {error}"]
+    else:
+        box = []
+    problems = [box] if isinstance(box, str) else []
+    return [] if isinstance(box, str) else box, outline, problems + ([f"{place}: {problem}"] if problem else [])
 
 
 def _entries(value: Any, masked: bool = False) -> list[dict[str, Any]] | str:

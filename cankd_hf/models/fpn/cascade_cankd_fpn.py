@@ -86,13 +86,15 @@ class CascadeRCNNDetector(FasterRCNNDetector):
     def _box_losses(self, maps: Maps, images: ImageList, proposals: list[Tensor], targets: list[Boxes]) -> Losses:
         losses: Losses = {}
         for number, (stage, (_, _, weight)) in enumerate(zip(self.in_order(), STAGES, strict=True), 1):
-            sampled, _, labels, wanted = stage.select_training_samples(proposals, targets)
+            sampled, matched, labels, wanted = stage.select_training_samples(proposals, targets)
             logits, regression = self._classify(stage, maps, images, sampled)
             with torch.autocast(logits.device.type, enabled=False):
                 class_loss, box_loss = cascade_losses(logits, regression, torch.cat(labels), torch.cat(wanted))
                 losses[f"loss_classifier_{number}"] = weight * class_loss
                 losses[f"loss_box_reg_{number}"] = weight * box_loss
                 refined = self._refined(stage, regression.detach(), sampled, images)
+            further = self.further_losses(maps, images, (sampled, matched, labels), targets, number - 1)
+            losses |= {f"{name}_{number}": weight * loss for name, loss in further.items()}
             # True boxes were among the samples; refined, they would make the next stage's task too easy.
             proposals = [
                 boxes[~_among(given, target["boxes"])]

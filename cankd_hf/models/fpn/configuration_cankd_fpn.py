@@ -14,6 +14,7 @@ UNNECKED = ("psp", "aspp", "linear")  # heads that read the backbone's last map
 SEGMENTATION_HEADS = ("fpn", "psp", "aspp")
 DETECTION_HEADS = ("retinanet", "fcos", "faster_rcnn", "cascade_rcnn", "reppoints")
 TWO_STAGE_HEADS = ("faster_rcnn", "cascade_rcnn")
+MASK_HEADS = TWO_STAGE_HEADS  # detection heads that can have masks
 DEPTH_HEADS = ("depth",)
 CLASSIFICATION_HEADS = ("linear",)
 HEADS = SEGMENTATION_HEADS + DETECTION_HEADS + DEPTH_HEADS + CLASSIFICATION_HEADS
@@ -54,8 +55,8 @@ MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: 
 
 
 class FPNConfig(PretrainedConfig):
-    r"""Everything that shapes an `FPNForSemanticSegmentation`, an `FPNForObjectDetection`, an `FPNForDepthEstimation`
-    or an `FPNForImageClassification`.
+    r"""Everything that shapes an `FPNForSemanticSegmentation`, an `FPNForObjectDetection`, an
+    `FPNForInstanceSegmentation`, an `FPNForDepthEstimation` or an `FPNForImageClassification`.
 
     Args:
         backbone_config: configuration (or its dictionary, with `model_type`) of any `AutoBackbone`; a ResNet-18
@@ -96,6 +97,8 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: overlap from which the weaker of two boxes of a class is dropped, 0 to 1.
         topk_candidates: detections of a level that enter the suppression (dense heads).
         max_detections: detections of an image that are returned.
+        masks: of two-stage heads, whether each detection gets a mask (Mask R-CNN, Cascade Mask R-CNN), of an
+            `FPNForInstanceSegmentation`.
         conventions: `"torchvision"`, or `"openmmlab"` for weights of MMDetection and MMSegmentation, which `cankd
             convert` sets: exact anchor sizes and strides (the points of `"fcos"` in the middle of their cells, and a
             factor of the distances for each level), box regressions limited on both sides, aligned RoI align with as
@@ -144,6 +147,7 @@ class FPNConfig(PretrainedConfig):
         nms_threshold: float | None = None,
         topk_candidates: int = 1000,
         max_detections: int = 100,
+        masks: bool = False,
         conventions: str = "torchvision",
         extra_levels: str = "neck",
         extra_relu: bool = True,
@@ -175,6 +179,7 @@ class FPNConfig(PretrainedConfig):
             selection = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
             self._set_detection({"strides": self.strides, "anchor_scale": anchor_scale, **selection})
             self.topk_candidates, self.max_detections = topk_candidates, max_detections
+        self.masks = masks
         choices = {"extra_levels": extra_levels, "neck_norm": neck_norm}
         choices |= {"distances": distances, "centerness_on": centerness_on}
         self._set_choices(choices, extra_relu, conventions)
@@ -247,6 +252,9 @@ class FPNConfig(PretrainedConfig):
             self._check_detection()
         if self.head in DEPTH_HEADS:
             self._check_depth()
+        if not isinstance(self.masks, bool) or (self.masks and self.head not in MASK_HEADS):
+            known = "true or false" if self.head in MASK_HEADS else f"false for {self.head!r}"
+            raise ValueError(f"FPNConfig.masks: expected {known}, got {self.masks!r}")
 
     def _check_conventions(self) -> None:
         """Those that weights made elsewhere need."""

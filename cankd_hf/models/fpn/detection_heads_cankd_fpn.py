@@ -7,7 +7,6 @@ This file travels with every saved detector (`trust_remote_code=True`), so it im
 Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchors of all levels, n boxes of an image.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -17,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
-from torchvision.ops import DeformConv2d, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
 from .conventions_cankd_fpn import AlignedRoIAlign, Anchors, ExactAnchors, LimitedBoxCoder, select_rated, with_area
-from .fcos_cankd_fpn import PRIOR, FittedFCOSHead, ScaledFCOSHead
+from .fcos_cankd_fpn import FittedFCOSHead, ScaledFCOSHead
 from .modeling_cankd_fpn import make_norm
 from .reppoints_cankd_fpn import MomentTransform, RepPointsHead, cell_centres, reppoints_losses
 
@@ -35,6 +33,8 @@ SELECTS = ("score_thresh", "topk_candidates", "nms_thresh", "box_coder")  # what
 Maps = list[Tensor]  # `[B, C, H, W]` each, fine to coarse
 Losses = dict[str, Tensor]
 Boxes = dict[str, Tensor]  # "boxes" [n, 4] corners in pixels, "labels" [n] from 0, and "scores" [n] if predicted
+# Of each image the boxes [n, 4] in the losses, the objects that they match [n] and their labels [n], 0: background.
+Samples = tuple[list[Tensor], list[Tensor], list[Tensor]]
 Targets = Sequence[Boxes | None]  # of each image; None for one that has no labels, which has no part in the losses
 
 
@@ -323,7 +323,7 @@ class FasterRCNNDetector(FasterRCNN):
             return losses, found if self.training else self.forward(maps, images, None)[1]
         known = None
         if targets is not None:  # 0 is the background here
-            known = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets if t is not None]
+            known = [{**t, "labels": t["labels"] + 1} for t in targets if t is not None]
         device = maps[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=not self.training):
             if not self.training:
@@ -370,27 +370,15 @@ class FasterRCNNDetector(FasterRCNN):
         return logits.float(), regression.float()
 
     def _box_losses(self, maps: Maps, images: ImageList, proposals: list[Tensor], targets: list[Boxes]) -> Losses:
-        sampled, _, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
+        sampled, matched, labels, wanted = self.roi_heads.select_training_samples(proposals, targets)
         logits, regression = self._classify(self.roi_heads, maps, images, sampled)
         with torch.autocast(logits.device.type, enabled=False):
             class_loss, box_loss = fastrcnn_loss(logits, regression, labels, wanted)
-        return {"loss_classifier": class_loss, "loss_box_reg": box_loss}
+        losses = {"loss_classifier": class_loss, "loss_box_reg": box_loss}
+        return losses | self.further_losses(maps, images, (sampled, matched, labels), targets)
 
-
-FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead, RepPointsHead)
-CONVOLUTIONAL = (*FOCAL, RetinaNetRegressionHead, FCOSRegressionHead, RPNHead)
-
-
-def starting_biases(head: nn.Module) -> dict[nn.Module, float]:
-    """The initial bias of each convolution of a head; the standard deviation of all their weights is 0.01.
-
-    They are keyed by layer because `transformers` never calls `_init_weights` on a module without parameters of its
-    own.
-    """
-    biases: dict[nn.Module, float] = {}
-    for part in head.modules():
-        if isinstance(part, CONVOLUTIONAL):
-            biases.update((layer, 0.0) for layer in part.modules() if isinstance(layer, (nn.Conv2d, DeformConv2d)))
-        if isinstance(part, FOCAL):
-            biases[part.cls_logits] = -math.log((1 - PRIOR) / PRIOR)
-    return biases
+    def further_losses(
+        self, maps: Maps, images: ImageList, samples: Samples, targets: list[Boxes], stage: int = 0
+    ) -> Losses:
+        """Losses of what a subclass predicts of the samples in the losses of a stage."""
+        return {}

@@ -8,15 +8,18 @@ Letters in shapes: B batch, H and W of the images, K classes, N `max_detections`
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_convert
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import DeformConv2d, box_convert
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
@@ -24,17 +27,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .cascade_cankd_fpn import CascadeRCNNDetector
 from .configuration_cankd_fpn import FPNConfig
-from .detection_heads_cankd_fpn import (
-    Boxes,
-    FasterRCNNDetector,
-    FCOSDetector,
-    RepPointsDetector,
-    RetinaNetDetector,
-    starting_biases,
-)
-from .fcos_cankd_fpn import ScaledFCOSHead
+from .detection_heads_cankd_fpn import Boxes, FasterRCNNDetector, FCOSDetector, RepPointsDetector, RetinaNetDetector
+from .fcos_cankd_fpn import PRIOR, ScaledFCOSHead
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
-from .reppoints_cankd_fpn import MomentTransform
+from .reppoints_cankd_fpn import MomentTransform, RepPointsHead
 
 DETECTORS: dict[str, type[RetinaNetDetector | FCOSDetector | FasterRCNNDetector | RepPointsDetector]] = {
     "retinanet": RetinaNetDetector,
@@ -48,6 +44,8 @@ CANNOT_EXPORT = (
     "FPNForObjectDetection: forward cannot be exported, because the number of detections depends on the image; save "
     "the model and run `python -m cankd_hf.export FOLDER`, which writes onnx and torch.export files of it"
 )
+FOCAL = (RetinaNetClassificationHead, FCOSClassificationHead, RepPointsHead)
+CONVOLUTIONAL = (*FOCAL, RetinaNetRegressionHead, FCOSRegressionHead, RPNHead)
 ABSENT = -1e4  # logit of a class that was not detected: its sigmoid is 0, also in half precision
 
 
@@ -85,13 +83,23 @@ class FPNForObjectDetection(FPNPreTrainedModel):
     sigmoid of `logits`, so `pipeline("object-detection", folder)` works.
     """
 
+    detectors: ClassVar[Mapping[str, Callable[[FPNConfig, Sequence[float]], Any]]] = DETECTORS
+    output_class: ClassVar[type[FPNObjectDetectionOutput]] = FPNObjectDetectionOutput
+    with_masks: ClassVar[bool] = False
+
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in DETECTORS:
-            raise ValueError(f"FPNForObjectDetection: {config.head!r} is a head for FPNForSemanticSegmentation")
+            raise ValueError(f"{type(self).__name__}: {config.head!r} is a head for FPNForSemanticSegmentation")
+        if config.masks != self.with_masks:
+            other = "FPNForInstanceSegmentation" if config.masks else "FPNForObjectDetection"
+            raise ValueError(
+                f"{type(self).__name__}: expected masks: {str(self.with_masks).lower()}, got a configuration of "
+                f"{other}"
+            )
         # In the pixels of the heads every stride is a power of two: see `map_frame`.
         self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
-        self.head = DETECTORS[config.head](config, [stride for _, stride in self.levels])
+        self.head = self.detectors[config.head](config, [stride for _, stride in self.levels])
         self.starts = starting_biases(self.head)
         self.post_init()
 
@@ -176,7 +184,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             raise NotImplementedError(CANNOT_EXPORT)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         maps, extras = self.maps_and_extras(pixel_values, output_hidden_states, output_attentions)
-        output = FPNObjectDetectionOutput()
+        output = self.output_class()
         if labels is not None or not self.training or output_dense:
             extent, covered = self.map_frame(size)
             targets = None if labels is None else self.targets(labels, len(pixel_values), extent)
@@ -195,7 +203,7 @@ class FPNForObjectDetection(FPNPreTrainedModel):
                 scale = torch.tensor([extent[1], extent[0]] * 2).to(dense["boxes"].device, non_blocking=True)
                 output.dense = {**dense, "boxes": dense["boxes"] / scale, "centres": dense["centres"] / scale[:2]}
             elif not self.training:
-                output.logits, output.pred_boxes = self.encode(found, extent)
+                self.fill(output, found, extent)
         for name, value in extras.items():  # the last of a tuple
             output[name] = value
         return output
@@ -231,6 +239,10 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             corners = box_convert(boxes, "cxcywh", "xyxy") * scale.to(boxes.device)
             targets.append({"boxes": corners, "labels": classes.long()})
         return targets
+
+    def fill(self, output: Any, found: list[Boxes], size: tuple[int, int]) -> None:
+        """Adds the detections in images of this size to an output."""
+        output.logits, output.pred_boxes = self.encode(found, size)
 
     def encode(self, found: list[Boxes], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Detections -> `logits` and `pred_boxes` with a fixed number of rows, to be stacked over batches and
@@ -280,6 +292,21 @@ class FPNForObjectDetection(FPNPreTrainedModel):
             {"scores": s[s > threshold], "labels": y[s > threshold], "boxes": b[s > threshold]}
             for s, y, b in zip(scores, labels, boxes, strict=True)
         ]
+
+
+def starting_biases(head: nn.Module) -> dict[nn.Module, float]:
+    """The initial bias of each convolution of a head; the standard deviation of all their weights is 0.01.
+
+    They are keyed by layer because `transformers` never calls `_init_weights` on a module without parameters of its
+    own.
+    """
+    biases: dict[nn.Module, float] = {}
+    for part in head.modules():
+        if isinstance(part, CONVOLUTIONAL):
+            biases.update((layer, 0.0) for layer in part.modules() if isinstance(layer, (nn.Conv2d, DeformConv2d)))
+        if isinstance(part, FOCAL):
+            biases[part.cls_logits] = -math.log((1 - PRIOR) / PRIOR)
+    return biases
 
 
 def mask_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
