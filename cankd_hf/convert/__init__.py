@@ -24,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
         "convert", "Convert a .pth file of OpenMMLab to a folder that from_pretrained loads.", EXAMPLES
     )
     made.add_argument(
-        "file", help="checkpoint of MMDetection 2.x or 3.x, MMSegmentation, MMRazor, the authors' toolbox or DINO's authors"
+        "file",
+        help="checkpoint of MMDetection 2.x or 3.x, MMSegmentation, MMRazor, the authors' toolbox or DINO's authors",
     )
     made.add_argument("--as", dest="kind", required=True, choices=KINDS, help="which model it is")
     made.add_argument("output", help="folder to write, new or empty")

@@ -24,6 +24,7 @@ from cankd_hf.models.dino.modeling_cankd_dino import DINOForObjectDetection
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 from cankd_hf.tasks import TASKS
 
 RECORD = "conversion.json"
@@ -100,7 +101,8 @@ def convert(made: Checkpoint, kind: str, style: str, labels: str | None) -> tupl
     plan.notes.append(f"classes: {count}, {source}")
     label2id = {name: index for index, name in names.items()}
     config = KINDS[kind].config(**plan.fields, id2label=names, label2id=label2id)
+    cls = FPNForInstanceSegmentation if plan.fields.get("masks") else KINDS[kind].model
     with torch.random.fork_rng([]):
-        model = KINDS[kind].model(config).eval()
+        model = cls(config).eval()
     model.load_state_dict(transfer(made, plan, model.state_dict()), strict=True)
     return model, plan

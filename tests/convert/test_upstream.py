@@ -32,17 +32,54 @@ def upstream(tmp_path: Path, kind: str, config: str, *changes: str) -> tuple[Any
     return model, seen
 
 
-def test_dino(tmp_path: Path) -> None:
-    model, seen = upstream(tmp_path, "dino", "dino/dino-4scale_r50_8xb2-12e_coco.py", "model.num_queries=300")
+def shown(seen: dict[str, Any]) -> torch.Tensor:
+    """Where the batch shows its images, which are normalised by the converted folder's statistics."""
     mask = torch.zeros(len(seen["inputs"]), *seen["inputs"].shape[-2:])
     for place, image in enumerate(seen["pixels"]):
         height, width = image.shape[-2:]
         mask[place, :height, :width] = 1
         torch.testing.assert_close(seen["inputs"][place, :, :height, :width], image)
+    return mask
+
+
+def test_dino(tmp_path: Path) -> None:
+    model, seen = upstream(tmp_path, "dino", "dino/dino-4scale_r50_8xb2-12e_coco.py", "model.num_queries=300")
     with torch.no_grad():
-        output = model(seen["inputs"], pixel_mask=mask)
+        output = model(seen["inputs"], pixel_mask=shown(seen))
     torch.testing.assert_close(output.encoder_last_hidden_state, seen["memory"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.logits, seen["logits"], rtol=1e-4, atol=1e-4)
     boxes = output.intermediate_reference_points.transpose(0, 1)
     torch.testing.assert_close(boxes, seen["boxes"], rtol=1e-4, atol=1e-5)
     assert seen["boxes"].std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "stages"),
+    [
+        ("faster_rcnn", "mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py", [""]),
+        ("cascade_rcnn", "cascade_rcnn/cascade-mask-rcnn_r50_fpn_20e_coco.py", [".0", ".1", ".2"]),
+    ],
+)
+def test_masks(kind: str, config: str, stages: list[str], tmp_path: Path) -> None:
+    heads = [f"{head}{stage}" for head in ("bbox_head", "mask_head") for stage in stages]
+    few = [f"model.roi_head.{head}.num_classes=5" for head in heads]  # of random weights, above the threshold
+    model, seen = upstream(tmp_path, kind, config, *few)
+    sizes = [tuple(image.shape[-2:]) for image in seen["images"]]
+    with torch.no_grad():
+        output = model(seen["inputs"], pixel_mask=shown(seen), output_hidden_states=True)
+    for ours, theirs in zip(output.hidden_states, seen["maps"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    everything = model.post_process_instance_segmentation(output, 0.0, sizes, shown(seen))
+    for found, wanted in zip(everything, seen["found"], strict=True):
+        assert len(wanted["scores"]) == len(found["scores"]) > 5
+        torch.testing.assert_close(found["scores"], wanted["scores"], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found["boxes"], wanted["bboxes"], rtol=1e-3, atol=1e-2)
+        assert found["labels"].tolist() == wanted["labels"].tolist()
+    logits = [seen[f"roi_head.mask_head{stage}.conv_logits"] for stage in stages]
+    rated = torch.stack([x.sigmoid() for x in logits]).mean(0)
+    labels = torch.cat([one["labels"] for one in seen["found"]])
+    counts = [len(one["labels"]) for one in seen["found"]]
+    own = rated[torch.arange(len(labels)), labels].split(counts)
+    for ours, theirs, count in zip(output.pred_masks, own, counts, strict=True):
+        torch.testing.assert_close(ours[:count].sigmoid(), theirs, rtol=1e-3, atol=1e-4)
+        assert theirs.std() > 0.1

@@ -34,11 +34,6 @@ class Stub(types.ModuleType):
         return self.__dict__[name]
 
 
-def suppressed(boxes: Any, scores: Any, overlap: float, **_: Any) -> Any:
-    keep = torchvision.ops.nms(boxes, scores, overlap)
-    return torch.cat([boxes[keep], scores[keep, None]], 1), keep
-
-
 def suppressed_by_class(boxes: Any, scores: Any, classes: Any, settings: Any, class_agnostic: bool = False) -> Any:
     classes = torch.zeros_like(classes) if class_agnostic else classes
     keep = torchvision.ops.batched_nms(boxes, scores, classes, settings.get("iou_threshold", 0.5))
@@ -66,7 +61,8 @@ def replace_operators() -> None:
     for part in (*parts, "focal_loss", "roi_pool", "corner_pool", "multi_scale_deform_attn"):
         sys.modules[f"mmcv.ops.{part}"] = Stub(f"mmcv.ops.{part}")
         setattr(operators, part, sys.modules[f"mmcv.ops.{part}"])
-    operators.nms, operators.batched_nms, operators.RoIAlign = suppressed, suppressed_by_class, Align
+    operators.batched_nms, operators.RoIAlign = suppressed_by_class, Align
+    sys.modules["mmcv.ops.nms"].batched_nms = suppressed_by_class
     import mmcv.utils.ext_loader as loader
 
     loader.load_ext = lambda *_: types.SimpleNamespace()
@@ -84,7 +80,7 @@ def replace_operators() -> None:
 def randomise(model: nn.Module) -> None:
     """Weights that keep the size of maps and spread the outputs of the heads."""
     generator = torch.Generator().manual_seed(0)
-    wide = {"sampling_offsets.bias": 2.0, "reg_branches": 0.6, "mask_head.conv_logits": 3.0}
+    wide = {"sampling_offsets.bias": 2.0, "reg_branches": 0.6}
     buffers = [(name, x) for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
     for name, x in [*model.named_parameters(), *buffers]:
         value = torch.randn(x.shape, generator=generator)
@@ -97,6 +93,22 @@ def randomise(model: nn.Module) -> None:
             x.copy_(1 + 0.1 * value)
         else:
             x.copy_((1 if "offsets" in name else 0.1) * factor * value)
+
+
+def spread(model: nn.Module) -> None:
+    """Scales the last layers of two-stage heads, once each in the next forward pass, to outputs of a usual spread."""
+    wanted = {"rpn_cls": 1.5, "rpn_reg": 0.3, "fc_cls": 1.5, "fc_reg": 1.0, "conv_logits": 1.5}
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if module not in handles:
+            return None
+        handles.pop(module).remove()
+        with torch.no_grad():
+            module.weight *= wanted[names[module]] / float((output - output.mean()).std())
+        return module(*inputs)
+
+    names = {module: name.split(".")[-1] for name, module in model.named_modules() if name.split(".")[-1] in wanted}
+    handles = {module: module.register_forward_hook(hook) for module in names}
 
 
 def main(config: str, out: str, *changes: str) -> None:
@@ -132,6 +144,11 @@ def main(config: str, out: str, *changes: str) -> None:
             seen.update(logits=logits[-1], boxes=torch.as_tensor(boxes))
         else:
             seen["maps"] = list(model.extract_feat(given["inputs"]))
+            spread(model)
+            model.predict(given["inputs"], given["data_samples"], rescale=False)
+            for name, module in model.named_modules():
+                if name.endswith("conv_logits"):
+                    module.register_forward_hook(lambda *call, name=name: seen.__setitem__(name, call[-1]))
             found = model.predict(given["inputs"], given["data_samples"], rescale=False)
             seen["found"] = [dict(one.pred_instances.items()) for one in found]
     meta = {"cfg": settings.pretty_text}
