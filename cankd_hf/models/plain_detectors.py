@@ -17,6 +17,7 @@ from torchvision.ops import nms, roi_align
 
 from cankd_hf.models.fpn.cascade_cankd_fpn import CascadeRCNNDetector
 from cankd_hf.models.fpn.detection_heads_cankd_fpn import Anchors, FasterRCNNDetector
+from cankd_hf.models.fpn.masks_cankd_fpn import MaskBranch
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 
 ABSENT = -1.0  # score of an excluded candidate
@@ -96,14 +97,23 @@ class DetectorForm(nn.Module):
         threshold is `ABSENT`."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def detect(self, pixel_values: Tensor) -> tuple[list[Tensor], Size, Tensor, Tensor, Tensor]:
+        """The maps, the size of the pictures, and of the detections the scores, `ABSENT` after the last one, labels,
+        and boxes `[B, N, 4]` in pixels."""
         config = self.model.config
         maps = self.model.pyramid(pixel_values)
         size, covered = self.model.map_frame((pixel_values.shape[-2], pixel_values.shape[-1]))
         boxes, scores, labels = self.candidates(maps, size, covered)
         kept, places = suppress(boxes, scores, labels, config.nms_threshold, config.num_labels, config.max_detections)
+        return maps, size, kept, rows_of(labels, places), rows_of(boxes, places)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        _, size, kept, labels, boxes = self.detect(pixel_values)
+        return self.finished(size, kept, labels, boxes)
+
+    def finished(self, size: Size, kept: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        """What was detected, in the form of the outputs."""
         found = kept > ABSENT
-        boxes, labels = rows_of(boxes, places), rows_of(labels, places)
         x, y = boxes[..., 0::2] / size[1], boxes[..., 1::2] / size[0]
         boxes = torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
         return kept.clamp(min=0), torch.where(found, labels, -1), boxes * found.unsqueeze(-1)
@@ -175,7 +185,7 @@ class FasterRCNNForm(DetectorForm):
         """Class logits and box regression of boxes `[B, n, 4]`."""
         batch, count = boxes.shape[:2]
         images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
-        pooled = self._pool(roi, maps, torch.cat([images.float(), boxes.flatten(0, 1)], dim=1))
+        pooled = self._pool(roi.box_roi_pool, maps, torch.cat([images.float(), boxes.flatten(0, 1)], dim=1))
         logits, shifts = roi.box_predictor(roi.box_head(pooled.to(maps[0].dtype)))
         return logits.float(), shifts.float()
 
@@ -202,9 +212,8 @@ class FasterRCNNForm(DetectorForm):
         kept, places = suppress(together, rated, groups, rpn.nms_thresh, len(maps), rpn.post_nms_top_n())
         return rows_of(together, places), kept > ABSENT
 
-    def _pool(self, roi: RoIHeads, maps: list[Tensor], regions: Tensor) -> Tensor:
-        """Features `[n, C, 7, 7]` of each region `[n, 5]`, from the level that matches its size."""
-        pool = roi.box_roi_pool
+    def _pool(self, pool: Any, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """Features `[n, C, s, s]` of each region `[n, 5]`, from the level that matches its size."""
         strides = [stride for _, stride in self.model.levels][: len(pool.featmap_names)]
         area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
         finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
@@ -237,6 +246,35 @@ class CascadeRCNNForm(FasterRCNNForm):
             boxes = clip(decoded, size).reshape(proposals.shape)
         mean = head.mean_logits(rated).softmax(-1)[:, 1:]
         return mean, boxes.flatten(0, 1)[:, None].expand(-1, mean.shape[1], -1)
+
+
+class MaskForm(nn.Module):
+    """A two-stage form with the masks `[B, N, 28, 28]` of its detections, as logits, 0 after the last one."""
+
+    def __init__(self, form: DetectorForm) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        maps, size, kept, labels, boxes = self.form.detect(pixel_values)
+        scores, classes, shares = self.form.finished(size, kept, labels, boxes)
+        batch, count = boxes.shape[:2]
+        images = torch.arange(batch).repeat_interleave(count, output_size=batch * count).unsqueeze(1)
+        regions = torch.cat([images.float(), boxes.flatten(0, 1)], dim=1)
+        branches = [part for part in self.form.model.head.modules() if isinstance(part, MaskBranch)]
+        masks = [self._masks(branch, maps, regions, labels.flatten()) for branch in branches]
+        logits = masks[0]
+        if len(masks) > 1:
+            logits = torch.logit(torch.stack([one.sigmoid() for one in masks]).mean(0), eps=1e-7)
+        found = (kept > ABSENT).unsqueeze(-1).unsqueeze(-1)
+        return scores, classes, shares, logits.unflatten(0, (-1, count)) * found
+
+    def _masks(self, branch: MaskBranch, maps: list[Tensor], regions: Tensor, labels: Tensor) -> Tensor:
+        """The masks `[n, 28, 28]` of regions `[n, 5]`, each for its own class."""
+        assert isinstance(self.form, FasterRCNNForm)
+        pooled = self.form._pool(branch.pool, maps, regions)
+        logits = branch.predictor(branch.head(pooled.to(maps[0].dtype))).float()
+        return logits[torch.arange(logits.shape[0]), labels]
 
 
 FORMS: dict[str, type[DetectorForm]] = {"faster_rcnn": FasterRCNNForm, "cascade_rcnn": CascadeRCNNForm}

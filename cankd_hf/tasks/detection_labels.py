@@ -29,6 +29,7 @@ class BoxLabelling(Labelling):
     """
 
     beside: ClassVar[Mapping[str, str]] = {}
+    written: ClassVar[tuple[str, ...]] = ("bbox", "category", "score")  # of each object
 
     @property
     def settings(self) -> list[Any]:
@@ -61,8 +62,7 @@ class BoxLabelling(Labelling):
     def _predicted(self, scores: Tensor, labels: Tensor, boxes: Tensor, size: tuple[int, int]) -> Prediction:
         boxes = boxes.clamp(min=0).minimum(torch.tensor([size[1], size[0]] * 2).to(boxes))
         wide = boxes[:, 2:] - boxes[:, :2]
-        named = torch.tensor([int(label) in self.id2label for label in labels], dtype=torch.bool)
-        there = (scores >= self.least) & (wide > 0.5).all(1) & named
+        there = self._there(scores, labels, boxes)
         written = torch.cat([boxes[:, :2], wide], 1)[there].double().round(decimals=2)
         facts = {
             "bbox": written.tolist(),
@@ -71,6 +71,11 @@ class BoxLabelling(Labelling):
         }
         sure = (2 * scores[there] - 1).abs()
         return Prediction({}, facts, float(sure.mean()) if len(sure) else 1.0)
+
+    def _there(self, scores: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
+        """Which detections, whose boxes are within the picture, are candidates, bool [n]."""
+        named = torch.tensor([int(label) in self.id2label for label in labels], dtype=torch.bool)
+        return (scores >= self.least) & (boxes[:, 2:] - boxes[:, :2] > 0.5).all(1) & named
 
     def given(self, label: Any) -> Prediction:
         corners = label.boxes
@@ -130,12 +135,11 @@ class BoxLabelling(Labelling):
         made: dict[str, Any] = {"width": size[1], "height": size[0], "image_id": number}
         if "objects" in facts:  # of a labelled set
             return {**made, "objects": facts["objects"]}
-        names = ("bbox", "category", "score")
-        rows = list(zip(*(facts[name] for name in names), strict=True))
+        rows = list(zip(*(facts[name] for name in self.written), strict=True))
         kept = [row for row in rows if row[2] >= summary.thresholds[row[1]]]
         rest = [row for row in rows if row[2] < summary.thresholds[row[1]]]
         for key, chosen in (("objects", kept), ("candidates", rest)):
-            made[key] = {name: [row[place] for row in chosen] for place, name in enumerate(names)}
+            made[key] = {name: [row[place] for row in chosen] for place, name in enumerate(self.written)}
         return made
 
     def draw(self, image: Tensor, line: Mapping[str, Any], mask: Tensor | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from cankd_hf.features.similarity import linear_cka
 TOLERANCE, RELATIVE = 1e-4, 1e-5
 # In half precision: relative to the output's largest absolute value; of detections, the share that must agree.
 LOOSE, LOOSE_SHARE = 0.05, 0.9
-LOOSE_SCORE, LOOSE_BOX = 0.05, 0.02
+LOOSE_SCORE, LOOSE_BOX, LOOSE_MASK = 0.05, 0.02, 0.05
 
 
 @dataclass
@@ -207,6 +207,32 @@ class DetectionsForm(ExportForm):
             missing += int((theirs[0] > 0).sum()) - matched
         passed = missing == 0 if exact else missing <= 2 * (1 - LOOSE_SHARE) * total
         return Compared(shape, worst, near_score, total, missing, passed=passed)
+
+
+class InstancesForm(DetectionsForm):
+    """Detections with masks (scores, labels, boxes, mask logits), compared as detections, and then by the masks of
+    those that both have."""
+
+    def as_output(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """With the masks as the student has them."""
+        return {**super().as_output(outputs[:3]), "pred_masks": outputs[3]}
+
+    def agreement(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Agreement:
+        """That of the detections."""
+        return super().agreement(wanted[:3], got[:3])
+
+    def compare(self, wanted: list[Tensor], got: list[Tensor], shape: list[int], exact: bool) -> Compared:
+        """As for detections; the probabilities of masks may differ by `LOOSE_MASK`, on the mean if not `exact`."""
+        result = super().compare(wanted[:3], got[:3], shape, exact)
+        apart = [0.0]
+        for ours, theirs in zip(zip(*wanted, strict=True), zip(*got, strict=True), strict=True):
+            for row, other, near in _matched(ours[:3], theirs[:3], LOOSE_SCORE, LOOSE_BOX):
+                if other is not None and near <= 1:
+                    difference = (ours[3][row].sigmoid() - theirs[3][other].sigmoid()).abs()
+                    apart.append(float(difference.amax() if exact else difference.mean()))
+        if result.passed and max(apart) > LOOSE_MASK:
+            return Compared(shape, max(apart), LOOSE_MASK, result.detections, result.missing, passed=False)
+        return result
 
 
 def _matched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,19 @@ from cankd_hf.data.detection.collate import original_objects, original_sizes
 from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.metrics.detection import detection_scores
 from cankd_hf.metrics.masks import BOXES, MASKS, instance_statistics, segmentations
-from cankd_hf.tasks.base import Metric, class_names
-from cankd_hf.tasks.detection import DetectionTask
-from cankd_hf.tasks.detection_outputs import THRESHOLD
+from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
+from cankd_hf.models.plain_detectors import FORMS, MaskForm
+from cankd_hf.tasks.base import Metric, class_names, trusted
+from cankd_hf.tasks.detection import DETECTIONS, DetectionTask
+from cankd_hf.tasks.detection_outputs import THRESHOLD, detections_of
+from cankd_hf.tasks.export_forms import ExportForm, InstancesForm
+from cankd_hf.tasks.instance_labels import InstanceLabelling
 from cankd_hf.tasks.instance_outputs import instances, instances_in, tinted
 from cankd_hf.tasks.overview import InstanceOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.showing import Confusion, ImageScores
+
+MASK_LOGITS = "[B, N, 28, 28] float32, logits of each mask within its box: resize to the box, then above 0"
 
 
 class InstanceSegmentationTask(DetectionTask):
@@ -56,6 +63,10 @@ class InstanceSegmentationTask(DetectionTask):
     @classmethod
     def pipeline_tag_of(cls, config: Mapping[str, Any]) -> str:
         return cls.pipeline_tag
+
+    @classmethod
+    def labelling(cls) -> type[InstanceLabelling]:
+        return InstanceLabelling
 
     def label_problem(self, labels: Any, size: tuple[int, int], scored: bool) -> str | None:
         return objects_problem(labels, len(self.id2label), scored, size)
@@ -95,3 +106,31 @@ class InstanceSegmentationTask(DetectionTask):
         classes = len(class_names(config))
         kinds = f"{classes} kinds of things" if classes else "things"
         return f"A model{size} that finds {kinds} and outlines each of them, {source}."
+
+    @classmethod
+    def usage(cls, config: Mapping[str, Any], name: str) -> tuple[str, str]:
+        before, trust, note = trusted(config)
+        code = (
+            f"{before}from PIL import Image\n"
+            "from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation\n\n"
+            f'folder, image = {json.dumps(name)}, Image.open("photo.jpg").convert("RGB")\n'
+            f"model = AutoModelForInstanceSegmentation.from_pretrained(folder{trust})\n"
+            'inputs = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")\n'
+            f"found = model.post_process_instance_segmentation(model(**inputs), {THRESHOLD}, [image.size[::-1]])[0]\n"
+            'print([model.config.id2label[int(label)] for label in found["labels"]], found["masks"].shape)'
+        )
+        return code, note
+
+    @classmethod
+    def quick_usage(cls, config: Mapping[str, Any], folder: str) -> str:
+        return cls.usage(config, folder)[0]
+
+    @classmethod
+    def export_form(cls, model: PreTrainedModel, size: tuple[int, int]) -> ExportForm:
+        assert isinstance(model, FPNForInstanceSegmentation)  # others are refused before
+        plain = MaskForm(FORMS[model.config.head](model))
+        return InstancesForm(model, {**DETECTIONS, "masks": MASK_LOGITS}, _with_masks, plain, ("torchvision",))
+
+
+def _with_masks(output: Any) -> list[Tensor]:
+    return [*detections_of(output), output.pred_masks]

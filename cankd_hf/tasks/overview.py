@@ -251,7 +251,7 @@ class InstanceOverview(BoxOverview):
         found = sample.label
         if found is not None and len(found.boxes):
             image = image.astype(np.float32)
-            masks = found.masks(*sample.image.shape[-2:])[:MOST_DRAWN].numpy()
+            masks = found.masks()[:MOST_DRAWN].numpy()
             for mask, label in zip(masks, found.classes.tolist(), strict=False):
                 inside = resized(mask, image.shape[:2]) > 0
                 image[inside] = 0.5 * image[inside] + 0.5 * np.array(self.colours[label], np.float32)

@@ -37,6 +37,7 @@ class ObjectsSource(ShapesSource):
             torch.zeros(len(kept), dtype=torch.int64),
             index,
             outlines=tuple(encoded(masks)),
+            size=(self.pixels, self.pixels),
         )
         return Sample(image, objects if self.masks else None, self.name(index))
 

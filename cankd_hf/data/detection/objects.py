@@ -40,10 +40,11 @@ class Objects:
     warnings: tuple[str, ...] = ()  # notes about the boxes
     looks_xyxy: bool = False  # the boxes leave the image, and would not as [x0, y0, x1, y1]
     outlines: tuple[bytes, ...] | None = None  # COCO's compressed run lengths of each object, where masks are read
+    size: tuple[int, int] = (0, 0)  # height and width of the image, where masks are read
 
-    def masks(self, height: int, width: int) -> torch.Tensor:
-        """The pixels of the objects, uint8 [n, height, width], in their image of this size."""
-        return torch.from_numpy(decoded(self.outlines or (), height, width)).to(torch.uint8)
+    def masks(self) -> torch.Tensor:
+        """The pixels of the objects, uint8 [n, height, width]."""
+        return torch.from_numpy(decoded(self.outlines or (), *self.size)).to(torch.uint8)
 
     @property
     def value(self) -> Objects:
@@ -235,6 +236,7 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
         tuple(warnings),
         looks_xyxy,
         None if annotation.outlines is None else tuple(one for one, kept in zip(outlines, keep, strict=True) if kept),
+        (height, width),
     )
 
 

@@ -135,7 +135,7 @@ class DetectionTrainTransform(ImageTransform):
         if objects.outlines is None:
             picture, boxes = self.augment(picture, boxes)
         else:
-            masks = tv_tensors.Mask(objects.masks(*image.shape[-2:])[single])
+            masks = tv_tensors.Mask(objects.masks()[single])
             picture, boxes, masks = self.augment(picture, boxes, masks)
             there = masks.as_subclass(torch.Tensor).flatten(1).bool().any(1)
             sample = {key: value[there] for key, value in (sample | {"masks": masks}).items()}
@@ -162,7 +162,7 @@ class DetectionEvalTransform(ImageTransform):
             sample = {"boxes": boxes, "class_labels": objects.classes, "area": objects.area}
             sample["iscrowd"] = objects.iscrowd
             if objects.outlines is not None:
-                sample["masks"] = resize_labels(objects.masks(*image.shape[-2:]), size)
+                sample["masks"] = resize_labels(objects.masks(), size)
                 sample["outlines"] = run_length_rows(objects.outlines)
             item["labels"] = detection_labels(sample, size, image.shape[-2:], objects.image_id)
         return item

@@ -1,6 +1,6 @@
 """Masks of detections: the branch of Mask R-CNN (He et al. 2017, arXiv:1703.06870), from torchvision's parts.
 
-It stands on Faster R-CNN, or on each stage of a cascade: Cascade Mask R-CNN (Cai & Vasconcelos 2019, arXiv:1906.09756).
+It stands on Faster R-CNN, or on each stage of a cascade: Cascade Mask R-CNN (Cai & Vasconcelos 2019, 1906.09756).
 
 A branch reads a region's features (14 x 14), and predicts a mask (28 x 28) for each class, of which that of the
 region's own class counts. In a cascade the branch of a stage is trained on that stage's samples, with its weight; at

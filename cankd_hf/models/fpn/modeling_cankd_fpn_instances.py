@@ -77,6 +77,8 @@ class FPNForInstanceSegmentation(FPNForObjectDetection):
             if target is None or label is None:
                 continue
             masks = label.get("masks")
+            if masks is None and not len(target["boxes"]):
+                masks = target["boxes"].new_zeros(0, *size)
             if masks is None or masks.ndim != 3 or len(masks) != len(target["boxes"]):
                 got = "none" if masks is None else f"the shape {list(masks.shape)}"
                 raise ValueError(f"labels[{i}].masks: expected [{len(target['boxes'])}, H, W], got {got}")
