@@ -55,7 +55,8 @@ def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> s
     if type(config) in MODEL_FOR_BACKBONE_MAPPING or "AutoBackbone" in (config.to_dict().get("auto_map") or {}):
         return None
     if isinstance(config, FPNConfig) and not architecture:  # the head decides between the tasks
-        return _BY_HEAD.get(config.head, "AutoModelForSemanticSegmentation")
+        usual = _BY_HEAD.get(config.head, "AutoModelForSemanticSegmentation")
+        return "AutoModelForInstanceSegmentation" if config.masks else usual
     for ending in () if architecture else _DENSE:  # a bare configuration: with a dense head, if there is one
         if type(config) in getattr(transformers, f"AutoModel{ending}")._model_mapping:
             return f"AutoModel{ending}"

@@ -61,7 +61,7 @@ def test_dino(tmp_path: Path) -> None:
     ],
 )
 def test_masks(kind: str, config: str, stages: list[str], tmp_path: Path) -> None:
-    heads = [f"{head}{stage}" for head in ("bbox_head", "mask_head") for stage in stages]
+    heads = [*(f"bbox_head{stage}" for stage in stages), "mask_head"]
     few = [f"model.roi_head.{head}.num_classes=5" for head in heads]  # of random weights, above the threshold
     model, seen = upstream(tmp_path, kind, config, *few)
     sizes = [tuple(image.shape[-2:]) for image in seen["images"]]
