@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATI
 
 from .configuration_cankd_fpn import FPNConfig
 from .detection_heads_cankd_fpn import Boxes
-from .masks_cankd_fpn import POOLED, CascadeMaskRCNNDetector, MaskBranch, MaskRCNNDetector
+from .masks_cankd_fpn import CascadeMaskRCNNDetector, MaskBranch, MaskRCNNDetector
 from .modeling_cankd_fpn_detection import FPNForObjectDetection, FPNObjectDetectionOutput
 
 MASKED_DETECTORS = {"faster_rcnn": MaskRCNNDetector, "cascade_rcnn": CascadeMaskRCNNDetector}
@@ -89,10 +89,9 @@ class FPNForInstanceSegmentation(FPNForObjectDetection):
 
     def fill(self, output: Any, found: list[Boxes], size: tuple[int, int]) -> None:
         super().fill(output, found, size)
-        side = 2 * POOLED
-        output.pred_masks = torch.zeros(*output.logits.shape[:2], side, side, device=output.logits.device)
-        for row, one in zip(output.pred_masks, found, strict=True):
-            row[: len(one["masks"])] = one["masks"]
+        missing = [self.config.max_detections - len(one["masks"]) for one in found]
+        padded = [F.pad(one["masks"], (0, 0, 0, 0, 0, rows)) for one, rows in zip(found, missing, strict=True)]
+        output.pred_masks = torch.stack(padded)
 
     def post_process_instance_segmentation(
         self,
