@@ -68,7 +68,8 @@ def native_type(name: str) -> str | None:
 def converted(name: str) -> dict[str, Any]:
     """A tiny model of the kind that a command in the header of a recipe converts to `teachers/NAME`."""
     command = rf"cankd_hf\.convert (\S+) --as (\w+).* teachers/{name}$"
-    file, kind = next(found for path in RECIPES for found in re.findall(command, path.read_text("utf-8"), re.MULTILINE))
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES)
+    file, kind = re.findall(command, texts, re.MULTILINE)[0]
     fields = {"backbone_config": RESNET, "head": kind, "fpn_channels": 32, "conventions": "openmmlab"}
     return {"model_type": "cankd_fpn", **fields, "masks": "mask" in file}
 
