@@ -171,8 +171,8 @@ class DataConfig(Section):
         test_split: split of the final table; null: none. Without a `test` in the set, the validation split is scored.
         image_column: column with the image; `auto` looks for `image`, then for the only image column.
         mask_column: column with the mask; `auto` looks for the usual names, then for the other image column.
-        objects_column: detection: column, or key of `metadata.jsonl`, with the boxes and classes of an image; `auto`
-            is `objects`.
+        objects_column: detection and instance segmentation: column, or key of `metadata.jsonl`, with the boxes,
+            classes and masks of an image; `auto` is `objects`.
         annotations: COCO json files, with `{split}` for the name of the split, such as
             `annotations/instances_{split}.json`, relative to `path`, for boxes or masks drawn from outlines; `auto`
             looks for them in a folder without a metadata file. Images are in `{split}/`, `images/{split}/`, `images/`,

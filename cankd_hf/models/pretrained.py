@@ -56,7 +56,7 @@ def dense_or_plain_class(config: PretrainedConfig, head: str | None = None) -> s
         return None
     if isinstance(config, FPNConfig) and not architecture:  # the head decides between the tasks
         usual = _BY_HEAD.get(config.head, "AutoModelForSemanticSegmentation")
-        return "AutoModelForInstanceSegmentation" if config.masks else usual
+        return "AutoModelForInstanceSegmentation" if getattr(config, "masks", False) else usual
     for ending in () if architecture else _DENSE:  # a bare configuration: with a dense head, if there is one
         if type(config) in getattr(transformers, f"AutoModel{ending}")._model_mapping:
             return f"AutoModel{ending}"

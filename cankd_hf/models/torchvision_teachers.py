@@ -18,7 +18,11 @@ from cankd_hf.names import TORCHVISION as PREFIX
 
 MULTIPLE = 32  # torchvision's detectors pad the images of a batch to it, at the right and bottom
 # Prefixes of the same parts in torchvision and in `FPNForObjectDetection`, for `student.inherit`.
-_OURS = {"backbone.fpn.": "neck.pyramid.", "head.": "head.head.", "rpn.": "head.rpn.", "roi_heads.": "head.roi_heads."}
+_OURS = {
+    **{"backbone.fpn.": "neck.pyramid.", "head.": "head.head.", "rpn.": "head.rpn."},
+    **{"roi_heads.mask_head.": "head.mask_branch.head.", "roi_heads.mask_predictor.": "head.mask_branch.predictor."},
+    "roi_heads.": "head.roi_heads.",
+}
 
 
 class TorchvisionNet(nn.Module):

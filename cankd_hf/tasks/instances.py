@@ -25,6 +25,7 @@ from cankd_hf.tasks.instance_outputs import instances, instances_in, tinted
 from cankd_hf.tasks.overview import InstanceOverview
 from cankd_hf.tasks.pictures import class_colours
 from cankd_hf.tasks.showing import Confusion, ImageScores
+from cankd_hf.tasks.starting import INSTANCES
 
 MASK_LOGITS = "[B, N, 28, 28] float32, logits of each mask within its box: resize to the box, then above 0"
 
@@ -49,7 +50,7 @@ class InstanceSegmentationTask(DetectionTask):
     }
     further_scores = ("mask_ap_", "mask_ar", "ap_", "ap75", "ar")
     pipeline_tag = "image-segmentation"
-    label_kind, overview = "instances", InstanceOverview
+    label_kind, overview, starter = "instances", InstanceOverview, INSTANCES
     picture_note = f"masks with a score of at least {THRESHOLD:g}"
 
     @classmethod

@@ -12,13 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models import get_model
 
 from cankd_hf.models.fpn.cascade_cankd_fpn import STAGES
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.masks_cankd_fpn import MaskBranch, cropped
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
+from cankd_hf.models.inherit import inherit
 from cankd_hf.models.partly_labelled import run_labelled
+from cankd_hf.models.torchvision_teachers import TorchvisionNet
 from cankd_hf.tasks import InstanceSegmentationTask, task_for
 from cankd_hf.tasks.instance_outputs import in_boxes, in_picture
 from tests.models.detectors import detector
@@ -206,7 +209,10 @@ def test_students_train_on_any_size_and_detect(kind: str) -> None:
 
 def test_what_is_refused() -> None:
     backbone = KINDS["faster_rcnn"]["backbone_config"]
-    for head, masks, said in (("fcos", True, "expected false for 'fcos'"), ("faster_rcnn", 1, "true or false, got 1")):
+    for head, masks, said in (
+        ("fcos", True, "masks: expected one of False for 'fcos'"),
+        ("faster_rcnn", 3, "False, True .* got 3"),
+    ):
         with pytest.raises(ValueError, match=said):
             FPNConfig(backbone_config=backbone, head=head, masks=masks)
     with pytest.raises(ValueError, match="expected masks: true, got a configuration of FPNForObjectDetection"):
@@ -226,7 +232,11 @@ def test_what_is_refused() -> None:
 def test_detectors_without_masks_are_as_they_were() -> None:
     """Names of weights and configuration: a saved detector loads as before."""
     model = detector("faster_rcnn_resnet")
-    assert not any("mask" in name for name in model.state_dict()) and model.config.masks is False
+    assert (
+        not any("mask" in name for name in model.state_dict())
+        and model.config.masks is False
+        and "masks" not in detector("fcos_resnet").config.to_dict()
+    )
     ours = student("faster_rcnn").state_dict()
     assert {name for name in ours if "mask" not in name} == set(model.state_dict())
 
@@ -260,3 +270,16 @@ def test_every_student_loads_without_cankd_hf(tmp_path: Path) -> None:
     torch.save(cases, tmp_path / "cases.pt")
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_student_starts_from_torchvisions_mask_rcnn() -> None:
+    theirs = get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, num_classes=len(NAMES) + 1)
+    model = student("faster_rcnn", fpn_channels=256, head_channels=1024)
+    (head,) = inherit(model, TorchvisionNet(theirs), ["head"])
+    assert {name.split(" ")[0] for name in head.left} == {
+        f"head.mask_branch.predictor.mask_fcn_logits.{part}" for part in ("weight", "bias")
+    }, "torchvision's has a mask of the background, ours has none"
+    x = torch.randn(2, 256, 14, 14)
+    with torch.no_grad():
+        assert torch.equal(model.head.mask_branch.head(x), theirs.roi_heads.mask_head(x))

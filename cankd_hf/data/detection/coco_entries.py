@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cankd_hf.data.detection.objects import LARGEST, Annotation, read_annotation
+from cankd_hf.data.detection.objects import LARGEST, OUTLINE_KEYS, Annotation, read_annotation
 from cankd_hf.data.detection.outlines import Outlines
 from cankd_hf.data.detection.table import NO_SIZE, AnnotationTable
 
@@ -192,4 +192,4 @@ class ObjectEntries:
         box = list(self.boxes[4 * place : 4 * place + 4])
         crowd, area = self.crowds[place], self.areas[place]
         entry = {"bbox": box, "category_id": self.kinds[place], "area": area, "iscrowd": crowd}
-        return entry if self.outlines is None else {**entry, "segmentation": self.outlines.given(place)}
+        return entry if self.outlines is None else {**entry, OUTLINE_KEYS[0]: self.outlines.given(place)}

@@ -44,11 +44,12 @@ CONVENTIONS = ("torchvision", "openmmlab")
 CONVENTIONAL = (*DETECTION_HEADS, "aspp")  # heads that differ between the two
 DENSE_HEADS = ("retinanet", "fcos", "reppoints")
 # Further choices of detectors and the heads that have each: what its first value does is the usual.
-CHOICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+CHOICES: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
     "extra_levels": (DENSE_HEADS, ("neck", "backbone")),
     "neck_norm": (DETECTION_HEADS, ("none", "group")),
     "distances": (("fcos",), ("linear", "exponential")),
     "centerness_on": (("fcos",), ("regression", "classification")),
+    "masks": (MASK_HEADS, (False, True)),
 }
 MAX_RETINANET_LAYERS = 4  # torchvision's head has four
 MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
@@ -170,8 +171,7 @@ class FPNConfig(PretrainedConfig):
         self.head_layers = head_layers if head_layers is not None else DETECTION_LAYERS.get(head, 1)
         self.norm = norm if norm is not None else NORMS[head][0]
         self.dropout = dropout
-        self.pool_bins = list(pool_bins)
-        self.atrous_rates = list(atrous_rates)
+        self.pool_bins, self.atrous_rates = list(pool_bins), list(atrous_rates)
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.deformable_stages = list(deformable_stages)
@@ -179,9 +179,8 @@ class FPNConfig(PretrainedConfig):
             selection = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
             self._set_detection({"strides": self.strides, "anchor_scale": anchor_scale, **selection})
             self.topk_candidates, self.max_detections = topk_candidates, max_detections
-        self.masks = masks
-        choices = {"extra_levels": extra_levels, "neck_norm": neck_norm}
-        choices |= {"distances": distances, "centerness_on": centerness_on}
+        choices: dict[str, Any] = {"extra_levels": extra_levels, "neck_norm": neck_norm}
+        choices |= {"distances": distances, "centerness_on": centerness_on, "masks": masks}
         self._set_choices(choices, extra_relu, conventions)
         if head in DEPTH_HEADS:
             self.depth_kind, self.max_depth = depth_kind, max_depth
@@ -199,7 +198,7 @@ class FPNConfig(PretrainedConfig):
         self.score_threshold: float = chosen["score_threshold"]
         self.nms_threshold: float = chosen["nms_threshold"]
 
-    def _set_choices(self, given: dict[str, str], extra_relu: bool, conventions: str) -> None:
+    def _set_choices(self, given: dict[str, Any], extra_relu: bool, conventions: str) -> None:
         """Those that a head has; of another head only what is not the usual, to be refused."""
         if self.head in CONVENTIONAL or conventions != CONVENTIONS[0]:
             self.conventions = conventions
@@ -252,9 +251,6 @@ class FPNConfig(PretrainedConfig):
             self._check_detection()
         if self.head in DEPTH_HEADS:
             self._check_depth()
-        if not isinstance(self.masks, bool) or (self.masks and self.head not in MASK_HEADS):
-            known = "true or false" if self.head in MASK_HEADS else f"false for {self.head!r}"
-            raise ValueError(f"FPNConfig.masks: expected {known}, got {self.masks!r}")
 
     def _check_conventions(self) -> None:
         """Those that weights made elsewhere need."""
@@ -267,10 +263,8 @@ class FPNConfig(PretrainedConfig):
         for name, (heads, allowed) in CHOICES.items():
             value = self.__dict__.get(name, allowed[0])
             if value not in allowed or (self.head not in heads and value != allowed[0]):
-                raise ValueError(
-                    f"FPNConfig.{name}: expected one of {', '.join(allowed if self.head in heads else allowed[:1])} "
-                    f"for {self.head!r}, got {value!r}"
-                )
+                named = ", ".join(map(str, allowed if self.head in heads else allowed[:1]))
+                raise ValueError(f"FPNConfig.{name}: expected one of {named} for {self.head!r}, got {value!r}")
         needs = {"extra_levels": "backbone", "neck_norm": "group"}
         wrong = [name for name, value in needs.items() if self.__dict__.get(name) == value]
         if self.neck != "fpn" and wrong:

@@ -91,8 +91,8 @@ class FPNForObjectDetection(FPNPreTrainedModel):
         super().__init__(config)
         if config.head not in DETECTORS:
             raise ValueError(f"{type(self).__name__}: {config.head!r} is a head for FPNForSemanticSegmentation")
-        if config.masks != self.with_masks:
-            other = "FPNForInstanceSegmentation" if config.masks else "FPNForObjectDetection"
+        if (masks := getattr(config, "masks", False)) != self.with_masks:
+            other = "FPNForInstanceSegmentation" if masks else "FPNForObjectDetection"
             raise ValueError(
                 f"{type(self).__name__}: expected masks: {str(self.with_masks).lower()}, got a configuration of "
                 f"{other}"
