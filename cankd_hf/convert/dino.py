@@ -13,6 +13,7 @@ from cankd_hf.convert.backbones import backbone
 from cankd_hf.convert.detectors import PAIR, only
 from cankd_hf.convert.reading import Checkpoint
 from cankd_hf.convert.rules import Plan, Rule
+from cankd_hf.convert.swin import is_swin, swin
 from cankd_hf.errors import InputError
 from cankd_hf.models.dino.configuration_cankd_dino import GROUPS
 from cankd_hf.models.torchvision_heads import NO_CLASS
@@ -60,6 +61,7 @@ SETTINGS = {
     "encoder_attention_heads": ("encoder.layer_cfg.self_attn_cfg.num_heads", "nheads"),
     "decoder_attention_heads": ("decoder.layer_cfg.cross_attn_cfg.num_heads", "nheads"),
     "position_temperature": ("positional_encoding.temperature", "pe_temperatureH"),
+    "position_offset": ("positional_encoding.offset", "none"),
     "num_denoising": ("dn_cfg.group_cfg.num_dn_queries", "dn_number"),
     "label_noise_ratio": ("dn_cfg.label_noise_scale", "dn_label_noise_ratio"),
     "box_noise_scale": ("dn_cfg.box_noise_scale", "dn_box_noise_scale"),
@@ -70,7 +72,7 @@ SETTINGS = {
 }
 # What changes the forward pass without a tensor that shows it: each must be as here, where the file says it.
 FIXED: dict[str, Any] = {
-    **{"positional_encoding.normalize": True, "positional_encoding.offset": 0.0},
+    "positional_encoding.normalize": True,
     **{"two_stage_type": "standard", "embed_init_tgt": True, "decoder_sa_type": "sa", "dilation": False},
     **{"transformer_activation": "relu", "decoder_module_seq": ["sa", "ca", "ffn"], "use_deformable_box_attn": False},
     **{"position_embedding": "sine", "num_patterns": 0, "two_stage_learn_wh": False},
@@ -79,17 +81,18 @@ COCO_ROWS = 91  # of the authors' heads, one for each number up to the largest o
 
 
 def dino(made: Checkpoint, style: str) -> Plan:
-    """DINO with any ResNet of `backbone`; which of the two it comes from is told by the names."""
+    """DINO with any ResNet of `backbone` or a Swin; which of the two it comes from is told by the names."""
     own = "transformer.level_embed" in made.state
     root = "transformer." if own else ""
     if own:
-        made.state = {re.sub(r"^backbone\.0\.body\.", "backbone.", name): x for name, x in made.state.items()}
+        made.state = {re.sub(r"^backbone\.0\.(body\.)?", "backbone.", name): x for name, x in made.state.items()}
     for setting, known in FIXED.items():
         only(made, setting, known, setting)
     levels, width = (made.shape(f"{root}level_embed", place) for place in (0, 1))
     first = "input_proj.{}.0.weight" if own else "neck.convs.{}.conv.weight"
     taken = sum(made.shape(first.format(i), 2) == 1 for i in range(made.count(first)))  # the others are 3x3
-    plan = backbone(made, "dino", style, list(range(5 - taken, 5)), None)
+    indices = list(range(5 - taken, 5))
+    plan = swin(made, indices) if is_swin(made) else backbone(made, "dino", style, indices, None)
     plan.unused["counters of the norms, which are frozen here"] = r"\.num_batches_tracked$"
     plan.rules = [dataclasses.replace(rule, ours=r"model\." + rule.ours) for rule in plan.rules]
     only(made, "groups of the neck's norms", GROUPS, "neck.norm_cfg.num_groups")
@@ -106,6 +109,8 @@ def dino(made: Checkpoint, style: str) -> Plan:
     else:
         _openmmlab_rest(plan, taken)
         plan.fields["num_labels"] = made.shape("bbox_head.cls_branches.0.weight", 0)
+    if not own and not made.settings:
+        plan.notes.append("places: as usual (assumed; OpenMMLab's *_improved_* has offset -0.5, temperature 10000)")
     plan.notes.append(f"DINO of {'its authors' if own else 'OpenMMLab'}: {taken} of {levels} scales from the backbone")
     return plan
 

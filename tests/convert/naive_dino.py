@@ -52,9 +52,9 @@ def scale(kind: str, place: int) -> tuple[str, str]:
     return f"{name}.conv", f"{name}.gn"
 
 
-def _shapes(kind: str, classes: int, rows: int) -> Iterator[tuple[str, Any]]:
+def _shapes(kind: str, classes: int, rows: int, widths: list[int]) -> Iterator[tuple[str, Any]]:
     names = NAMES[kind]
-    for place, into in enumerate([*(4 * width for width in WIDTHS[1:]), 4 * WIDTHS[3]]):
+    for place, into in enumerate([*widths[1:], widths[3]]):
         convolution, group = scale(kind, place)
         yield from conv(convolution, C, into, 3 if place == 3 else 1, kind == "authors")
         yield from norm(group, C, False)
@@ -87,12 +87,41 @@ def _shapes(kind: str, classes: int, rows: int) -> Iterator[tuple[str, Any]]:
             yield from linear(layer, out, C)
 
 
-def dino(kind: str, classes: int, shared: bool = False) -> State:
+def swin(kind: str) -> Iterator[tuple[str, Any]]:
+    """Stages as wide as those of the tiny ResNet, of which the neck reads the last three."""
+    own = kind == "authors"
+    width = 4 * WIDTHS[0]
+    yield from conv(f"backbone.patch_embed.{'proj' if own else 'projection'}", width, 3, 4)
+    yield from norm("backbone.patch_embed.norm", width, False)
+    for stage in range(4):
+        name = f"backbone.{'layers' if own else 'stages'}.{stage}"
+        block, attention = f"{name}.blocks.0", f"{name}.blocks.0.attn{'' if own else '.w_msa'}"
+        yield from (*norm(f"{block}.norm1", width, False), *norm(f"{block}.norm2", width, False))
+        yield f"{attention}.relative_position_bias_table", (25, 2)
+        yield f"{attention}.relative_position_index", (9, 9)
+        yield from (*linear(f"{attention}.qkv", 3 * width, width), *linear(f"{attention}.proj", width, width))
+        layers = ("mlp.fc1", "mlp.fc2") if own else ("ffn.layers.0.0", "ffn.layers.1")
+        yield from (
+            *linear(f"{block}.{layers[0]}", 2 * width, width),
+            *linear(f"{block}.{layers[1]}", width, 2 * width),
+        )
+        if stage:
+            yield from norm(f"backbone.norm{stage}", width, False)
+        if stage < 3:
+            yield f"{name}.downsample.reduction.weight", (2 * width, 4 * width)
+            yield from norm(f"{name}.downsample.norm", 4 * width, False)
+        width *= 2
+
+
+def dino(kind: str, classes: int, shared: bool = False, swins: bool = False) -> State:
     """Random weights; the authors' file has its heads twice, and more rows of label embeddings than classes."""
-    state = filled([*resnet(), *_shapes(kind, classes, classes + (kind == "authors"))])
+    backbone = swin(kind) if swins else resnet()
+    widths = [4 * WIDTHS[0] * 2**i for i in range(4)] if swins else [4 * width for width in WIDTHS]
+    state = filled([*backbone, *_shapes(kind, classes, classes + (kind == "authors"), widths)])
     if kind == "openmmlab":
         return state
-    state = {name.replace("backbone.", "backbone.0.body.", 1): x for name, x in state.items()}
+    root = "backbone.0." if swins else "backbone.0.body."
+    state = {name.replace("backbone.", root, 1): x for name, x in state.items()}
     for name in list(state):
         if name.startswith(("class_embed.", "bbox_embed.")):
             if shared:

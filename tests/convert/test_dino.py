@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from cankd_hf.convert.command import convert
@@ -50,6 +51,35 @@ def test_forward(kind: str, shared: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(model.model.label_embed.weight, _labels(kind, state)[:3])
 
 
+@pytest.mark.parametrize("kind", ["authors", "openmmlab"])
+def test_swin(kind: str, tmp_path: Path) -> None:
+    state = dino(kind, 3, swins=True)
+    model, plan, made = converted(tmp_path / "m.pth", state)
+    assert "swin of [1, 1, 1, 1] blocks, 32 channels, windows of 3" in plan.notes[0]
+    assert len(made.left_out["tables of places, made anew"]) == 4
+    assert not any("patch_embed" in name for names in made.left_out.values() for name in names)
+    backbone = model.model.backbone
+    block = backbone.swin.encoder.layers[1].blocks[0].attention
+    stage, attention = ("layers", "attn") if kind == "authors" else ("stages", "attn.w_msa")
+    root = "backbone.0." if kind == "authors" else "backbone."
+    joined = state[f"{root}{stage}.1.blocks.0.{attention}.qkv.weight"]
+    assert torch.equal(torch.cat([block.q_proj.weight, block.k_proj.weight, block.v_proj.weight]), joined)
+    # Four cells become one.
+    x = torch.randn(1, 6, 8, 32, generator=torch.Generator().manual_seed(0))
+    if kind == "authors":  # Microsoft's: the rows of a column first
+        together = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1).flatten(1, 2)
+    else:  # OpenMMLab's: torch.nn.Unfold
+        together = F.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
+    name = f"{root}{stage}.0.downsample"
+    normed = F.layer_norm(together, [128], state[f"{name}.norm.weight"], state[f"{name}.norm.bias"])
+    wanted = F.linear(normed, state[f"{name}.reduction.weight"])
+    with torch.no_grad():
+        found = backbone.swin.encoder.layers[0].downsample(x.flatten(1, 2), (6, 8))
+        maps = model(torch.randn(1, 3, *SIZE)).encoder_last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(maps).all()
+
+
 def _labels(kind: str, state: State) -> torch.Tensor:
     return state["label_enc.weight" if kind == "authors" else "dn_query_generator.label_embedding.weight"]
 
@@ -82,12 +112,14 @@ def test_refused(tmp_path: Path, capsys: Any) -> None:
     state = dino("authors", 3, True)
     other = {**state, "transformer.decoder.class_embed.1.bias": torch.ones(3)}
     patterns = {**state, "transformer.patterns.weight": torch.ones(2, 32)}
-    swin = {name: x for name, x in state.items() if not name.startswith("backbone.")}
-    swin["backbone.0.patch_embed.proj.weight"] = torch.ones(1)
+    other_backbone = {name: x for name, x in state.items() if not name.startswith("backbone.")}
+    other_backbone["backbone.0.downsample_layers.0.0.weight"] = torch.ones(1)  # ConvNeXt
+    absolute = {**dino("authors", 3, True, swins=True), "backbone.0.absolute_pos_embed": torch.ones(1)}
     cases: list[tuple[State, dict[str, Any], str]] = [
         (other, {}, "to equal class_embed.1.bias"),
         (patterns, {}, "unknown: transformer.patterns.weight"),
-        (swin, {}, "expected a ResNet or ResNeXt backbone"),
+        (other_backbone, {}, "expected a ResNet or ResNeXt backbone"),
+        (absolute, {}, "expected a Swin transformer (V1) with relative places"),
         (state, {"decoder_sa_type": "ca_label"}, "expected decoder_sa_type sa"),
         (state, {"pe_temperatureH": 20, "pe_temperatureW": 30}, "temperatures"),
         (state, {"nheads": 7}, "expected 7 heads"),

@@ -42,8 +42,20 @@ def shown(seen: dict[str, Any]) -> torch.Tensor:
     return mask
 
 
-def test_dino(tmp_path: Path) -> None:
-    model, seen = upstream(tmp_path, "dino", "dino/dino-4scale_r50_8xb2-12e_coco.py", "model.num_queries=300")
+SWIN = ("embed_dims=32", "depths=[1, 1, 2, 1]", "num_heads=[1, 2, 4, 8]", "window_size=7")
+THIN = ("model.neck.in_channels=[32, 64, 128, 256]", "model.encoder.num_layers=1", "model.decoder.num_layers=2")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("4scale_r50_8xb2-12e", ("model.num_queries=300",)),
+        ("4scale_r50_improved_8xb2-12e", ("model.num_queries=100", *THIN[1:])),
+        ("5scale_swin-l_8xb2-12e", ("model.num_queries=100", *THIN, *(f"model.backbone.{one}" for one in SWIN))),
+    ],
+)
+def test_dino(config: str, changes: tuple[str, ...], tmp_path: Path) -> None:
+    model, seen = upstream(tmp_path, "dino", f"dino/dino-{config}_coco.py", *changes)
     with torch.no_grad():
         output = model(seen["inputs"], pixel_mask=shown(seen))
     torch.testing.assert_close(output.encoder_last_hidden_state, seen["memory"], rtol=1e-4, atol=1e-4)

@@ -131,7 +131,8 @@ class DINOModel(DINOPreTrainedModel):
         parts = []
         for dim in (1, 2):
             counted = mask.float().cumsum(dim)
-            share = counted / (counted.narrow(dim, counted.shape[dim] - 1, 1) + 1e-6)
+            last = counted.narrow(dim, counted.shape[dim] - 1, 1)
+            share = (counted + self.config.position_offset) / (last + 1e-6)
             parts.append(sine_embedding(share, self.config.d_model // 2, self.config.position_temperature))
         return torch.cat(parts, dim=-1).to(self.level_embed.dtype)
 
