@@ -22,6 +22,7 @@ from cankd_hf.metrics.detection import MAX_DETECTIONS
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.tasks.detection_outputs import best_rows
 
+PIXELS = 2**25  # of masks that are computed at one time
 IN_BOXES = {FPNConfig.model_type}  # model types whose masks are those of their boxes
 
 
@@ -56,8 +57,8 @@ def in_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [n, m, m] within boxes [n, 4] -> masks bool [n, H, W], by torchvision's pasting."""
     if not len(boxes):
         return torch.zeros(0, *size, dtype=torch.bool, device=boxes.device)
-    pasted: Tensor = paste_masks_in_image(logits.sigmoid()[:, None], boxes, size)
-    return pasted[:, 0] > 0.5
+    parts = zip(logits.sigmoid().split(_at_once(size)), boxes.split(_at_once(size)), strict=True)
+    return torch.cat([paste_masks_in_image(masks[:, None], own, size)[:, 0] > 0.5 for masks, own in parts])
 
 
 def in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> Tensor:
@@ -65,8 +66,16 @@ def in_picture(logits: Tensor, canvas: Tensor, size: tuple[int, int]) -> Tensor:
     if not len(logits):
         return torch.zeros(0, *size, dtype=torch.bool, device=logits.device)
     whole = [max(round(side), least) for side, least in zip(canvas.tolist(), size, strict=True)]
-    scaled = interpolate(logits[:, None], size=whole, mode="bilinear", align_corners=False)[:, 0]
-    return scaled[:, : size[0], : size[1]] > 0
+    scaled = (
+        interpolate(part[:, None], size=whole, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]] > 0
+        for part in logits.split(_at_once(size))
+    )
+    return torch.cat(list(scaled))
+
+
+def _at_once(size: tuple[int, int]) -> int:
+    """How many masks of an image of this size are floating point numbers at one time."""
+    return max(1, PIXELS // (size[0] * size[1]))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoModelForInstanceSegmentation, PreTrainedModel
 
+from cankd_hf.data.common.transforms import resize_labels
 from cankd_hf.data.detection.collate import original_objects, original_sizes
 from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.metrics.detection import detection_scores
@@ -79,7 +80,8 @@ class InstanceSegmentationTask(DetectionTask):
         canvases = original_sizes(labels, *inputs["pixel_values"].shape[-2:])
         sizes = [tuple(label["orig_size"].tolist()) for label in labels]
         found = instances(outputs["outputs"], canvases, sizes, student.config.model_type)
-        return instance_statistics(found, [original_objects(*pair) for pair in zip(labels, canvases, strict=True)])
+        targets = [original_objects(_with_outlines(label), size) for label, size in zip(labels, canvases, strict=True)]
+        return instance_statistics(found, targets)
 
     def scores(self, statistics: Any) -> dict[str, float]:
         masks = [segmentations(text) for text in np.asarray(statistics[MASKS])]
@@ -131,6 +133,14 @@ class InstanceSegmentationTask(DetectionTask):
         assert isinstance(model, FPNForInstanceSegmentation)  # others are refused before
         plain = MaskForm(FORMS[model.config.head](model))
         return InstancesForm(model, {**DETECTIONS, "masks": MASK_LOGITS}, _with_masks, plain, ("torchvision",))
+
+
+def _with_outlines(label: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Labels with masks of the data set's own size, for those that do not bring their outlines."""
+    if "outlines" in label:
+        return label
+    (height, width), (rows, columns) = label["size"].tolist(), label["orig_size"].tolist()
+    return {**label, "masks": resize_labels(label["masks"][:, :height, :width].byte(), (rows, columns))}
 
 
 def _with_masks(output: Any) -> list[Tensor]:

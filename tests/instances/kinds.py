@@ -27,10 +27,10 @@ SIZES = {"train": 8, "validation": 7, "test": 4, "size": 64}
 
 def student(kind: str, **changes: Any) -> FPNForInstanceSegmentation:
     """Of this kind, in train mode; keywords change its configuration."""
-    label2id = {name: index for index, name in NAMES.items()}
-    settings = {**SMALL, **KINDS[kind], **changes}
+    settings = {**SMALL, "id2label": NAMES, **KINDS[kind], **changes}
+    label2id = {name: index for index, name in settings["id2label"].items()}
     with seeded(0):
-        return FPNForInstanceSegmentation(FPNConfig(**settings, id2label=NAMES, label2id=label2id)).train()
+        return FPNForInstanceSegmentation(FPNConfig(**settings, label2id=label2id)).train()
 
 
 def pictures(height: int = 128, width: int = 192) -> tuple[Tensor, list[dict[str, Tensor]]]:

@@ -160,6 +160,14 @@ def test_a_mask_without_a_pixel_is_left_out_and_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_a_mask_far_from_its_box_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of outlines for another size of the picture."""
+    far = objects(bbox=[40, 30, 15, 8])
+    load_detection(DataConfig(path=str(coco(tmp_path, [objects(), far]))), masked=True)
+    assert "mask 1: it covers [5, 5, 25, 25], far from its box [40, 30, 15, 8]" in caplog.text
+    assert "mask 0" not in caplog.text
+
+
 def test_boxes_alone_are_refused_in_one_line(tmp_path: Path) -> None:
     root = coco(tmp_path / "coco", [objects(segmentation="none")])
     with pytest.raises(InputError, match="expected objects with masks .* got boxes alone.*task: detection") as caught:

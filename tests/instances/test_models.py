@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,7 +99,7 @@ def masked(request: pytest.FixtureRequest) -> Any:
         for name, parameter in model.head.named_parameters():
             parameter.mul_(3 if parameter.ndim > 1 and "rpn" in name else 1.5)
     for mode in ("training", "testing"):
-        model.head.rpn._post_nms_top_n[mode] = 8
+        model.head.rpn._post_nms_top_n[mode] = 5
     return model
 
 
@@ -239,37 +236,6 @@ def test_detectors_without_masks_are_as_they_were() -> None:
     )
     ours = student("faster_rcnn").state_dict()
     assert {name for name in ours if "mask" not in name} == set(model.state_dict())
-
-
-SCRIPT = """
-import sys, torch
-sys.modules["cankd_hf"] = None
-from transformers import AutoModelForInstanceSegmentation
-for kind, (images, labels, loss, masks) in torch.load("cases.pt").items():
-    model = AutoModelForInstanceSegmentation.from_pretrained(kind, trust_remote_code=True)
-    with torch.no_grad():
-        output = model(images, labels=labels)
-    torch.testing.assert_close((output.loss, output.pred_masks), (loss, masks))
-    found = model.post_process_instance_segmentation(output, 0.0, [(50, 60)] * 2)
-    assert found[0]["masks"].shape == (4, 50, 60)
-    assert type(model).__module__.split(".")[0] == "transformers_modules", type(model)
-"""
-
-
-def test_every_student_loads_without_cankd_hf(tmp_path: Path) -> None:
-    cases = {}
-    for kind in KINDS:
-        model = student(kind, score_threshold=0.0, max_detections=4).eval()
-        model.save_pretrained(tmp_path / kind)
-        images, labels = pictures(64, 96)
-        with torch.no_grad():
-            output = model(images, labels=labels)
-        cases[kind] = (images, labels, output.loss, output.pred_masks)
-        again = type(model).from_pretrained(tmp_path / kind)
-        assert again.config.masks is True and again.config.id2label == NAMES
-    torch.save(cases, tmp_path / "cases.pt")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ import pytest
 import torch
 from transformers import DeformableDetrImageProcessor
 
+from tests.instances.kinds import KINDS, student
+from tests.instances.kinds import pictures as outlined_pictures
+
 from .detectors import DETECTORS, detector, pictures
 from .test_dino import dino
 
@@ -24,6 +27,14 @@ for kind, (images, labels, loss, logits) in torch.load("cases.pt").items():
         output = model(images, labels=labels)
     torch.testing.assert_close((output.loss, output.logits), (loss, logits))
     assert type(model).__module__.split(".")[0] == "{home}", type(model)
+from transformers import AutoModelForInstanceSegmentation
+for kind, (images, labels, loss, masks) in torch.load("masked.pt").items():
+    model = AutoModelForInstanceSegmentation.from_pretrained(kind, trust_remote_code={remote})
+    with torch.no_grad():
+        output = model(images, labels=labels)
+    torch.testing.assert_close((output.loss, output.pred_masks), (loss, masks))
+    found = model.post_process_instance_segmentation(output, 0.0, [(50, 60)] * 2)
+    assert found[0]["masks"].shape == (4, 50, 60) and type(model).__module__.split(".")[0] == "{home}"
 assert len(pipeline("object-detection", "dino", trust_remote_code={remote})(Image.new("RGB", (50, 40)), threshold=0.0))
 detect = pipeline("object-detection", "retinanet_resnet", trust_remote_code={remote})
 assert len(detect(Image.new("RGB", (50, 40)), threshold=0.0)) == 5
@@ -48,6 +59,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             output = model(images, labels=labels)
         cases[kind] = (images, labels, output.loss, output.logits)
     torch.save(cases, folder / "cases.pt")
+    masked = {}
+    for kind in KINDS:
+        student_of_masks = student(kind, score_threshold=0.0, max_detections=4).eval()
+        student_of_masks.save_pretrained(folder / f"masked_{kind}")
+        images, labels = outlined_pictures(64, 96)
+        with torch.no_grad():
+            output = student_of_masks(images, labels=labels)
+        masked[f"masked_{kind}"] = (images, labels, output.loss, output.pred_masks)
+    torch.save(masked, folder / "masked.pt")
     return folder
 
 

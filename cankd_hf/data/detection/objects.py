@@ -212,7 +212,7 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
         elif over[place] > TOLERANCE:
             beyond = f"{over[place]:g} pixels beyond the image of {width} x {height}"
             warnings.append(f"{what} reaches {beyond}; it is cut")
-    outlines, areas = _outlined(annotation, height, width, name, dropped, empty)
+    outlines, areas = _outlined(annotation, height, width, name, (dropped, empty, warnings))
     keep = inside & (not relative) & (areas > 0)
     shrunk = (cut[:, 2:] - cut[:, :2]).prod(axis=1)
     stated = np.where(np.isnan(annotation.area), areas, annotation.area)
@@ -241,12 +241,16 @@ def fit_to_image(annotation: Annotation, height: int, width: int, name: str) -> 
 
 
 def _outlined(
-    annotation: Annotation, height: int, width: int, name: str, dropped: list[str], empty: list[str]
+    annotation: Annotation, height: int, width: int, name: str, told: tuple[list[str], list[str], list[str]]
 ) -> tuple[list[bytes], np.ndarray]:
-    """Run lengths and pixels [n] of the masks of an annotation. A mask that cannot be used has 0 pixels and is told in
-    `dropped`, or in `empty` if it has no pixel; without masks nothing is encoded, and all count as 1."""
+    """Run lengths and pixels [n] of the masks of an annotation; without masks nothing is encoded, and all count as 1.
+
+    In `told` a mask that cannot be used, with 0 pixels, comes to the first list, one without a pixel to the second,
+    and one that does not lie in its box to the third.
+    """
     from faster_coco_eval.core import mask
 
+    dropped, empty, warnings = told
     areas = np.ones(len(annotation.boxes))
     found = [b""] * len(areas)
     for place, outline in enumerate(annotation.outlines or ()):
@@ -257,10 +261,21 @@ def _outlined(
             areas[place] = 0
             dropped.append(f"{what}: {error}; correct or drop it")
             continue
-        areas[place] = mask.area({"size": [height, width], "counts": found[place]})
+        lengths = {"size": [height, width], "counts": found[place]}
+        areas[place] = mask.area(lengths)
         if not areas[place]:
             empty.append(f"{what}: {NO_AREA} in the image of {width} x {height}")
+        elif _apart(mask.toBbox(lengths), annotation.boxes[place]):
+            seen = _shown(mask.toBbox(lengths))
+            warnings.append(f"{what}: it covers {seen}, far from its box {_shown(annotation.boxes[place])}")
     return found, areas
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two boxes x, y, width, height overlap by less than a tenth of both together."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[:2] + one[2:], other[:2] + other[2:])
+    both = (high - low).clip(min=0).prod()
+    return bool(both < 0.1 * (one[2:].prod() + other[2:].prod() - both))
 
 
 def size_problem(annotation: Annotation, height: int, width: int, name: str) -> str | None:
