@@ -32,6 +32,7 @@ RESNET = {
 }
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 DINOV2 = {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 2, **VIT}
+BOXED = ("detection", "instance-segmentation")
 # Native detectors on the Hub, by the start of their names.
 NATIVE = {"PekingU/rtdetr_": "rt_detr", "IDEA-Research/grounding-dino": "grounding-dino"}
 
@@ -54,7 +55,7 @@ def stand_in_native(model_type: str, recipe_config: dict[str, Any]) -> dict[str,
     tiny = {**config(model_type), **settings}
     if settings.get("two_stage"):
         tiny["two_stage_num_proposals"] = 12
-    if model_type in ("deformable_detr", "cankd_dino"):
+    if "backbone_config" in recipe_config:
         tiny["backbone_config"] = stand_in(recipe_config["backbone_config"])
     return tiny
 
@@ -62,6 +63,15 @@ def stand_in_native(model_type: str, recipe_config: dict[str, Any]) -> dict[str,
 def native_type(name: str) -> str | None:
     """The family of a native detector on the Hub."""
     return next((kind for start, kind in NATIVE.items() if name.startswith(start)), None)
+
+
+def converted(name: str) -> dict[str, Any]:
+    """A tiny model of the kind that a command in the header of a recipe converts to `teachers/NAME`."""
+    command = rf"cankd_hf\.convert (\S+) --as (\w+).* teachers/{name}$"
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES)
+    file, kind = re.findall(command, texts, re.MULTILINE)[0]
+    fields = {"backbone_config": RESNET, "head": kind, "fpn_channels": 32, "conventions": "openmmlab"}
+    return {"model_type": "cankd_fpn", **fields, "masks": "mask" in file}
 
 
 def trained(name: str) -> StudentConfig:
@@ -84,6 +94,8 @@ def stand_in_teacher(model: str) -> dict[str, Any]:
         return stand_in_native(native, {})
     if model.startswith("torchvision/"):
         return {"model_type": "cankd_fpn", "backbone_config": RESNET, "head": "faster_rcnn", "fpn_channels": 32}
+    if model.startswith("teachers/"):
+        return converted(model.removeprefix("teachers/"))
     if not model.startswith("runs/"):
         return dict(DINOV2)
     student = trained(model.removeprefix("runs/"))
@@ -100,7 +112,7 @@ def narrow(fpn: dict[str, Any]) -> dict[str, Any]:
 def small(path: Path, folder: Path) -> list[str]:
     """Overrides that make a recipe small and independent of downloads."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    student, detection = recipe["student"], recipe.get("task") == "detection"
+    student, detection = recipe["student"], recipe.get("task") in BOXED
     size = [56, 84] if {"dinov2", "two"} & {*path.stem.split("_")} and not detection else [64, 64]
     if detection and "backbone" not in student:
         size = [128, 128]  # a norm over groups of one cell, where strides go up to 64, cannot be
@@ -121,14 +133,14 @@ def small(path: Path, folder: Path) -> list[str]:
         changes |= {"student.backbone": stand_in(student["backbone"]), "student.fpn": narrow(student.get("fpn", {}))}
     elif "config" in student:
         changes["student.config"] = stand_in_native(student["config"]["model_type"], student["config"])
+        if "tokenizer" in student:
+            changes["student.tokenizer"] = str(write_tokenizer(folder.with_name("tokenizer")))
     else:
         native = native_type(student["model"])
         changes |= {"student.model": None, "student.config": stand_in_native(native, {})}
-        if "grounding" in native:
-            changes["student.tokenizer"] = str(write_tokenizer(folder.with_name("tokenizer")))
     if recipe.get("task") == "features":
         del changes["student.fpn"]
-    if detection:
+    if detection and recipe["data"]["path"] != "shapes":
         splits = {"train": recipe["data"].get("train_split", "train"), "val": recipe["data"]["eval_split"]}
         write = write_boxes if splits["val"] == "validation" else partial(write_coco, splits=splits)
         changes |= {"data.path": str(write(folder.with_name("boxes"))), "data.generated": {}}
@@ -140,7 +152,7 @@ def small(path: Path, folder: Path) -> list[str]:
         made = stand_in_teacher(teacher["model"])
         if made["model_type"].startswith("cankd_"):  # trained on the same data
             made["id2label"] = NAMES if detection else SHAPE_CLASSES
-        if recipe.get("task") == "classification":
+        if recipe.get("task") == "classification" or (detection and recipe["data"]["path"] == "shapes"):
             made["id2label"] = {key - 1: name for key, name in SHAPE_CLASSES.items() if key}
         changes |= {f"{place}.model": None, f"{place}.config": made}
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

@@ -9,6 +9,7 @@ EXAMPLES = """examples:
   python -m cankd_hf.convert retinanet_r101_fpn_2x_coco.pth --as retinanet teachers/retinanet_r101
   python -m cankd_hf.convert fcos_r101_caffe_2x.pth --as fcos --style caffe teachers/fcos_r101
   python -m cankd_hf.convert pspnet_r101-d8_80k_cityscapes.pth --as pspnet teachers/psp_r101
+  python -m cankd_hf.convert checkpoint0011_4scale.pth --as dino teachers/dino_r50
   python -m cankd_hf.convert epoch_24.pth --as faster_rcnn --labels labels.json students/faster_rcnn_r50
 
 Then teacher.model=teachers/retinanet_r101 in a recipe. docs/convert.md says which files, and what was checked.
@@ -23,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
         "convert", "Convert a .pth file of OpenMMLab to a folder that from_pretrained loads.", EXAMPLES
     )
     made.add_argument(
-        "file", help="checkpoint of MMDetection 2.x or 3.x, MMSegmentation, MMRazor or the authors' toolbox"
+        "file",
+        help="checkpoint of MMDetection 2.x or 3.x, MMSegmentation, MMRazor, the authors' toolbox or DINO's authors",
     )
     made.add_argument("--as", dest="kind", required=True, choices=KINDS, help="which model it is")
     made.add_argument("output", help="folder to write, new or empty")

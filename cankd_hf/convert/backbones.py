@@ -78,6 +78,8 @@ def told_style(made: Checkpoint, found: Found, given: str) -> tuple[str, str]:
         return "pytorch", "all ResNeXt and deep-stem models of OpenMMLab are"
     if "decode_head.conv_seg.weight" in made.state:
         return "pytorch", "all models of MMSegmentation are"
+    if "level_embed" in made.state or "transformer.level_embed" in made.state:
+        return "pytorch", "all published models of DINO are"
     norm = {key: made.state.get(f"backbone.bn1.{key}") for key in ("running_mean", "running_var")}
     mean, var = norm["running_mean"], norm["running_var"]
     if (

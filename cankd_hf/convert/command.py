@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.convert import dense, detectors, segmenters
+from cankd_hf.convert.dino import dino
 from cankd_hf.convert.reading import Checkpoint, class_names, read_checkpoint
 from cankd_hf.convert.rules import Plan, some, transfer
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.models import register
+from cankd_hf.models.dino.configuration_cankd_dino import DINOConfig
+from cankd_hf.models.dino.modeling_cankd_dino import DINOForObjectDetection
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
-from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation, FPNPreTrainedModel
+from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 from cankd_hf.tasks import TASKS
 
 RECORD = "conversion.json"
@@ -28,11 +33,12 @@ LONG_SIDE = {"image_size": [800, 1333], "keep_aspect": True}  # of MMDetection's
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: how it is planned, its class, and how its images are resized."""
+    """A kind of model: how it is planned, its class and configuration, and how its images are resized."""
 
     plan: Callable[[Checkpoint, str], Plan]
-    model: type[FPNPreTrainedModel]
+    model: type[PreTrainedModel]
     images: dict[str, Any]
+    config: Callable[..., Any] = FPNConfig
 
 
 KINDS = {
@@ -48,6 +54,7 @@ KINDS = {
     name: Kind(plan, FPNForSemanticSegmentation, {})
     for name, plan in {"pspnet": segmenters.pspnet, "deeplabv3": segmenters.deeplabv3}.items()
 }
+KINDS["dino"] = Kind(dino, DINOForObjectDetection, LONG_SIDE, DINOConfig)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,8 +65,6 @@ def run(options: argparse.Namespace) -> int:
     """
     register()
     out = Path(options.output)
-    if options.kind not in KINDS:
-        raise InputError(f"--as {options.kind}: not supported yet; expected one of {', '.join(KINDS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected a new or empty folder; name another one")
     made = read_checkpoint(Path(options.file), options.part)
@@ -83,19 +88,21 @@ def left(made: Checkpoint) -> list[tuple[str, list[str]]]:
     return sorted(made.left_out.items())
 
 
-def convert(made: Checkpoint, kind: str, style: str, labels: str | None) -> tuple[FPNPreTrainedModel, Plan]:
+def convert(made: Checkpoint, kind: str, style: str, labels: str | None) -> tuple[PreTrainedModel, Plan]:
     """Builds the model and fills it with the file's tensors; arguments as of the command.
 
     Raises:
         InputError: for tensors that are missing, unknown or of another shape, and what cannot be carried exactly.
     """
+    made.labels = labels
     plan = KINDS[kind].plan(made, style)
     count = plan.fields.pop("num_labels")
-    names, source = class_names(made, count, labels)
+    names, source = class_names(made, count)
     plan.notes.append(f"classes: {count}, {source}")
     label2id = {name: index for index, name in names.items()}
-    config = FPNConfig(**plan.fields, id2label=names, label2id=label2id)
+    config = KINDS[kind].config(**plan.fields, id2label=names, label2id=label2id)
+    cls = FPNForInstanceSegmentation if plan.fields.get("masks") else KINDS[kind].model
     with torch.random.fork_rng([]):
-        model = KINDS[kind].model(config).eval()
+        model = cls(config).eval()
     model.load_state_dict(transfer(made, plan, model.state_dict()), strict=True)
     return model, plan

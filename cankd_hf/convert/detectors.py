@@ -1,5 +1,6 @@
 """Detectors of MMDetection: their settings as fields of `FPNConfig`, and where their tensors go."""
 
+import re
 from typing import Any
 
 from cankd_hf.convert.backbones import backbone
@@ -8,7 +9,9 @@ from cankd_hf.convert.rules import Plan, Rule, background_boxes, background_firs
 from cankd_hf.errors import InputError
 from cankd_hf.models.fpn.modeling_cankd_fpn import make_norm
 
-UNUSED = {"masks (this model has boxes alone)": r"^roi_head\.(mask|semantic)_(head|roi_extractor)\."}
+UNUSED = {"masks of another kind (this model has boxes alone)": r"^roi_head\.(mask|semantic)_(head|roi_extractor)\."}
+MASKS = "roi_head.mask_head"
+MASK_PARTS = ("convs.0.conv", "convs.1.conv", "convs.2.conv", "convs.3.conv", "upsample", "conv_logits")
 DEVIATIONS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])  # of a cascade's stages
 NORM_GROUPS = 32  # of OpenMMLab's group norm where a configuration says nothing else
 PAIR = r"\.(weight|bias)"
@@ -153,8 +156,34 @@ def _proposals(made: Checkpoint, kind: str, style: str) -> Plan:
     return plan
 
 
+def _masks(made: Checkpoint, plan: Plan, stages: list[str]) -> None:
+    """The mask branch of each stage, if it is Mask R-CNN's: four 3x3 convolutions, one that doubles the sides, a
+    mask for each class. `stages`: what stands for a stage in names, such as `.0`; nothing for the only one."""
+    theirs = {name for name in made.state if name.startswith("roi_head.mask_") or "semantic" in name}
+    expected = {f"{MASKS}{i}.{part}.{x}" for i in stages for part in MASK_PARTS for x in ("weight", "bias")}
+    if not theirs:
+        return
+    count = plan.fields["num_labels"]
+    if theirs != expected or made.shape(f"{MASKS}{stages[0]}.conv_logits.weight", 0) != count:
+        plan.notes.append("masks: of another kind than Mask R-CNN's, left out")
+        return
+    only(made, "threshold of masks", 0.5, "test_cfg.rcnn.mask_thr_binary")
+    plan.fields["masks"] = True
+    plan.notes.append("masks: taken (FPNForInstanceSegmentation)")
+    ours = r"head\.mask_branch(?:es(\.\d))?\."
+
+    def place(match: re.Match[str], part: str) -> str:
+        return f"{MASKS}{match[1] or ''}.{part}.{match[match.lastindex or 0]}"
+
+    plan.rules += [
+        Rule(ours + r"head\.(\d)\.0" + PAIR, lambda match: place(match, f"convs.{match[2]}.conv")),
+        Rule(ours + r"predictor\.conv5_mask" + PAIR, lambda match: place(match, "upsample")),
+        Rule(ours + r"predictor\.mask_fcn_logits" + PAIR, lambda match: place(match, "conv_logits")),
+    ]
+
+
 def faster_rcnn(made: Checkpoint, style: str) -> Plan:
-    """Faster R-CNN: one box head, a regression for each class."""
+    """Faster R-CNN, also with masks: one box head, a regression for each class."""
     plan = _proposals(made, "faster_rcnn", style)
     head = "roi_head.bbox_head"
     only(made, "deviations", [0.1, 0.1, 0.2, 0.2], f"{head}.bbox_coder.target_stds")
@@ -169,11 +198,12 @@ def faster_rcnn(made: Checkpoint, style: str) -> Plan:
         Rule(ours + r"box_predictor\.cls_score" + PAIR, rf"{head}.fc_cls.\1", background_first),
         Rule(ours + r"box_predictor\.bbox_pred" + PAIR, rf"{head}.fc_reg.\1", background_boxes),
     ]
+    _masks(made, plan, [""])
     return plan
 
 
 def cascade_rcnn(made: Checkpoint, style: str) -> Plan:
-    """Cascade R-CNN: three box heads, each with one regression for all classes."""
+    """Cascade R-CNN, also with masks: three box heads, each with one regression for all classes."""
     plan = _proposals(made, "cascade_rcnn", style)
     head = "roi_head.bbox_head"
     stages = made.count(head + ".{}.fc_cls.weight")
@@ -195,4 +225,5 @@ def cascade_rcnn(made: Checkpoint, style: str) -> Plan:
         Rule(ours + r"box_predictor\.cls_score" + PAIR, rf"{head}.\1.fc_cls.\2", background_first),
         Rule(ours + r"box_predictor\.bbox_pred" + PAIR, rf"{head}.\1.fc_reg.\2"),
     ]
+    _masks(made, plan, [f".{stage}" for stage in range(stages)])
     return plan

@@ -1,5 +1,6 @@
 """Reads a checkpoint of OpenMMLab: its tensors, class names, and the configuration that it was trained with."""
 
+import argparse
 import ast
 import json
 import pickle
@@ -17,8 +18,9 @@ PREFIXES = {"student": ("architecture.", "student."), "teacher": ("teacher.",)}
 BLOCK = "non_local_att"  # of the authors' name for the CanKD block
 MORE = (
     "it holds more than plain tensors, and no code from it is run; in the environment that wrote it run `c = "
-    "torch.load(FILE, weights_only=False, map_location='cpu'); torch.save({'state_dict': c['state_dict'], 'meta': {k: "
-    "c['meta'].get(k) for k in ('CLASSES', 'dataset_meta', 'config', 'cfg')}}, NEW)` and convert NEW"
+    "torch.load(FILE, weights_only=False, map_location='cpu'); torch.save({'state_dict': c.get('state_dict') or "
+    "c['model'], 'meta': {k: c.get('meta', {}).get(k) for k in ('CLASSES', 'dataset_meta', 'config', 'cfg')}}, NEW)` "
+    "and convert NEW"
 )
 
 
@@ -31,8 +33,9 @@ class Checkpoint:
         state: tensors of the model, by OpenMMLab's names.
         left_out: names in the file of what does not belong to the model, by kind.
         classes: names of the classes, if the file has them.
-        settings: `model` of the configuration in the file; empty if there is none.
+        settings: `model` of the configuration in the file, or the arguments of DINO's authors; empty if there is none.
         pixels: `mean`, `std` and whether images are RGB, for values in 0..255, if the file says so.
+        labels: a file with the names of the classes, given by the user.
     """
 
     file: Path
@@ -41,6 +44,7 @@ class Checkpoint:
     classes: list[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] | None = None
+    labels: str | None = None
 
     def setting(self, path: str, default: Any = None) -> Any:
         """A value of the configuration by its dotted path, such as `bbox_head.norm_on_bbox`; of a list the first."""
@@ -77,12 +81,15 @@ def read_checkpoint(file: Path, part: str) -> Checkpoint:
     if not file.is_file():
         raise InputError(f"{file}: expected a .pth file, found none")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # DINO's authors save their arguments; plain values
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{file}: {MORE} ({' '.join(str(error).split())[:200]})") from error
     except (OSError, EOFError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         keys = f" with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else ""
         raise InputError(
@@ -94,6 +101,8 @@ def read_checkpoint(file: Path, part: str) -> Checkpoint:
     made.classes = _classes(meta)
     text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")
     _read_settings(made, text, part)
+    if isinstance(content.get("args"), argparse.Namespace):
+        made.settings = vars(content["args"])
     return made
 
 
@@ -161,17 +170,17 @@ def _value(node: ast.AST) -> Any:
         return None
 
 
-def class_names(made: Checkpoint, count: int, labels: str | None) -> tuple[dict[int, str], str]:
+def class_names(made: Checkpoint, count: int) -> tuple[dict[int, str], str]:
     """Names of the classes and where they come from: a file of the user's, the checkpoint, or numbers.
 
     Raises:
         InputError: for a file that cannot be read, or another number of names than the head has classes.
     """
-    if labels is None and made.classes is None:
+    if made.labels is None and made.classes is None:
         return {i: f"class_{i}" for i in range(count)}, "numbered, as the file names none (--labels FILE)"
     names, source = made.classes or [], made.file.name
-    if labels is not None:
-        names, source = _read_labels(Path(labels)), labels
+    if made.labels is not None:
+        names, source = _read_labels(Path(made.labels)), made.labels
     if len(names) != count:
         raise InputError(f"{source}: expected {count} class names, as the head has classes, got {len(names)}")
     return dict(enumerate(names)), source

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation
 
 from cankd_hf import convert
+from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.convert.reading import read_checkpoint
 from cankd_hf.features.inputs import image_stats
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
+from cankd_hf.teachers.load import load_teacher
 
 from .openmmlab import State, saved
-from .test_detectors import fcos, retinanet, two_stage
+from .test_detectors import fcos, mask_heads, retinanet, two_stage
 
 BGR = """model = dict(
     data_preprocessor=dict(type='DetDataPreprocessor', mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0],
@@ -73,6 +75,25 @@ def test_labels_of_a_file(tmp_path: Path, capsys: Any) -> None:
     assert "expected 3 class names" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
 
+def test_folder_with_masks(tmp_path: Path, capsys: Any) -> None:
+    """Cascade Mask R-CNN as a folder: it finds masks, and is a teacher whose maps any student learns from."""
+    heads = [f"roi_head.bbox_head.{i}" for i in range(3)]
+    state = two_stage(heads, True) | mask_heads([head.replace("bbox", "mask") for head in heads])
+    out = tmp_path / "cascade"
+    assert run(saved(tmp_path / "m.pth", state), "cascade_rcnn", out, "--style", "pytorch") == 0
+    assert "masks: taken" in capsys.readouterr().out
+    model = AutoModelForInstanceSegmentation.from_pretrained(out).eval()
+    assert len(model.head.mask_branches) == 3
+    assert type(AutoImageProcessor.from_pretrained(out)).__name__ == "DeformableDetrImageProcessor"
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    maps = load_teacher(TeacherConfig(model=str(out)))(images)
+    with torch.no_grad():
+        own = model(pixel_values=images, output_hidden_states=True).hidden_states
+    assert len(list(maps)) == len(own) == 5
+    for one, other in zip(maps, own, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 class Code:
     """What weights_only refuses."""
 
@@ -98,7 +119,7 @@ def test_refused(tmp_path: Path, capsys: Any) -> None:
         "expected a tensor bbox_head.retina_cls.weight": ("retinanet", other, "pytorch"),
         "expected a tensor rpn_head.rpn_cls.weight": ("faster_rcnn", two_stage([], False) | {}, "pytorch"),
         "in 16 groups, got 32": ("fcos", fcos([1.0] * 5, 64), "pytorch"),
-        "not supported yet": ("dino", state, "pytorch"),
+        "expected a tensor level_embed": ("dino", state, "pytorch"),
     }
     cases["expected a tensor rpn_head.rpn_cls.weight"][1].pop("rpn_head.rpn_cls.weight")
     for said, (kind, content, style) in cases.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, deform_conv2d, roi_align
 
@@ -135,6 +136,26 @@ def two_stage(stages: list[str], agnostic: bool, width: int = 16, hidden: int = 
     return state
 
 
+def mask_heads(names: list[str], width: int = 16) -> State:
+    """Of Mask R-CNN: four convolutions, one that doubles the sides, a mask for each class."""
+    shapes: list[Any] = []
+    for name in names:
+        for place in range(4):
+            shapes += conv_shapes(f"{name}.convs.{place}.conv", width, width, 3)
+        shapes += [(f"{name}.upsample.weight", (width, width, 2, 2)), (f"{name}.upsample.bias", (width,))]
+        shapes += conv_shapes(f"{name}.conv_logits", K, width, 1)
+    return filled(shapes, seed=1)
+
+
+def masks(naive: Naive, name: str, maps: list[Tensor], boxes: Tensor) -> Tensor:
+    """Boxes `[n, 4]` -> probabilities `[n, K, 28, 28]`."""
+    x = pooled(maps, boxes, 14)
+    for place in range(4):
+        x = naive.conv(f"{name}.convs.{place}.conv", x, padding=1).relu()
+    weight, bias = (naive.state[f"{name}.upsample.{part}"] for part in ("weight", "bias"))
+    return naive.conv(f"{name}.conv_logits", F.conv_transpose2d(x, weight, bias, stride=2).relu()).sigmoid()
+
+
 def proposals(naive: Naive, maps: list[Tensor]) -> Tensor:
     """MMDetection's RPN: the best thousand of each level, suppressed at 0.7 within it, the best thousand of all."""
     levels = []
@@ -149,10 +170,10 @@ def proposals(naive: Naive, maps: list[Tensor]) -> Tensor:
     return selected(levels, 0.7, 1000)[0]
 
 
-def pooled(maps: list[Tensor], boxes: Tensor) -> Tensor:
+def pooled(maps: list[Tensor], boxes: Tensor, side: int = 7) -> Tensor:
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     levels = (sides / 56 + 1e-6).log2().floor().clamp(0, 3).long()
-    every = [roi_align(x, [boxes], 7, 1 / 4 / 2**i, 0, aligned=True) for i, x in enumerate(maps[:4])]
+    every = [roi_align(x, [boxes], side, 1 / 4 / 2**i, 0, aligned=True) for i, x in enumerate(maps[:4])]
     return torch.stack(every)[levels, torch.arange(len(boxes))]
 
 
@@ -164,11 +185,13 @@ def rated_boxes(naive: Naive, head: str, maps: list[Tensor], boxes: Tensor) -> t
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
-def test_two_stages(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_stages(kind: str, masked: bool, tmp_path: Path) -> None:
     cascade = kind == "cascade_rcnn"
     heads = [f"roi_head.bbox_head.{i}" for i in range(3)] if cascade else ["roi_head.bbox_head"]
     stds = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
-    state = two_stage(heads, cascade)
+    outlines = [head.replace("bbox", "mask") for head in heads] if masked else []
+    state = two_stage(heads, cascade) | mask_heads(outlines)
     model, plan = converted(tmp_path, state, kind, "pytorch")
     image, output = theirs_and_ours(picture(), *plan.pixels, False, model)
     naive = Naive(state)
@@ -188,7 +211,22 @@ def test_two_stages(kind: str, tmp_path: Path) -> None:
     rows, labels = torch.where(probabilities > 0.05)
     found = torch.stack(one, 1)[rows, labels]
     big = (found[:, 2:] - found[:, :2]).amin(1) > 1e-2  # torchvision's
-    same(output, model, selected([(found[big], probabilities[rows, labels][big], labels[big])], 0.5, 100))
+    best = selected([(found[big], probabilities[rows, labels][big], labels[big])], 0.5, 100)
+    same(output, model, best)
+    assert hasattr(model, "post_process_instance_segmentation") == masked
+    if masked:
+        rated = torch.stack([masks(naive, name, maps, best[0]) for name in outlines]).mean(0)
+        wanted = rated[torch.arange(len(best[2])), best[2]]
+        torch.testing.assert_close(output.pred_masks[0, : len(wanted)].sigmoid(), wanted, rtol=1e-3, atol=1e-4)
+        assert wanted.std() > 0.05
+
+
+def test_masks_of_another_kind_are_left_out(tmp_path: Path) -> None:
+    heads = [f"roi_head.bbox_head.{i}" for i in range(3)]
+    state = two_stage(heads, True) | mask_heads([head.replace("bbox", "mask") for head in heads])
+    state["roi_head.mask_head.1.conv_res.conv.weight"] = torch.ones(16, 16, 1, 1)  # of Hybrid Task Cascade
+    model, plan = converted(tmp_path, state, "cascade_rcnn", "pytorch")
+    assert not model.config.masks and "masks: of another kind than Mask R-CNN's, left out" in plan.notes
 
 
 def fcos(scales: list[float], width: int = 128) -> State:

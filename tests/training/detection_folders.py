@@ -37,7 +37,8 @@ def write_boxes(folder: Path, train: int = 8, others: int = 3, size: tuple[int, 
 
 
 def write_coco(folder: Path, splits: Mapping[str, str]) -> Path:
-    """The same pictures as COCO has them: `splits` names those of `write_boxes` anew; category ids have gaps."""
+    """The same pictures as COCO has them, with outlines: `splits` names those of `write_boxes` anew; category ids have
+    gaps."""
     write_boxes(folder)
     (folder / "labels.json").unlink()
     shutil.rmtree(folder / "test")
@@ -51,7 +52,9 @@ def write_coco(folder: Path, splits: Mapping[str, str]) -> Path:
             images.append({"id": number, "file_name": entry["file_name"], "width": width, "height": height})
             for box, kind in zip(entry["objects"]["bbox"], entry["objects"]["category"], strict=True):
                 place = {"id": len(annotations), "image_id": number, "category_id": 1 + 40 * kind}
-                annotations.append({**place, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+                x, y, w, h = box
+                outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+                annotations.append({**place, "bbox": box, "area": w * h, "iscrowd": 0, "segmentation": [outline]})
         (folder / given / "metadata.jsonl").unlink()
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))

@@ -20,7 +20,7 @@ NUMBERS = (
     *("box_noise_scale", "class_cost", "bbox_cost", "giou_cost", "class_loss_coefficient", "bbox_loss_coefficient"),
     *("giou_loss_coefficient", "denoising_loss_coefficient", "encoder_loss_coefficient", "position_temperature"),
 )
-SHARES = ("dropout", "attention_dropout", "activation_dropout", "label_noise_ratio", "focal_alpha")
+SHARES = ("box_edge", "dropout", "attention_dropout", "activation_dropout", "label_noise_ratio", "focal_alpha")
 
 
 class DINOConfig(PretrainedConfig):
@@ -47,6 +47,10 @@ class DINOConfig(PretrainedConfig):
         num_queries: detections of an image before any selection: 900 (A). In images with fewer cells on all scales
             together, as many as there are cells.
         position_temperature: of the sine embedding of the maps, 20 (A: `pe_temperatureH`).
+        position_offset: added in it to the numbers of rows and columns, which count from 1: 0 (A); -0.5 in OpenMMLab's
+            `improved` setting.
+        box_edge: the smallest share that counts in the logit of a box to which a head's output is added: 1e-3 (the
+            authors' `inverse_sigmoid`), 1e-5 in the heads of OpenMMLab's. Between layers it is 1e-3 in both.
         share_heads: whether all decoder layers have one class head and one box head (A: `dec_pred_bbox_embed_share`);
             OpenMMLab's DINO has one for each layer. The encoder's proposals have heads of their own in both.
         num_denoising: about half the number of denoising queries of an image (A: `dn_number = 100`): an image with
@@ -94,6 +98,8 @@ class DINOConfig(PretrainedConfig):
         activation_function: str = "relu",
         num_queries: int = 900,
         position_temperature: float = 20.0,
+        position_offset: float = 0.0,
+        box_edge: float = 1e-3,
         share_heads: bool = True,
         num_denoising: int = 100,
         label_noise_ratio: float = 0.5,

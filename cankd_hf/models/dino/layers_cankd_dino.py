@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_cankd_dino import DINOConfig
 
 REFERENCE_TEMPERATURE = 10000.0  # of the sine embedding of boxes, in the authors' `gen_sineembed_for_position`
-EDGE = 1e-5  # boxes keep this far from 0 and 1 where their logits are taken, as in the authors' `inverse_sigmoid`
+EDGE = 1e-3  # the smallest share in the logit of a box between layers, of the authors and of OpenMMLab
 
 
 def sine_embedding(values: Tensor, width: int, temperature: float) -> Tensor:
@@ -34,6 +34,11 @@ def sine_embedding(values: Tensor, width: int, temperature: float) -> Tensor:
     periods = temperature ** (2 * torch.div(steps, 2, rounding_mode="floor") / width)
     angles = values.float()[..., None] * (2 * math.pi) / periods
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def to_logits(boxes: Tensor, edge: float = EDGE) -> Tensor:
+    """Boxes in 0..1 -> their logits, bounded near 0 and 1."""
+    return torch.log(boxes.clamp(min=edge) / (1 - boxes).clamp(min=edge))
 
 
 def around(heads: int, levels: int, points: int) -> Tensor:
@@ -149,8 +154,8 @@ class DINODecoder(DINOPreTrainedModel, DeformableDetrDecoder):
                 **kwargs,
             )
             contents.append(self.norm(hidden))
-            boxes.append((box_head(contents[-1]).float() + looked.logit(EDGE)).sigmoid())
-            looked = (box_head(hidden).float() + start.logit(EDGE)).sigmoid()
+            boxes.append((box_head(contents[-1]).float() + to_logits(looked, self.config.box_edge)).sigmoid())
+            looked = (box_head(hidden).float() + to_logits(start)).sigmoid()
             start = looked.detach()
         return DeformableDetrDecoderOutput(
             last_hidden_state=contents[-1],

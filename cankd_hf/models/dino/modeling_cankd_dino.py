@@ -29,7 +29,7 @@ from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoisi
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cankd_dino import GROUPS, DINOConfig
-from .layers_cankd_dino import EDGE, DINODecoder, DINOEncoder, DINOPreTrainedModel, EncoderMaps, sine_embedding
+from .layers_cankd_dino import DINODecoder, DINOEncoder, DINOPreTrainedModel, EncoderMaps, sine_embedding, to_logits
 from .losses_cankd_dino import dino_loss
 
 PRIOR = 0.01  # score of a class before training
@@ -131,7 +131,8 @@ class DINOModel(DINOPreTrainedModel):
         parts = []
         for dim in (1, 2):
             counted = mask.float().cumsum(dim)
-            share = counted / (counted.narrow(dim, counted.shape[dim] - 1, 1) + 1e-6)
+            last = counted.narrow(dim, counted.shape[dim] - 1, 1)
+            share = (counted + self.config.position_offset) / (last + 1e-6)
             parts.append(sine_embedding(share, self.config.d_model // 2, self.config.position_temperature))
         return torch.cat(parts, dim=-1).to(self.level_embed.dtype)
 
@@ -281,7 +282,7 @@ class DINOForObjectDetection(DINOPreTrainedModel):
             list(labels), classes, count, embed, *settings
         )
         if boxes is not None and not settings[-1]:
-            boxes = boxes.logit(EDGE)  # transformers 5.24 forgets it without noise
+            boxes = to_logits(boxes)  # transformers 5.24 forgets it without noise
         return contents, boxes, mask, meta
 
 
