@@ -6,6 +6,7 @@ imports again, more than for what it tests.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -70,6 +71,7 @@ class Forked:
 
 def _run(words: list[str], cwd: str, settings: dict[str, str], out: str, err: str) -> None:
     """The fork's own part: what `python WORDS` does."""
+    gc.freeze()  # as in conftest
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
