@@ -79,13 +79,16 @@ def check_file(file: str | Path | None, place: str) -> None:
 def importing() -> Iterator[None]:
     """Disables the garbage collector during imports, which saves a sixth of the start-up time.
 
-    What was imported is left out of later collections too: each training asks for one, which takes 0.3 s with it.
+    In a new process what was imported is left out of later collections too: each training asks for one, which takes
+    0.3 s with it.
     """
+    new = "torch" not in sys.modules  # else there may be garbage, which would be kept for ever
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if new:
+            gc.freeze()
         gc.enable()
 
 
