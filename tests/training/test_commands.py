@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from accelerate.commands import launch
 from safetensors.torch import load_file
 
 from cankd_hf import evaluate, train
@@ -249,28 +249,23 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(tmp_path
     process.wait(120)
 
 
-def test_two_processes_asked_and_one_started_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["launch", "--cpu", "--num_processes", "2", "-m", "cankd_hf.train", recipe(tmp_path)]
-    found = []
+LAUNCH = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "cankd_hf.train")
 
-    class Started:
-        """The process of the launcher, whose words and variables are those of a fork."""
 
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            found.append((command, env))
-            self.returncode = 0
+def test_two_processes_asked_and_one_started_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: ["python", *LAUNCH, file])  # of the parent
+    assert train.main([file]) == 2
+    assert "2 processes were asked for" in capsys.readouterr().err
 
-        def wait(self) -> None: ...
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", words)
-        patch.setattr(launch.subprocess, "Popen", Started)
-        launch.main()
-    ((command, env),) = found
-    assert command[:3] == [sys.executable, "-m", "cankd_hf.train"]
-    done = forked(command[1:], env=env)
-    assert done.returncode == 2
-    assert "2 processes were asked for" in done.stderr
+@pytest.mark.slow
+def test_the_launcher_asks_for_two_processes_and_starts_one(tmp_path: Path) -> None:
+    words = [sys.executable, *LAUNCH, recipe(tmp_path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "2 processes were asked for" in done.stderr
 
 
 def _dinov2() -> dict[str, object]:
