@@ -5,6 +5,7 @@ The environment is set before torch or huggingface_hub are imported, which read 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -34,6 +35,14 @@ def seeded() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """Keeps what was imported out of garbage collections: each training asks for one, which else looks at a million
+    objects of libraries and takes longer than the training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.processes import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSS_ON_MAPS = '''"""L1 distance of two maps."""
@@ -151,15 +152,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, recipe: dict) -> subprocess.CompletedProcess[str]:
     """Runs the training command of the copy."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    command = [sys.executable, "-m", "cankd_hf.train", "recipe.yaml"]
-    env = {
-        "PYTHONPATH": str(folder),
-        "PATH": "/usr/bin:/bin",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(folder),
-    }
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+    return forked(["-m", "cankd_hf.train", "recipe.yaml"], folder, {"PYTHONPATH": str(folder), "HOME": str(folder)})
 
 
 def test_a_loss_on_maps_a_loss_on_logits_and_an_affinity_are_one_file_and_one_line_each(scratch: Path) -> None:

@@ -43,7 +43,8 @@ def test_a_notebook_runs(path: Path, kernel: Any, tmp_path: Path, monkeypatch: p
     switches[0].source, changed = re.subn('^SCALE = "cpu"', 'SCALE = "test"', switches[0].source)
     assert changed == 1, "a notebook runs on any machine as it is"
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    begin = f"%reset -f\n%matplotlib inline\nimport os\nos.chdir({str(tmp_path)!r})\ndel os"
+    quick = "import gc, os, cankd_hf.runs.run\ngc.freeze()  # as in conftest"
+    begin = f"%reset -f\n%matplotlib inline\n{quick}\nos.chdir({str(tmp_path)!r})\ndel gc, os, cankd_hf"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
     own = {} if path.stem in SLOW else {"km": kernel}
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}, **own).execute()

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from cankd_hf import train
+from cankd_hf.config.schema import Problems
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.runs.run import run
+from cankd_hf.runs.session import check_machine
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
 
@@ -127,3 +129,14 @@ def test_sets_of_unlabelled_images_are_looked_for_at_once(tmp_path: Path, capsys
     ] and "`rows`" in lines[0]
     for name in ("rows", "shapes", "me/pictures", str(tmp_path)):
         parse_recipe(Path(file).read_text(), [f"data.unlabelled={name}"], to_run=True)
+
+
+def test_of_several_processes_one_tries_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one removes what another is about to write into."""
+    tried: list[Path] = []
+    monkeypatch.setattr("cankd_hf.runs.session.check_folder", tried.append)
+    made = parse_recipe(Path(recipe(tmp_path)).read_text())
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        check_machine(made, Problems())
+    assert tried == [tmp_path / "run"]

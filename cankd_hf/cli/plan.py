@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cankd_hf.config.parts import spanning
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.durations import duration
 from cankd_hf.host import Host
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
 from cankd_hf.runs.forecast import Choice, Forecast, forecast, summed
@@ -26,19 +27,6 @@ UNKNOWN = (
     "Not counted: start and downloads, saving, pictures. Steps take longer where other programs keep cores busy, and "
     "on a laptop that gets warm."
 )
-
-
-def time_text(seconds: float) -> str:
-    """Seconds as a person reads them: `0.21 s`, `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
-    if seconds < 9.95:
-        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
-    if seconds < 119.5:
-        return f"{seconds:.0f} s"
-    for unit, length, most in (("min", 60, 120), ("h", 3600, 72)):
-        if seconds / length < most:
-            amount = seconds / length
-            return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def size_text(size: float) -> str:
@@ -95,7 +83,7 @@ def print_plan(
 def _row(table: Table, choice: Choice, name: str | None = None) -> None:
     said = name or f"{'>' if choice.chosen else ' '} {choice.name}"
     times = (choice.step, choice.training, choice.scoring, choice.total)
-    table.add_row(said[:24], *map(time_text, times), size_text(choice.memory), size_text(choice.disk))
+    table.add_row(said[:24], *map(duration, times), size_text(choice.memory), size_text(choice.disk))
 
 
 def _said(parts: Sequence[Forecast], total: Choice, out: Path) -> list[str]:
@@ -104,7 +92,7 @@ def _said(parts: Sequence[Forecast], total: Choice, out: Path) -> list[str]:
     cached = [choice for part in parts for choice in part.choices if choice.stored]
     if cached and len(parts) == 1:
         told = "; ".join(
-            f"{choice.name.removeprefix('cached, ')}: {time_text(choice.filling)}, {size_text(choice.stored)}"
+            f"{choice.name.removeprefix('cached, ')}: {duration(choice.filling)}, {size_text(choice.stored)}"
             for choice in cached
         )
         lines.append(f"Of a cache, filling it (in training and disk above): {told}. A filled one serves other runs.")

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cankd_hf.commands import console as plain_console
+from cankd_hf.durations import duration
 from cankd_hf.hub.sections import ema_line
 from cankd_hf.names import CARD_FILE, PICTURE_FILE, RECIPE_FILE, REPORT_FILE, RESULTS_FILE
 from cankd_hf.tasks import TASKS
-from cankd_hf.training.monitoring.progress import duration
 
 if TYPE_CHECKING:
     from cankd_hf.runs.record import Arm, Report

@@ -1,13 +1,13 @@
 """`python -m cankd_hf.compare FILE`: the command line."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import command_parser, console, exit_code, importing
+from cankd_hf.durations import duration
 from cankd_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -157,12 +157,7 @@ def _print_plan(planner: "Planner", jobs: int, say: Any) -> None:
         say(f"  {line}")
     if plan.seconds:
         side = f", {jobs} side by side" if jobs > 1 else ""
-        say(f"Estimated time: {_duration(plan.seconds / jobs)} for {plan.runs} runs{side}.")
-
-
-def _duration(seconds: float) -> str:
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        say(f"Estimated time: {duration(plan.seconds / jobs)} for {plan.runs} runs{side}.")
 
 
 def _print_tables(shown: Any, findings: "Findings", planner: "Planner") -> None:

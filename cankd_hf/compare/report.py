@@ -10,15 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jinja2
-
 from cankd_hf.compare.arms import Arm
 from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
 from cankd_hf.compare.records import TABLES_FILE, Record
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
-from cankd_hf.figures.draw import to_png
+from cankd_hf.figures import render_page, to_png
 from cankd_hf.hub import escape
 from cankd_hf.runs.record import write_json, write_text
 
@@ -308,8 +306,8 @@ def page(title: str, findings: Findings, planner: Planner) -> str:
     images = {
         name: base64.b64encode(to_png(figure)).decode() for name, figure in figures.items() if figure is not None
     }
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render_page(
+        TEMPLATE,
         title=title,
         tables=[
             (table, columns(findings, table), [cells(row) for row in table.rows], off_budget(table))

@@ -232,6 +232,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=None if dataclasses.is_dataclass(annotation) else _STRICT)
 
 
+@cache
 def _fields(cls: Any) -> dict[str, Any]:
     """Name and type of every field of a dataclass."""
     hints = get_type_hints(cls, include_extras=True)

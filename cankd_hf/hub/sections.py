@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cankd_hf.durations import duration
 from cankd_hf.hub import escape
 from cankd_hf.hub.facts import Facts, hub_id, licence_of
 from cankd_hf.losses import LOSSES, OWN_LOSSES, loss_named
@@ -107,7 +108,7 @@ def made(facts: Facts, licences: bool = True) -> list[tuple[str, str]]:
         )
     if "hardware" in run:
         several = f"{run['processes']} x " if run.get("processes", 1) > 1 else ""
-        time = f"; {_duration(run['seconds'])} of training" if "seconds" in run else ""
+        time = f"; {duration(run['seconds'])} of training" if "seconds" in run else ""
         lines.append(("Machine", f"{several}{escape.text(run['hardware'])}{time}"))
     if run.get("ema"):
         lines.append(("Weights", escape.text(ema_line(run["ema"]))))
@@ -200,11 +201,6 @@ def _data(facts: Facts) -> str | None:
 
 def _link(name: str, kind: str = "") -> str:
     return f"[{escape.text(name)}](https://huggingface.co/{kind}{name})"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def terms_table(facts: Facts) -> list[list[str]]:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import torch
 from PIL import Image
 
 from cankd_hf.data.common.decode import Decoder
+from cankd_hf.figures import render_page
 from cankd_hf.label.folder import METADATA
 from cankd_hf.label.predict import Job
 from cankd_hf.label.records import Record, read_lines
@@ -31,9 +31,9 @@ def write_sheet(job: Job, kept: list[Record], summary: Summary, report: dict[str
     order = sorted(there, key=lambda record: record["confidence"])
     if order:
         _draw(job, _chosen(order, there, job.options.sheet), lines, out / SHEET)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["place"] = lambda name: quote(f"{split}/{name}")
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = render_page(
+        TEMPLATE,
+        place=lambda name: quote(f"{split}/{name}"),
         report=report,
         most=max(1, *report["confidence"]),
         sheet=SHEET if order else None,

@@ -14,11 +14,11 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.phases import steps_of
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.durations import duration
 from cankd_hf.names import ALONE, DISTILLED, STUDENT, TEACHER
 from cankd_hf.runs.build import training_args
 from cankd_hf.tasks import TaskData
 from cankd_hf.training.arguments import CanKDConfig
-from cankd_hf.training.monitoring.progress import duration
 
 # What an image costs in an evaluation, as a part of what it costs in training, until one was measured: there is no
 # backward pass, and no teacher.

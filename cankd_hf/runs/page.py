@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from transformers import PreTrainedModel
 
 from cankd_hf import figures
@@ -71,9 +69,8 @@ def write_page(report: Report, page: Page) -> Path:
     signs = figures.warning_signs(history, report.metric, scores, better, keeps_best)
     curves = figures.training_curves(histories, report.metric)
     own = page.details.get(student.name, {})
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(figures.STYLE.read_text(encoding="utf-8")),
+    text = figures.render_page(
+        TEMPLATE,
         name=str(folder),
         task=report.task,
         split=report.split,

@@ -42,7 +42,8 @@ def check_session(recipe: Recipe, restart: bool = False) -> None:
 def check_machine(recipe: Recipe, problems: Problems, restart: bool = False) -> None:
     """Adds problems with the output folder, trackers, the Hub, scores, launch and training arguments."""
     out = Path(recipe.output_dir)  # the messages of these checks have their places
-    if _passes(problems, partial(_try_folder, out)) and not restart:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one tries, else one removes what another tries
+    if (not first or _passes(problems, partial(_try_folder, out))) and not restart:
         _passes(problems, partial(check_recipe_of, out, recipe))
     for key, message in [*_trackers(recipe), *_scores(recipe)]:
         problems.say(f"training.{key}", message)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cankd_hf.durations import duration
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,10 +32,9 @@ class Plan:
     def line(self) -> str:
         """In words."""
         size, left = self.size * self.answers, self.missing * self.seconds
-        time_left = f"{left:.0f} seconds" if left < 120 else f"{left / 60:.0f} minutes"
         return (
             f"{self.answers} answers of {self.size / 1e6:.3f} MB, {size / 1e9:.3f} GB in all; {self.there} are there, "
-            f"the others take about {time_left}"
+            f"the others take about {duration(left)}"
         )
 
 

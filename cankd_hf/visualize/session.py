@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import torch
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cankd_hf import figures
@@ -155,11 +153,10 @@ def _save(kind: str, image: str, figure: Figure, file: Path) -> Drawn:
 def _html(
     name: str, opened: OpenedCheckpoint, drawn: Sequence[Drawn], curves: Drawn | None, signs: Sequence[str]
 ) -> str:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     facts = opened.facts
     table, note = sections.results_table(facts)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(figures.STYLE.read_text(encoding="utf-8")),
+    return figures.render_page(
+        TEMPLATE,
         name=name,
         purpose=escape.plain(sections.purpose(facts)),
         working=_working(opened),

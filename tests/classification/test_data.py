@@ -39,6 +39,10 @@ def test_folders_by_class_are_found(tmp_path: Path) -> None:
     data = load_classification(DataConfig(path=str(tmp_path)))
     assert data.id2label == {0: "cat", 1: "dog"} and (len(data.train), len(data.eval)) == (5, 5)
     assert [int(item["labels"]) for item in data.eval] == [0, 0, 0, 1, 1] and data.train.name(4) == "train/dog/1.png"
+    assert not data.facts["warnings"]
+    photo(tmp_path / "train/stray.png")
+    (told,) = load_classification(DataConfig(path=str(tmp_path))).facts["warnings"]
+    assert told == "1 images lie in no class's folder and are left out, first train/stray.png"
     (tmp_path / "labels.json").write_text(json.dumps({"0": "dog", "1": "cat"}))
     assert [int(item["labels"]) for item in load_classification(DataConfig(path=str(tmp_path))).eval] == [
         1,

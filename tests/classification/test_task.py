@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.label.teacher import open_teacher
 from cankd_hf.tasks import TASKS, ClassificationTask, saved_task, task_for
 from cankd_hf.teachers.load import load_teacher
+from tests.processes import forked
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
@@ -209,7 +208,7 @@ def test_a_pipeline_with_and_without_cankd_hf(tmp_path: Path) -> None:
     student("ours").eval().save_pretrained(tmp_path / "student")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "student")
     ours = pipeline("image-classification", str(tmp_path / "student"))(Image.new("RGB", (50, 40), "red"))
-    subprocess.run([sys.executable, "-c", WITHOUT], cwd=tmp_path, check=True)
+    assert forked(["-c", WITHOUT], cwd=tmp_path).returncode == 0
     assert torch.load(tmp_path / "found.pt") == [one["label"] for one in ours]
 
 

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from cankd_hf import train
-from cankd_hf.cli.plan import print_plan, size_text, time_text
+from cankd_hf.cli.plan import print_plan, size_text
+from cankd_hf.durations import duration
 from cankd_hf.host import Host
 from cankd_hf.runs import measured
 from cankd_hf.runs.forecast import Choice, Forecast, checkpoints, evaluations, summed, whole
@@ -29,7 +30,7 @@ def part(names: dict[str, float], chosen: str, steps: int = 100) -> Forecast:
 
 def test_times_and_sizes_are_written_as_a_person_reads_them() -> None:
     times = (0.123, 5.04, 45, 119.4, 300, 3600 * 1.5, 3600 * 30, 86400 * 10)
-    assert [*map(time_text, times)] == ["0.12 s", "5.0 s", "45 s", "119 s", "5.0 min", "90 min", "30 h", "10.0 days"]
+    assert [*map(duration, times)] == ["0.12 s", "5.0 s", "45 s", "119 s", "5.0 min", "90 min", "30 h", "10.0 days"]
     assert (size_text(3 * 2**19), size_text(5 * 2**29)) == ("1.5 MiB", "2.50 GiB")
 
 

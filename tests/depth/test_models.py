@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import DepthTask, saved_task, task_for
 from cankd_hf.teachers.load import load_teacher
+from tests.processes import forked
 
 from .families import FAMILIES, RESNET, SIZES
 
@@ -122,5 +121,5 @@ def test_a_pipeline_with_and_without_cankd_hf(tmp_path: Path) -> None:
         "modeling_cankd_fpn_depth.py",
     }
     ours = pipeline("depth-estimation", str(tmp_path / "student"))(Image.new("RGB", (50, 40), "red"))
-    subprocess.run([sys.executable, "-c", WITHOUT], cwd=tmp_path, check=True)
+    assert forked(["-c", WITHOUT], cwd=tmp_path).returncode == 0
     torch.testing.assert_close(torch.load(tmp_path / "depth.pt"), ours["predicted_depth"])

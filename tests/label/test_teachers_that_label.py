@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from cankd_hf import label
 from cankd_hf.models.configs import config_from_dict
 from cankd_hf.models.torchvision_heads import TorchvisionHead
 from tests.label.conftest import NAMES, save_images
-from tests.processes import ROOT, environment
+from tests.processes import run_two
 from tests.training.native_detector_configs import PYRAMID, config
 
 SEGFORMER = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
@@ -102,10 +100,7 @@ def test_two_processes_write_what_one_writes(segmenter: Path, tmp_path: Path) ->
     photos = save_images(tmp_path / "photos", 7)
     words = [str(segmenter), str(photos), "--sheet", "1", "--batch-size", "2", "--threshold", "0.6"]
     assert label.main([*words, "--output", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "cankd_hf.label", *words, "--output", str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("-m", "cankd_hf.label", *words, "--output", tmp_path / "two")
     files = ["train/metadata.jsonl", "labels.json", *(f"train/masks/{number}.png" for number in range(7))]
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
     assert json.loads((tmp_path / "two/label.json").read_text())["processes"] == 2

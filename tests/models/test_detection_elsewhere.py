@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from transformers import DeformableDetrImageProcessor
 
 from tests.instances.kinds import KINDS, student
 from tests.instances.kinds import pictures as outlined_pictures
+from tests.processes import forked
 
 from .detectors import DETECTORS, detector, pictures
 from .test_dino import dino
@@ -75,7 +74,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "script", [WITHOUT, pytest.param(WITH, marks=pytest.mark.slow)], ids=["without cankd_hf", "with import cankd_hf"]
 )
 def test_every_detector_loads_in_a_fresh_process(script: str, saved: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", script], cwd=saved, capture_output=True, text=True, timeout=240)
+    done = forked(["-c", script], cwd=saved)
     assert done.returncode == 0, done.stderr[-3000:]
     # Without cankd_hf a pipeline says so of every class it has no entry for, and runs it all the same.
     assert script != WITH or "is not supported for" not in done.stderr

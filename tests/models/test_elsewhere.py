@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from transformers import SegformerImageProcessor
 
 from cankd_hf.models.students import StudentConfig, build_student
+from tests.processes import forked
 
 from .kinds import CONVNEXT, FPN_KINDS, KINDS, RESNET, student
 
@@ -89,7 +88,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_every_student_loads_in_a_fresh_process(script: str, saved: Path) -> None:
     assert FPN_KINDS
-    done = subprocess.run([sys.executable, "-c", script], cwd=saved, capture_output=True, text=True, timeout=240)
+    done = forked(["-c", script], cwd=saved)
     assert done.returncode == 0, done.stderr[-3000:]
     # Without cankd_hf a pipeline says so of every class it has no entry for, and runs it all the same.
     assert script != WITH or "is not supported for" not in done.stderr

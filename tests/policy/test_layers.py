@@ -12,6 +12,7 @@ from .sources import PACKAGE, ROOT, circles, edges, imports, module_name, packag
 LEVELS = {
     "_autoregister": 0,  # waits for transformers to be imported, then calls models.register()
     "_moved": 0,  # old module names, as text
+    "durations": 0,
     "errors": 0,
     "json_text": 0,
     "names": 0,

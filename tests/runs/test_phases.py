@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import parse_recipe
 from cankd_hf.runs.run import run
-from tests.processes import ROOT, environment
+from tests.processes import run_two
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
@@ -232,16 +230,7 @@ def test_two_processes_train_the_same_phases_as_one(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(text))
     command = [str(file), f"output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=1"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "cankd_hf.train", *command],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("-m", "cankd_hf.train", *command)
     run(parse_recipe(file.read_text()))
     for place in ("phase-1-features", "."):
         one, two = weights(tmp_path / "one" / place), weights(tmp_path / "two" / place)

@@ -71,11 +71,11 @@ def test_what_is_left_is_of_all_parts_with_their_evaluations(monkeypatch: pytest
     left = 40 * 2.0 + 10 * 0.5 + 20 * 0.5 + 2 * of_student
     assert clock.left() == pytest.approx(left)
     line = clock.begin("student alone")
-    assert line == "2 of 3: student alone, 200 steps, about 7 min 10 s, 14 min 20 s to the end of the run"
+    assert line == "2 of 3: student alone, 200 steps, about 7.2 min, 14 min to the end of the run"
     trained(clock, time, args, 200, 200, step=1.0, image=0.5)
     clock.on_prediction_step(args, SimpleNamespace(), None)
     clock.on_evaluate(args, SimpleNamespace(), None, metrics={"test_miou": 0.2, "test_runtime": 10.0})
-    assert clock.begin("student distilled") == "3 of 3: student distilled, 200 steps, about 7 min 10 s"
+    assert clock.begin("student distilled") == "3 of 3: student distilled, 200 steps, about 7.2 min"
     trained(clock, time, args, 200, 2, step=3.0, image=0.5)
     assert clock.left() == pytest.approx(198 * 3.0 + 4 * 10 * 0.5 + 20 * 0.5)
 

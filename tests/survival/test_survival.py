@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, environment
+from tests.processes import Forked
 
 
 def run_trials(folder: Path, *kinds: str, timeout: float) -> list[dict]:
-    command = [sys.executable, "-m", "tests.survival.trials", str(folder), *kinds]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    done = Forked(["-m", "tests.survival.trials", folder, *kinds]).wait(timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == 1 + sum(int(kind.partition(":")[2]) for kind in kinds)

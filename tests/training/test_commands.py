@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from cankd_hf import evaluate, train
+from tests.processes import Forked, environment, forked
 
-ROOT = Path(__file__).parents[2]
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET["layer_type"] = "basic"
 
@@ -54,19 +54,12 @@ def recipe(folder: Path, **changes: object) -> str:
     return str(file)
 
 
-def python(*words: str, **env: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
-    return subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_help_answers_at_once_and_without_torch() -> None:
     for module in ("train", "evaluate", "compare"):
         start = time.perf_counter()
         code = f"import sys, cankd_hf.{module} as m; m.parser().format_help(); assert 'torch' not in sys.modules"
-        _, errors = (process := python("-c", code)).communicate()
-        assert process.returncode == 0, errors
+        done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         assert time.perf_counter() - start < 2
 
 
@@ -147,8 +140,8 @@ def test_a_native_student_loads_with_stock_transformers(tmp_path: Path) -> None:
         f"found = pipeline('image-segmentation', {str(tmp_path / 'run')!r})(Image.new('RGB', (80, 60)))\n"
         "assert found[0]['mask'].size == (80, 60)\n"
     )
-    _, errors = (process := python("-c", code)).communicate()
-    assert process.returncode == 0, errors
+    done = forked(["-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_label_free_distils_a_backbone_that_transformers_loads(tmp_path: Path) -> None:
@@ -170,8 +163,8 @@ def test_label_free_distils_a_backbone_that_transformers_loads(tmp_path: Path) -
         f"maps = ResNetBackbone.from_pretrained({str(run)!r})(torch.zeros(1, 3, 64, 64)).feature_maps\n"
         "assert [m.shape[-1] for m in maps] == [4, 2]\n"
     )
-    _, errors = (process := python("-c", code)).communicate()
-    assert process.returncode == 0, errors
+    done = forked(["-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_dry_run_shows_models_pairs_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,32 +234,38 @@ def test_a_teacher_whose_weights_do_not_fit_is_refused(tmp_path: Path, capsys: p
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(tmp_path: Path) -> None:
     file = recipe(tmp_path, baseline=False, teacher=None)
     words = ("-m", "cankd_hf.train", file, "training.max_steps=2000", "training.save_strategy=no")
-    process = python(*words)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "'loss'" in line:
-            break
+    process = Forked(words)
+    process.wait_for("'loss'")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "continues from it" in errors
+    done = process.wait(120)
+    assert done.returncode == 130, done.stderr
+    assert "continues from it" in done.stderr
     checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
     assert len(checkpoints) == 1
     reached = int(checkpoints[0].name.partition("-")[2])
-    process = python(*words)
-    assert process.stderr is not None
-    first = next(line for line in process.stderr if "goes on from" in line)
-    assert f"checkpoint-{reached}" in first
+    process = Forked(words)
+    assert f"checkpoint-{reached}" in process.wait_for("goes on from", "err")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.wait(120)
 
 
-def test_two_processes_asked_and_one_started_is_refused(tmp_path: Path) -> None:
-    words = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "cankd_hf.train")
-    process = python(*words, recipe(tmp_path))
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode != 0
-    assert "2 processes were asked for" in errors
+LAUNCH = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "cankd_hf.train")
+
+
+def test_two_processes_asked_and_one_started_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: ["python", *LAUNCH, file])  # of the parent
+    assert train.main([file]) == 2
+    assert "2 processes were asked for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_launcher_asks_for_two_processes_and_starts_one(tmp_path: Path) -> None:
+    words = [sys.executable, *LAUNCH, recipe(tmp_path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "2 processes were asked for" in done.stderr
 
 
 def _dinov2() -> dict[str, object]:

@@ -335,10 +335,10 @@ def test_a_counter_that_fails_ends_no_training(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("metric", "split", "scores", "seconds", "line"),
     [
-        ("miou", "test", {"miou": 0.31}, 112.4, "Reached mIoU 0.310 (test) after 800 steps in 1 min 52 s; student: "),
-        ("ap", "validation", {"ap": 0.5}, 11100, "Reached AP 0.500 (validation) after 800 steps in 3 h 5 min; "),
-        ("ap", "test", {"ap": float("nan")}, 59.7, "Trained 800 steps in 1 min 0 s; student: "),
-        ("cka", "validation", {}, 0.4, "Trained 800 steps in 0.4 s; student: "),
+        ("miou", "test", {"miou": 0.31}, 112.4, "Reached mIoU 0.310 (test) after 800 steps in 112 s; student: "),
+        ("ap", "validation", {"ap": 0.5}, 11100, "Reached AP 0.500 (validation) after 800 steps in 3.1 h; "),
+        ("ap", "test", {"ap": float("nan")}, 59.7, "Trained 800 steps in 60 s; student: "),
+        ("cka", "validation", {}, 0.4, "Trained 800 steps in 0.40 s; student: "),
     ],
 )
 def test_the_last_line(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint import read_student_weights
 from cankd_hf.training.trainer import CanKDTrainer
+from tests.processes import forked
 
 from .detection_folders import write_boxes
 from .native_detector_configs import FAMILIES, PYRAMID, RESNET, config, write_tokenizer
@@ -179,8 +178,7 @@ def test_it_teaches_too(name: str, run: Callable[[str], Run]) -> None:
 )
 def test_saved_students_need_no_cankd_hf(names: list[str], run: Callable[[str], Run], tmp_path: Path) -> None:
     folders = [str(run(name).folder) for name in names]
-    command = [sys.executable, str(Path(__file__).with_name("without_cankd_hf.py")), *folders]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = forked([Path(__file__).with_name("without_cankd_hf.py"), *folders], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
     assert sorted(results) == sorted(names)

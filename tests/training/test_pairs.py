@@ -51,8 +51,15 @@ STUDENTS: dict[str, StudentConfig] = {
 }
 
 
-@pytest.mark.parametrize("student_name", STUDENTS)
-@pytest.mark.parametrize("teacher_name", TEACHERS)
+# Each of them once by default, all with all the others in `-m slow`.
+PAIRS = [
+    pytest.param(teacher, student, marks=[] if teacher == "dinov2" or student == "resnet" else pytest.mark.slow)
+    for teacher in TEACHERS
+    for student in STUDENTS
+]
+
+
+@pytest.mark.parametrize(("teacher_name", "student_name"), PAIRS)
 def test_one_step(tmp_path: Path, teacher_name: str, student_name: str) -> None:
     register()
     set_seed(0)

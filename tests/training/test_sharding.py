@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 from cankd_hf.errors import InputError
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.parallel import check_parallel
-from tests.processes import ROOT, environment, run_two
+from tests.processes import run_two
 
 from .test_commands import recipe
 from .tiny_trainers import Images, largest_difference, student, trainer, weights
@@ -125,16 +123,8 @@ def test_fsdp_shards_the_students_own_layers_and_no_losses(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_command_in_two_processes_says_that_a_cpu_does_not_shard_and_ends_well(tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cankd_hf.train"]
     settings = ["baseline=false", "training.use_cpu=true", "training.fsdp=true"]
-    done = subprocess.run(
-        [sys.executable, *launcher, recipe(tmp_path), *settings],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("training with DDP, each process with all weights") == 2, "once for teacher and student"
-    assert "Reached mIoU" in done.stdout
+    first, second = run_two("-m", "cankd_hf.train", recipe(tmp_path), *settings)
+    said = (first.stderr + second.stderr).count("training with DDP, each process with all weights")
+    assert said == 2, "once for teacher and student"
+    assert "Reached mIoU" in first.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,27 +10,27 @@ from typing import Any
 
 from cankd_hf.config.data import STRONG, DataConfig
 from cankd_hf.data.classification.transforms import ClassEvalTransform, ClassTrainTransform, classification_collate
-from cankd_hf.data.common.dataset import AnySource, Source
+from cankd_hf.data.common.dataset import AnySource
 from cankd_hf.data.common.decode import Sample, Unlabelled, WrongLabels, make_decoder
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource, described, metadata_keys, read_split
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
-    OF_FILES,
     ROLES,
     Folder,
+    Generated,
     SplitCatalog,
     TaskData,
     by_role,
-    folder_at,
+    open_any,
     without_meaning,
     wrap,
 )
 from cankd_hf.data.common.streams import stream_of
-from cankd_hf.data.common.tables import is_table_path, labels_file, open_table
+from cankd_hf.data.common.tables import labels_file, open_table
 from cankd_hf.data.common.targets import ClassId
-from cankd_hf.data.generated import SHAPE_CLASSES, generated_splits
+from cankd_hf.data.generated import SHAPE_CLASSES
 from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.errors import InputError, together
 
@@ -73,29 +72,13 @@ def load_classification(config: DataConfig, splits: Sequence[str] = ROLES, seed:
 
 def open_classes(config: DataConfig) -> SplitCatalog:
     """The data set at `data.path`, of any kind."""
-    path = str(config.path)
-    if path == "shapes":
-        return _Shapes(config)
-    if is_table_path(path) or not os.path.lexists(path):
-        return _ClassTable(config)
-    root = folder_at(path)
-    return _ClassFolder(config, root) if described(root) else _FoundClasses(config, root)
-
-
-class _Shapes:
-    """The generated set with one shape in each image."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.splits = generated_splits(config.generated, kind="classes")
-        self.labels = Labels({key - 1: name for key, name in SHAPE_CLASSES.items() if key})
-        others = ("streaming", "shuffle_buffer")
-        self.warnings = without_meaning(config, *(set(OF_FILES) - {*OF_MASKS}), *others, where="generated images")
-
-    def names(self) -> list[str]:
-        return list(self.splits)
-
-    def source(self, name: str) -> Source:
-        return self.splits[name]
+    shapes = Labels({key - 1: name for key, name in SHAPE_CLASSES.items() if key})
+    return open_any(
+        config,
+        lambda: Generated(config, "classes", shapes, OF_MASKS),
+        lambda: _ClassTable(config),
+        lambda root: (_ClassFolder if described(root) else _FoundClasses)(config, root),
+    )
 
 
 @dataclass(eq=False)

@@ -1,6 +1,5 @@
 """Checks images and labels before training, so that nothing breaks hours into a run."""
 
-import hashlib
 import itertools
 import logging
 import os
@@ -15,7 +14,8 @@ from cankd_hf.data.common.dataset import AnySource, Known, Source, Sources, Stre
 from cankd_hf.data.common.decode import Unlabelled, Unusable, WrongLabels
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource
-from cankd_hf.data.common.leaks import refuse
+from cankd_hf.data.common.hashes import picture_hash
+from cankd_hf.data.common.leaks import refuse_unlabelled
 from cankd_hf.data.common.progress import told
 from cankd_hf.data.common.targets import Summary
 from cankd_hf.errors import InputError
@@ -45,7 +45,7 @@ class _Finding:
     role: str
     index: int
     name: str
-    digest: bytes = b""
+    digest: str = ""
     size: tuple[int, int] = (0, 0)
     label: Summary | None = None
     problem: str = ""
@@ -159,7 +159,7 @@ def _look(role: str, source: Source, index: int) -> _Finding:
         finding.fatal, finding.bare = isinstance(problem, WrongLabels), isinstance(problem, Unlabelled)
         return finding
     finding.name = sample.name
-    finding.digest = hashlib.blake2b(sample.image.permute(1, 2, 0).contiguous().numpy().data, digest_size=16).digest()
+    finding.digest = picture_hash(sample.image)
     finding.size = sample.image.shape[-2], sample.image.shape[-1]
     finding.label = None if sample.target is None else sample.target.summary()
     return finding
@@ -202,12 +202,12 @@ def _refuse_scored(findings: list[_Finding]) -> None:
         one.digest: f"{one.name} ({one.role})" for one in findings if one.role in ("eval", "test") and one.digest
     }
     unlabelled = [one for one in findings if one.role == "unlabelled"]
-    refuse([f"{one.name} = {scored[one.digest]}" for one in unlabelled if one.digest in scored])
+    refuse_unlabelled([f"{one.name} = {scored[one.digest]}" for one in unlabelled if one.digest in scored])
 
 
 def _same_pictures(findings: list[_Finding]) -> list[str]:
     """Warn of pictures in two splits: a model can memorise them in one and be scored on them in the other."""
-    first: dict[bytes, _Finding] = {}
+    first: dict[str, _Finding] = {}
     pairs: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         if not finding.digest:

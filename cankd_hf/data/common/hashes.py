@@ -1,18 +1,18 @@
 """Hashes of pictures, by which the same one is known in two sets, under whatever name and in whatever format."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from cankd_hf.data.common.dataset import Source
 from cankd_hf.data.common.decode import Unusable
+from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.progress import told
 from cankd_hf.errors import InputError
 
 THREADS = 4  # that decode: Pillow and torchvision release the GIL
-SHOWN = 5  # pictures named one by one
 
 
 def picture_hash(image: torch.Tensor) -> str:
@@ -42,23 +42,20 @@ def shared_pictures(pictures: Sequence[tuple[Source, int]], held_out: Mapping[st
     ]
 
 
-def refuse_shared(shared: Iterable[tuple[str, str]], place: str, fix: str) -> None:
-    """Raises InputError if there are pictures that are trained on and scored on: (name there, name in the scored set).
+def refuse_shared(shared: list[str], place: str, fix: str) -> None:
+    """Raises InputError if there are pictures that are learned from and scored.
 
     Args:
-        shared: the pairs of names.
+        shared: each `name = name in the scored split`.
         place: of the setting, such as `data.unlabelled`.
         fix: what to do about it.
     """
-    pairs = list(shared)
-    if not pairs:
-        return
-    listed = ", ".join(f"{name} = {other}" for name, other in pairs[:SHOWN])
-    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-    raise InputError(
-        f"{place}: expected no picture of the validation and test splits, which would then be scored on what was "
-        f"trained on, got {len(pairs)} ({listed}{more}); {fix}"
-    )
+    if shared:
+        said = (
+            f"{place}: expected no picture of the validation and test splits, which would then be scored on what was "
+            f"trained on, got {len(shared)}; {fix}"
+        )
+        raise InputError([said, *shortened(shared)])
 
 
 def _hashed(pictures: Sequence[tuple[Source, int]], text: str) -> Iterator[tuple[tuple[Source, int], str]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from cankd_hf.data.common.dataset import AnySource, StreamSource
 from cankd_hf.data.common.decode import Data, Unusable
-from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.hashes import refuse_shared
 from cankd_hf.data.common.progress import told
 from cankd_hf.data.common.tables import TableSource
-from cankd_hf.errors import InputError
 
 
 def refuse_leaks(
@@ -29,7 +28,7 @@ def refuse_leaks(
     if not isinstance(source, StreamSource) and source.generated:
         names = {source.name(index) for index in indices}
         generated = ((role, other, places) for role, (other, places) in scored.items())
-        refuse(
+        refuse_unlabelled(
             [
                 f"{other.name(place)} ({role})"
                 for role, other, places in generated
@@ -44,7 +43,7 @@ def refuse_leaks(
         if isinstance(other, FolderSource | TableSource)
     }
     if isinstance(source, FolderSource | TableSource) and parts:
-        refuse(shared_files((source, indices), parts))
+        refuse_unlabelled(shared_files((source, indices), parts))
 
 
 def shared_files(
@@ -78,11 +77,9 @@ def shared_files(
     return found
 
 
-def refuse(found: list[str]) -> None:
+def refuse_unlabelled(found: list[str]) -> None:
     """Raises InputError for pictures that are unlabelled and scored, each `name = other name (split)`."""
-    if found:
-        said = f"data.unlabelled: expected images that are not scored, got {len(found)} that are; leave them out"
-        raise InputError([said, *shortened(found)])
+    refuse_shared(found, "data.unlabelled", "leave them out")
 
 
 def _content(source: FolderSource | TableSource, index: int) -> Data | None:

@@ -52,7 +52,7 @@ def read_pseudo_labels(config: DataConfig, pictures: Callable[[], Sources]) -> P
         (other, index) for other, places in sources.values() for index in places if not isinstance(other, StreamSource)
     ]
     refuse_shared(
-        [(name, other) for other, name in shared_pictures(scored, made)],
+        [f"{name} = {other}" for other, name in shared_pictures(scored, made)],
         f"data.train_split: {root}",
         "label again with --not-in SET for each set that is scored on, or take the pictures out of one of the splits",
     )

@@ -103,14 +103,14 @@ class Folder:
         return stream_of(source) if self.config.streaming and rows else source
 
 
-class _Shapes:
-    """The generated set."""
+class Generated:
+    """The generated set with labels of one kind; `told` are settings that the task itself names as without effect."""
 
-    def __init__(self, config: DataConfig, need_masks: bool) -> None:
-        self.splits = generated_splits(config.generated, need_masks)
-        self.labels = Labels(id2label=dict(SHAPE_CLASSES), palette=dict(SHAPE_PALETTE))
-        of_streams = ("streaming", "shuffle_buffer")
-        self.warnings = without_meaning(config, *OF_FILES, *of_streams, where="generated images")
+    def __init__(self, config: DataConfig, kind: str, labels: Labels, told: Sequence[str] = (), bare: bool = False):
+        self.splits = generated_splits(config.generated, not bare, kind)
+        self.labels = labels
+        unused = [name for name in (*OF_FILES, "streaming", "shuffle_buffer") if name not in told]
+        self.warnings = without_meaning(config, *unused, where="generated images")
 
     def names(self) -> list[str]:
         return list(self.splits)
@@ -119,19 +119,35 @@ class _Shapes:
         return self.splits[name]
 
 
-def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
-    """Opens the data set at `data.path`, of any kind."""
+def open_any(
+    config: DataConfig,
+    generated: Callable[[], SplitCatalog],
+    table: Callable[[], SplitCatalog],
+    folder: Callable[[Path], SplitCatalog],
+) -> SplitCatalog:
+    """The data set at `data.path`: the generated one, a table of a file or of the Hub, or that of a local folder."""
     path = str(config.path)
     if path == "shapes":
-        return _Shapes(config, need_masks)
+        return generated()
     if is_table_path(path) or not os.path.lexists(path):
-        return open_table(config, need_masks)
-    root = folder_at(path)
-    named = need_masks and config.annotations != "auto"
-    return (
-        Folder(config, root, need_masks)
-        if described(root) and not named
-        else FoundSet(config, root, "masks" if need_masks else "images")
+        return table()
+    return folder(folder_at(path))
+
+
+def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
+    """Opens the data set at `data.path`, of any kind, with masks or as images alone."""
+
+    def of_folder(root: Path) -> SplitCatalog:
+        if described(root) and not (need_masks and config.annotations != "auto"):
+            return Folder(config, root, need_masks)
+        return FoundSet(config, root, "masks" if need_masks else "images")
+
+    labels = Labels(id2label=dict(SHAPE_CLASSES), palette=dict(SHAPE_PALETTE))
+    return open_any(
+        config,
+        lambda: Generated(config, "masks", labels, bare=not need_masks),
+        lambda: open_table(config, need_masks),
+        of_folder,
     )
 
 
@@ -317,7 +333,7 @@ def wrap(
     facts: dict[str, Any] = {
         "source": config.path,
         "revision": config.revision,
-        "streaming": config.streaming and not isinstance(catalog, _Shapes),
+        "streaming": config.streaming and not isinstance(catalog, Generated),
         "classes": names,
         "splits": {role: sizes[role] for role in ROLES if role in sizes},
         "checked": report.checked,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.dataset import AnySource, Source
+from cankd_hf.data.common.dataset import AnySource
 from cankd_hf.data.common.folders import FILE_NAME, FolderSource, described, metadata_keys, read_split
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.common.sources import (
-    OF_FILES,
     ROLES,
     Folder,
+    Generated,
     SplitCatalog,
     TaskData,
     by_role,
-    folder_at,
+    open_any,
     without_meaning,
     wrap,
 )
 from cankd_hf.data.common.streams import stream_of
-from cankd_hf.data.common.tables import holds_images, is_table_path, open_table
+from cankd_hf.data.common.tables import holds_images, open_table
 from cankd_hf.data.depth.decode import depth_decoder
 from cankd_hf.data.depth.transforms import DepthTrainTransform
-from cankd_hf.data.generated import generated_splits
 from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform
@@ -62,29 +60,12 @@ def load_depth(config: DataConfig, splits: Sequence[str] = ROLES, seed: int = 0)
 
 def open_depth(config: DataConfig) -> SplitCatalog:
     """The data set at `data.path`, of any kind."""
-    path = str(config.path)
-    if path == "shapes":
-        return _Shapes(config)
-    if is_table_path(path) or not os.path.lexists(path):
-        return _DepthTable(config)
-    root = folder_at(path)
-    return _DepthFolder(config, root) if described(root) else _FoundDepth(config, root)
-
-
-class _Shapes:
-    """The generated set with the distance of each shape."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.splits = generated_splits(config.generated, kind="depths")
-        self.labels = Labels()
-        others = ("streaming", "shuffle_buffer")
-        self.warnings = without_meaning(config, *(set(OF_FILES) - {*OF_OTHERS}), *others, where="generated images")
-
-    def names(self) -> list[str]:
-        return list(self.splits)
-
-    def source(self, name: str) -> Source:
-        return self.splits[name]
+    return open_any(
+        config,
+        lambda: Generated(config, "depths", Labels(), OF_OTHERS),
+        lambda: _DepthTable(config),
+        lambda root: (_DepthFolder if described(root) else _FoundDepth)(config, root),
+    )
 
 
 class _DepthFolder(Folder):

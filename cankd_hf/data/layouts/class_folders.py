@@ -42,6 +42,15 @@ class ClassFolders:
             for split, classes in by_split.items()
         }
         labels = Labels(dict(enumerate(names)))
+        outside = [
+            f"{folder}/{name}".lstrip("/")
+            for folder in tree.images
+            if not _parts(folder)[1]
+            for name in tree.images[folder]
+        ]
+        notes = (
+            [f"{len(outside)} images lie in no class's folder and are left out, first {outside[0]}"] if outside else []
+        )
         return Found(
             self.name,
             ("classes", "images"),
@@ -49,6 +58,7 @@ class ClassFolders:
             ordered(splits),
             labels,
             label_source="the names of the folders",
+            notes=notes,
         )
 
 
@@ -56,13 +66,17 @@ def _classes(tree: Tree) -> dict[str, dict[str, list[str]]]:
     """Split -> class -> its images. The first folder that is no split's names the class."""
     found: dict[str, dict[str, list[str]]] = {}
     for folder, names in tree.images.items():
-        parts = folder.split("/") if folder else []
-        split = canonical(SPLITS.get(parts[0].lower(), parts[0])) if parts and parts[0].lower() in SPLITS else "train"
-        rest = parts[1:] if parts and parts[0].lower() in SPLITS else parts
+        split, rest = _parts(folder)
         if rest:
             label = unicodedata.normalize("NFC", rest[0])  # macOS writes another form of accented letters
             found.setdefault(split, {}).setdefault(label, []).extend(f"{folder}/{name}" for name in names)
     return found
+
+
+def _parts(folder: str) -> tuple[str, list[str]]:
+    """The split of a folder, and the names below it."""
+    first, *rest = parts = folder.split("/") if folder else [""]
+    return (canonical(SPLITS[first.lower()]), rest) if first.lower() in SPLITS else ("train", parts if first else [])
 
 
 def _clearly(by_split: Mapping[str, Mapping[str, list[str]]]) -> bool:

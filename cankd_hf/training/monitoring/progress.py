@@ -148,15 +148,6 @@ def show_progress(callbacks: list[TrainerCallback], metric: str) -> TrainingProg
     return made
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `1 min 52 s`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _shown(logs: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of the logs: each term once, not each of its pairs, and the data wait if it is noticeable."""
     totals = [name for name in logs if name == "loss" or (name.startswith("loss_") and "/" not in name)]
