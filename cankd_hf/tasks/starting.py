@@ -76,8 +76,6 @@ CLASSES = Starter(
     "gives each image a class",
     outputs=(3, 4),
     batch=16,
-    pays=(
-        "Nothing was measured on real images of one class each; docs/classification.md has what generated ones gave.",
-    ),
+    pays=("Of classes of images only generated ones were measured: docs/classification.md.",),
     data={"scale": ("[0.8, 1.5]", "random size of a training image, of which crop_size is cut out")},
 )

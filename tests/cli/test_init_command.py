@@ -144,10 +144,8 @@ def test_steps_are_measured_where_the_models_load_and_the_plan_is_printed(
     assert "by steps measured on this machine" in Path("mine.yaml").read_text()
     for text in ("student alone", "teacher live", "cached, 4 views", "this recipe in all", "cankd train mine.yaml"):
         assert text in shown
-    assert (
-        f"plan: {recipe.training['max_steps']:,} steps of {recipe.training['per_device_train_batch_size']} images"
-        in shown
-    )
+    steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
+    assert f"plan: {steps:,} steps of {batch} images" in shown
     assert max(len(line) for line in shown.splitlines() if str(tmp_path) not in line) <= 80
     assert main(["init", *words, "--yes", "--force", "--no-measure"]) == 0
     assert "--dry-run measures a step" in capsys.readouterr().out
