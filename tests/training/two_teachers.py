@@ -3,9 +3,9 @@
     python -m tests.training.two_teachers [--seeds 5] [--steps 500]
 
 Each picture has one of three shapes and stripes of one of four directions, drawn independently. One teacher was
-trained to tell the shapes, the other the stripes; neither tells what the other knows. Students learn from the last map
-of one or of both without a label, and are probed as `cankd probe` does: a linear classifier of the mean of their frozen
-last map.
+trained to tell the shapes, the other the stripes; neither tells what the other knows. Students learn from the last
+map of one or of both without a label, and are probed as `cankd probe` does: a linear classifier of the mean of their
+frozen last map.
 """
 
 from __future__ import annotations
