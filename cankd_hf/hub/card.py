@@ -11,7 +11,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from cankd_hf.hub import escape, sections
-from cankd_hf.hub.facts import Facts, hub_id, read_facts
+from cankd_hf.hub.facts import Facts, read_facts
 from cankd_hf.hub.licences import NAMED_OTHERS, UNKNOWN, inherited, told
 from cankd_hf.names import CARD_FILE
 
@@ -113,7 +113,7 @@ def card_data(
     `finetuned_from` and `dataset_tags` (Hub ids), and of the scores `tasks`, `dataset` and `dataset_args`.
     """
     given = given or {}
-    teachers = [hub_id(manifest.get("model")) for manifest in facts.teachers.values()]
+    teachers = [facts.teacher_id(name) for name in facts.teachers]
     base = [*_several(given.get("finetuned_from")), facts.start_id, *teachers]
     base = list(dict.fromkeys(name for name in base if name is not None))
     more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}

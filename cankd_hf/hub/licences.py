@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.errors import InputError
-from cankd_hf.hub.facts import Facts, hub_id, licence_of, read_facts
+from cankd_hf.hub.facts import Facts, first_weights, hub_id, licence_of, read_facts
 from cankd_hf.names import FACTS_FILE, TORCHVISION
 
 UNKNOWN = "unknown"  # the Hub's identifier for an unstated licence
@@ -188,13 +188,12 @@ def _timm_weights(name: str) -> Any:
 def _named(facts: Facts, depth: int) -> Iterator[tuple[str, str, str | None]]:
     """Role, name and revision of each source."""
     student = facts.recipe.get("student") or {}
-    start = _first_weights(student) or str(facts.run.get("start") or "")
+    start = first_weights(student) or str(facts.run.get("start") or "")
     yield from _of_model("first weights", start, student.get("revision"), depth)
-    sections = facts.recipe.get("teachers") or {"teacher": facts.recipe.get("teacher")}
     for name, manifest in facts.teachers.items():
-        model, section = str(manifest.get("model") or ""), sections.get(name) or {}
+        model, section = str(manifest.get("model") or ""), facts.section_of(name)
         if section.get("fit") is not None or section.get("adapt") is not None:  # trained in the same run, from this
-            start = _first_weights(section)
+            start = first_weights(section)
             yield from _of_model("first weights of the teacher", start, section.get("revision"), depth)
             continue
         known = hub_id(model) is not None or model.startswith((TORCHVISION, TIMM))
@@ -222,16 +221,6 @@ def _of_model(
             yield inner if " of the " in inner else f"{inner} of the {whose}", of, its
     elif local or "/" in model or (model and Path(model).is_dir()):
         yield role, model, None
-
-
-def _first_weights(section: Mapping[str, Any]) -> str:
-    """The model, or backbone, from which a `student` or `teacher` section says that training starts; "" for none."""
-    config, backbone = section.get("config"), section.get("backbone")
-    if isinstance(config, dict):
-        backbone = backbone or config.get("backbone_config") or config
-    if isinstance(backbone, dict):
-        backbone = backbone.get("pretrained")
-    return str(section.get("model") or backbone or "")
 
 
 def told(facts: Facts, stated: Mapping[str, str] | None = None) -> list[str]:
