@@ -3,8 +3,8 @@
 import os
 import platform
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,14 @@ class Facts:
     def hub(self) -> dict[str, Any]:
         """The recipe's hub section: licence and tags."""
         return self.recipe.get("hub") or {}
+
+    def stating(self, licences: Mapping[str, str], cleared: Sequence[str], own: str | None = None) -> "Facts":
+        """The same with licences of sources, sources with a permission of their own, and the student's own licence, as
+        they were stated since."""
+        hub = {**self.hub, "licenses": {**(self.hub.get("licenses") or {}), **licences}}
+        hub["cleared"] = [*(self.hub.get("cleared") or ()), *cleared]
+        hub["license"] = own or self.hub.get("license")
+        return replace(self, recipe={**self.recipe, "hub": hub})
 
     @property
     def task(self) -> type[Task]:

@@ -237,8 +237,10 @@ def told(facts: Facts, stated: Mapping[str, str] | None = None) -> list[str]:
 
 
 def inherited(facts: Facts) -> str | None:
-    """The only licence under which a student may be shared, where its sources leave just one."""
-    bound = [set(source.terms.same) for source in sources(facts) if source.terms and source.terms.same]
+    """The only licence under which a student may be shared, where its sources leave just one; those that are used by a
+    permission of their own leave any."""
+    binding = [source.terms for source in sources(facts) if source.name not in (facts.hub.get("cleared") or ())]
+    bound = [set(terms.same) for terms in binding if terms and terms.same]
     left = set.intersection(*bound) if bound else set()
     return left.pop() if len(left) == 1 else None
 
@@ -281,7 +283,8 @@ def check_licences(
             problems.append(f"{what}: {listed}; read it and name the one that is nearest to it, {fix}, {permission}")
         elif problem := source.terms.problem(ours):
             why = f"{source.licence}, {source.terms.rule}"
-            got = "none (hub.license)" if ours == UNKNOWN else f"{ours} (hub.license)"
-            problems.append(f"{what}: {problem}, got {got}: {why}; change the student's licence, {permission}")
+            got = "none" if ours == UNKNOWN else ours
+            fix = "change the student's licence (hub.license or --license)"
+            problems.append(f"{what}: {problem}, got {got}: {why}; {fix}, {permission}")
     if problems:
         raise InputError(problems)

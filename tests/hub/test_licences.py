@@ -15,7 +15,7 @@ from transformers import ResNetBackbone, ResNetConfig
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub import licences
-from cankd_hf.hub.card import render_card
+from cankd_hf.hub.card import render_card, write_card
 from cankd_hf.hub.facts import Facts, licence_of, planned_facts
 from cankd_hf.hub.licences import TERMS, check_licences, inherited, known_name, sources, told
 from cankd_hf.hub.upload import plan
@@ -215,6 +215,35 @@ def test_the_card_names_clauses_and_carries_the_inherited_licence(monkeypatch: p
     assert ModelCard(render_card(made, "me/student", licence="mit")).data.license == "mit"
 
 
+def test_what_is_stated_at_the_push_stands_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {})
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    run = {
+        "teachers": {"a": {"model": "me/one"}, "b": {"model": "me/two"}},
+        "pipeline_tag": "image-feature-extraction",
+    }
+    (tmp_path / "distillation.json").write_text(json.dumps(run))
+
+    def pushed() -> str:
+        stated = {"me/one": "DINOv3 License", "me/two": "agpl-3.0"}
+        files = {one.name: one for one in plan(tmp_path, "you/student", stated=stated, cleared=["me/two"])}
+        return files["README.md"].text().decode()
+
+    for written in (False, True):  # a new card, and the one that the run wrote
+        if written:
+            assert "me/one (teacher): its licence is not known" in write_card(tmp_path).read_text()
+        text = pushed()
+        assert "me/one (teacher): dinov3-license: derivative works only under this agreement" in text
+        assert "me/two (teacher): agpl-3.0: " in text and "used by a permission of its own" in text
+        assert ModelCard(text).data.license_name == "dinov3-license"
+    stated = {"me/one": "apache-2.0", "me/two": "mit"}
+    files = {one.name: one for one in plan(tmp_path, "you/student", stated=stated, licence="mit")}
+    assert ModelCard(files["README.md"].text().decode()).data.license == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: dinov3-license\n---\nMine.\n")
+    assert pushed().endswith("Mine.\n")
+
+
 def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, {"facebook/dinov3-vits16": "dinov3-license"})
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
@@ -224,7 +253,7 @@ def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert plan(tmp_path, "me/student")  # under the teacher's own
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"hub": {"license": "apache-2.0"}}))
-    with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0 .*1b i"):
+    with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0: .*1b i"):
         plan(tmp_path, "me/student")
     assert plan(tmp_path, "me/student", cleared=["facebook/dinov3-vits16"])
 

@@ -8,8 +8,9 @@ from .two_teachers import differences, interval, scores
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_student_of_two_beats_that_of_each_on_the_probe_of_the_other() -> None:
-    found = scores(seeds=3, steps=300, teacher_steps=300)
+    found = scores(seeds=3, steps=500, teacher_steps=300)
     assert found["teacher of shape"][0]["shape"] > 0.85 and found["teacher of stripes"][0]["stripes"] > 0.95
     gained = differences(found)
     for arm, kind in (("shape", "stripes"), ("stripes", "shape")):
