@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("repo", metavar="me/name", help="where to push; created where it does not exist")
     made.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
     made.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    made.add_argument("--license", help="the student's own, such as apache-2.0 (default: hub.license of its recipe)")
     made.add_argument(
         "--license-of",
         action="append",
@@ -65,7 +66,8 @@ def _run(options: argparse.Namespace) -> int:
     stated = {name: licence for name, _, licence in (given.partition("=") for given in options.license_of)}
     if wrong := [name for name, licence in stated.items() if not (name and licence)]:
         raise InputError(f"--license-of: expected NAME=LICENSE, such as me/teacher=apache-2.0, got {wrong[0]!r}")
-    uploads = plan(options.checkpoint, options.repo, stated=stated, cleared=options.cleared)
+    asked = {"stated": stated, "cleared": options.cleared, "licence": options.license}
+    uploads = plan(options.checkpoint, options.repo, **asked)
     table = Table(title=f"{options.checkpoint} -> {options.repo}", title_justify="left")
     table.add_column("file")
     table.add_column("bytes", justify="right")
@@ -79,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     check_target(options.repo)
     name, private = open_repo(options.repo, private=not options.public, revision=options.revision)
     if name != options.repo:  # given without its owner; the card needs the whole name
-        uploads = plan(options.checkpoint, name, stated=stated, cleared=options.cleared)
+        uploads = plan(options.checkpoint, name, **asked)
     commit = push(uploads, name, options.message, options.revision)
     print(f"Pushed to {commit.repo_url} ({'private' if private else 'public'}), commit {commit.oid[:12]}")
     print(f'Load it with from_pretrained("{name}"); the lines are in its card.')

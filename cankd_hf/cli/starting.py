@@ -187,8 +187,7 @@ def _data(answers: Answers) -> list[str]:
     ]
     crop = settings["image_size"]
     lines.append(_line(f"  crop_size: {_plain(crop)}", "of training, cut out of the scaled images"))
-    scale = "[0.5, 2.0]" if starter.least == 0 else "[0.8, 1.25]"
-    lines.append(_line(f"  scale: {scale}", "random size of a training image, so that objects are seen in many sizes"))
+    lines += [_line(f"  {key}: {value}", why) for key, (value, why) in starter.data.items() if key not in settings]
     lines.append(_line("  color_jitter: 0.2", "mild random colours"))
     lines.append(_line("  on_error: skip", "broken files are left out and counted; stop refuses them"))
     if size.statistics is not None:

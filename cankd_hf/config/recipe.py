@@ -286,7 +286,7 @@ def _nothing_to_learn(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name, teacher in recipe.named_teachers().items():
         if teacher.fit is not None:
             yield (
-                f"{recipe.teacher_path(name)}.fit",
+                f"{recipe.teacher_path(name)}.{'fit' if teacher.adapt is None else 'adapt'}",
                 "fits the teacher to the task, but distill.task_weight: 0 reads no labels; remove one",
             )
 

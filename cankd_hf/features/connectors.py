@@ -11,25 +11,26 @@ from cankd_hf.features.taps import Level
 class Connector(nn.Module):
     """Projects the student's channels to the teacher's with a 1x1 convolution and brings both maps to one grid.
 
-    The convolution (no norm, no activation) exists only where the channels differ. It runs on the smaller of the two
-    grids: it commutes with the resize, whose weights sum to one at every cell.
+    The convolution (no norm, no activation) exists only where the channels differ, or `always`. It runs on the smaller
+    of the two grids: it commutes with the resize, whose weights sum to one at every cell.
 
     Args:
         student: the student's level.
         teacher: the teacher's level.
         grid: whose grid both maps are resized to: "teacher", "student", "finer" (more cells) or "coarser".
+        always: project equal channels too: one map cannot be equal to those of two teachers.
 
     Raises:
         InputError: for any other grid.
     """
 
-    def __init__(self, student: Level, teacher: Level, grid: str = "finer") -> None:
+    def __init__(self, student: Level, teacher: Level, grid: str = "finer", always: bool = False) -> None:
         super().__init__()
         if grid not in GRIDS:
             raise InputError(f"distill.grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
         self.grid = grid
         self.projection: nn.Module = nn.Identity()
-        if student.channels != teacher.channels:
+        if always or student.channels != teacher.channels:
             self.projection = nn.Conv2d(student.channels, teacher.channels, kernel_size=1)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:

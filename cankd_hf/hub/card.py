@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from cankd_hf.hub import escape, sections
-from cankd_hf.hub.facts import Facts, hub_id, read_facts
+from cankd_hf.hub.facts import Facts, read_facts
 from cankd_hf.hub.licences import NAMED_OTHERS, UNKNOWN, inherited, told
 from cankd_hf.names import CARD_FILE
 
@@ -50,19 +51,42 @@ def write_card(
     return file
 
 
-def card_for(folder: Path, repo: str) -> str:
+def card_for(
+    folder: Path,
+    repo: str,
+    stated: Mapping[str, str] | None = None,
+    cleared: Sequence[str] = (),
+    licence: str | None = None,
+) -> str:
     """The card to push: the one beside the student, with its folder replaced by the repository's name; else a new one.
 
-    Raises InputError if a file with facts cannot be read.
+    `stated` and `cleared` are those of `check_licences`, `licence` is the student's own; a card that the run wrote
+    gets the lines that follow from them. Raises InputError if a file with facts cannot be read.
     """
     file = folder / CARD_FILE
-    if not file.is_file():
-        return render_card(read_facts(folder), repo, title=repo.rpartition("/")[2]).rpartition(_MARK)[0]
-    text, mark, rest = file.read_text(encoding="utf-8").rpartition(_MARK)
-    if not mark:
-        return rest
-    place = json.loads(rest.rpartition(" -->")[0])["for"]
-    return text.replace(json.dumps(place), json.dumps(repo))
+    if file.is_file():
+        text, mark, rest = file.read_text(encoding="utf-8").rpartition(_MARK)
+        if not mark:
+            return rest
+        place = json.loads(rest.rpartition(" -->")[0])["for"]
+        text = text.replace(json.dumps(place), json.dumps(repo))
+        facts = read_facts(folder)
+        return _restated(text, facts, facts.stating(stated or {}, cleared, licence))
+    facts = read_facts(folder).stating(stated or {}, cleared, licence)
+    return render_card(facts, repo, title=repo.rpartition("/")[2]).rpartition(_MARK)[0]
+
+
+def _restated(text: str, before: Facts, known: Facts) -> str:
+    """A card with what was stated since it was written."""
+    if known.hub == before.stating({}, ()).hub:
+        return text
+    for old, new in zip(told(before), told(known), strict=True):
+        text = text.replace(f"- {escape.text(old)}\n", f"- {escape.text(new)}\n")
+    own = known.hub["license"] or inherited(known)
+    if own is None or own == before.hub.get("license"):
+        return text
+    named = f"license: other\nlicense_name: {own}\n" if own in NAMED_OTHERS else f"license: {own}\n"
+    return re.sub(r"(?<=\n)license: .*\n(license_name: .*\n)?", lambda _: named, text, count=1)
 
 
 def render_card(
@@ -113,7 +137,7 @@ def card_data(
     `finetuned_from` and `dataset_tags` (Hub ids), and of the scores `tasks`, `dataset` and `dataset_args`.
     """
     given = given or {}
-    teachers = [hub_id(manifest.get("model")) for manifest in facts.teachers.values()]
+    teachers = [facts.teacher_id(name) for name in facts.teachers]
     base = [*_several(given.get("finetuned_from")), facts.start_id, *teachers]
     base = list(dict.fromkeys(name for name in base if name is not None))
     more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}

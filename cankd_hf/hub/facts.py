@@ -3,7 +3,8 @@
 import os
 import platform
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,19 @@ class Facts:
     @property
     def start_id(self) -> str | None:
         """The Hub model whose weights the student started from, where it did."""
-        student = self.recipe.get("student") or {}
-        backbone = student.get("backbone")
-        name = backbone.get("pretrained") if isinstance(backbone, dict) else backbone
-        return hub_id(student.get("model") or name or self.run.get("start"))
+        return hub_id(first_weights(self.recipe.get("student") or {}) or self.run.get("start"))
+
+    def section_of(self, teacher: str) -> dict[str, Any]:
+        """The recipe's section of a teacher; empty without one."""
+        sections = self.recipe.get("teachers") or {"teacher": self.recipe.get("teacher")}
+        return sections.get(teacher) or {}
+
+    def teacher_id(self, teacher: str) -> str | None:
+        """The Hub model that a teacher is, or, where it was trained in the same run, whose weights it started from."""
+        section = self.section_of(teacher)
+        if section.get("fit") is not None:
+            return hub_id(first_weights(section))
+        return hub_id(self.teachers[teacher].get("model"))
 
     @property
     def dataset_id(self) -> str | None:
@@ -60,6 +70,14 @@ class Facts:
     def hub(self) -> dict[str, Any]:
         """The recipe's hub section: licence and tags."""
         return self.recipe.get("hub") or {}
+
+    def stating(self, licences: Mapping[str, str], cleared: Sequence[str], own: str | None = None) -> "Facts":
+        """The same with licences of sources, sources with a permission of their own, and the student's own licence, as
+        they were stated since."""
+        hub = {**self.hub, "licenses": {**(self.hub.get("licenses") or {}), **licences}}
+        hub["cleared"] = [*(self.hub.get("cleared") or ()), *cleared]
+        hub["license"] = own or self.hub.get("license")
+        return replace(self, recipe={**self.recipe, "hub": hub})
 
     @property
     def task(self) -> type[Task]:
@@ -86,6 +104,16 @@ def planned_facts(recipe: dict[str, Any]) -> Facts:
     named = recipe.get("teachers") or {"teacher": recipe.get("teacher")}
     teachers = {name: section for name, section in named.items() if section}
     return Facts({}, {"teachers": teachers}, {}, recipe)
+
+
+def first_weights(section: Mapping[str, Any]) -> str:
+    """The model, or backbone, from which a `student` or `teacher` section says that training starts; "" for none."""
+    config, backbone = section.get("config"), section.get("backbone")
+    if isinstance(config, dict):
+        backbone = backbone or config.get("backbone_config") or config
+    if isinstance(backbone, dict):
+        backbone = backbone.get("pretrained")
+    return str(section.get("model") or backbone or "")
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

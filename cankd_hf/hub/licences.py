@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cankd_hf.errors import InputError
-from cankd_hf.hub.facts import Facts, hub_id, licence_of, read_facts
+from cankd_hf.hub.facts import Facts, first_weights, hub_id, licence_of, read_facts
 from cankd_hf.names import FACTS_FILE, TORCHVISION
 
 UNKNOWN = "unknown"  # the Hub's identifier for an unstated licence
+TIMM = "timm/"
 _NESTED = 4  # teachers of teachers that are followed
 
 
@@ -168,38 +170,57 @@ def _looked_up(role: str, name: str, revision: str | None) -> str | None:
     if name.startswith(TORCHVISION):
         return "bsd-3-clause"
     licence = licence_of(name, revision, "dataset" if role == "data" else "model")
+    if licence is None and name.startswith(TIMM):  # timm knows that of its weights, without the Hub
+        licence = getattr(_timm_weights(name), "license", None)
     return None if licence in (UNKNOWN, "other") else licence
+
+
+def _timm_weights(name: str) -> Any:
+    """What timm knows of `timm/NAME` or `timm/NAME.TAG`; None for a name that it does not know."""
+    from timm.models import get_pretrained_cfg
+
+    try:
+        return get_pretrained_cfg(name.removeprefix(TIMM))
+    except RuntimeError:
+        return None
 
 
 def _named(facts: Facts, depth: int) -> Iterator[tuple[str, str, str | None]]:
     """Role, name and revision of each source."""
-    if facts.start_id is not None:
-        yield "first weights", facts.start_id, (facts.recipe.get("student") or {}).get("revision")
-    sections = facts.recipe.get("teachers") or {"teacher": facts.recipe.get("teacher")}
+    student = facts.recipe.get("student") or {}
+    start = first_weights(student) or str(facts.run.get("start") or "")
+    yield from _of_model("first weights", start, student.get("revision"), depth)
     for name, manifest in facts.teachers.items():
-        model, section = str(manifest.get("model") or ""), sections.get(name) or {}
-        if section.get("fit") is not None and not section.get("model"):
-            start = _first_weights(section)
-            if start is not None:
-                yield "first weights of the teacher", start, None
-        elif hub_id(model) is not None or model.startswith(TORCHVISION):
-            yield "teacher", model, manifest.get("revision")
-        elif (Path(model) / FACTS_FILE).is_file() and depth:
-            for role, of, revision in _named(read_facts(model), depth - 1):
-                yield role if role.endswith("of the teacher") else f"{role} of the teacher", of, revision
-        elif model and (Path(model).is_absolute() or Path(model).is_dir()):
-            yield "teacher", model, None
+        model, section = str(manifest.get("model") or ""), facts.section_of(name)
+        if section.get("fit") is not None or section.get("adapt") is not None:  # trained in the same run, from this
+            start = first_weights(section)
+            yield from _of_model("first weights of the teacher", start, section.get("revision"), depth)
+            continue
+        known = hub_id(model) is not None or model.startswith((TORCHVISION, TIMM))
+        if not known and section.get("model"):  # of a local path only the last part is recorded
+            model = str(section["model"])
+        local = bool(manifest.get("local"))
+        yield from _of_model("teacher", model, manifest.get("revision"), depth, local)
     unlabelled = hub_id(facts.data.get("unlabelled"))
     for path, revision in ((facts.dataset_id, facts.data.get("revision")), (unlabelled, None)):
         if path is not None:
             yield "data", path, revision
 
 
-def _first_weights(section: Mapping[str, object]) -> str | None:
-    """The Hub model that a model trained in the same run started from, if any."""
-    config = section.get("config")
-    backbone = config.get("backbone_config") if isinstance(config, dict) else None
-    return hub_id(backbone.get("pretrained")) if isinstance(backbone, dict) else None
+def _of_model(
+    role: str, model: str, revision: str | None, depth: int, local: bool = False
+) -> Iterator[tuple[str, str, str | None]]:
+    """A model as a source, or the sources of one that was trained with this package; none for random weights."""
+    if model.startswith(TIMM) and "." not in model:  # the weights that timm takes by default
+        model = getattr(_timm_weights(model), "hf_hub_id", None) or model
+    if hub_id(model) is not None or model.startswith((TORCHVISION, TIMM)):
+        yield role, model, revision
+    elif model and (Path(model) / FACTS_FILE).is_file() and depth:
+        whose = "first weights" if role == "first weights" else "teacher"
+        for inner, of, its in _named(read_facts(model), depth - 1):
+            yield inner if " of the " in inner else f"{inner} of the {whose}", of, its
+    elif local or "/" in model or (model and Path(model).is_dir()):
+        yield role, model, None
 
 
 def told(facts: Facts, stated: Mapping[str, str] | None = None) -> list[str]:
@@ -216,8 +237,10 @@ def told(facts: Facts, stated: Mapping[str, str] | None = None) -> list[str]:
 
 
 def inherited(facts: Facts) -> str | None:
-    """The only licence under which a student may be shared, where its sources leave just one."""
-    bound = [set(source.terms.same) for source in sources(facts) if source.terms and source.terms.same]
+    """The only licence under which a student may be shared, where its sources leave just one; those that are used by a
+    permission of their own leave any."""
+    binding = [source.terms for source in sources(facts) if source.name not in (facts.hub.get("cleared") or ())]
+    bound = [set(terms.same) for terms in binding if terms and terms.same]
     left = set.intersection(*bound) if bound else set()
     return left.pop() if len(left) == 1 else None
 
@@ -260,7 +283,8 @@ def check_licences(
             problems.append(f"{what}: {listed}; read it and name the one that is nearest to it, {fix}, {permission}")
         elif problem := source.terms.problem(ours):
             why = f"{source.licence}, {source.terms.rule}"
-            got = "none (hub.license)" if ours == UNKNOWN else f"{ours} (hub.license)"
-            problems.append(f"{what}: {problem}, got {got}: {why}; change the student's licence, {permission}")
+            got = "none" if ours == UNKNOWN else ours
+            fix = "change the student's licence (hub.license or --license)"
+            problems.append(f"{what}: {problem}, got {got}: {why}; {fix}, {permission}")
     if problems:
         raise InputError(problems)

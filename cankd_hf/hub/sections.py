@@ -167,9 +167,9 @@ def _teacher_name(facts: Facts, name: str) -> str:
         return escape.code(model)
     if model == "random weights":
         return f"a {kind} with random weights"
-    recipe = (facts.recipe.get("teachers") or {}).get(name) or facts.recipe.get("teacher") or {}
-    if recipe.get("fit"):
-        return f"a {kind} trained in the same run"
+    if facts.section_of(name).get("fit") is not None:
+        start = facts.teacher_id(name)
+        return f"a {kind} trained in the same run" + (f" from the weights of {escape.text(start)}" if start else "")
     return f"a local {kind}" + (
         f" ({escape.code(model)})" if model not in (None, "", manifest.get("class", "model")) else ""
     )

@@ -120,11 +120,12 @@ def plan(
     subfolders: tuple[str, ...] = ("",),
     stated: Mapping[str, str] | None = None,
     cleared: Sequence[str] = (),
+    licence: str | None = None,
 ) -> list[Upload]:
     """What a push of a run or checkpoint would upload: the student, and a card that names the repository.
 
     Each of the repository's `subfolders` ("" for its root) gets the whole student. `stated` and `cleared` are those of
-    `check_licences`.
+    `check_licences`; `licence` is the student's own, by default that of its recipe.
 
     Raises:
         InputError: if there is no student, a file contains a token, or a licence of what the student comes from
@@ -136,12 +137,12 @@ def plan(
         if (folder / beside / CONFIG_NAME).is_file():
             inner = student_files(folder / beside)
             files += [_without_home(Upload(f"{beside}/{file.name}", file)) for file in inner]
-    card = card_for(folder, repo)
+    card = card_for(folder, repo, stated, cleared, licence)
     files.append(Upload(CARD_FILE, card.encode()))
     check_no_secret(files)
     metadata = ModelCard(card).data
-    licence = metadata.get("license_name") or metadata.get("license") or UNKNOWN
-    check_licences(read_facts(folder), str(licence), stated, cleared, owner=repo.rpartition("/")[0])
+    own = metadata.get("license_name") or metadata.get("license") or UNKNOWN
+    check_licences(read_facts(folder), str(own), stated, cleared, owner=repo.rpartition("/")[0])
     return [
         Upload(str(PurePosixPath(subfolder) / upload.name), upload.source)
         for subfolder in subfolders

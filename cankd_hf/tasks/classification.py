@@ -25,6 +25,7 @@ from cankd_hf.tasks.base import Metric, PipelineTask, class_labels, class_names,
 from cankd_hf.tasks.export_forms import ExportForm, PixelsForm
 from cankd_hf.tasks.overview import ClassOverview
 from cankd_hf.tasks.showing import Confusion, ImageScores
+from cankd_hf.tasks.starting import CLASSES
 
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)  # colours of the frame around a picture
 EDGE = 0.04  # of the picture's shorter side
@@ -52,7 +53,7 @@ class ClassificationTask(PipelineTask):
     }
     further_scores = ("accuracy_",)
     pipeline_tag = "image-classification"
-    label_kind, overview = "classes", ClassOverview
+    label_kind, overview, starter = "classes", ClassOverview, CLASSES
     takes_labels = True
     ignore_index = NO_CLASS
     prints = 'found["score"]'

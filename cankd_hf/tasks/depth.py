@@ -29,6 +29,7 @@ from cankd_hf.tasks.base import Metric, Task, stretched, trusted
 from cankd_hf.tasks.depth_pictures import DepthOverview, painted, with_scale
 from cankd_hf.tasks.export_forms import ExportForm
 from cankd_hf.tasks.showing import ImageScores
+from cankd_hf.tasks.starting import DEPTH
 
 # Fields of a model's configuration that `data.depth` decides.
 DECIDED = ("depth_kind", "depth_loss", "max_depth", "depth_estimation_type")
@@ -53,7 +54,7 @@ class DepthTask(Task):
     }
     further_scores = ("sq_rel", "rmse_log", "log10", "image_")
     pipeline_tag = "depth-estimation"
-    label_kind, overview = "depths", DepthOverview
+    label_kind, overview, starter = "depths", DepthOverview, DEPTH
     takes_labels = True
     ignore_index = 0  # of pixels without a depth
     pictured = True

@@ -45,7 +45,7 @@ def panels(
     """
     pixels = sample["pixel_values"].float().cpu()
     image, truth = denormalize(pixels, config.image_mean, config.image_std), task.truth(sample)
-    made = Panels([image, task.paint(image, truth, truth)], ["", ""])
+    made = Panels([image, task.paint(image, truth, truth)], ["", task.caption(truth, truth)])
     for name, model in models.items():
         own = pixels
         if stats is not None and name in stats:

@@ -67,7 +67,9 @@ def load_teacher(
     config = replace(config, **overrides)
     if isinstance(teacher, nn.Module):
         replace(config, model="in memory", config=None).check()
-        return Teacher(teacher, config)
+        known = getattr(teacher, "config", None)  # what `from_pretrained` loaded knows where it came from
+        config = replace(config, revision=config.revision or getattr(known, "_commit_hash", None))
+        return Teacher(teacher, config, name=getattr(known, "_name_or_path", None) or "")
     if isinstance(teacher, (str, Path)):
         config = replace(config, model=str(teacher))
     config.check()

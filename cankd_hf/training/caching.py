@@ -85,8 +85,8 @@ class CachingMixin(TeachingTrainer):
                 through its head.
         """
         teacher, config = self.teachers[name], self.teachers[name].config
+        place = "teacher" if len(self.teachers) == 1 else f"teachers.{name}"
         if config.device is not None or config.offload:
-            place = "teacher" if len(self.teachers) == 1 else f"teachers.{name}"
             key, value = ("device", config.device) if config.device is not None else ("offload", "true")
             if ":" in str(config.device) and self.args.world_size > 1:
                 raise InputError(f"{place}.device: expected cpu in a run of several processes, got {config.device}")
@@ -100,7 +100,7 @@ class CachingMixin(TeachingTrainer):
                 raise
             said = " ".join(str(error).split())[:150]
             raise InputError(
-                f"teacher.device: expected a device of this machine, got {config.device} ({said})"
+                f"{place}.device: expected a device of this machine, got {config.device} ({said})"
             ) from error
         if self.args.channels_last:
             teacher.to(memory_format=torch.channels_last)

@@ -143,7 +143,8 @@ class Distiller(WeighingModule, PredictingModule):
                     if pair.name in self.connectors:
                         connectors[pair.name] = self.connectors[pair.name]
                     elif pair.name not in connectors:
-                        connectors[pair.name] = Connector(student_level, teacher_level, grid).to(self.device)
+                        made = Connector(student_level, teacher_level, grid, always=len(self.teachers) > 1)
+                        connectors[pair.name] = made.to(self.device)
                 loss = known.get((term.structure, pair))
                 modules.append(
                     loss

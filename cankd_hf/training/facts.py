@@ -64,7 +64,8 @@ def run_facts(
 def _shown(manifest: dict[str, Any]) -> dict[str, Any]:
     """A teacher's manifest with only the last part of a local path, which means nothing on another machine."""
     if hub_id(manifest["model"]) is None and not manifest["model"].startswith(TORCHVISION):
-        return {**manifest, "model": Path(manifest["model"]).name}
+        local = {"local": True} if Path(manifest["model"]).is_dir() else {}
+        return {**manifest, "model": Path(manifest["model"]).name, **local}
     return manifest
 
 

@@ -14,10 +14,12 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor, pipeline
 
 from cankd_hf import CanKDConfig, CanKDTrainer, LossTerm, evaluate, export, train
+from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.errors import InputError
 from cankd_hf.label.teacher import open_teacher
 from cankd_hf.tasks import TASKS, ClassificationTask, saved_task, task_for
+from cankd_hf.tasks.panels import panels
 from cankd_hf.teachers.load import load_teacher
 from tests.processes import forked
 
@@ -132,6 +134,11 @@ DATA = {
     **{"path": "shapes", "generated": {"train": 16, "validation": 4, "test": 8, "size": 32}, "test_split": "test"},
     "image_size": [32, 32],
 }
+
+
+def test_the_class_of_an_image_stands_below_its_label() -> None:
+    sample = {"pixel_values": torch.zeros(3, 8, 8), "labels": torch.tensor(1)}
+    assert panels(ClassificationTask({0: "disc", 1: "ring"}), sample, {}, DataConfig()).captions == ["", "ring"]
 
 
 def recipe(folder: Path, **changes: Any) -> Path:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cankd_hf.__main__ import main
 from cankd_hf.config.plain_yaml import parse_yaml
+from cankd_hf.runs.recipe import load_recipe
 from tests.layouts import box_folders, folders
 
 
@@ -94,8 +95,9 @@ def test_classes_and_depths_are_looked_at_too(tmp_path: Path, capsys: pytest.Cap
     found = told(capsys, tmp_path / "animals", "--limit", "1")
     assert (found["labels"], found["task"], found["counts"]) == ("classes", "classification", {"train": 3})
     assert [(one["name"], one["images"]["train"]) for one in found["classes"]] == [("dog", 2), ("cat", 1)]
-    assert main(["init", "--data", str(tmp_path / "animals"), "--yes", "--no-measure"]) == 2
-    assert "no first recipe for classification yet" in capsys.readouterr().err
+    assert main(["init", str(tmp_path / "a.yaml"), "--data", str(tmp_path / "animals"), "--yes", "--no-measure"]) == 0
+    assert load_recipe(str(tmp_path / "a.yaml")).task == "classification"
+    capsys.readouterr()
     found = told(capsys, "shapes", "--task", "depths", "--limit", "2")
     assert (found["labels"], found["task"], found["classes"]) == ("depths", "depth", [])
     assert (tmp_path / "shapes_data.png").stat().st_size > 20_000

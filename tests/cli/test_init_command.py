@@ -124,8 +124,11 @@ def test_answers_that_are_none_are_refused(
     assert not (tmp_path / "recipe.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "task", ["segmentation", *(pytest.param(name, marks=pytest.mark.slow) for name in ("depth", "classification"))]
+)
 def test_steps_are_measured_where_the_models_load_and_the_plan_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic")
@@ -134,13 +137,15 @@ def test_steps_are_measured_where_the_models_load_and_the_plan_is_printed(
     Dinov2Model(ViT).save_pretrained("dino")
     monkeypatch.setitem(starting.DEVICES, "phone", Size("a phone", str(tmp_path / "student"), 8, 32))
     words = ["mine.yaml", "--data", "shapes", "--device", "phone", "--teacher", str(tmp_path / "dino")]
+    words += ["--task", task]
     assert main(["init", *words, "--hours", "0.01", "--yes"]) == 0
     shown = capsys.readouterr().out
     recipe = load_recipe("mine.yaml")
     assert "by steps measured on this machine" in Path("mine.yaml").read_text()
     for text in ("student alone", "teacher live", "cached, 4 views", "this recipe in all", "cankd train mine.yaml"):
         assert text in shown
-    assert f"plan: {recipe.training['max_steps']:,} steps of 8 images" in shown
+    steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
+    assert f"plan: {steps:,} steps of {batch} images" in shown
     assert max(len(line) for line in shown.splitlines() if str(tmp_path) not in line) <= 80
     assert main(["init", *words, "--yes", "--force", "--no-measure"]) == 0
     assert "--dry-run measures a step" in capsys.readouterr().out

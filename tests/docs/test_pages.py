@@ -94,6 +94,8 @@ def read_fragment(given: dict[str, Any]) -> None:
         read_comparison(yaml.safe_dump(whole | {"budgets": [{"steps": 10}]} | given, sort_keys=False))
         return
     whole = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text(encoding="utf-8"))
+    if "teachers" in given:  # instead of the one
+        del whole["teacher"]
     for key, value in given.items():
         if isinstance(value, dict):
             one_of = {"model", "config", "backbone"}  # a model is given in one of these ways

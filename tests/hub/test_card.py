@@ -231,6 +231,11 @@ def test_local_teachers_and_data_are_no_models_of_the_hub(tmp_path: Path) -> Non
     assert data.get("base_model") is None and data.get("datasets") is None
     body = file.read_text().rpartition("<!--")[0].replace(f'"{file.parent}"', "")
     assert "trained in the same run" in body and str(tmp_path.parent) not in body
+    recipe["teacher"] = {"model": "facebook/dinov2-base", "adapt": {"tune": "head"}, "fit": {"max_steps": 2}}
+    (tmp_path / "adapted").mkdir()
+    file = write_card(folder_with(tmp_path / "adapted", run, RESULTS, recipe))
+    assert "trained in the same run from the weights of facebook/dinov2-base" in file.read_text()
+    assert ModelCard.load(file).data.base_model == ["facebook/dinov2-base"]
 
 
 def test_a_card_changed_by_hand_is_kept_and_pushed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

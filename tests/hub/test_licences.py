@@ -11,13 +11,15 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
+from transformers import ResNetBackbone, ResNetConfig
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub import licences
-from cankd_hf.hub.card import render_card
+from cankd_hf.hub.card import render_card, write_card
 from cankd_hf.hub.facts import Facts, licence_of, planned_facts
 from cankd_hf.hub.licences import TERMS, check_licences, inherited, known_name, sources, told
 from cankd_hf.hub.upload import plan
+from cankd_hf.teachers.load import load_teacher
 
 # Under which of these a student may be shared whose teacher has the licence of the row.
 STUDENTS = ["unknown", "apache-2.0", "cc-by-nc-4.0", "agpl-3.0", "dinov3-license"]
@@ -161,6 +163,47 @@ def test_every_source_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sources(planned_facts({"data": {"path": "shapes"}, "teacher": {"config": {}, "fit": {}}})) == []
 
 
+def test_what_is_recorded_of_local_models_leads_to_their_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run records the last part of a local path alone; its recipe has the whole one."""
+    cards(monkeypatch, {})
+    earlier = tmp_path / "earlier"  # a student of this package
+    earlier.mkdir()
+    (earlier / "distillation.json").write_text(json.dumps({"teacher": {"model": "meta/dino"}}))
+
+    def found(run: dict[str, Any], **recipe: Any) -> dict[str, str]:
+        return {one.name: one.role for one in sources(Facts({}, run, {}, {"data": {"path": "shapes"}, **recipe}))}
+
+    recorded = {"teacher": {"model": "earlier"}}
+    assert found(recorded, teacher={"model": str(earlier)}) == {"meta/dino": "teacher of the teacher"}
+    assert found(recorded, teacher={"model": "moved/since/earlier"}) == {"moved/since/earlier": "teacher"}
+    assert found({"teacher": {"model": "earlier", "local": True}}) == {"earlier": "teacher"}
+    for how in ({"fit": {"max_steps": 3}}, {"adapt": {"tune": "head"}}):  # trained in the run, from these weights
+        given = {"model": "facebook/dinov3-vits16", **how}
+        assert found({"teacher": {"model": "teacher"}}, teacher=given) == {
+            "facebook/dinov3-vits16": "first weights of the teacher"
+        }
+    for student in ({"backbone": str(earlier)}, {"model": str(earlier)}):
+        assert found({}, student=student) == {"meta/dino": "teacher of the first weights"}
+    nested = {"config": {"backbone_config": {"pretrained": "microsoft/resnet-18"}}}
+    assert found({}, student=nested) == {"microsoft/resnet-18": "first weights"}
+    assert found({"teacher": {"model": "ResNetBackbone"}}) == found({"teacher": {"model": "random weights"}}) == {}
+
+
+def test_timm_knows_the_licence_of_its_weights() -> None:
+    """Without the Hub, and for a name without a tag, which stands for the weights that timm takes by default."""
+    found = {one.name: one.licence for one in sources(facts(a="timm/vit_small_patch16_dinov3", b="timm/resnet18"))}
+    assert found == {"timm/vit_small_patch16_dinov3.lvd1689m": "dinov3-license", "timm/resnet18.a1_in1k": "apache-2.0"}
+    assert sources(facts(a="timm/no_such_model"))[0].licence is None
+
+
+def test_a_teacher_in_memory_is_named_by_where_it_was_loaded_from(tmp_path: Path) -> None:
+    ResNetBackbone(ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4)).save_pretrained(tmp_path)
+    assert load_teacher(ResNetBackbone.from_pretrained(tmp_path)).manifest()["model"] == str(tmp_path)
+    assert load_teacher(ResNetBackbone(ResNetConfig())).manifest()["model"] == "ResNetBackbone"
+
+
 def test_the_card_names_clauses_and_carries_the_inherited_licence(monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, {"facebook/dinov3-vits16": "dinov3-license"})
     made = facts(teacher="facebook/dinov3-vits16")
@@ -172,6 +215,35 @@ def test_the_card_names_clauses_and_carries_the_inherited_licence(monkeypatch: p
     assert ModelCard(render_card(made, "me/student", licence="mit")).data.license == "mit"
 
 
+def test_what_is_stated_at_the_push_stands_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {})
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    run = {
+        "teachers": {"a": {"model": "me/one"}, "b": {"model": "me/two"}},
+        "pipeline_tag": "image-feature-extraction",
+    }
+    (tmp_path / "distillation.json").write_text(json.dumps(run))
+
+    def pushed() -> str:
+        stated = {"me/one": "DINOv3 License", "me/two": "agpl-3.0"}
+        files = {one.name: one for one in plan(tmp_path, "you/student", stated=stated, cleared=["me/two"])}
+        return files["README.md"].text().decode()
+
+    for written in (False, True):  # a new card, and the one that the run wrote
+        if written:
+            assert "me/one (teacher): its licence is not known" in write_card(tmp_path).read_text()
+        text = pushed()
+        assert "me/one (teacher): dinov3-license: derivative works only under this agreement" in text
+        assert "me/two (teacher): agpl-3.0: " in text and "used by a permission of its own" in text
+        assert ModelCard(text).data.license_name == "dinov3-license"
+    stated = {"me/one": "apache-2.0", "me/two": "mit"}
+    files = {one.name: one for one in plan(tmp_path, "you/student", stated=stated, licence="mit")}
+    assert ModelCard(files["README.md"].text().decode()).data.license == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: dinov3-license\n---\nMine.\n")
+    assert pushed().endswith("Mine.\n")
+
+
 def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, {"facebook/dinov3-vits16": "dinov3-license"})
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
@@ -181,7 +253,7 @@ def test_a_push_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert plan(tmp_path, "me/student")  # under the teacher's own
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"hub": {"license": "apache-2.0"}}))
-    with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0 .*1b i"):
+    with pytest.raises(InputError, match=r"may only be shared under dinov3-license, got apache-2.0: .*1b i"):
         plan(tmp_path, "me/student")
     assert plan(tmp_path, "me/student", cleared=["facebook/dinov3-vits16"])
 

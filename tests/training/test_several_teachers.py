@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import set_seed
 
 from cankd_hf import TeacherOutput, load_teacher
@@ -17,7 +17,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.teachers.source import asked
 from cankd_hf.teachers.teacher import Teacher
 
-from .tiny_trainers import dinov2, largest_difference, teacher, terms, trainer, weights
+from .tiny_trainers import dinov2, largest_difference, student, teacher, terms, trainer, weights
 
 
 def placed(seed: int = 1, **config: Any) -> Teacher:
@@ -60,6 +60,20 @@ def test_an_offloaded_teacher_is_on_the_device_only_while_it_computes(monkeypatc
     with pytest.raises(RuntimeError):
         asked(made, torch.zeros(1, 3, 28, 28))
     assert moves == ["cpu", "cpu"]
+
+
+def test_each_of_several_teachers_has_its_projection_where_channels_agree_too(tmp_path: Path) -> None:
+    """Otherwise one map would be drawn to two that differ, and end between them."""
+    alone = trainer(tmp_path / "alone", model=student(fpn_channels=32)).distiller.connectors
+    both = trainer(
+        tmp_path / "both",
+        model=student(fpn_channels=32),
+        teacher=None,
+        teachers={"a": teacher(1), "b": teacher(2)},
+        terms=[*terms(teacher="a", name="a"), *terms(teacher="b", name="b")],
+    ).distiller.connectors
+    assert {type(one.projection) for one in alone.values()} == {nn.Identity}
+    assert {type(one.projection) for one in both.values()} == {nn.Conv2d} and len(both) == 2 * len(alone)
 
 
 def test_outputs_are_moved_whole() -> None:
