@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.path != "shapes":
+        check_named("data.path", options.path, "a folder, a parquet file or a Hub data set", cached=True)
     with importing():
         from cankd_hf.cli.looking import look_at
         from cankd_hf.figures.samples import draw_samples

@@ -60,7 +60,8 @@ def read_text(path: str | Path, kind: str = "recipe") -> str:
 
 def _similar(path: Path, kind: str) -> str:
     """What may have been meant by a name that is no file."""
-    others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    there = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    others = [other.name for other in there if not other.name.startswith(".")]  # glob takes hidden ones too
     shipped = [file.stem for file in shipped_files(kind)]
     if path.name == str(path) and not path.suffix and shipped:
         return f"{nearest(path.name, shipped)} (`cankd recipes` lists them), or name a YAML file"
