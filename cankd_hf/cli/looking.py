@@ -124,7 +124,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     seen.pictures = _balanced(seen.pictures)
     seen.notes += dict.fromkeys(catalog.warnings)
     seen.problems += [*seen.overview.problems(seen.sampled), *_twice(seen, sources)]
-    seen.settings = _section(path, found, seen)
+    seen.settings = _section(path, found, seen, sources.get("train"))
     return seen
 
 
@@ -252,7 +252,7 @@ def _twice(seen: Seen, sources: dict[str, Source]) -> list[str]:
     return found
 
 
-def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
+def _section(path: str, found: Found | None, seen: Seen, train: Source | None) -> dict[str, Any]:
     """The `data:` section to paste."""
     if found is not None:
         settings = {**found.section(), "path": path}
@@ -263,9 +263,10 @@ def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
         settings["train_split"] = settings["train_split"] or names[0]
     missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
     if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
-        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path)
+        names = train.rows.names if isinstance(train, FolderSource) else ()
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, names)
         settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
-        seen.notes.append(said)
+        seen.notes += said
     if seen.shapes:
         settings["image_size"] = list(image_size(seen.shapes))
     default = DataConfig()

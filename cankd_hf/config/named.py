@@ -10,7 +10,6 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cankd_hf.config.advice import show
 from cankd_hf.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -63,7 +62,7 @@ def check_named(place: str, name: str, expected: str, cached: bool = False) -> N
     if missing is None and not reachable(name) and cached:
         missing = f"nothing is there{_meant(name) or ', nor in the cache of the Hub, which cannot be reached'}"
     if missing is not None:
-        got = "found none" if place == name else f"got {show(name)}"
+        got = "found none" if place == name else f"got {name[:300]!r}"
         raise InputError(f"{place}: expected {expected}, {got}; {missing}")
 
 

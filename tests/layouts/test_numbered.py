@@ -1,0 +1,62 @@
+"""What is told of a set of images and masks: frames of films, a missing mask, a part of a stream, a slip in a mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cankd_hf.cli.looking import look_at
+from cankd_hf.config.data import DataConfig
+from cankd_hf.data.common.holdout import held_out, in_runs
+from cankd_hf.data.segmentation.load import load_segmentation
+from cankd_hf.errors import InputError
+
+from .folders import pairs
+
+
+def test_frames_of_films_are_told_with_the_way_to_hold_whole_clips_out(tmp_path: Path) -> None:
+    names = [f"images/{clip}_{number:06}.png" for clip in "abcd" for number in range(30, 780, 30)]
+    said = in_runs(names, held_out("train", len(names), ["eval", "test"], 0.1))
+    assert said is not None and "(a_000030.png, a_000060.png, ...)" in said
+    assert said.endswith("data.train_split=train[:75] data.eval_split=train[75:90] data.test_split=train[90:]")
+    said = in_runs(names, held_out("train", len(names), ["eval"], 0.22))  # the last clip
+    assert said is not None and said.endswith("data.train_split=train[:75] data.eval_split=train[75:]")
+    numbers = np.random.default_rng(0).choice(10**6, 200, replace=False)
+    for others in (
+        sorted(f"{n:06}.jpg" for n in numbers),
+        names[:10],
+        ["a.png"] * 50,
+        [f"p{n}/x.png" for n in range(50)],
+    ):
+        assert in_runs(others, {"train": "train[:90%@0]", "eval": "train[90%:@0]"}) is None
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 24)
+    data = load_segmentation(DataConfig(path=str(tmp_path / "set"), crop_size=[16, 16], image_size=[32, 32]))
+    assert any("frames of films" in text and "train[22:]" in text for text in data.facts["warnings"])
+
+
+def test_a_missing_mask_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 5)
+    next((tmp_path / "set/masks").iterdir()).unlink()
+    load_segmentation(DataConfig(path=str(tmp_path / "set"), crop_size=[16, 16], image_size=[32, 32]))
+    assert caplog.text.count("mask and are left out") == 1 and "images without a mask" not in caplog.text
+
+
+def test_a_part_of_a_stream_is_refused(tmp_path: Path) -> None:
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 5)
+    config = DataConfig(path=str(tmp_path / "set"), streaming=True, train_split="train[:50%]", eval_split=None)
+    with pytest.raises(InputError, match="data.train_split: expected a whole split, as no part of a stream"):
+        load_segmentation(config)
+
+
+def test_a_class_of_one_image_is_a_problem_where_classes_are_counted(tmp_path: Path) -> None:
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 12)
+    assert look_at(str(tmp_path / "set"), None, 50).problems == []
+    file = sorted((tmp_path / "set/masks").iterdir())[3]
+    mask = np.asarray(Image.open(file)).copy()
+    mask[:2] = 37
+    Image.fromarray(mask).save(file)
+    said = look_at(str(tmp_path / "set"), None, 50).problems
+    assert said == [f"class_3 (value 37) is in one image alone, images/{file.stem}.jpg: a slip in its labels?"]
