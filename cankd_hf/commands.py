@@ -43,10 +43,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of `python -m cankd_hf.NAME`, with examples and exit codes below its help."""
+    """The parser of a command, with examples and exit codes below its help, in the words it was called by: `cankd
+    NAME` or `python -m cankd_hf.NAME`."""
     raw = argparse.RawDescriptionHelpFormatter
-    prog = f"python -m cankd_hf.{name}"
-    return _Parser(prog=prog, description=description, epilog=f"{examples}\n{_OTHER_CODES}", formatter_class=raw)
+    called, module = Path(sys.argv[0]), "python -m cankd_hf."
+    short = called.stem == "cankd" or called.parts[-2:] == (Path(__file__).parent.name, "__main__.py")
+    said = examples.replace(module, "cankd ") if short else examples
+    prog = f"{'cankd ' if short else module}{name}"
+    return _Parser(prog=prog, description=description, epilog=f"{said}\n{_OTHER_CODES}", formatter_class=raw)
 
 
 def console(width: int | None = None) -> Any:
