@@ -151,7 +151,7 @@ def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}: expected a local folder with a config.json or a model id on the Hub, got neither "
-            f"({first_line(error)}){hint(name) or '; check the spelling, or the network'}"
+            f"({first_line(error)}); check the spelling, or the network{hint(name)}"
         ) from error
 
 
