@@ -121,8 +121,10 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     for name, source in sources.items():
         seen.overview.begin(name, source)
         _read(seen, name, source, limit, SECONDS / len(sources), PICTURES if len(sources) == 1 else PICTURES // 2)
+    seen.problems += [f"{name}: no images" for name, size in seen.sizes.items() if not size]
     seen.pictures = _balanced(seen.pictures)
-    seen.notes += dict.fromkeys(catalog.warnings)
+    told = found.notes if found is not None and kind is None else []  # some are said only where no kind is asked for
+    seen.notes += dict.fromkeys([*told, *catalog.warnings])
     seen.problems += [*seen.overview.problems(seen.sampled), *_twice(seen, sources)]
     seen.settings = _section(path, found, seen, sources.get("train"))
     return seen

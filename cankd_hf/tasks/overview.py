@@ -231,6 +231,8 @@ class BoxOverview(Overview):
             self.note(split, "boxes that are left out", text)
         single = found.iscrowd == 0
         sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amin(1) if len(found.boxes) else torch.zeros(0)
+        for text in found.warnings[:1]:
+            self.note(split, "boxes that look wrong", text)
         if not len(found.boxes):
             self.note(split, "no box", sample.name)
         if int(((sides < TINY) & single).sum()):

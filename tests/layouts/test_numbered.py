@@ -14,7 +14,7 @@ from cankd_hf.data.common.holdout import held_out, in_runs
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
-from .folders import pairs
+from .folders import pairs, scene
 
 
 def test_frames_of_films_are_told_with_the_way_to_hold_whole_clips_out(tmp_path: Path) -> None:
@@ -53,6 +53,8 @@ def test_a_part_of_a_stream_is_refused(tmp_path: Path) -> None:
 
 def test_a_class_of_one_image_is_a_problem_where_classes_are_counted(tmp_path: Path) -> None:
     pairs(tmp_path / "set/images", tmp_path / "set/masks", 12)
+    part = look_at(str(tmp_path / "set/images"), None, 2)  # half of a set says what it is a half of
+    assert part.notes[0] == f"a part of a set: data.path={tmp_path / 'set'} reads images with their masks"
     assert look_at(str(tmp_path / "set"), None, 50).problems == []
     file = sorted((tmp_path / "set/masks").iterdir())[3]
     mask = np.asarray(Image.open(file)).copy()
@@ -60,3 +62,26 @@ def test_a_class_of_one_image_is_a_problem_where_classes_are_counted(tmp_path: P
     Image.fromarray(mask).save(file)
     said = look_at(str(tmp_path / "set"), None, 50).problems
     assert said == [f"class_3 (value 37) is in one image alone, images/{file.stem}.jpg: a slip in its labels?"]
+
+
+def test_labels_that_are_not_read_or_do_not_fit_are_told(tmp_path: Path) -> None:
+    picture, _ = scene(0)
+    for name in ("list", "voc"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            picture.save(tmp_path / name / f"{number}.jpg")
+    (tmp_path / "list/annotations.json").write_text("[1, 2, 3]")
+    assert "1 files that could hold labels are of no layout" in look_at(str(tmp_path / "list"), None, 9).notes[0]
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    size = "<size><width>400</width><height>320</height></size>"
+    for number in range(3):
+        text = f"<annotation>{size}<object><name>cat</name>{box}</object></annotation>"
+        (tmp_path / f"voc/{number}.xml").write_text(text)
+    said = look_at(str(tmp_path / "voc"), None, 9).problems
+    assert len(said) == 1 and said[0].startswith(
+        "train: 3 images with boxes that look wrong, first 0.jpg: the metadata"
+    )
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 3)
+    (tmp_path / "set/labels.json").write_text("[]")
+    with pytest.raises(InputError, match="expected the names of the classes, got none"):
+        look_at(str(tmp_path / "set"), None, 9)
