@@ -24,7 +24,7 @@ from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
 from cankd_hf.runs.phases import open_phase
 from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import TASKS, Task, TaskData
-from cankd_hf.training.monitoring.cost import CPU, DEVICE, WALL, cpu_seconds
+from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, WALL, CostMeter, cpu_seconds
 from cankd_hf.training.trainer import CanKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def calibrate(
 
     Returns:
         `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
+        `before`: name -> seconds by clock that were spent on its data, such as labels of a teacher;
         `failed`: name -> why an arm cannot be trained, so that the others go on without it; `evaluation`: seconds by
         the clock to score all images once; `start`: seconds from the start of the process until the first trainer is
         there.
@@ -107,6 +108,7 @@ def calibrate(
         evaluation = _evaluation(next(iter(left.values()))[-1].trainer, next(iter(opened.values()))[1])
     return {
         "arms": {name: _mean_step(timed) for name, timed in left.items()},
+        "before": {name: _before(timed) for name, timed in left.items()},
         "failed": failed,
         "evaluation": evaluation,
         "start": started,
@@ -119,6 +121,7 @@ class _Timed(NamedTuple):
     share: float
     trainer: CanKDTrainer
     clock: StepClock
+    facts: Mapping[str, Any]  # of its data
 
 
 def _timed(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Task, TaskData]]) -> list[_Timed]:
@@ -129,10 +132,10 @@ def _timed(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Ta
         part = part_of(recipe, phase)
         own = data if part.data == recipe.data else open_phase(replace(part, data=_unchecked(part.data)), task, data)
         trainer = build_trainer(part, task, own, scratch, **SCORE_ONLY, max_steps=steps)
-        made.append(_Timed(phase.share, trainer, StepClock()))
+        made.append(_Timed(phase.share, trainer, StepClock(), own.facts))
     if not made:
         trainer = build_trainer(recipe, task, data, scratch, **SCORE_ONLY, max_steps=steps)
-        made = [_Timed(1.0, trainer, StepClock())]
+        made = [_Timed(1.0, trainer, StepClock(), data.facts)]
     for one in made:
         one.trainer.add_callback(one.clock)
     return made
@@ -144,6 +147,16 @@ def _mean_step(timed: Sequence[_Timed]) -> dict[str, float]:
         unit: sum(one.share * statistics.median(turn[unit] for turn in one.clock.costs[1:]) for one in timed)
         for unit in timed[0].clock.costs[0]
     }
+
+
+def _before(timed: Sequence[_Timed]) -> dict[str, float]:
+    """Seconds that the data of an arm cost before its runs, by clock; each thing once, whichever phases have it."""
+    spent = {name: seconds for one in timed for name, seconds in one.facts.get("prepaid", {}).items()}
+    meter = CostMeter()
+    for name, seconds in spent.items():
+        meter.prepay(name, seconds)
+    units = timed[0].clock.costs[0]
+    return {unit: meter.cost[unit + PREPAID] for unit in units} if spent else {}
 
 
 @contextmanager

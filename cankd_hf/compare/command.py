@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--no-plan", action="store_true", help="start without measuring steps first, where all budgets are in steps"
     )
+    made.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="measure what a step of each arm costs, for budgets[].prices; train nothing",
+    )
     made.add_argument("--any-code", action="store_true", help="also take records of the same recipe by other code")
     return made
 
@@ -68,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
     out = Path(config.output_dir)
     folder = Path(config.records) if config.records else out / "records"
-    reading = options.plan or options.report
+    reading = options.plan or options.report or options.calibrate is not None
     records = Records(folder, out / "runs", options.any_code, config.clock == "wall", fixed=reading)
     shown = console(160)
 
@@ -76,17 +81,16 @@ def _run(options: argparse.Namespace) -> int:
         shown.print(line, soft_wrap=True, highlight=False)
 
     with ExitStack() as held:
-        if not options.plan:
+        if not options.plan and options.calibrate is None:
             check_folder(out)
         if not reading:  # records of one folder may belong to several comparisons
             check_folder(folder, "records")
             for place in (out, folder):
                 held.enter_context(FolderLock(place))
         planner = Planner(config, build_arms(config, records), records)
-        costs = any(budget.cost is not None for budget in planner.budgets)
-        if options.no_plan and costs:
-            raise InputError("--no-plan: budgets of cost need the cost of a step, which is measured; leave it out")
-        processes = Processes(records, options.jobs, costs)
+        processes = Processes(records, options.jobs, _costs_count(planner, options.no_plan))
+        if options.calibrate is not None:
+            return _write_prices(Path(options.calibrate), planner, processes, say)
         planner.sweep()
         measured = options.plan or not (options.report or options.no_plan)
         if planner.unfinished and measured:
@@ -108,6 +112,37 @@ def _run(options: argparse.Namespace) -> int:
     _print_tables(shown, findings, planner)
     say(f"Page, Markdown and JSON: {out / 'comparison.html'}")
     return FAILED if planner.failed or any(one.failed for one in planner.outcomes.values()) else 0
+
+
+def _costs_count(planner: "Planner", no_plan: bool) -> bool:
+    """Whether what runs spend counts, which no run beside others on its device can tell."""
+    costs = any(budget.measured for budget in planner.budgets)
+    if no_plan and costs:
+        raise InputError(
+            "--no-plan: budgets of cost need the cost of a step, which is measured; leave it out, or name prices"
+        )
+    return costs
+
+
+def _write_prices(file: Path, planner: "Planner", processes: Any, say: Any) -> int:
+    """Measures a step of each arm and writes what it costs. Returns the exit code."""
+    from cankd_hf.compare.prices import saved
+    from cankd_hf.runs.record import write_json
+
+    arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
+    say(f"measuring the cost of a step of {len(arms)} arms, in turn")
+    try:
+        found = saved(processes.calibrate(arms), arms, planner.records)
+    except BaseException:
+        processes.end()
+        raise
+    for name, cost in found["arms"].items():
+        say(f"{name}: " + ", ".join(f"{seconds:.4f} {unit.replace('_', ' ')}" for unit, seconds in cost.items()))
+    for name, wrong in found["failed"].items():
+        say(f"{name}: failed: {wrong}")
+    write_json(file, found)
+    say(f"Prices: {file}")
+    return FAILED if found["failed"] else 0
 
 
 def _print_plan(planner: "Planner", jobs: int, say: Any) -> None:

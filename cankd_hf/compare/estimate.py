@@ -78,6 +78,8 @@ def _steps(planner: Planner, budget: BudgetConfig, arm: Arm) -> float:
         return float(budget.steps)
     assert budget.cost is not None
     steps = float(planner.steps_of(budget))
+    if (prices := planner.prices_of(budget)) is not None:
+        return float(prices.steps(arm.name, prices.cost(budget.cost, steps)))
     own, given = (planner.calibration.get("arms", {}).get(name, {}) for name in (arm.name, budget.cost))
     unit = unit_of(own, planner.records.by_clock)
     return steps * given[unit] / own[unit] if given and own.get(unit) else steps

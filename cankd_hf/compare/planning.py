@@ -11,6 +11,7 @@ from typing import Any
 from cankd_hf.compare.arms import NO_BLOCK, Arm, TeacherRun, reference_of
 from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.outcome import Outcome, Run
+from cankd_hf.compare.prices import Prices, read_prices
 from cankd_hf.compare.records import CALIBRATION_FILE, SCHEDULE_FILE, Record, Records, unit_of
 from cankd_hf.compare.settings import BudgetConfig, ComparisonConfig
 from cankd_hf.compare.tuning import Trial, best, trial_recipe, trials_of
@@ -23,9 +24,7 @@ class Planner:
     """Works out, from records, the runs of a comparison that can start now, and the outcomes so far.
 
     Args:
-        config: the comparison.
-        arms: its arms.
-        records: of finished runs.
+        config, arms, records: the comparison, its arms, and the records of finished runs.
     """
 
     def __init__(self, config: ComparisonConfig, arms: Mapping[str, Arm], records: Records) -> None:
@@ -37,6 +36,7 @@ class Planner:
         self._untuned: dict[str, str] = {}
         self._todo: dict[str, Run] = {}
         self._keys: dict[Any, tuple[str, Recipe]] = {}
+        self._prices: dict[str, Prices] = {}
         for budget in config.budgets:
             self._check_budget(budget)
         if config.charge_teacher and any(arm.distils and not arm.teachers for arm in arms.values()):
@@ -88,6 +88,13 @@ class Planner:
         if main.recipe.training.get("max_steps", -1) < 1:
             raise InputError("verdict: no distillation at equal cost needs training.max_steps; set it under `recipe:`")
         return [*given, BudgetConfig(cost=main.name, arms=[main.name, alone])]
+
+    def prices_of(self, budget: BudgetConfig) -> Prices | None:
+        """Costs by the file that a budget names, see `read_prices`; None where each run's is measured."""
+        if budget.prices is not None and budget.label not in self._prices:
+            own = {arm.name: arm for arm in self.arms.values() if not arm.follows and self.takes_part(arm, budget)}
+            self._prices[budget.label] = read_prices(budget.prices, own, self.records)
+        return self._prices.get(budget.label)
 
     # Runs
 
@@ -236,6 +243,8 @@ class Planner:
             return Outcome(failed=self._untuned[leader])
         if self.config.tuning is not None and leader not in self.tuned:
             return Outcome()
+        if (prices := self.prices_of(budget)) is not None:
+            return self._priced(arm, name, seed, budget, prices)
         if self.arms[arm].follows:  # as many steps as the arm it is compared with
             original = self.outcome(self.arms[arm].follows, budget, seed)
             if original.record is None:
@@ -256,6 +265,14 @@ class Planner:
         record, failed = self._want(name, key, recipe, self.arms[arm].teachers, cost)
         charged = 0.0 if record is None else record.spent + self._teaching(arm)
         return Outcome(record, charged=charged, tried=int(record is not None), failed=failed)
+
+    def _priced(self, arm: str, name: str, seed: int, budget: BudgetConfig, prices: Prices) -> Outcome:
+        """The run of the steps that a budget buys at known prices."""
+        leader = self.arms[arm].follows or arm
+        may = prices.cost(budget.cost or "", self.steps_of(budget))
+        if (steps := prices.steps(leader, may)) < len(self.arms[leader].recipe.phases or (1,)):
+            return Outcome(budget=may, failed=f"{steps} steps are left of {may:.0f} seconds")
+        return replace(self._ran(arm, name, seed, steps), budget=may, charged=prices.cost(leader, steps))
 
     def _within(self, arm: str, name: str, seed: int, budget: BudgetConfig, given: Outcome) -> Outcome:
         """The run whose real cost is the budget's; each try that misses it corrects the steps of the next."""

@@ -174,8 +174,12 @@ class Records:
         In place of names of local files stands what is in them: names and sizes of data, digests of weights. A teacher
         that the comparison trains itself goes by the key of its recipe.
         """
+        return key_of(self.told(recipe))
+
+    def told(self, recipe: Recipe) -> dict[str, Any]:
+        """What a recipe sets otherwise than by default, with the contents of files in place of their names."""
         settings = _counting(recipe)
-        return _key_of(settings, self._contents(settings))
+        return _told(settings, self._contents(settings))
 
     def _contents(self, settings: Mapping[str, Any]) -> dict[str, str]:
         found = {path: self._content(path, value) for path, value in settings.items()}
@@ -339,8 +343,16 @@ def _hashed(content: Any) -> str:
 
 def _key_of(settings: Mapping[str, Any], contents: Mapping[str, str]) -> str:
     """The key of a recipe: of what differs from the defaults, with contents in place of the names of files."""
-    found = {key: contents.get(key, value) for key, value in differing(settings).items()}
-    return _hashed({key: value for key, value in found.items() if not _is_usual(key, value)})
+    return key_of(_told(settings, contents))
+
+
+def _told(settings: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
+    return {key: contents.get(key, value) for key, value in differing(settings).items()}
+
+
+def key_of(told: Mapping[str, Any]) -> str:
+    """The key of a recipe by what it sets, see `Records.told`."""
+    return _hashed({key: value for key, value in told.items() if not _is_usual(key, value)})
 
 
 def _is_usual(key: str, value: Any) -> bool:

@@ -31,7 +31,7 @@ COLUMNS = ("arm", "scores by seed", "mean", "minus {reference}", "95% bootstrap"
 
 def columns(findings: Findings, table: Table) -> list[str]:
     """The heads of a table's columns."""
-    unit = findings.unit.replace("_seconds", " s").upper().replace(" S", " s")
+    unit = table.unit.replace("_seconds", " s").upper().replace(" S", " s")
     return [name.format(reference=table.reference, unit=unit) for name in COLUMNS]
 
 
@@ -77,7 +77,7 @@ def notes(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Trials were scored on {tuning.eval_split}, and trained without {tuning.left_out or 'it'}.")
     if config.images == "own":
         told.append("Arms train on images of their own: a learning curve, from which nothing is claimed of a method.")
-    told += _claiming(findings, planner)
+    told += [*_claiming(findings, planner), *_pricing(planner)]
     if config.screen is not None:
         told.append(
             f"Arms were screened on {config.screen.seeds} of the seeds by their validation scores; the test split was "
@@ -134,6 +134,21 @@ def _claiming(findings: Findings, planner: Planner) -> list[str]:
         told.append(f"Each of the {count} tables is judged by itself: in all of them it is at most {count} of 20.")
     if all(budget.cost is None for budget in planner.budgets):
         told.append("All budgets are in steps: nothing here says what a gain costs, nor what training longer reaches.")
+    return told
+
+
+def _pricing(planner: Planner) -> list[str]:
+    """What equal cost means where costs are prices."""
+    told = []
+    for budget in planner.budgets:
+        if (prices := planner.prices_of(budget)) is not None:
+            before = [f"{name} {seconds:.0f} s" for name, seconds in prices.before.items() if seconds]
+            told.append(
+                f"Priced ({budget.label}): costs are steps times what a step of each arm cost on another occasion "
+                f"({prices.where}; {prices.file}), not measured run by run. What a run spends once, before its first "
+                "step, is taken as equal and left out"
+                + (f"; labels of a teacher are in them, in full: {', '.join(before)}." if before else ".")
+            )
     return told
 
 

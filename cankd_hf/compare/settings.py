@@ -46,6 +46,8 @@ class BudgetConfig(Section):
         steps: equal steps: the number of optimizer steps of every arm.
         cost: equal cost: the arm whose cost, at its own number of steps, all others may spend.
         at: with `cost`: another number of steps of that arm than that of the recipe, for a shorter or longer budget.
+        prices: with `cost`: a file that `--calibrate` wrote. Costs are then steps times what a step of each arm cost
+            there, and no run is measured: for runs that share a device. Default: what each run really spends.
         arms: only these arms have this budget, beside the reference and the controls of them; default: all.
     """
 
@@ -55,6 +57,7 @@ class BudgetConfig(Section):
     steps: Annotated[int, Ge(1)] | None = None
     cost: str | None = None
     at: Annotated[int, Ge(1)] | None = None
+    prices: str | None = None
     arms: Annotated[list[str], Len(1)] | None = None
 
     @property
@@ -62,10 +65,18 @@ class BudgetConfig(Section):
         """Its name in tables."""
         if self.steps is not None:
             return f"{self.steps} steps"
-        return f"cost of {self.cost}" if self.at is None else f"cost of {self.at} steps of {self.cost}"
+        made = f"cost of {self.cost}" if self.at is None else f"cost of {self.at} steps of {self.cost}"
+        return made if self.prices is None else f"{made}, priced"
+
+    @property
+    def measured(self) -> bool:
+        """Whether what its runs spend counts."""
+        return self.cost is not None and self.prices is None
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Steps of an arm whose cost is no budget."""
+        """Steps, or prices, of an arm whose cost is no budget."""
+        if self.prices is not None and self.cost is None:
+            yield "prices", "are for the cost of an arm, and there is none; write cost, or leave them out"
         if self.at is not None and self.cost is None:
             yield "at", "is the number of steps of the arm in `cost`, and there is none; write steps"
 
@@ -241,6 +252,8 @@ class ComparisonConfig(Section):
             yield "budgets", f"expected each budget once, got {', '.join(labels)}; drop one"
         if self.screen is not None and self.screen.seeds > len(self.all_seeds):
             yield "screen.seeds", f"expected at most the {len(self.all_seeds)} of `seeds`, got {self.screen.seeds}"
+        if self.charge_teacher and any(budget.prices is not None for budget in self.budgets):
+            yield "charge_teacher", "what training a teacher costs is in no prices; leave one of them out"
         if self.images == "own" and self.judged is not None:
             yield "verdict", "arms that train on other images are not paired, so nothing is claimed; leave it out"
         kept = {key: why for key, why in RESERVED.items() if self.images == "shared" or key not in _OF_TRAINING}

@@ -73,6 +73,7 @@ class Table:
         twin: paired difference of two equal arms; None without a verdict.
         trusted: whether that contains 0 and the two really differ; None where it is not known.
         said: the verdict in sentences, one for each arm.
+        unit: the clock of its costs.
     """
 
     budget: str
@@ -81,6 +82,7 @@ class Table:
     twin: Interval | None = None
     trusted: bool | None = None
     said: list[str] = field(default_factory=list)
+    unit: str = "cpu_seconds"
 
 
 @dataclass
@@ -107,13 +109,14 @@ def judge(planner: Planner) -> Findings:
     records = [one.record for one in planner.outcomes.values() if one.record is not None]
     first = records[0] if records else None
     better = first.greater_is_better if first is not None else True
-    tables = [_table(planner, budget, better) for budget in planner.budgets]
+    unit = first.unit if first is not None else "cpu_seconds"
+    tables = [_table(planner, budget, better, unit) for budget in planner.budgets]
     metric, split = (first.metric, first.split) if first is not None else ("score", "test")
-    return Findings(metric, split, better, first.unit if first is not None else "cpu_seconds", tables)
+    return Findings(metric, split, better, unit, tables)
 
 
-def _table(planner: Planner, budget: BudgetConfig, better: bool) -> Table:
-    finalists = planner.finalists
+def _table(planner: Planner, budget: BudgetConfig, better: bool, unit: str) -> Table:
+    finalists, prices = planner.finalists, planner.prices_of(budget)
     rows = []
     for name, arm in planner.arms.items():
         outcomes = {
@@ -122,10 +125,13 @@ def _table(planner: Planner, budget: BudgetConfig, better: bool) -> Table:
         if not outcomes:
             continue
         row = _row(name, arm.control, outcomes, planner.config.tolerance)
+        if prices is not None:
+            leader = arm.follows or name
+            row.curve = [(step, prices.cost(leader, step), score) for step, _, score in row.curve]
         row.screened = finalists is not None and not arm.follows and name not in finalists
         row.taught = planner.taught(arm) if arm.teachers else None
         rows.append(row)
-    table = Table(budget.label, planner.reference, rows)
+    table = Table(budget.label, planner.reference, rows, unit=unit if prices is None else prices.unit)
     compare_rows(table, better, planner)
     return table
 

@@ -1,0 +1,119 @@
+"""Budgets whose costs are prices: nothing is measured, and no other recipe is paid by them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cankd_hf.compare import command
+from cankd_hf.compare.calibrate import StepClock, _before, _Timed
+from cankd_hf.compare.execute import Processes
+from cankd_hf.compare.planning import Planner
+from cankd_hf.compare.prices import saved
+from cankd_hf.compare.report import columns, notes
+from cankd_hf.compare.verdict import interval_text
+from cankd_hf.errors import InputError
+
+from .fake import CLOCKS, NETWORK, World, base, compared, planner, rows
+
+
+def priced(
+    folder: Path, changes: dict[str, Any] | None = None, before: dict[str, Any] | None = None, **more: Any
+) -> Planner:
+    """A planner whose one budget is priced, by a file that was made from the same arms."""
+    file = folder / "prices.json"
+    budget = {"cost": "cankd", "prices": str(file), **more}
+    made = planner(folder, changes=changes, budgets=[budget], verdict={"reference": "alone"})
+    if not file.exists():
+        arms = {name: arm for name, arm in made.arms.items() if not arm.follows}
+        measured = {**World().calibrate(arms), "before": before or {}, "failed": {}}
+        file.write_text(json.dumps(saved(measured, arms, made.records)))
+    return made
+
+
+def test_steps_are_what_the_cost_of_the_reference_buys_and_no_run_is_measured(tmp_path: Path) -> None:
+    made = priced(tmp_path, before={"instance_mse": dict.fromkeys(CLOCKS, 300.0)})
+    world = World(drift={"alone": 7.0, "cankd": 0.2}, before={"cankd": 1e6})  # what runs really spend says nothing
+    findings = compared(made, world)
+    (table,) = findings.tables
+    found = rows(table)
+    assert table.budget == "cost of cankd, priced"
+    assert {name: set(row.steps.values()) for name, row in found.items()} == {
+        "cankd": {1000},
+        "alone": {2000},
+        "alone (twin)": {2000},
+        "cankd (untrained teacher)": {1000},
+        "instance_mse": {round(1700 / 1.5)},
+    }
+    assert all(set(row.charged.values()) <= {2000.0, 1999.5} and not row.off for row in found.values())
+    assert found["cankd"].tried == len(found["cankd"].steps) == 3
+    assert columns(findings, table)[-2] == "CPU s"
+    assert found["alone"].curve[-1][1] == 2000.0  # the price of its last step
+    said = " ".join(notes(findings, made))
+    assert "not measured run by run" in said and "instance_mse 300 s" in said
+    assert any("at cost of cankd, priced" in line for line in table.said), interval_text(found["cankd"].gain)
+
+
+def test_other_recipes_and_stores_have_no_price(tmp_path: Path) -> None:
+    priced(tmp_path)
+    with pytest.raises(InputError, match=r"cankd was priced with another recipe"):
+        priced(tmp_path, changes={"student": {"backbone": {"model_type": "resnet", "depths": [2, 1, 1, 1]}}}).sweep()
+    file = tmp_path / "prices.json"
+    file.unlink()
+    stored = {"teacher": {"config": NETWORK, "cache": {"views": 2}}}
+    with pytest.raises(InputError, match=r"what the store of cankd costs \(teacher.cache\)"):
+        priced(tmp_path, changes=stored).sweep()
+    with pytest.raises(InputError, match=r"expected a file, got 'nowhere.json'.*--calibrate nowhere.json"):
+        planner(tmp_path, budgets=[{"cost": "cankd", "prices": "nowhere.json"}]).sweep()
+    known = json.loads(file.read_text())
+    del known["arms"]["alone"]
+    file.write_text(json.dumps({**known, "failed": {"alone": "it diverged"}}))
+    with pytest.raises(InputError, match=r"alone has no price: it diverged"):
+        priced(tmp_path, changes=None).sweep()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"budgets": [{"steps": 10, "prices": "x"}]}, ": are for the cost of an arm"),
+        ({"budgets": [{"cost": "cankd", "prices": "x"}], "charge_teacher": True}, ": what training a"),
+    ],
+)
+def test_prices_without_a_cost(settings: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        planner(tmp_path, **settings)
+    assert "prices" in str(error.value) and told in str(error.value)
+
+
+def test_labels_of_a_teacher_are_in_a_price_once() -> None:
+    paid = {"prepaid": {"pseudo-labels": {"cpu_seconds": 40.0, "wall_seconds": 90.0}}}
+    clock = StepClock()
+    clock.costs = [{"cpu_seconds": 1.0, "wall_seconds": 1.0}]
+    one = _Timed(0.5, None, clock, paid)  # type: ignore[arg-type]
+    assert _before([one, one]) == {"cpu_seconds": 40.0, "wall_seconds": 90.0}
+    assert _before([_Timed(1.0, None, clock, {})]) == {}  # type: ignore[arg-type]
+
+
+def test_the_command_writes_prices_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base(tmp_path)
+    file = tmp_path / "comparison.yaml"
+    file.write_text(
+        json.dumps(
+            {
+                "base": str(tmp_path / "base.yaml"),
+                "output_dir": str(tmp_path / "out"),
+                "arms": {"alone": ["teacher=null"], "cankd": None},
+                "seeds": 2,
+                "budgets": [{"cost": "cankd", "prices": str(tmp_path / "prices.json")}],
+            }
+        )
+    )
+    monkeypatch.setattr(Processes, "calibrate", lambda self, arms: {**World().calibrate(arms), "failed": {}})
+    assert command.main([str(file), "--calibrate", str(tmp_path / "prices.json")]) == 0
+    assert "cankd: 2.0000 cpu seconds" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert command.main([str(file), "--report"]) == 0  # now they are there
+    assert "cost of cankd, priced" in capsys.readouterr().out
