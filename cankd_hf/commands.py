@@ -36,9 +36,14 @@ _FIXES = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages repeat no token."""
+    """A parser whose messages repeat no token, and name what is missing alone."""
 
     def error(self, message: str) -> NoReturn:
+        more = next((str(action.metavar) for action in self._actions if action.nargs == "*" and action.metavar), "")
+        if "are required" in message:  # where options stand between them, argparse names what may be left out too
+            message = message.replace(f", {more}", "")
+        elif message.startswith("unrecognized arguments: --") and "=" in more:
+            message += f"; settings are written as {more}, without dashes"
         super().error(mask(message))
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from cankd_hf.__main__ import main
 from cankd_hf.cli.starting import check_student, check_teacher
 from cankd_hf.config.named import absent, check_named, hint, nearest_place, settle_hub
+from cankd_hf.data.common.tables import is_table_path
 from cankd_hf.errors import InputError
 
 
@@ -82,6 +83,52 @@ def test_a_hub_without_an_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
 def test_every_command_names_what_was_meant(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(list(words)) == 2
     assert "did you mean 'runs/camvid_teacher'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data", "m.zip"], "got the file m.zip; unpack it, and give the folder"),
+        (["data", "https://example.com/x.zip"], "no address is fetched: download it"),
+        (["data", "phone"], "got phone with 1 .heic, 1 .mp4; save its pictures as JPEG or PNG, take pictures out of"),
+        (["data", "~/My Cam"], "nothing is there"),
+        (["train", "quickstart.yml"], "did you mean 'quickstart', which comes with the package?"),
+        (["train", "runs/camvid_teacher"], "it is a run, whose recipe is runs/camvid_teacher/recipe.yaml"),
+        (["train", "quickstart", "teacher=none"], "teacher (command line): expected a section of `key: value` lines"),
+        (["train", "quickstart", "teacher=none"], "write null to go without"),
+        (["evaluate", "data"], "data: expected a saved student, found no config.json"),
+        (["evaluate", "m.zip"], "m.zip: expected a saved student, got a file; name its folder"),
+        (["export", "m.zip"], "m.zip: expected a saved student, got a file; name its folder"),
+        (["visualize", "m.zip"], "m.zip: expected a folder or a Hub id, got a file; name its folder"),
+        (["init", "r.yaml", "--yes", "--data", "m.zip", "--task", "flying"], "unpack it"),
+    ],
+)
+def test_what_a_stranger_types(here: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "m.zip").write_bytes(b"PK")
+    (here / "runs/camvid_teacher/recipe.yaml").write_text("task: x")
+    (here / "phone").mkdir()
+    for name in ("a.heic", "b.mp4"):
+        (here / "phone" / name).write_bytes(b"x")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("--task") <= 1
+
+
+def test_settings_with_dashes_and_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "quickstart", "--data.path", "m"], ["train"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    first, second = capsys.readouterr().err.split("usage:")[1:]
+    assert "settings are written as section.key=value, without dashes" in first
+    assert second.rstrip().endswith("the following arguments are required: recipe")
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("cankd_hf ")
+    assert main(["help"]) == 0 and "usage: cankd COMMAND" in capsys.readouterr().out
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(here: Path) -> None:
+    (here / "data[1]").mkdir()
+    assert absent("data[1]") is None and absent("data[2]") is not None and not is_table_path("data[1]")
+    assert is_table_path("data/*.parquet")
 
 
 @pytest.mark.parametrize("check", [check_student, lambda name: check_teacher(name, None)])

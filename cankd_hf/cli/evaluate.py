@@ -118,6 +118,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     check_named(options.checkpoint, options.checkpoint, "a saved student")
+    if Path(options.checkpoint).is_dir() and not (Path(options.checkpoint) / "config.json").is_file():
+        raise InputError(
+            f"{options.checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N"
+        )
 
 
 def _half(saved: Path) -> str | None:

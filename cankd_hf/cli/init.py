@@ -202,6 +202,8 @@ class _Asked:
                 raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
             return text
 
+        if given is not None and given not in TASKS:  # which is told already
+            return seen, ""
         task = self._ask("task", f"What is learned ({', '.join(fitting)})", seen.task.name, check)
         if task and TASKS[task].label_kind != seen.kind:
             seen = look_at(seen.path, TASKS[task].label_kind, LOOKED_AT)

@@ -60,6 +60,7 @@ class Seen:
         shapes: (width, height) of each decoded image, upright.
         modes: "JPEG, RGB" -> decoded images.
         rotated: decoded images that EXIF turns.
+        animated: decoded images of several frames or pages.
         pictures: (split, sample) to draw.
         notes: what was assumed.
         problems: what is wrong.
@@ -77,6 +78,7 @@ class Seen:
     shapes: list[tuple[int, int]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     rotated: int = 0
+    animated: int = 0
     pictures: list[tuple[str, Sample]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -189,8 +191,9 @@ def _read(seen: Seen, split: str, source: Source, limit: int, seconds: float, pi
                 elif isinstance(sample, InputError):
                     problems += sample.problems
                 else:
-                    loaded, mode, turned = sample
+                    loaded, mode, turned, frames = sample
                     _count(seen, split, loaded, mode, turned)
+                    seen.animated += frames > 1
                     if len([one for one, _ in seen.pictures if one == split]) < pictures:
                         seen.pictures.append((split, loaded))
             bar.to(seen.read[split])
@@ -200,17 +203,18 @@ def _read(seen: Seen, split: str, source: Source, limit: int, seconds: float, pi
     seen.problems += [f"{split}: {problem}" for problem in shortened(problems)]
 
 
-def _sample(source: Source, index: int) -> tuple[Sample, str, bool] | InputError:
-    """A decoded sample, its format and mode, and whether EXIF turns it; or why there is none."""
+def _sample(source: Source, index: int) -> tuple[Sample, str, bool, int] | InputError:
+    """A decoded sample, its format and mode, whether EXIF turns it, and its pictures; or why there is none."""
     try:
         sample = source.load(index)
     except (Unusable, WrongLabels) as error:
         return error
     if not isinstance(source, FolderSource | TableSource):
-        return sample, "generated, RGB", False
+        return sample, "generated, RGB", False, 1
     content = source.content(index)
     with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as picture:
-        return sample, f"{picture.format}, {picture.mode}", picture.getexif().get(0x0112, 1) != 1
+        turned = picture.getexif().get(0x0112, 1) != 1
+        return sample, f"{picture.format}, {picture.mode}", turned, getattr(picture, "n_frames", 1)
 
 
 def _count(seen: Seen, split: str, sample: Sample, mode: str, turned: bool) -> None:
@@ -304,6 +308,8 @@ def shape_lines(seen: Seen) -> list[str]:
         f"{mode} ({count})" if len(seen.modes) > 1 else mode for mode, count in seen.modes.most_common(5)
     )
     lines.append(f"{kinds}; read as three channels" + (f"; {seen.rotated} turned by EXIF" if seen.rotated else ""))
+    if seen.animated:
+        lines.append(f"{seen.animated} of several frames or pages, of which the first is read")
     return lines
 
 

@@ -21,7 +21,7 @@ _PROXIES = ("all_proxy", "https_proxy", "http_proxy")
 
 def is_there(name: str) -> bool:
     """Whether a file, a folder, or a file that matches a pattern is here."""
-    return bool(glob.glob(name)) if any(sign in name for sign in "*?[") else os.path.exists(name)
+    return os.path.exists(name) or (any(sign in name for sign in "*?[") and bool(glob.glob(name)))
 
 
 def absent(name: str) -> str | None:
@@ -32,6 +32,8 @@ def absent(name: str) -> str | None:
     """
     if is_there(name):
         return None
+    if "://" in name:
+        return "no address is fetched: download it, unpack it and name the folder"
     if not _HUB_ID.fullmatch(name):
         return f"nothing is there{_meant(name)}"
     owner, slash, _ = name.partition("/")
@@ -50,14 +52,16 @@ def check_named(place: str, name: str, expected: str, cached: bool = False) -> N
     reached.
 
     Args:
-        place: of the name, for messages; or the name itself.
+        place: of the name, for messages; or the name itself, of a model, which is a folder.
         name: that was typed.
         expected: what it may be, for messages.
         cached: whether the Hub's libraries keep what they load under this name: offline, other names are refused.
 
     Raises:
-        InputError: if the name can stand for nothing.
+        InputError: if the name can stand for nothing, or is a file where a model is named.
     """
+    if place == name and os.path.isfile(name):
+        raise InputError(f"{place}: expected {expected}, got a file; name its folder")
     missing = absent(name)
     if missing is None and not reachable(name) and cached:
         missing = f"nothing is there{_meant(name) or ', nor in the cache of the Hub, which cannot be reached'}"

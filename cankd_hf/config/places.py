@@ -20,11 +20,11 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     sections |= {f"phases.{index}.data": phase.data for index, phase in enumerate(recipe.phases or ())}
     named = {f"{where}.{key}": data.get(key) for where, data in sections.items() for key in ("path", "unlabelled")}
     for key, place in {key: str(value) for key, value in named.items() if value is not None}.items():
-        if place not in ("shapes", "rows") and (missing := absent(place)):
+        if place not in ("", "shapes", "rows") and (missing := absent(place)):
             rows = ", `rows`" if key.endswith("unlabelled") else ""
             expected = f"expected a folder, a parquet file, a Hub id{rows} or `shapes`"
             yield key, f"{expected}, got {show(place)}; {missing}"
-        elif place not in ("shapes", "rows") and not is_there(place):
+        elif place not in ("", "shapes", "rows") and not is_there(place):
             settle_hub()
     there = is_there(path)
     if labels is not None and there:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cankd_hf.cli.looking import look_at
+from cankd_hf.cli.looking import look_at, shape_lines
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.holdout import held_out, in_runs
 from cankd_hf.data.segmentation.load import load_segmentation
@@ -85,3 +85,13 @@ def test_labels_that_are_not_read_or_do_not_fit_are_told(tmp_path: Path) -> None
     (tmp_path / "set/labels.json").write_text("[]")
     with pytest.raises(InputError, match="expected the names of the classes, got none"):
         look_at(str(tmp_path / "set"), None, 9)
+
+
+def test_frames_of_one_file_and_masks_that_lose_are_told(tmp_path: Path) -> None:
+    pairs(tmp_path / "set/images", tmp_path / "set/masks", 6)
+    picture, labels = scene(0)
+    picture.save(tmp_path / "set/images/film.gif", save_all=True, append_images=[scene(1)[0]])
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(tmp_path / "set/masks/film.jpg")
+    seen = look_at(str(tmp_path / "set"), None, 9)
+    assert "1 of several frames or pages, of which the first is read" in shape_lines(seen)
+    assert any("1 masks are JPEG files, whose compression changes values along edges" in note for note in seen.notes)

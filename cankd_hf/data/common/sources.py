@@ -127,6 +127,9 @@ class _Shapes:
         return self.splits[name]
 
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
 def open_set(config: DataConfig, need_masks: bool) -> SplitCatalog:
     """Opens the data set at `data.path`, of any kind."""
     path = str(config.path)
@@ -147,7 +150,9 @@ def folder_at(path: str) -> Path:
     """The data folder at an existing path; InputError if it is none."""
     if not os.path.isdir(path):
         kind = not_a_file(Path(path))
-        said = f"{kind}; it is at {path}" if kind else f"the file {path}; give its folder, {Path(path).parent}"
+        packed = path.lower().endswith(ARCHIVES)
+        fix = "unpack it, and give the folder" if packed else f"give its folder, {Path(path).parent}"
+        said = f"{kind}; it is at {path}" if kind else f"the file {path}; {fix}"
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {said}")
     return Path(path)
 

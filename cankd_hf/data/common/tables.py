@@ -25,7 +25,8 @@ IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 def is_table_path(path: str) -> bool:
     """Whether a local path holds parquet files or a saved data set."""
     folder = Path(path)
-    if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
+    pattern = any(sign in path for sign in "*?[") and not os.path.lexists(path)
+    if pattern or folder.suffix == ".parquet":
         return True
     return _is_saved(folder) or (os.path.isdir(folder) and _holds_parquet(folder))
 

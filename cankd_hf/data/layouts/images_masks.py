@@ -89,6 +89,12 @@ def _told(split: str, files: Pairs) -> list[str]:
     if lacking and files.matched:
         first = next(name for name, mask in zip(files.images, files.masks, strict=True) if not mask)
         told.append(f"{split}: {lacking} of {len(files.images)} images have no mask and are left out, first {first}")
+    lossy = [name for name in files.masks if name.lower().endswith((".jpg", ".jpeg"))]
+    if lossy:
+        told.append(
+            f"{split}: {len(lossy)} masks are JPEG files, whose compression changes values along edges, first "
+            f"{lossy[0]}; where classes come out that are none, save masks as PNG"
+        )
     if files.double:
         told.append(f"{split}: {len(files.double)} images share a mask, as they have one stem: {files.double[0]}, ...")
     return told
