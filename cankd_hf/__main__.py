@@ -5,8 +5,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from cankd_hf import __version__
-
 COMMANDS = {
     "init": "ask five questions and write a commented recipe",
     "data": "look at a data set: what it is, pictures of it, what is wrong with it",
@@ -35,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(HELP)
         return 0 if words else 2
     if words[0] in ("-V", "--version", "version"):
-        sys.stdout.write(f"cankd_hf {__version__}\n")
+        sys.stdout.write(f"cankd_hf {import_module('cankd_hf').__version__}\n")
         return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
