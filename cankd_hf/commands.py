@@ -109,8 +109,10 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
         The command's own code; 1 after an unexpected exception; 2 after bad input; 130 after Ctrl-C; 141 where nobody
         reads the output; 143 after SIGTERM.
     """
+    _writes_anything(sys.stdout)
     try:
         with _sigterm_raises(), quiet_libraries(_debugging()):
+            _check_place()
             code = command()
             sys.stdout.flush()
             return code
@@ -131,6 +133,20 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
             return 2
         _say(f"error: {unexpected(error)}")
         return BUG
+
+
+def _writes_anything(stream: Any) -> None:
+    """Where an output cannot hold a letter, as in a file on Windows or an ASCII terminal, its code is written."""
+    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _check_place() -> None:
+    """Raises InputError in a folder that was deleted, where libraries end the process with an error of their own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the folder that this command runs in was deleted; go to one that is there") from None
 
 
 def _debugging() -> bool:
