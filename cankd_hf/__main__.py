@@ -29,9 +29,12 @@ HELP += "\n\n`cankd COMMAND --help` explains each.\n"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(HELP)
         return 0 if words else 2
+    if words[0] in ("-V", "--version", "version"):
+        sys.stdout.write(f"cankd_hf {import_module('cankd_hf').__version__}\n")
+        return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

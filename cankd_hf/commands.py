@@ -36,17 +36,26 @@ _FIXES = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages repeat no token."""
+    """A parser whose messages repeat no token, and name what is missing alone."""
 
     def error(self, message: str) -> NoReturn:
+        more = next((str(action.metavar) for action in self._actions if action.nargs == "*" and action.metavar), "")
+        if "are required" in message:  # where options stand between them, argparse names what may be left out too
+            message = message.replace(f", {more}", "")
+        elif message.startswith("unrecognized arguments: --") and "=" in more:
+            message += f"; settings are written as {more}, without dashes"
         super().error(mask(message))
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of `python -m cankd_hf.NAME`, with examples and exit codes below its help."""
+    """The parser of a command, with examples and exit codes below its help, in the words it was called by: `cankd
+    NAME` or `python -m cankd_hf.NAME`."""
     raw = argparse.RawDescriptionHelpFormatter
-    prog = f"python -m cankd_hf.{name}"
-    return _Parser(prog=prog, description=description, epilog=f"{examples}\n{_OTHER_CODES}", formatter_class=raw)
+    called, module = Path(sys.argv[0]), "python -m cankd_hf."
+    short = called.stem == "cankd" or called.parts[-2:] == (Path(__file__).parent.name, "__main__.py")
+    said = examples.replace(module, "cankd ") if short else examples
+    prog = f"{'cankd ' if short else module}{name}"
+    return _Parser(prog=prog, description=description, epilog=f"{said}\n{_OTHER_CODES}", formatter_class=raw)
 
 
 def console(width: int | None = None) -> Any:
@@ -107,8 +116,10 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
         The command's own code; 1 after an unexpected exception; 2 after bad input; 130 after Ctrl-C; 141 where nobody
         reads the output; 143 after SIGTERM.
     """
+    _writes_anything(sys.stdout)
     try:
         with _sigterm_raises(), quiet_libraries(_debugging()):
+            _check_place()
             code = command()
             sys.stdout.flush()
             return code
@@ -129,6 +140,20 @@ def exit_code(command: Callable[[], int], interrupted: str = "nothing was change
             return 2
         _say(f"error: {unexpected(error)}")
         return BUG
+
+
+def _writes_anything(stream: Any) -> None:
+    """Where an output cannot hold a letter, as in a file on Windows or an ASCII terminal, its code is written."""
+    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _check_place() -> None:
+    """Raises InputError in a folder that was deleted, where libraries end the process with an error of their own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the folder that this command runs in was deleted; go to one that is there") from None
 
 
 def _debugging() -> bool:

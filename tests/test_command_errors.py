@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import re
 import signal
@@ -45,6 +46,22 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.delenv("CANKD_DEBUG", raising=False)
     return folder
+
+
+def test_an_output_that_cannot_hold_a_letter_gets_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert exit_code(lambda: print("mü ─") or 0) == 0
+    assert written.getvalue().decode("unicode_escape") == "mü ─\n"
+
+
+def test_a_deleted_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert exit_code(lambda: 0) == 2 and "was deleted; go to one that is there" in capsys.readouterr().err
 
 
 def failing(error: BaseException) -> Any:

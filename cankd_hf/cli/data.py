@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 
@@ -31,6 +32,7 @@ exit codes: 0 done, whatever problems it tells, 2 there is no data set"""
 LIMIT = 500
 WIDTH = 80
 MOST_CLASSES = 40
+SMALL = 512  # pixels of the longest side: larger recipes are for large GPUs
 KINDS = ("masks", "boxes", "instances", "classes", "depths", "images")
 
 
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.path != "shapes":
+        check_named("data.path", options.path, "a folder, a parquet file or a Hub data set", cached=True)
     with importing():
         from cankd_hf.cli.looking import look_at
         from cankd_hf.figures.samples import draw_samples
@@ -205,35 +209,62 @@ def readable(text: str) -> str:
 
 
 def next_steps(seen: Seen) -> list[str]:
-    """Commands that train on this set: `cankd init`, and shipped recipes of its task that need no run before them."""
-    path = shlex.quote(seen.path)
-    found = fitting_recipes(seen)
-    lines = ["What to do next:", f"  cankd init --data {path}", *(f"  cankd train {recipe}" for recipe in found)]
-    return lines if found else lines[:2]
+    """Commands that train on this set: `cankd init`, and the shipped recipes that fit it."""
+    found = (f"  cankd train {recipe}" for recipe in fitting_recipes(seen))
+    return ["What to do next:", f"  cankd init --data {shlex.quote(seen.path)}", *found]
 
 
 def fitting_recipes(seen: Seen) -> list[str]:
-    """Shipped recipes of the set's task that distil from a teacher that needs no run before, each with overrides."""
-    from cankd_hf.config.data import DataConfig
+    """Shipped recipes for the set's task, each with its overrides: those that distil from a published teacher, and a
+    teacher with the student that learns from it, which is the smallest pair with pretrained weights."""
+    read = _recipes_of(seen.task.name)
+    alone = [name for name, recipe in read.items() if "dinov2" in name and not _of_a_run(recipe) and recipe["teacher"]]
+    pairs = [
+        (name, other)
+        for name, recipe in read.items()
+        for other, teacher in read.items()
+        if _of_a_run(recipe) and recipe["teacher"]["model"] == teacher["output_dir"] and not teacher.get("teacher")
+        if all("pretrained" in str(one["student"].get("backbone")) for one in (recipe, teacher))
+    ]
+    small = [pair for pair in pairs if max(read[pair[0]]["data"].get("image_size") or [SMALL + 1]) <= SMALL]
+    both = min(small, default=None)
+    size = seen.settings.get("image_size")
+    lines = [f"{name} {_overrides(seen, read[name])}" for name in alone]
+    if both is not None and size is not None:
+        fitted = shlex.join([f"data.{key}=[{size[0]},{size[1]}]" for key in ("image_size", "crop_size")])
+        lines += [f"{name} {_overrides(seen, read[name])} {fitted}" for name in reversed(both)]
+    return lines
+
+
+def _recipes_of(task: str) -> dict[str, dict[str, Any]]:
+    """Shipped recipes of a task that read any data set, by name."""
     from cankd_hf.config.plain_yaml import parse_yaml
     from cankd_hf.config.reading import read_text
     from cankd_hf.config.shipped import shipped_files
 
-    default, found = DataConfig(), []
-    for file in shipped_files("recipe"):
-        recipe = parse_yaml(read_text(file, "recipe"), file.name)[0]
-        data, teacher = recipe["data"], recipe.get("teacher") or {}
-        needs_run = str(teacher.get("model", "")).startswith("runs/") or not teacher
-        if recipe["task"] != seen.task.name or needs_run or data["path"] not in ("???", "shapes"):
-            continue
-        if "real_size" in file.stem or not ({"fit"} & teacher.keys() or "dinov2" in file.stem):
-            continue
-        splits = ("train_split", "eval_split", "test_split")
-        wanted = {key: seen.settings.get(key, getattr(default, key)) for key in splits}
-        changed = {key: value for key, value in wanted.items() if value != data.get(key, getattr(default, key))}
-        said = [f"data.path={seen.path}", *(f"data.{key}={'null' if v is None else v}" for key, v in changed.items())]
-        found.append(" ".join([file.stem, *map(shlex.quote, said)]))
-    return sorted(found, key=lambda text: not text.startswith("quickstart"))
+    read = {file.stem: parse_yaml(read_text(file, "recipe"), file.name)[0] for file in shipped_files("recipe")}
+    return {
+        name: {"teacher": {}, "student": {}, **recipe}
+        for name, recipe in read.items()
+        if recipe["task"] == task and recipe["data"]["path"] == "???"
+    }
+
+
+def _of_a_run(recipe: dict[str, Any]) -> bool:
+    """Whether the teacher is what another recipe has trained."""
+    return str((recipe["teacher"] or {}).get("model", "")).startswith("runs/")
+
+
+def _overrides(seen: Seen, recipe: dict[str, Any]) -> str:
+    """What a recipe needs to read this set: its path, and the splits that are others."""
+    from cankd_hf.config.data import DataConfig
+
+    default, data = DataConfig(), recipe["data"]
+    splits = ("train_split", "eval_split", "test_split")
+    wanted = {key: seen.settings.get(key, getattr(default, key)) for key in splits}
+    changed = {key: value for key, value in wanted.items() if value != data.get(key, getattr(default, key))}
+    said = [f"data.path={seen.path}", *(f"data.{key}={'null' if v is None else v}" for key, v in changed.items())]
+    return shlex.join(said)
 
 
 def as_dict(seen: Seen, file: Path | None) -> dict[str, Any]:

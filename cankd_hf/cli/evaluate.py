@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
 from cankd_hf.host import read_host, wait_passively
 from cankd_hf.names import RECIPE_FILE
@@ -52,11 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from cankd_hf.config.reading import load_data_config
     from cankd_hf.json_text import to_json
 
-    check_file(options.json, "--json")
-    if options.json and Path(options.json).is_dir():
-        raise InputError(f"--json: expected a file, got the folder {options.json}; name a file in it")
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    _check(options)
     saved = Path(options.checkpoint) / RECIPE_FILE
     config = load_data_config(saved if saved.is_file() else None, options.overrides)
 
@@ -98,16 +95,41 @@ def _run(options: argparse.Namespace) -> int:
     scores = {key.removeprefix("eval_"): value for key, value in scores.items()}
     scores = {key: value for key, value in scores.items() if key not in _NO_SCORES}
     scored = _named("test" if dataset is data.test else "validation", dataset)
-    table = Table(title=f"{options.checkpoint} on {config.path} ({scored})", title_justify="left")
+    table = Table()
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
+    console().print(f"{options.checkpoint} on {config.path} ({scored}, float32)", soft_wrap=True, highlight=False)
     console().print(table)
+    if half := _half(saved):
+        print(f"The run itself scored in {half}: its last digits may differ.")
     if options.json:
         Path(options.json).write_text(to_json(scores), encoding="utf-8")
     leave_together()
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises InputError for options that make no sense, and for a student that cannot be there."""
+    check_file(options.json, "--json")
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"--json: expected a file, got the folder {options.json}; name a file in it")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    check_named(options.checkpoint, options.checkpoint, "a saved student")
+    if Path(options.checkpoint).is_dir() and not (Path(options.checkpoint) / "config.json").is_file():
+        raise InputError(
+            f"{options.checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N"
+        )
+
+
+def _half(saved: Path) -> str | None:
+    """The half precision in which the run scored, if it did."""
+    from cankd_hf.config.reading import read_saved
+
+    training = (read_saved(saved).get("training") or {}) if saved.is_file() else {}
+    return next((name for name in ("bf16", "fp16") if training.get(name)), None)
 
 
 def _named(split: str, images: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.named import reachable
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
 
@@ -23,12 +24,15 @@ EXAMPLES = """examples:
   python -m cankd_hf.init
   python -m cankd_hf.init mine.yaml --data /data/mine
   python -m cankd_hf.init mine.yaml --data /data/mine --device phone --teacher dinov2-small --hours 2 --yes
+  python -m cankd_hf.init mine.yaml --data /data/mine --student /models/resnet18 --teacher /models/resnet50 --yes
 
 It looks at the data and the machine for its defaults, writes a recipe in which every line says why, and prints what
 running it will take. docs/plan.md explains the choices.
 
 exit codes: 0 the recipe is written, 2 bad input (nothing is written)"""
 FLAGS = ("data", "task", "device", "teacher", "hours")
+# Models of a recipe: the option that names another one, and its key.
+MODELS = {"--student": "student.backbone", "--teacher": "teacher.model"}
 LOOKED_AT = 64  # images of each split
 SPENT = 0.9  # of the hours: the rest is for starting, saving and what other programs take
 
@@ -40,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", metavar="FOLDER", help="a folder, parquet file or Hub data set")
     made.add_argument("--task", help="what is learned: segmentation, detection, features, ...")
     made.add_argument("--device", help="what the student must run on: phone, cpu, edge or server")
+    made.add_argument("--student", metavar="FOLDER_OR_ID", help="its backbone (default: one for the device)")
     made.add_argument("--teacher", help="none, dinov2-small, dinov2-base, a folder with a model, or a Hub id")
     made.add_argument("--hours", help="that training may take on this machine")
     made.add_argument("--yes", action="store_true", help="take the default of every question that has no option")
@@ -65,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     host = read_host()
     wait_passively(host)
     with importing():
+        from cankd_hf.cli.data import wrapped
         from cankd_hf.cli.starting import recipe_text
         from cankd_hf.runs.recipe import parse_recipe
         from cankd_hf.runs.threads import settle_threads
@@ -73,15 +79,29 @@ def _run(options: argparse.Namespace) -> int:
     answers, seen = asked.answers()
     parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
     settle_threads(host, None, answers.workers)
+    lacking = {option: said for option, name in _models(answers).items() if (said := _unreachable(name))}
     print_plan = None
-    if not options.no_measure:
-        answers, print_plan = _measured(answers, host)
+    if not options.no_measure and not lacking:
+        answers, print_plan, lacking = _measured(answers, host)
     text = recipe_text(answers)
     parse_recipe(text, source=str(file))
     with writing(file):
         file.write_text(text, encoding="utf-8")
     _tell(file, answers, seen, print_plan)
+    for option, said in lacking.items():  # the last lines: without these models nothing trains
+        name, key = _models(answers)[option], MODELS[option]
+        print(wrapped("  -", f"{key}: {name} {said}; give {option} FOLDER_OR_ID --force, or change {key} in {file}"))
     return 0
+
+
+def _models(answers: Answers) -> dict[str, str]:
+    """The models of a recipe, by the options that name them."""
+    return {"--student": answers.backbone, **({"--teacher": answers.model} if answers.model else {})}
+
+
+def _unreachable(name: str) -> str | None:
+    """Why a model cannot be loaded here; None where that is not known before it is tried."""
+    return None if reachable(name) else "is not here, and the Hub cannot be reached"
 
 
 @dataclass
@@ -124,7 +144,7 @@ class _Asked:
         """
         from cankd_hf.cli.data import name_of
         from cankd_hf.cli.looking import image_size
-        from cankd_hf.cli.starting import DEVICES, Answers, check_device, check_hours, check_teacher
+        from cankd_hf.cli.starting import DEVICES, Answers, check_device, check_hours, check_student, check_teacher
         from cankd_hf.tasks import TASKS
 
         gpu, bf16 = machine()
@@ -135,13 +155,26 @@ class _Asked:
         proposed, known = _teacher(starter, seen, gpu), "none, dinov2-small, dinov2-base, a folder or a Hub id"
         teacher = self._ask("teacher", f"Teacher ({known})", proposed, lambda text: check_teacher(text, starter))
         hours = self._ask("hours", "Hours that training may take", "1", check_hours)
+        student = self._student(device, check_student)
         if self.problems or seen is None or starter is None:
             raise InputError(self.problems)
         data = {**_splits(seen), "image_size": list(image_size(seen.shapes or [(224, 224)], DEVICES[device].longest))}
         cores = usable_cores()
         workers = min(8, max(1, cores - 1)) if gpu else (1 if cores > 2 else 0)
         made = Answers(task, starter, data, _free(name_of(seen.path)), device, teacher, hours, gpu, bf16, workers)
-        return replace(made, **_guess(made, seen)), seen
+        return replace(made, student=student, **_guess(made, seen)), seen
+
+    def _student(self, device: str | None, check: Callable[[str], str]) -> str:
+        """The student's backbone, "" for the device's; a person is asked where that one cannot be loaded."""
+        from cankd_hf.cli.starting import DEVICES
+
+        usual = DEVICES[device].backbone if device in DEVICES else ""
+        asks = self.interactive and self.options.student is None and bool(usual) and not reachable(usual)
+        if not asks and self.options.student is None:
+            return ""
+        question = f"Student ({usual} is not here, and the Hub cannot be reached: a folder with a model, or as it is)"
+        given = self._ask("student", question, usual, lambda text: "" if text == usual else check(text))
+        return str(given or "")
 
     def _looked(self) -> tuple[Seen | None, str]:
         """The data, looked at, and what is learned of it; None and "" where an option has a problem."""
@@ -169,6 +202,8 @@ class _Asked:
                 raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
             return text
 
+        if given is not None and given not in TASKS:  # which is told already
+            return seen, ""
         task = self._ask("task", f"What is learned ({', '.join(fitting)})", seen.task.name, check)
         if task and TASKS[task].label_kind != seen.kind:
             seen = look_at(seen.path, TASKS[task].label_kind, LOOKED_AT)
@@ -238,8 +273,9 @@ def _round(steps: float) -> int:
     return max(20, int(steps // unit * unit))
 
 
-def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
-    """Steps that fill the hours, and whether a cache pays, from steps measured here; and what prints the plan.
+def _measured(answers: Answers, host: Host) -> tuple[Answers, Any, dict[str, str]]:
+    """Steps that fill the hours, and whether a cache pays, from steps measured here; what prints the plan; and which
+    models cannot be loaded, by the options that name others.
 
     Where the data or a model cannot be loaded the answers stay as they are, and the reason is printed.
     """
@@ -255,13 +291,14 @@ def _measured(answers: Answers, host: Host) -> tuple[Answers, Any]:
     except (InputError, OSError) as error:
         said = error.problems[0] if isinstance(error, InputError) else " ".join(str(error).split())
         print(wrapped("  -", f"not measured, the steps are a guess: {said}"))
-        return answers, None
+        lacking = [option for option, name in _models(answers).items() if name in said]
+        return answers, None, dict.fromkeys(lacking, "cannot be loaded")
     made = replace(answers, steps=found.steps, cached=found.cached, measured=True)
 
     def show() -> None:
         print_plan(console(80), [("", found.forecast)], [], found.forecast.chosen, recipe.output_dir, host)
 
-    return made, show
+    return made, show, {}
 
 
 def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
@@ -278,7 +315,7 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     print(f"     {answers.steps:,} steps; {teacher}{stored}")
     print(f"  4. look at it:        cankd visualize runs/{answers.name}")
     print(f"  5. for the device:    cankd export runs/{answers.name}")
-    for line in answers.starter.pays:
+    for line in answers.pays:
         print(wrapped("  -", line))
     if show is not None:
         show()

@@ -60,6 +60,7 @@ class Seen:
         shapes: (width, height) of each decoded image, upright.
         modes: "JPEG, RGB" -> decoded images.
         rotated: decoded images that EXIF turns.
+        animated: decoded images of several frames or pages.
         pictures: (split, sample) to draw.
         notes: what was assumed.
         problems: what is wrong.
@@ -77,6 +78,7 @@ class Seen:
     shapes: list[tuple[int, int]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     rotated: int = 0
+    animated: int = 0
     pictures: list[tuple[str, Sample]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -121,10 +123,12 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     for name, source in sources.items():
         seen.overview.begin(name, source)
         _read(seen, name, source, limit, SECONDS / len(sources), PICTURES if len(sources) == 1 else PICTURES // 2)
+    seen.problems += [f"{name}: no images" for name, size in seen.sizes.items() if not size]
     seen.pictures = _balanced(seen.pictures)
-    seen.notes += dict.fromkeys(catalog.warnings)
+    told = found.notes if found is not None and kind is None else []  # some are said only where no kind is asked for
+    seen.notes += dict.fromkeys([*told, *catalog.warnings])
     seen.problems += [*seen.overview.problems(seen.sampled), *_twice(seen, sources)]
-    seen.settings = _section(path, found, seen)
+    seen.settings = _section(path, found, seen, sources.get("train"))
     return seen
 
 
@@ -187,8 +191,9 @@ def _read(seen: Seen, split: str, source: Source, limit: int, seconds: float, pi
                 elif isinstance(sample, InputError):
                     problems += sample.problems
                 else:
-                    loaded, mode, turned = sample
+                    loaded, mode, turned, frames = sample
                     _count(seen, split, loaded, mode, turned)
+                    seen.animated += frames > 1
                     if len([one for one, _ in seen.pictures if one == split]) < pictures:
                         seen.pictures.append((split, loaded))
             bar.to(seen.read[split])
@@ -198,17 +203,18 @@ def _read(seen: Seen, split: str, source: Source, limit: int, seconds: float, pi
     seen.problems += [f"{split}: {problem}" for problem in shortened(problems)]
 
 
-def _sample(source: Source, index: int) -> tuple[Sample, str, bool] | InputError:
-    """A decoded sample, its format and mode, and whether EXIF turns it; or why there is none."""
+def _sample(source: Source, index: int) -> tuple[Sample, str, bool, int] | InputError:
+    """A decoded sample, its format and mode, whether EXIF turns it, and its pictures; or why there is none."""
     try:
         sample = source.load(index)
     except (Unusable, WrongLabels) as error:
         return error
     if not isinstance(source, FolderSource | TableSource):
-        return sample, "generated, RGB", False
+        return sample, "generated, RGB", False, 1
     content = source.content(index)
     with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as picture:
-        return sample, f"{picture.format}, {picture.mode}", picture.getexif().get(0x0112, 1) != 1
+        turned = picture.getexif().get(0x0112, 1) != 1
+        return sample, f"{picture.format}, {picture.mode}", turned, getattr(picture, "n_frames", 1)
 
 
 def _count(seen: Seen, split: str, sample: Sample, mode: str, turned: bool) -> None:
@@ -252,7 +258,7 @@ def _twice(seen: Seen, sources: dict[str, Source]) -> list[str]:
     return found
 
 
-def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
+def _section(path: str, found: Found | None, seen: Seen, train: Source | None) -> dict[str, Any]:
     """The `data:` section to paste."""
     if found is not None:
         settings = {**found.section(), "path": path}
@@ -263,9 +269,10 @@ def _section(path: str, found: Found | None, seen: Seen) -> dict[str, Any]:
         settings["train_split"] = settings["train_split"] or names[0]
     missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
     if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
-        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path)
+        names = train.rows.names if isinstance(train, FolderSource) else ()
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, names)
         settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
-        seen.notes.append(said)
+        seen.notes += said
     if seen.shapes:
         settings["image_size"] = list(image_size(seen.shapes))
     default = DataConfig()
@@ -301,6 +308,8 @@ def shape_lines(seen: Seen) -> list[str]:
         f"{mode} ({count})" if len(seen.modes) > 1 else mode for mode, count in seen.modes.most_common(5)
     )
     lines.append(f"{kinds}; read as three channels" + (f"; {seen.rotated} turned by EXIF" if seen.rotated else ""))
+    if seen.animated:
+        lines.append(f"{seen.animated} of several frames or pages, of which the first is read")
     return lines
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
+from cankd_hf.config.named import absent
 from cankd_hf.errors import InputError
 from cankd_hf.tokens import holds_secret
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if missing := absent(options.checkpoint):
+        raise InputError(f"{options.checkpoint}: expected the folder of a saved student, got no folder; {missing}")
     from rich.table import Table
 
     from cankd_hf.hub.upload import check_name, check_target, open_repo, plan, push

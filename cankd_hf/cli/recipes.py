@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(argv)
     if (options.action == "show") != (options.name is not None):
-        made.error("name a recipe to show: python -m cankd_hf.recipes show NAME")
+        made.error("name a recipe to show: cankd recipes show NAME")
     return exit_code(lambda: _run(options))
 
 

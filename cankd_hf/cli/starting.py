@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cankd_hf.cli.data import readable
+from cankd_hf.config.named import absent, hint
 from cankd_hf.config.plain_yaml import dump_yaml
 from cankd_hf.errors import InputError
+from cankd_hf.features.inputs import ImageStats, image_stats, timm_folder_stats, timm_stages
+from cankd_hf.models.backbones import timm_source
 from cankd_hf.tasks.starting import Starter
 
 VIEWS = 4  # of a cached teacher
@@ -67,6 +70,7 @@ class Answers:
         steps: optimizer steps; they are measured where `measured` says so.
         measured: whether steps are.
         cached: whether the teacher is stored.
+        student: folder or Hub id of its backbone; "": the one of the device.
     """
 
     task: str
@@ -82,11 +86,23 @@ class Answers:
     steps: int = 1000
     measured: bool = False
     cached: bool = False
+    student: str = ""
+
+    @property
+    def backbone(self) -> str:
+        """The student's backbone."""
+        return self.student or DEVICES[self.device].backbone
 
     @property
     def model(self) -> str:
         """The teacher's model; "" for none."""
         return TEACHERS.get(self.teacher, self.teacher)
+
+    @property
+    def pays(self) -> tuple[str, ...]:
+        """What is known about when distilling pays, and what to try first where there is a choice."""
+        first = "First see what teacher=null brings in the same time, which is more steps."
+        return (*self.starter.pays, *([first] if self.model and self.starter.labelled else []))
 
     @property
     def batch(self) -> int:
@@ -107,9 +123,23 @@ def check_teacher(text: str, starter: Starter | None) -> str:
         raise InputError(f"--teacher: expected a folder with a model and its config.json, got {text}, which has none")
     if text not in TEACHERS and not os.path.isdir(text) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", text):
         known = ", ".join(TEACHERS)
-        raise InputError(f"--teacher: expected {known}, a folder that exists or a Hub id, got {text!r}")
+        near = hint(text)
+        raise InputError(f"--teacher: expected {known}, a folder that exists or a Hub id, got {text!r}{near}")
+    if text not in TEACHERS and (missing := absent(text)):
+        raise InputError(f"--teacher: expected a folder or a Hub id, got {text!r}; {missing}")
     if starter is not None and not starter.labelled and text == "none":
         raise InputError("--teacher: this task learns from a teacher alone; name one, such as dinov2-small")
+    return text
+
+
+def check_student(text: str) -> str:
+    """The backbone of a student, "" for the device's. Raises InputError for what can be none."""
+    if not text:
+        return text
+    if missing := absent(text):
+        raise InputError(f"--student: expected a folder with a model or a Hub id, got {text!r}; {missing}")
+    if os.path.lexists(text) and not os.path.isfile(os.path.join(text, "config.json")):
+        raise InputError(f"--student: expected a folder with a model and its config.json, got {text}, which has none")
     return text
 
 
@@ -129,7 +159,7 @@ def recipe_text(answers: Answers) -> str:
     taught = bool(answers.model)
     parts = [
         [f"# A student for {DEVICES[answers.device].words} that {answers.starter.what}. Written by `cankd init`."],
-        ["# What is known about when distilling pays (docs/when.md):", *_comments(answers.starter.pays)],
+        ["# What is known about when distilling pays (docs/when.md):", *_comments(answers.pays)],
         ["# Look first: cankd train THIS_FILE --dry-run"],
         [
             _line(f"task: {answers.task}", "by the labels of the data"),
@@ -179,7 +209,7 @@ _WHY_DATA = {
 
 
 def _data(answers: Answers) -> list[str]:
-    size, starter = DEVICES[answers.device], answers.starter
+    starter = answers.starter
     settings = dict(answers.data)
     lines = ["data:"]
     lines += [
@@ -190,27 +220,38 @@ def _data(answers: Answers) -> list[str]:
     lines += [_line(f"  {key}: {value}", why) for key, (value, why) in starter.data.items() if key not in settings]
     lines.append(_line("  color_jitter: 0.2", "mild random colours"))
     lines.append(_line("  on_error: skip", "broken files are left out and counted; stop refuses them"))
-    if size.statistics is not None:
-        three = _plain([size.statistics] * 3)
-        lines.append(_line(f"  image_mean: {three}", "what the student's pretrained weights expect"))
-        lines.append(_line(f"  image_std: {three}", "the same"))
+    if (expected := _statistics(answers)) is not None:
+        mean, std = (_plain([round(value, 6) for value in values]) for values in expected)
+        lines.append(_line(f"  image_mean: {mean}", "what the student's pretrained weights expect"))
+        lines.append(_line(f"  image_std: {std}", "the same"))
     return lines
+
+
+def _statistics(answers: Answers) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Mean and std of the images that the student was pretrained on; None for ImageNet's."""
+    if not answers.student:
+        value = DEVICES[answers.device].statistics
+        return None if value is None else ([value] * 3, [value] * 3)
+    timm = timm_source(answers.student) is not None and os.path.isdir(answers.student)
+    found = timm_folder_stats(answers.student) if timm else image_stats(answers.student)
+    return None if (found.mean, found.std) == (ImageStats().mean, ImageStats().std) else (found.mean, found.std)
 
 
 def _student(answers: Answers) -> list[str]:
     size, starter = DEVICES[answers.device], answers.starter
+    named, why = _plain(answers.backbone), "your own" if answers.student else f"pretrained, of a size for {size.words}"
     if starter.outputs:
-        backbone = f"{{pretrained: {size.backbone}, out_indices: {list(starter.outputs)}}}"
-        return [
-            "student:",
-            _line(f"  backbone: {backbone}", f"for {size.words}; its two deep stages, strides 16 and 32"),
-        ]
+        backbone = f"{{pretrained: {named}, out_indices: {list(starter.outputs)}}}"
+        return ["student:", _line(f"  backbone: {backbone}", f"{why}; its two deep stages, strides 16 and 32")]
     head = ", ".join(f"{key}: {value.format(channels=size.channels)}" for key, value in starter.head.items())
-    indices = ", out_indices: [1, 2, 3, 4]" if size.backbone.startswith("timm/") else ""
-    backbone = f"{{pretrained: {size.backbone}{indices}}}" if indices else size.backbone
+    stages = [1, 2, 3, 4]  # of the devices' timm models
+    if answers.student and (timm := timm_source(answers.student)) is not None:
+        stages = timm_stages(timm[0])
+    indices = f", out_indices: {stages}" if timm_source(answers.backbone) is not None else ""
+    backbone = f"{{pretrained: {named}{indices}}}" if indices else named
     return [
         "student:",
-        _line(f"  backbone: {backbone}", f"pretrained, of a size for {size.words}"),
+        _line(f"  backbone: {backbone}", why),
         _line(f"  fpn: {{{head}}}", "a pyramid and a head on it; more channels cost more"),
     ]
 

@@ -19,6 +19,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.parts import part_of
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
+from cankd_hf.models.weight_files import share
 from cankd_hf.runs.build import SCORE_ONLY, build_student, build_trainer
 from cankd_hf.runs.phases import open_phase
 from cankd_hf.runs.recipe import load_recipe
@@ -181,6 +182,7 @@ def _save_untrained(recipe: Recipe, folder: Path) -> None:
     task, _ = _open(recipe)
     model = build_student(recipe, task)
     model.save_pretrained(folder)
+    share(folder)
     task.for_model(model).image_processor(recipe.data).save_pretrained(folder)
 
 

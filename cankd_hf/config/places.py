@@ -1,37 +1,39 @@
 """Local files and folders that a recipe names, looked for before anything is loaded."""
 
-import glob
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from cankd_hf.config.advice import show
+from cankd_hf.config.named import absent, hint, is_there, settle_hub
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.names import TORCHVISION
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Key and message of each place that is not there, or is not what it must be.
 
-    A name that may be a Hub id is not looked for.
+    A name that may be a Hub id is not looked for; where the Hub cannot be reached, its libraries work offline then.
     """
     path, labels = recipe.data.path or "", recipe.data.labels
     sections = {"data": {"path": path, "unlabelled": recipe.data.unlabelled}}
     sections |= {f"phases.{index}.data": phase.data for index, phase in enumerate(recipe.phases or ())}
     named = {f"{where}.{key}": data.get(key) for where, data in sections.items() for key in ("path", "unlabelled")}
     for key, place in {key: str(value) for key, value in named.items() if value is not None}.items():
-        if place not in ("shapes", "rows") and not _is_there(place) and not _HUB_ID.fullmatch(place):
+        if place not in ("", "shapes", "rows") and (missing := absent(place)):
             rows = ", `rows`" if key.endswith("unlabelled") else ""
             expected = f"expected a folder, a parquet file, a Hub id{rows} or `shapes`"
-            yield key, f"{expected}, got {show(place)}; nothing is there"
-    there = _is_there(path)
+            yield key, f"{expected}, got {show(place)}; {missing}"
+        elif place not in ("", "shapes", "rows") and not is_there(place):
+            settle_hub()
+    there = is_there(path)
     if labels is not None and there:
         base = path if os.path.isdir(path) else os.path.dirname(path)
         if not any(os.path.lexists(file) for file in (labels, os.path.join(base, labels))):
-            yield "data.labels", f"expected a json file, here or in {path}, got {labels}, which does not exist"
+            yield (
+                "data.labels",
+                f"expected a json file, here or in {path}, got {labels}, which does not exist{hint(labels)}",
+            )
     models: dict[str, Any] = {}
     for place, student in recipe.named_students().items():
         models |= {f"{place}.{key}": getattr(student, key) for key in ("model", "backbone", "config")}
@@ -39,20 +41,14 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         place = recipe.teacher_path(name)
         models |= {place: teacher.model, f"{place}.config": teacher.config}
         if teacher.weights is not None and not os.path.isfile(teacher.weights):
-            yield (
-                f"{place}.weights",
-                f"expected a .safetensors or .pth file, got {show(teacher.weights)}; none is there",
-            )
+            got = f"got {show(teacher.weights)}; none is there{hint(teacher.weights)}"
+            yield f"{place}.weights", f"expected a .safetensors or .pth file, {got}"
     for place, model in models.items():
         yield from _models(place, model)
     for place, student in recipe.named_students().items():
         tokenizer = student.tokenizer
-        if tokenizer is not None and not os.path.isdir(tokenizer) and not _HUB_ID.fullmatch(tokenizer):
-            yield f"{place}.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; nothing is there"
-
-
-def _is_there(path: str) -> bool:
-    return bool(glob.glob(path)) if any(sign in path for sign in "*?[") else os.path.exists(path)
+        if tokenizer is not None and (missing := absent(tokenizer)):
+            yield f"{place}.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; {missing}"
 
 
 def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
@@ -62,12 +58,17 @@ def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
             if key == "pretrained" or isinstance(inner, dict):
                 yield from _models(f"{place}.{key}", inner)
         return
-    if not isinstance(model, str) or model.startswith((TORCHVISION, "timm/")):
+    if not isinstance(model, str) or model.startswith(TORCHVISION):
+        return
+    if model.startswith("timm/") and not os.path.lexists(model):
+        settle_hub()
         return
     if os.path.isdir(model):
         if not os.path.isfile(os.path.join(model, "config.json")):
             yield place, f"expected a folder with a config.json, found none in {model}; name a saved model"
     elif os.path.lexists(model):
         yield place, f"expected the folder of a model or a Hub id, got the file {model}; name its folder"
-    elif not _HUB_ID.fullmatch(model):
-        yield place, f"expected the folder of a model or a Hub id, got {model[:300]!r}; nothing is there"
+    elif missing := absent(model):
+        yield place, f"expected the folder of a model or a Hub id, got {model[:300]!r}; {missing}"
+    else:
+        settle_hub()

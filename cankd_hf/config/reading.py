@@ -26,6 +26,7 @@ from cankd_hf.config.teacher import TeacherConfig
 from cankd_hf.config.training import read_training, training_fields
 from cankd_hf.config.yaml_source import YamlSource
 from cankd_hf.errors import InputError
+from cankd_hf.names import RECIPE_FILE
 
 # The sections searched for the right place of a misplaced key.
 _SECTIONS = (Recipe, DistillConfig, DataConfig, StudentConfig, TeacherConfig, HubConfig, LossTerm, Phase)
@@ -60,8 +61,13 @@ def read_text(path: str | Path, kind: str = "recipe") -> str:
 
 def _similar(path: Path, kind: str) -> str:
     """What may have been meant by a name that is no file."""
-    others = [other.name for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    there = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    others = [other.name for other in there if not other.name.startswith(".")]  # glob takes hidden ones too
     shipped = [file.stem for file in shipped_files(kind)]
+    if (path / RECIPE_FILE).is_file():
+        return f"it is a run, whose recipe is {path / RECIPE_FILE}"
+    if path.name == str(path) and path.stem in shipped:
+        return f"did you mean {path.stem!r}, which comes with the package?"
     if path.name == str(path) and not path.suffix and shipped:
         return f"{nearest(path.name, shipped)} (`cankd recipes` lists them), or name a YAML file"
     return nearest(path.name, others) if others else f"name a YAML file, for example {kind}s/{shipped[-1]}.yaml"

@@ -137,7 +137,7 @@ class Problems:
         given = " and ".join(name for name in names if getattr(value, name) is not None)
         if names and given not in names and self.usable(*(_join(path, name) for name in names)):
             expected = f"exactly one of {', '.join(names[:-1])} and {names[-1]}"
-            self.say(path, f"expected {expected}, got {given or 'none'}; keep one")
+            self.say(path, f"expected {expected}, got {given or 'none'}; keep one, and write null for the others")
         for key, message in value.problems():
             self.say(_join(path, key), message)
         for key, hints in value.accepted().items():
@@ -254,6 +254,8 @@ def _as_section(value: Any, path: str, names: list[str]) -> str:
     """The fix for a value in the place of a section; text is suggested as its `model` or `path`."""
     if isinstance(value, list):
         return advice(dict, value)
+    if isinstance(value, str) and value.lower() in ("none", "no", "nothing", "-"):
+        return "write null to go without"
     for name in ("model", "path"):
         if isinstance(value, str) and name in names:
             return f"write it as {_join(path, name)}: {value}"

@@ -25,6 +25,7 @@ from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 from cankd_hf.models.fpn.modeling_cankd_fpn import FPNForSemanticSegmentation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
+from cankd_hf.models.weight_files import share
 from cankd_hf.tasks import TASKS
 
 RECORD = "conversion.json"
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     model, plan = convert(made, options.kind, options.style, options.labels)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
+    share(out)
     mean, std = ([x / 255 for x in values] for values in plan.pixels)
     data = DataConfig(path="shapes", image_mean=mean, image_std=std, **KINDS[options.kind].images)
     task = next(one for one in TASKS.values() if one.recognises(type(model).__name__))

@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--runs", type=int, default=20, help="timed runs of each form, in turn (default: 20)")
     made.add_argument("--threads", type=int, help="CPU threads of all forms (default: torch's)")
     made.add_argument("--no-latency", action="store_true", help="export and check only")
-    made.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the timing")
+    compiling = argparse.BooleanOptionalAction
+    made.add_argument("--compile", action=compiling, default=False, help="time torch.compile too: takes a minute more")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier export, once the new one is good")
     return made
 

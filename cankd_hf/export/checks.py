@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -37,6 +38,7 @@ def check_options(options: argparse.Namespace) -> None:
     if problems := list(_of_images(options)):
         raise InputError(problems)
     targets(options)
+    check_named(options.checkpoint, options.checkpoint, "a saved student")
 
 
 def _check_dtypes(options: argparse.Namespace) -> None:
@@ -68,6 +70,8 @@ def _of_images(options: argparse.Namespace) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}: only int8 is calibrated; add it to --dtype, or leave this out"
     if options.calibrate is not None and not Path(options.calibrate).is_dir():
         yield f"--calibrate: expected a folder of images, got {options.calibrate}, which is none; check the path"
+    if options.compile and options.no_latency:
+        yield "--no-latency: contradicts --compile, which is timed; leave one of them out"
     if options.split is not None and options.no_scores:
         yield f"--no-scores: contradicts --split {options.split}; leave one of them out"
     unread = [] if scores_wanted(options) or (quantised and options.calibrate is None) else options.overrides

@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if not accepted(source, [size]):
         raise InputError(f"--size: the student does not take images of {size[0]} x {size[1]}; try multiples of 32")
     job = Job(source, source.form(), size, options, threads, open_inputs(source, options))
-    told = "Exporting; tracing a backbone with padding that depends on the size (timm's tf_*) takes minutes ..."
-    console.print(told, soft_wrap=True, highlight=False)
+    console.print("Exporting ...", highlight=False)
     with _folder(target), tempfile.TemporaryDirectory(dir=target, prefix=".export-") as folder:
         written = list(_write_all(job, Path(folder), places))
         report = made_report(job, written, [_runner(one.file, threads) for one in written])

@@ -1,12 +1,10 @@
 """Traces a student with torch.export and writes its files: model, metadata, and the lines that run it."""
 
-import builtins
 import contextlib
 import io
 import json
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cankd_hf.errors import InputError
+from cankd_hf.export.patches import traceable
 from cankd_hf.export.source import Source
 from cankd_hf.json_text import to_json
 from cankd_hf.tasks.export_forms import ExportForm
@@ -86,26 +85,8 @@ def trace(
         ) from error
 
 
-@contextlib.contextmanager
-def _sizes_by_shape(form: nn.Module) -> Iterator[None]:
-    """While tracing, `len(tensor)` in the code of transformers is `tensor.shape[0]`.
-
-    Python's own returns a plain number, which makes the batch a constant (RT-DETR).
-    """
-    names = {type(part).__module__ for part in form.modules()}
-    modules = [sys.modules[name] for name in names if name.startswith("transformers.")]
-    patched = [module for module in modules if not hasattr(module, "len")]
-    for module in patched:
-        vars(module)["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) else builtins.len(value)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del vars(module)["len"]
-
-
 def _export(form: nn.Module, size: tuple[int, int], dynamic: dict[int, Any]) -> ExportedProgram:
-    with torch.no_grad(), contextlib.redirect_stderr(None), _sizes_by_shape(form):
+    with torch.no_grad(), contextlib.redirect_stderr(None), traceable(form):
         return torch.export.export(form, (torch.randn(2, 3, *size),), dynamic_shapes=(dynamic,))
 
 

@@ -117,7 +117,7 @@ def _measured(
     if not teachers and (recorded := recorded_parameters(job.source)):
         found["teacher"] = {"parameters": recorded, "bytes": 4 * recorded}
     rows = [*teachers.values(), student, *forms]
-    if not options.no_compile:
+    if options.compile:
         quick, found["torch.compile"] = compiled(job.source, batch)
         rows = [*teachers.values(), student, *([] if quick is None else [quick]), *forms]
     found["latency"] = latency(rows, batch, options.runs)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from cankd_hf.config.named import hint
 from cankd_hf.errors import InputError
 from cankd_hf.models.finite import named, not_finite
 from cankd_hf.names import FACTS_FILE, RECIPE_FILE, RESULTS_FILE
@@ -52,7 +53,8 @@ def student_files(folder: Path) -> list[Path]:
         InputError: if there is no student, or the weights are not only a student's.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: expected the folder of a saved student, got no folder; check the path")
+        near = hint(str(folder)) or "; check the path"
+        raise InputError(f"{folder}: expected the folder of a saved student, got no folder{near}")
     config, weights = folder / CONFIG_NAME, _weights(folder)
     absent = [name for name, there in ((CONFIG_NAME, config.is_file()), (SAFE_WEIGHTS_NAME, weights)) if not there]
     if absent:

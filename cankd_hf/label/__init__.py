@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
+from cankd_hf.names import TORCHVISION
 
 EXAMPLES = """examples:
   python -m cankd_hf.label runs/camvid_teacher photos --output data/photos
@@ -102,3 +104,8 @@ def check(options: argparse.Namespace) -> None:
             problems.append(f"--threshold: expected a number from 0 to 1, or NAME=NUMBER, got {word!r}")
     if problems:
         raise InputError(problems)
+    if not options.teacher.startswith(TORCHVISION):
+        check_named("teacher", options.teacher, "the folder of a model, a Hub id or torchvision/NAME")
+    for place, name in (("folder", options.folder), ("--labelled", options.labelled)):
+        if name not in (None, "shapes"):
+            check_named(place, name, "a folder, a parquet file or a Hub data set")

@@ -19,6 +19,7 @@ from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from cankd_hf.config.named import hint
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import check_keys, config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
@@ -150,7 +151,7 @@ def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}: expected a local folder with a config.json or a model id on the Hub, got neither "
-            f"({first_line(error)}); check the spelling, or the network"
+            f"({first_line(error)}); check the spelling, or the network{hint(name)}"
         ) from error
 
 

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
+from cankd_hf.names import TORCHVISION
 
 EXAMPLES = """examples:
   python -m cankd_hf.probe runs/student data/camvid
@@ -65,3 +67,8 @@ def check(options: argparse.Namespace) -> None:
     ]
     if problems:
         raise InputError(problems)
+    for place, name in (("checkpoint", options.checkpoint), *(("--beside", name) for name in options.beside)):
+        if not name.startswith(TORCHVISION):
+            check_named(place, name, "the folder of a model, a Hub id or torchvision/NAME")
+    if options.folder != "shapes":
+        check_named("folder", options.folder, "a folder, a parquet file or a Hub data set")

@@ -139,7 +139,7 @@ class _Costing:
         read, again = self.measured.median("read"), self.measured.median("reread")
         if not self.recipe.data.cache or not self.per_epoch or again > read:
             return read
-        return again + (read - again) * min(1.0, self.per_epoch / self.steps)
+        return again + (read - again) * min(1.0, self.per_epoch / max(1, self.steps))
 
     @property
     def live(self) -> float:
@@ -154,7 +154,14 @@ class _Costing:
         training = step * self.steps + more.get("filling", 0.0)
         scoring, disk = self.scoring(), self.disk() + more.get("stored", 0)
         return Choice(
-            name, training / self.steps, training, scoring, self.measured.memory[memory], disk, chosen=chosen, **more
+            name,
+            training / max(1, self.steps),
+            training,
+            scoring,
+            self.measured.memory[memory],
+            disk,
+            chosen=chosen,
+            **more,
         )
 
     def cached(self, views: int, chosen: bool) -> Choice:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from cankd_hf.config.named import check_named, hint
 from cankd_hf.data.common.sources import TaskData
 from cankd_hf.errors import InputError
 from cankd_hf.names import FACTS_FILE
@@ -63,6 +64,7 @@ def saved_task(checkpoint: str) -> type[Task]:
     Raises:
         InputError: if there is no student, or one of no task.
     """
+    check_named(checkpoint, checkpoint, "a saved student")
     place = Path(checkpoint)
     if place.is_dir() and not (place / "config.json").is_file():
         raise InputError(f"{checkpoint}: expected a saved student, found no config.json; name a run or a checkpoint-N")
@@ -70,7 +72,7 @@ def saved_task(checkpoint: str) -> type[Task]:
         config = PretrainedConfig.get_config_dict(checkpoint)[0]
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
-        raise InputError(f"{checkpoint}: expected a saved student, found none: {said}") from error
+        raise InputError(f"{checkpoint}: expected a saved student, found none{hint(checkpoint)}: {said}") from error
     names = config.get("architectures") or ["no class"]
     # A subclass of the user's is known by the Auto class of its base, or by what its trainer recorded.
     known = [names[0], *(config.get("auto_map") or {})]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cankd_hf.data.common.labels import Labels
 
 TINY = 8  # pixels: boxes with a shorter side are below the finest cells of most detectors
 MOST_DRAWN = 500  # boxes of a picture; more hide it, and take minutes
+FEW_HOLD = 8  # images that most classes are in, where a class in one image is odd
 FEW_NAMED = 12  # boxes of a picture whose names are written beside them
 
 
@@ -40,6 +42,7 @@ class Overview:
         self.whole: set[str] = set()
         self.notes: Counter[tuple[str, str]] = Counter()
         self.first: dict[tuple[str, str], str] = {}
+        self.holders: dict[int, str] = {}
 
     def begin(self, split: str, source: AnySource) -> None:
         """Takes what a source knows without decoding images."""
@@ -52,6 +55,12 @@ class Overview:
         """Counts something that is odd about a sample, by its words."""
         self.notes[split, said] += 1
         self.first.setdefault((split, said), name)
+
+    def hold(self, split: str, labels: Iterable[int], name: str) -> None:
+        """Counts an image that holds these classes."""
+        self.holding[split].update(labels)
+        for label in labels:
+            self.holders.setdefault(label, name)
 
     def name(self, label: int) -> str:
         """The name of a class."""
@@ -79,6 +88,7 @@ class Overview:
         ]
         if not self.unit:
             return said
+        said += self._single(sampled)
         if not self.classes:
             said.append(f"no classes: there are no {self.unit} to learn from")
         where = {
@@ -97,6 +107,20 @@ class Overview:
                 lacking.setdefault(text, []).append(self.name(label))
         among = "in what was read, classes" if sampled and not self.whole >= {*counted} else "classes"
         return said + [f"{among} {text}: {', '.join(names)}" for text, names in lacking.items()]
+
+    def _single(self, sampled: bool) -> list[str]:
+        """Classes without names that one image holds: a slip of whoever drew it makes one."""
+        held: Counter[int] = sum(self.holding.values(), Counter())
+        if not held or statistics.median(held.values()) < FEW_HOLD:
+            return []
+        among = " of those read" if sampled else ""
+        values = {label: value for value, label in self.labels.values.items()}
+        return [
+            f"class_{label}{f' (value {values[label]})' if label in values else ''} is in one image alone{among}, "
+            f"{self.holders[label]}: a slip in its labels?"
+            for label, count in held.items()
+            if count == 1 and label in self.holders and self.name(label) == f"class_{label}"
+        ]
 
     # Pictures
 
@@ -142,7 +166,7 @@ class MaskOverview(Overview):
         found = dict(zip(labels.tolist(), counts.tolist(), strict=True))
         void = found.pop(self.labels.ignore_index, 0)
         self.counts[split].update(found)
-        self.holding[split].update(found.keys())
+        self.hold(split, found.keys(), sample.name)
         if not found:
             self.note(split, "a mask that is all void", sample.name)
         elif len(found) == 1 and len(self.labels.id2label) > 1:
@@ -207,6 +231,8 @@ class BoxOverview(Overview):
             self.note(split, "boxes that are left out", text)
         single = found.iscrowd == 0
         sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amin(1) if len(found.boxes) else torch.zeros(0)
+        for text in found.warnings[:1]:
+            self.note(split, "boxes that look wrong", text)
         if not len(found.boxes):
             self.note(split, "no box", sample.name)
         if int(((sides < TINY) & single).sum()):
@@ -214,7 +240,7 @@ class BoxOverview(Overview):
         if split not in self.whole:
             labels = found.classes[single].tolist()
             self.counts[split].update(labels)
-            self.holding[split].update(set(labels))
+            self.hold(split, set(labels), sample.name)
 
     def draw(self, axis: Any, image: np.ndarray, sample: Sample) -> None:
         """The image with its boxes; of a few boxes the names too."""

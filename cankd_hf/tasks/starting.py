@@ -39,8 +39,7 @@ MASKS = Starter(
     "gives each pixel a class",
     {"fpn_channels": "{channels}", "head_channels": "{channels}"},
     pays=(
-        "At equal time a small student alone beat the distilled one on CamVid (40.1 against 38.7 mIoU): first see "
-        "what teacher=null brings with twice the steps.",
+        "At equal time a small student alone beat the distilled one on CamVid (40.1 against 38.7 mIoU).",
         "It pays where the student alone gets no better, or where few images have labels and many have none.",
     ),
 )

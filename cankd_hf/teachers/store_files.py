@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cankd_hf.errors import InputError
+from cankd_hf.models.weight_files import share
 
 HEADER, ASIDE = "header.json", ".partial-"
 MARGIN = 256 << 20  # bytes of disk that are left free
@@ -83,7 +84,7 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
     aside = path.with_name(f"{ASIDE}{path.name}")
     try:
         save_file(tensors, aside, metadata=facts)
-        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for this user alone
+        share(aside)
         with aside.open("rb") as stream:
             os.fsync(stream.fileno())
         aside.replace(path)

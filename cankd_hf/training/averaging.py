@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cankd_hf.errors import InputError
 from cankd_hf.hub.sections import ema_line
+from cankd_hf.models.weight_files import share
 from cankd_hf.names import AVERAGE_FILE, EMA, RAW
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.finite import StepGuard
@@ -93,6 +94,7 @@ class Average:
         """Writes all that a resumed training goes on from."""
         tensors = {name: value.contiguous().clone() for name, value in self.state.items()}
         save_file({**tensors, _UPDATES: self.updates}, file)
+        share(file)
 
     def load(self, file: Path) -> None:
         """Reads it."""

@@ -15,6 +15,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.json_text import to_json
 from cankd_hf.models.finite import named, not_finite
 from cankd_hf.models.unreadable import NOT_LOADED
+from cankd_hf.models.weight_files import share
 from cankd_hf.names import DISTILLER_FILE, MANIFEST_FILE
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.distiller import Distiller
@@ -39,6 +40,7 @@ def save_distillation(folder: Path, state: dict[str, Tensor], teachers: Mapping[
     """Writes connectors, losses and the manifest of the teachers into the folder of a student."""
     if state:
         save_file(state, folder / DISTILLER_FILE, metadata={"format": "pt"})
+        share(folder / DISTILLER_FILE)
     else:  # an earlier objective may have left one
         (folder / DISTILLER_FILE).unlink(missing_ok=True)
     if teachers:

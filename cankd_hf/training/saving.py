@@ -13,6 +13,7 @@ from cankd_hf.data.common.decode import Unusable, WrongLabels
 from cankd_hf.errors import InputError
 from cankd_hf.hub.facts import write_facts
 from cankd_hf.json_text import finite
+from cankd_hf.models.weight_files import share
 from cankd_hf.names import AVERAGE_FILE, EMA, RECIPE_FILE, STATE_FILE
 from cankd_hf.teachers.health import TeacherHealth
 from cankd_hf.training import checkpoint_files as files
@@ -225,6 +226,7 @@ class CheckpointMixin(AveragingMixin):
         check_finite(folder, state)
         folder.mkdir(parents=True, exist_ok=True)
         self.student.save_pretrained(folder, state_dict=dict(state))  # which it empties
+        share(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         if self.recipe is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cankd_hf.commands import command_parser, exit_code
+from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
 
 EXAMPLES = """examples:
@@ -47,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cankd_hf.visualize.session import visualize
-
     if options.count < 1:
         raise InputError(f"--count: expected at least 1, got {options.count}")
+    check_named(options.checkpoint, options.checkpoint, "a folder or a Hub id")
+    from cankd_hf.visualize.session import visualize
+
     output = Path(options.output) if options.output else None
     report = visualize(options.checkpoint, options.overrides, options.images, options.count, options.pixel, output)
     print(f"Look at {report}")

@@ -74,13 +74,13 @@ def open_checkpoint(checkpoint: str, overrides: Sequence[str] = ()) -> OpenedChe
     root = folder.parent if in_run else folder
     data = recipe.data if recipe is not None else _data_beside(folder)
     opened = OpenedCheckpoint(folder, root, facts, task, data, recipe)
-    weights = None if recipe is None else _distiller_file(opened)
+    saved = None if recipe is None else _saved_at(opened)
     if recipe is not None and recipe.phases:
-        recipe, weights = _of_phase(recipe, folder, root)
+        recipe, saved = _of_phase(recipe, folder, root)
         opened.recipe = recipe
     if recipe is not None and recipe.named_teachers():
-        opened.teachers = _teachers(opened, recipe, weights)
-    _add_students(opened, model, weights)
+        opened.teachers = _teachers(opened, recipe, saved)
+    _add_students(opened, model, saved)
     opened.histories = _histories(opened)
     return opened
 
@@ -117,17 +117,10 @@ def _data_beside(folder: Path) -> DataConfig:
     )
 
 
-def _teachers(opened: OpenedCheckpoint, recipe: Recipe, weights: Path | None) -> dict[str, Teacher]:
-    """The teachers; none if the checkpoint has no connectors, or one of them cannot be loaded."""
-    if weights is None:
-        opened.notes.append(
-            f"There is no {DISTILLER_FILE} (its losses have no weights of their own, it is a pushed student, or its "
-            "checkpoints are gone), so nothing connects the student with its teacher: figures that compare them are "
-            "left out."
-        )
-        return {}
+def _teachers(opened: OpenedCheckpoint, recipe: Recipe, saved: Path | None) -> dict[str, Teacher]:
+    """The teachers; none if one of them cannot be loaded."""
     configs, teachers = recipe.named_teachers(), {}
-    manifests = read_json(weights.parent / MANIFEST_FILE)
+    manifests = {} if saved is None else read_json(saved / MANIFEST_FILE)
     for name, config in configs.items():
         if config.fit is not None:
             beside = opened.root / _arm_of(recipe, name).replace(" ", "-")
@@ -155,21 +148,23 @@ def _arm_of(recipe: Recipe, name: str) -> str:
     return "teacher" if len(recipe.named_teachers()) == 1 else f"teacher {name}"
 
 
-def _distiller_file(opened: OpenedCheckpoint) -> Path | None:
-    """Connectors and losses: the checkpoint's own; for a run those of the student's step, else the newest."""
-    if (opened.folder / DISTILLER_FILE).is_file():
-        return opened.folder / DISTILLER_FILE
-    own = opened.folder / f"checkpoint-{opened.facts.run.get('step')}" / DISTILLER_FILE
+def _saved_at(opened: OpenedCheckpoint) -> Path | None:
+    """Where the facts of the teachers, and what connects with them, are: in the folder itself; for a run in the
+    checkpoint of the student's step, else in the newest."""
     newest = get_last_checkpoint(str(opened.folder))
-    if own.is_file() or newest is None:
-        return own if own.is_file() else None
-    file = Path(newest) / DISTILLER_FILE
-    return file if file.is_file() else None
+    own = opened.folder / f"checkpoint-{opened.facts.run.get('step')}"
+    return _taught([opened.folder, own, *([Path(newest)] if newest is not None else [])])
+
+
+def _taught(folders: Sequence[Path]) -> Path | None:
+    """The first folder that was saved with a teacher. Losses without weights of their own leave only its manifest."""
+    names = (DISTILLER_FILE, MANIFEST_FILE)
+    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
 
 
 def _of_phase(recipe: Recipe, folder: Path, root: Path) -> tuple[Recipe, Path | None]:
-    """The recipe with the losses of a phase, and its connectors: of the one that the folder is of, for a whole run of
-    the last one that has any."""
+    """The recipe with the losses of a phase, and where it was saved: of the one that the folder is of, for a whole run
+    of the last one that has any."""
     phases = recipe.phases or []
     names = [f"phase-{number}-{phase.name}" for number, phase in enumerate(phases, 1)]
     own = names.index(root.name) if root.name in names else len(phases) - 1
@@ -177,18 +172,22 @@ def _of_phase(recipe: Recipe, folder: Path, root: Path) -> tuple[Recipe, Path | 
     for index in found:
         place = root if index == own else root / names[index]
         newest = get_last_checkpoint(str(place)) if place.is_dir() else None
-        files = [folder / DISTILLER_FILE if index == own else place / DISTILLER_FILE]
-        files += [Path(newest) / DISTILLER_FILE] if newest is not None and folder == root else []
-        weights = next((file for file in files if file.is_file()), None)
-        distill = part_of(recipe, phases[index]).distill
-        if distill.terms and weights is not None:
-            return replace(recipe, distill=distill, phases=None), weights
+        folders = [folder if index == own else place]
+        folders += [Path(newest)] if newest is not None and folder == root else []
+        saved, distill = _taught(folders), part_of(recipe, phases[index]).distill
+        if distill.terms and saved is not None:
+            return replace(recipe, distill=distill, phases=None), saved
     return replace(recipe, phases=None), None
 
 
-def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, weights: Path | None) -> None:
+def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, saved: Path | None) -> None:
     """Adds the student before, alone and after, as far as available."""
-    recipe, teachers = opened.recipe, opened.teachers
+    recipe, after = opened.recipe, None
+    if recipe is not None and opened.teachers:
+        after = _subject("student after", recipe, model, opened.teachers)
+        if not _load(after, saved, opened):
+            opened.teachers, after = {}, None
+    teachers = opened.teachers
     taps = recipe.student.taps if recipe is not None else "auto"
     if recipe is not None:
         try:
@@ -207,13 +206,7 @@ def _add_students(opened: OpenedCheckpoint, model: PreTrainedModel, weights: Pat
     alone = opened.root / "alone"
     if (alone / "config.json").is_file() and (alone / ARM_FILE).is_file():
         opened.subjects.append(Subject(ALONE, Taps(opened.task.load(alone), taps)))
-    if recipe is None or not teachers or weights is None:
-        opened.subjects.append(Subject("student", Taps(model, taps)))
-        return
-    after = _subject("student after", recipe, model, teachers)
-    assert after.distiller is not None
-    _load(after.distiller, weights, opened)
-    opened.subjects.append(after)
+    opened.subjects.append(after or Subject("student", Taps(model, taps)))
 
 
 def _subject(name: str, recipe: Recipe, model: PreTrainedModel, teachers: dict[str, Teacher]) -> Subject:
@@ -227,9 +220,20 @@ def _subject(name: str, recipe: Recipe, model: PreTrainedModel, teachers: dict[s
     return Subject(name, distiller.taps or Taps(model, recipe.student.taps), distiller)
 
 
-def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None:
-    state = load_file(weights)
+def _load(subject: Subject, saved: Path | None, opened: OpenedCheckpoint) -> bool:
+    """Loads connectors and losses, if they have weights. Returns whether they are as they were trained."""
+    distiller = subject.distiller
+    assert distiller is not None
+    weights = None if saved is None else saved / DISTILLER_FILE
     own_state = {name: value for name, value in distiller.state_dict().items() if not name.startswith("student.")}
+    if weights is None or not weights.is_file():
+        if own_state:
+            opened.notes.append(
+                f"There is no {DISTILLER_FILE} (a pushed student, or its checkpoints are gone), so nothing connects "
+                "the student with its teacher: figures that compare them are left out."
+            )
+        return not own_state
+    state = load_file(weights)
     expected, found = ({(name, *value.shape) for name, value in named.items()} for named in (own_state, state))
     if expected != found:
         odd = sorted({name for name, *_ in expected ^ found})
@@ -239,13 +243,14 @@ def _load(distiller: Distiller, weights: Path, opened: OpenedCheckpoint) -> None
         )
     distiller.load_state_dict(state, strict=False)
     if opened.facts.run.get("phases"):
-        return  # whose steps are those of all of them
+        return True  # whose steps are those of all of them
     step, own = weights.parent.name.removeprefix("checkpoint-"), opened.facts.run.get("step")
     if own is not None and step.isdecimal() and int(step) != own:
         opened.notes.append(
             f"The student is of step {own} (the best), its connectors and losses of step {step}: their checkpoint of "
             f"step {own} is gone."
         )
+    return True
 
 
 def _histories(opened: OpenedCheckpoint) -> dict[str, History]:

@@ -34,6 +34,9 @@ def test_masks_are_counted_drawn_and_given_as_a_section(tmp_path: Path, capsys: 
     (tmp_path / "my föld/train/images/001.jpg").write_bytes(b"")
     found = told(capsys, tmp_path / "my föld", "--output", "seen.png")
     assert (found["labels"], found["task"], found["sampled"]) == ("masks", "segmentation", False)
+    teacher, student = found["recipes"]  # no toy of drawn images
+    assert teacher.startswith("camvid_lite2_teacher ") and student.startswith("camvid_lite0_seg ")
+    assert all("'data.image_size=[64,64]' 'data.crop_size=[64,64]'" in line for line in found["recipes"])
     assert found["splits"] == {"train": {"images": 5, "read": 5}, "validation": {"images": 2, "read": 2}}
     kept = [folders.scene(number)[1] for number in (0, 2, 3, 4)]
     share = np.mean([(labels == 1).mean() for labels in kept])

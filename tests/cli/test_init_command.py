@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from cankd_hf.__main__ import main
@@ -77,13 +79,16 @@ def test_a_person_is_asked_again_where_an_answer_is_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    said = iter(["", "/no/where", "shapes", "flying", "", "toaster", "phone", "none", "many", "0.5"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = iter(["", "/no/where", "shapes", "flying", "", "toaster", "phone", "none", "many", "0.5", "/no/model", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert main(["init", "--no-measure"]) == 0
     recipe = load_recipe("recipe.yaml")
     assert (recipe.task, recipe.data.path, recipe.teacher) == ("segmentation", "shapes", None)
     assert "efficientnet_lite0" in str(recipe.student.backbone) and next(said, None) is None
     shown = capsys.readouterr().out
+    assert "--student: expected a folder with a model" in shown
+    assert "the Hub cannot be reached; give --student" in " ".join(shown.split())
     assert shown.count("--device: expected") == shown.count("--hours: expected") == 1 and "shapes: generated" in shown
 
     def ended(_: str) -> str:
@@ -149,3 +154,28 @@ def test_steps_are_measured_where_the_models_load_and_the_plan_is_printed(
     assert max(len(line) for line in shown.splitlines() if str(tmp_path) not in line) <= 80
     assert main(["init", *words, "--yes", "--force", "--no-measure"]) == 0
     assert "--dry-run measures a step" in capsys.readouterr().out
+
+
+def test_the_student_may_be_named_and_is_asked_for_where_none_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    words = ["--data", "shapes", "--device", "cpu", "--yes"]
+    assert main(["init", "far.yaml", *words, "--teacher", "dinov2-small"]) == 0
+    *_, student, teacher = " ".join(capsys.readouterr().out.split()).split(" - ")
+    assert student.startswith("student.backbone: microsoft/resnet-18 is not here") and "--student FOLDER" in student
+    assert teacher.startswith("teacher.model: facebook/dinov2") and "--teacher FOLDER_OR_ID" in teacher
+    folder = tmp_path / "my student: a"
+    folder.mkdir()
+    cfg = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": cfg}))
+    named = [*words, "--student", str(folder), "--teacher", "none", "--no-measure"]
+    assert main(["init", "near.yaml", *named]) == 0
+    shown, recipe = capsys.readouterr().out, load_recipe("near.yaml")
+    assert recipe.student.backbone == {"pretrained": str(folder), "out_indices": [1, 2, 3, 4]}
+    assert recipe.data.image_mean == [0.5] * 3 and "student.backbone:" not in shown and "teacher=null" not in shown
+    (folder / "config.json").unlink()
+    assert main(["init", "none.yaml", *named]) == 2
+    assert "--student: expected a folder with a model and its config.json" in capsys.readouterr().err

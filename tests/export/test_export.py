@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -13,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import create_conv2d, padding
 from torch import nn
-from transformers import PreTrainedModel
+from torch.export import Dim
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from cankd_hf.errors import InputError
 from cankd_hf.export import checks, main
 from cankd_hf.export.compare import compare
+from cankd_hf.export.patches import same_padding, traceable
 from cankd_hf.export.source import Source, load
 from cankd_hf.models.backbones import load_backbone
 from cankd_hf.models.plain_detectors import suppress
+from cankd_hf.models.students import StudentConfig, build_student
 from cankd_hf.tasks.export_forms import in_order
 
 from ..models.detectors import DETECTORS, detector
@@ -31,7 +36,10 @@ from ..models.test_dino import dino
 onnxruntime = pytest.importorskip("onnxruntime")
 SIZE = ["--size", "160", "192", "--no-latency"]  # no level of a pyramid has but one cell
 # Kinds whose file takes one size in either format, and in one of them.
-ONE_SIZE = {"swin_fpn", "mobilenet_v2", "timm_psp", "rt_detr", "dino"}
+ONE_SIZE = {"swin_fpn", "timm_psp", "rt_detr", "dino"}
+SAME = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [1, 2, 3, 4]}
+BIT = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [32, 32, 64, 64], "depths": [1] * 4}
+BIT |= {"num_groups": 8, "global_padding": "SAME"}
 ONE_SIZE_IN = {"onnx": {"upernet"}, "torch-export": {"timm_aspp"}}
 
 
@@ -74,7 +82,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
     folder = saved(student("resnet_fpn"), tmp_path_factory.mktemp("student"))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main([str(folder), "--runs", "2", "--no-compile"]) == 0
+        assert main([str(folder), "--runs", "2"]) == 0
     return folder, folder / "onnx", printed.getvalue()
 
 
@@ -179,6 +187,38 @@ def test_suppression_keeps_images_and_groups_apart() -> None:
     assert places[0].tolist() == [0, 2, 3] and places[1, :2].tolist() == [1, 3]
 
 
+def test_padding_for_symbols_is_that_of_the_libraries() -> None:
+    from timm.layers.padding import get_same_padding
+
+    for size, kernel, stride, dilation in itertools.product(range(1, 40), (1, 2, 3, 5, 7), (1, 2, 3, 4), (1, 2)):
+        assert same_padding(size, kernel, stride, dilation) == get_same_padding(size, kernel, stride, dilation)
+
+
+def test_any_size_of_a_backbone_that_pads_as_tensorflow_does() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(create_conv2d(3, 3, size, stride=2, padding="same") for size in (3, 5, 3, 5, 3))).eval()
+    sized = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    with traceable(net):
+        program = torch.export.export(net, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(sized,))
+    sides = next(iter(program.graph.output_node().args[0])).meta["val"].shape[2:]
+    assert all(len(str(side)) < 80 for side in sides), sides  # thousands of letters where sizes pile up
+    for size in ((97, 131), (64, 64), (33, 200)):
+        images = torch.randn(1, 3, *size)
+        torch.testing.assert_close(program.module()(images), net(images))
+    assert padding.get_same_padding is not same_padding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("backbone", [SAME, BIT])
+def test_students_that_pad_as_tensorflow_does(backbone: dict[str, Any], format: str, tmp_path: Path) -> None:
+    given = StudentConfig(backbone=backbone, fpn={"fpn_channels": 8, "head_channels": 8})
+    folder = saved(build_student(given, AutoModelForSemanticSegmentation, NAMES, 9), tmp_path / "s")
+    assert main([str(folder), "--format", format, *SIZE]) == 0
+    report = json.loads((folder / format / "export.json").read_text(encoding="utf-8"))
+    assert report["dynamic"] == ["batch", "height", "width"] and report["fixed_because"] is None
+
+
 @pytest.mark.slow
 def test_programs_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(talkative("retinanet_resnet"), tmp_path / "s")
@@ -198,6 +238,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
         ("x", "--dtype", "bfloat16"): "--format torch-export",
         ("x", "--runs", "0"): "--runs: expected at least 1, got 0",
         ("x", "--size", "8", "64"): "--size: expected at least 32 x 32",
+        ("x", "--compile", "--no-latency"): "contradicts --compile",
         ("x", "--output", "model.pt2"): "does not end in .onnx",
     }
     for argv, message in cases.items():

@@ -88,7 +88,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(command, "calibrating", recorded)
-        argv = [str(root / "student"), "--dtype", "fp32", "fp16", "int8", "--runs", "1", "--no-compile"]
+        argv = [str(root / "student"), "--dtype", "fp32", "fp16", "int8", "--runs", "1"]
         assert main([*argv, "--size", "96", "64"]) == 0
     report = json.loads((root / "student" / "onnx" / "export.json").read_text(encoding="utf-8"))
     return root / "student", report, printed.getvalue(), seen

@@ -117,6 +117,23 @@ def test_a_run_gives_all_figures_and_one_page_that_needs_nothing_else(
     assert page.tags.count("h1") == 1 and page.tags.count("main") == 1
 
 
+def test_whoever_reads_the_folder_of_a_run_reads_its_weights(finished: Path) -> None:
+    weights = [*finished.rglob("*.safetensors")]
+    assert {file.name for file in weights} == {"model.safetensors", "distiller.safetensors"}
+    assert all(file.stat().st_mode & 0o666 == file.parent.stat().st_mode & 0o666 != 0o600 for file in weights)
+
+
+def test_losses_without_weights_show_the_teacher_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, distill={"terms": [{"loss": "kl"}]}, baseline=False)
+    assert not [*folder.rglob("distiller.safetensors")]
+    opened = open_checkpoint(str(folder))
+    assert opened.notes == [] and list(opened.teachers) == ["teacher"]
+    assert [subject.name for subject in opened.subjects] == ["student before", "student after"]
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "checkpoint-2/teacher_manifest.json").unlink()
+    assert list(open_checkpoint(str(folder)).teachers) == ["teacher"]  # nothing else is needed of a checkpoint
+
+
 def test_before_and_after_are_the_weights_of_the_run(finished: Path) -> None:
     """Before: what the run began with, connectors too, so that its first loss comes out again."""
     opened = open_checkpoint(str(finished))

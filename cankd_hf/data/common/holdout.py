@@ -1,15 +1,19 @@
 """Parts of the training images that stand in for splits that a set does not have."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.folders import usual_split
+from cankd_hf.data.common.folders import slice_of, usual_split
 
 SEED = 0  # of the shuffle before the training images are cut
+RUN = 20  # images from which on numbers are looked at
+MOST = 200_000  # of more, names are not read again
+_NUMBERED = re.compile(r"(.*?)(\d+)(?:[^\d/]*\.\w+)")  # what comes before the last number of a name, and the number
 ROLES = {"eval": "validation", "test": "test"}
 
 
@@ -66,13 +70,59 @@ def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[
     }
 
 
-def with_held_out(config: DataConfig, size: int, roles: Sequence[str], path: str) -> tuple[DataConfig, str]:
-    """The same section with slices of the training split for `roles`, and what to tell of it."""
+def in_runs(names: Sequence[str], slices: Mapping[str, str]) -> str | None:
+    """A note where names of images are numbered in equal steps, as the frames of films are; None for others.
+
+    Args:
+        names: of the training images, in their order.
+        slices: role -> slice, as `held_out` gives it.
+    """
+    if not RUN <= len(names) <= MOST:
+        return None
+    read = [_NUMBERED.fullmatch(name) for name in names]
+    clips = [one[1] if one else name for one, name in zip(read, names, strict=True)]
+    steps = Counter(
+        int(two[2]) - int(one[2]) for one, two in pairwise(read) if one is not None and two and one[1] == two[1]
+    )
+    if not steps or max(count if step > 0 else 0 for step, count in steps.items()) < 0.6 * len(names):
+        return None
+    starts = [place for place in range(1, len(names)) if clips[place] != clips[place - 1]]
+    bounds = []
+    for text in list(slices.values())[1:]:  # where the shuffled parts begin, at the start of a clip if one is near
+        place = slice_of(text.replace(f"@{SEED}", ""), len(names))[1][0]
+        near = min(starts, key=lambda start: abs(start - place), default=place)
+        bounds.append(near if abs(near - place) <= len(names) / 20 else place)
+    ends = ["", *map(str, bounds), ""]
+    split = next(iter(slices.values())).partition("[")[0]
+    lines = [f"data.{role}_split={split}[{a}:{b}]" for role, (a, b) in zip(slices, pairwise(ends), strict=True)]
+    first, second = (name.rpartition("/")[2] for name in (names[0], names[1]))
+    return (
+        f"images are numbered in runs ({first}, {second}, ...): if they are frames of films, those held out at random "
+        f"have neighbours in training that show the same, and scores are too good; to hold out the last of them "
+        f"instead: {' '.join(lines)}"
+    )
+
+
+def with_held_out(
+    config: DataConfig, size: int, roles: Sequence[str], path: str, names: Sequence[str] = ()
+) -> tuple[DataConfig, list[str]]:
+    """The same section with slices of the training split for `roles`, and what to tell of it.
+
+    Args:
+        config: the `data:` section.
+        size: its training images.
+        roles: what is held out, of `eval` and `test`.
+        path: of the set, for messages.
+        names: of the training images, where they have any.
+    """
     slices = held_out(config.train_split, size, roles, config.holdout)
     parts = " or ".join(ROLES[role] for role in roles)
     lines = ", ".join(f"data.{role}_split={split}" for role, split in slices.items())
     splits: dict[str, Any] = {f"{role}_split": split for role, split in slices.items()}
-    return replace(config, **splits), (
+    said = [
         f"no {parts} split in {path}: a part of {config.train_split} is held out for it, the same in each run, "
         f"as with {lines}"
-    )
+    ]
+    if len(names) == size and (numbered := in_runs(names, slices)):
+        said.append(numbered)
+    return replace(config, **splits), said

@@ -127,6 +127,8 @@ def read_labels(
 def _content(file: Path) -> dict[str, Any]:
     """The content of a labels file, as an object with `id2label`."""
     content = read_json(file, "data.labels", LABELS_LIMIT, unique=True)
+    if content in ([], {}):
+        raise InputError(f"data.labels: {file}: expected the names of the classes, got none; write them, or remove it")
     if isinstance(content, list):
         content = {"id2label": {str(index): name for index, name in enumerate(content)}}
     if not isinstance(content, dict):
@@ -233,8 +235,10 @@ def _contradictions(
         yield (
             f"data.num_labels: expected {counted} as named by {place}, got {config.num_labels}; drop data.num_labels"
         )
-    inverse = content.get("label2id", {name: key for key, name in names.items()})
-    if not isinstance(inverse, dict) or any(inverse.get(name) not in (key, str(key)) for key, name in names.items()):
+    inverse = content.get("label2id", {})
+    given = "label2id" in content
+    odd = not isinstance(inverse, dict) or any(inverse.get(name) not in (key, str(key)) for key, name in names.items())
+    if given and odd:
         yield f"data.labels: {place}: label2id: expected the opposite of its id2label, got {shown(inverse)}"
 
 

@@ -13,7 +13,15 @@ from cankd_hf.data.common.checks import Report, preflight
 from cankd_hf.data.common.dataset import AnySource, ImageDataset, Source, Sources, StreamSource, Transform
 from cankd_hf.data.common.decode import make_decoder
 from cankd_hf.data.common.files import not_a_file
-from cankd_hf.data.common.folders import FolderSource, described, read_split, slice_of, split_folders, usual_split
+from cankd_hf.data.common.folders import (
+    FolderSource,
+    described,
+    read_split,
+    slice_of,
+    split_folders,
+    split_terms,
+    usual_split,
+)
 from cankd_hf.data.common.holdout import lacking, with_held_out
 from cankd_hf.data.common.labels import Labels, read_labels
 from cankd_hf.data.common.leaks import refuse_leaks
@@ -119,6 +127,9 @@ class Generated:
         return self.splits[name]
 
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
 def open_any(
     config: DataConfig,
     generated: Callable[[], SplitCatalog],
@@ -155,7 +166,9 @@ def folder_at(path: str) -> Path:
     """The data folder at an existing path; InputError if it is none."""
     if not os.path.isdir(path):
         kind = not_a_file(Path(path))
-        said = f"{kind}; it is at {path}" if kind else f"the file {path}; give its folder, {Path(path).parent}"
+        packed = path.lower().endswith(ARCHIVES)
+        fix = "unpack it, and give the folder" if packed else f"give its folder, {Path(path).parent}"
+        said = f"{kind}; it is at {path}" if kind else f"the file {path}; {fix}"
         raise InputError(f"data.path: expected a folder, a parquet file or a Hub id, got {said}")
     return Path(path)
 
@@ -201,6 +214,7 @@ def by_role(
             problems += error.problems
             continue
         if isinstance(source, StreamSource):
+            problems += _cut(f"data.{role}_split", wanted)
             result[role] = (source, range(0))
             continue
         limit = config.max_train_samples if role == "train" else config.max_eval_samples
@@ -234,8 +248,9 @@ def settled(config: DataConfig, catalog: SplitCatalog) -> DataConfig:
     size = len(slice_of(config.train_split, len(source))[1])
     if size <= len(roles):  # nothing to cut: the split is missing, which is told below
         return config
-    config, said = with_held_out(config, size, roles, str(config.path))
-    catalog.warnings.append(said)
+    named = isinstance(source, FolderSource) and size == len(source)
+    config, said = with_held_out(config, size, roles, str(config.path), source.rows.names if named else ())
+    catalog.warnings += said
     return config
 
 
@@ -298,8 +313,21 @@ def _unlabelled(
         raise InputError(f"{place}_split: expected a split of {config.unlabelled} ({listed}), got {wanted!r}")
     source = catalog.source(name)
     if isinstance(source, StreamSource):
+        if problems := _cut(f"{place}_split", wanted):
+            raise InputError(problems)
         return source, range(0)
     return source, slice_of(wanted, len(source))[1]
+
+
+def _cut(place: str, wanted: str) -> list[str]:
+    """The problem of a part of a stream, whose images have no numbers."""
+    name, terms = split_terms(wanted)
+    if not any(brackets for _, brackets in terms):
+        return []
+    return [
+        f"{place}: expected a whole split, as no part of a stream can be taken, got {wanted!r}; name {name}, or "
+        "drop streaming"
+    ]
 
 
 def wrap(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
+from cankd_hf.config.named import check_named, hint
 from cankd_hf.data.common.dataset import StreamSource
 from cankd_hf.data.common.decode import Data, Decoder, Sample, Unlabelled, Unusable, make_decoder
 from cankd_hf.data.common.files import not_a_file, outside, shortened
@@ -24,7 +25,8 @@ IMAGE_COLUMNS = ["image", "img", "pixel_values", "picture"]
 def is_table_path(path: str) -> bool:
     """Whether a local path holds parquet files or a saved data set."""
     folder = Path(path)
-    if any(sign in path for sign in "*?[") or folder.suffix == ".parquet":
+    pattern = any(sign in path for sign in "*?[") and not os.path.lexists(path)
+    if pattern or folder.suffix == ".parquet":
         return True
     return _is_saved(folder) or (os.path.isdir(folder) and _holds_parquet(folder))
 
@@ -130,6 +132,7 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
     path = str(config.path)
     streaming = config.streaming
     folder = Path(path)
+    check_named("data.path", path, "a folder, a parquet file or a Hub data set")
     try:
         if _is_saved(folder):
             _check_files([file for file in sorted(folder.rglob("*")) if not os.path.isdir(file)], folder)
@@ -152,7 +155,8 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
     except Exception as error:  # of whatever reads it: pyarrow, pandas, fsspec, the Hub, `datasets` itself
         raise InputError(
             "data.path: expected a folder, a parquet file or a Hub data set, "
-            f"got {path[:200]!r}, which does not open: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"got {path[:200]!r}, which does not open{hint(path)}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
     return _Table(config, tables, need_masks)
 

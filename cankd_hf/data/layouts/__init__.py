@@ -123,6 +123,15 @@ def _telling(name: str) -> bool:
     return (said := meaning(name)) is not None and not said.rest
 
 
+# Files that a set may come in, and what to do with them.
+OTHER_FILES = {
+    (".heic", ".heif", ".avif", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg"): "save its pictures as JPEG or PNG",
+    (".mp4", ".mov", ".avi", ".mkv", ".webm"): "take pictures out of its films: ffmpeg -i FILM -r 1 FOLDER/%06d.jpg",
+    (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"): "unpack its archives",
+    (".npy", ".npz", ".mat", ".h5", ".hdf5", ".tfrecord"): "write its arrays as pictures, or as parquet",
+}
+
+
 def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
     """What to say where no layout fits."""
     wanted = EXPECTED.get(need or "images", "images")
@@ -136,7 +145,9 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
         if task := OTHER_TASKS.get((need or "", found.kinds[0])):
             fix = f"take a recipe with task: {task}, or {fix}"
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
-    return [said, *tree.linked, *tree.notes]
+    endings = {os.path.splitext(name)[1].lower() for names in tree.files.values() for name in names}
+    fixes = [fix for kinds, fix in OTHER_FILES.items() if endings & {*kinds}]
+    return [f"{said}; {', '.join(fixes)}" if fixes else said, *tree.linked, *tree.notes]
 
 
 def _any(tree: Tree, need: str | None) -> Found | None:

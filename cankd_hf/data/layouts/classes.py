@@ -131,7 +131,8 @@ def _of_values(held: Held, root: Path, config: DataConfig) -> tuple[Labels, str]
         return Labels({0: "background", 1: "foreground"}, values={0: 0, VOID: 1}), "0 and 255"
     classes = [value for value in values if value != void and not (value == 0 and config.reduce_labels)]
     said = ", ".join(map(str, classes[:12])) + (", ..." if len(classes) > 12 else "")
-    said = f"the values {said}{f' and {void} (void)' if void in values else ''}"
+    listed = [*([said] if said else []), *([f"{void} (void)"] if void in values else [])]
+    said = f"the values {' and '.join(listed)}"
     if len(classes) < 2:
         raise InputError(
             f"data: expected at least 2 classes in the masks of {root}, got {said}; name the classes of its masks in "

@@ -67,12 +67,17 @@ def paired(
 
 def _few(files: Pairs) -> str:
     """What to say where hardly any image has a mask."""
-    images = ", ".join(stem_of(name) for name, mask in zip(files.images, files.masks, strict=True) if not mask)[:80]
-    masks = ", ".join(map(stem_of, files.stray))[:80]
+    images = _some([name for name, mask in zip(files.images, files.masks, strict=True) if not mask])
+    masks = _some(files.stray)
     return (
         f"expected masks named as their images are, got {files.matched} of {len(files.images)} images with one; the "
         f"others are {images}, masks without an image {masks or 'none'}; rename them, or list them in metadata.jsonl"
     )
+
+
+def _some(files: Sequence[str]) -> str:
+    """The first names of many files, whole."""
+    return ", ".join([*map(stem_of, files[:4]), *(["..."] if len(files) > 4 else [])])
 
 
 def _told(split: str, files: Pairs) -> list[str]:
@@ -84,6 +89,12 @@ def _told(split: str, files: Pairs) -> list[str]:
     if lacking and files.matched:
         first = next(name for name, mask in zip(files.images, files.masks, strict=True) if not mask)
         told.append(f"{split}: {lacking} of {len(files.images)} images have no mask and are left out, first {first}")
+    lossy = [name for name in files.masks if name.lower().endswith((".jpg", ".jpeg"))]
+    if lossy:
+        told.append(
+            f"{split}: {len(lossy)} masks are JPEG files, whose compression changes values along edges, first "
+            f"{lossy[0]}; where classes come out that are none, save masks as PNG"
+        )
     if files.double:
         told.append(f"{split}: {len(files.double)} images share a mask, as they have one stem: {files.double[0]}, ...")
     return told
