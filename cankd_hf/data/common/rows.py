@@ -56,7 +56,7 @@ class Rows(Sequence[Row]):
         return list(range(len(self))) if self.masks is None else self.masks.empty()
 
 
-class _Texts:
+class _Texts(Sequence[str]):
     """Texts in one piece of memory."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -67,7 +67,13 @@ class _Texts:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, index: int) -> str:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         return self.content[self.ends[place] : self.ends[place + 1]].decode("utf-8", "surrogateescape")
 
