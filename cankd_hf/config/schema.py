@@ -232,9 +232,13 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=None if dataclasses.is_dataclass(annotation) else _STRICT)
 
 
-@cache
 def _fields(cls: Any) -> dict[str, Any]:
     """Name and type of every field of a dataclass."""
+    return _hints(cls)
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
