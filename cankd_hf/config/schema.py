@@ -234,11 +234,11 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _fields(cls: Any) -> dict[str, Any]:
     """Name and type of every field of a dataclass."""
-    return _cached_fields(cls)
+    return _hints(cls)
 
 
 @cache
-def _cached_fields(cls: Any) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
