@@ -63,8 +63,7 @@ class FoundSet:
         # without masks there is nothing to decode by classes, which to count might take long
         labels = self.labels if masked else Labels()
         rows, decoder = content.rows, make_decoder(self.config, labels)
-        told = {"no_mask": "there is no mask of its name", "announced": True}
-        source = FolderSource(rows, decoder, masked=masked, **told)
+        source = FolderSource(rows, decoder, masked=masked, no_mask="there is no mask of its name", announced=True)
         if masked and content.drawn is not None:
             source = DrawnSource(rows, decoder, content.drawn)
         return stream_of(source) if self.config.streaming and rows else source
