@@ -269,8 +269,8 @@ def _section(path: str, found: Found | None, seen: Seen, train: Source | None) -
         settings["train_split"] = settings["train_split"] or names[0]
     missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
     if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
-        films = train.rows.names if isinstance(train, FolderSource) else ()
-        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, films)
+        numbered = list(train.rows.names) if isinstance(train, FolderSource) else ()
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, numbered)
         settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
         seen.notes += said
     if seen.shapes:

@@ -248,7 +248,7 @@ def settled(config: DataConfig, catalog: SplitCatalog) -> DataConfig:
     size = len(slice_of(config.train_split, len(source))[1])
     if size <= len(roles):  # nothing to cut: the split is missing, which is told below
         return config
-    named = source.rows.names if isinstance(source, FolderSource) and size == len(source) else ()
+    named = list(source.rows.names) if isinstance(source, FolderSource) and size == len(source) else ()
     config, said = with_held_out(config, size, roles, str(config.path), named)
     catalog.warnings += said
     return config

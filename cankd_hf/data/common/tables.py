@@ -132,7 +132,6 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
     path = str(config.path)
     streaming = config.streaming
     folder = Path(path)
-    check_named("data.path", path, "a folder, a parquet file or a Hub data set")
     try:
         if _is_saved(folder):
             _check_files([file for file in sorted(folder.rglob("*")) if not os.path.isdir(file)], folder)
@@ -149,6 +148,7 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
             _check_files(found)
             tables = dict(datasets.load_dataset("parquet", data_files=path, streaming=streaming))
         else:
+            check_named("data.path", path, "a folder, a parquet file or a Hub data set")
             tables = dict(datasets.load_dataset(path, config.name, revision=config.revision, streaming=streaming))
     except InputError:
         raise
