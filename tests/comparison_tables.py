@@ -2,7 +2,8 @@
 
 `<!-- comparison NAME -->` ... `<!-- end -->` holds the tables of comparisons/NAME.records, `<!-- worth -->` a line for
 each budget of every comparison. Both are read from the `tables.json` that `python -m cankd_hf.compare` writes beside
-the records, also with `--report`: nothing in them is typed by hand.
+the records, also with `--report`: nothing in them is typed by hand. `<!-- logged NAME -->` holds those of runs
+of which only a log was kept, `<!-- again NAME -->` how far the same runs on two machines differ.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 from cankd_hf.compare.records import TABLES_FILE
 from cankd_hf.hub import escape
+from tests.run_logs import again, logged
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISONS = ROOT / "comparisons"
+LOGS = "camvid_gpu.logs"
 NAMED = ("recommended", "default")  # arms that are told of wherever they are
 
 
@@ -40,10 +43,15 @@ def rendered(page: str, known: dict[str, dict[str, Any]]) -> str:
 
     def fill(match: re.Match[str]) -> str:
         kind, _, name = match[1].partition(" ")
-        text = worth(known) if kind == "worth" else known[name]["markdown"].strip()
+        if kind in ("logged", "again"):
+            text = (logged if kind == "logged" else again)(COMPARISONS / LOGS, COMPARISONS / f"{name}.yaml")
+        else:
+            text = worth(known) if kind == "worth" else known[name]["markdown"].strip()
         return f"<!-- {match[1]} -->\n{text}\n<!-- end -->"
 
-    return re.sub(r"<!-- (comparison \w+|worth) -->\n(?:.*?\n)??<!-- end -->", fill, page, flags=re.DOTALL)
+    return re.sub(
+        r"<!-- (comparison \w+|(?:logged|again) \w+|worth) -->\n(?:.*?\n)??<!-- end -->", fill, page, flags=re.DOTALL
+    )
 
 
 def worth(known: dict[str, dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cankd_hf.errors import InputError, Problem
@@ -61,6 +62,8 @@ def check_keys(values: Iterable[str], config: PretrainedConfig, place: str) -> N
     # Not every setting is stored: a pyramid's configuration leaves out those of the tasks it is not for.
     settings = set(inspect.signature(type(config).__init__).parameters) - {"self", "kwargs"}
     known = set(config.to_dict()) | set(config.attribute_map) | settings | COMMON_KEYS
+    if isinstance(config, BackboneConfigMixin):
+        known.add("stage_names")  # a timm model writes those it has into its configuration, which is saved with them
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise InputError(

@@ -10,6 +10,7 @@ import pytest
 
 from cankd_hf.compare.records import TABLES_FILE
 from cankd_hf.compare.report import write
+from tests import run_logs
 from tests.comparison_tables import COMPARISONS, found, pages, rendered, worth
 
 from .fake import ARMS, World, compared, planner
@@ -55,6 +56,24 @@ def test_the_committed_pages_are_up_to_date() -> None:
     for path in pages():
         text = path.read_text(encoding="utf-8")
         assert rendered(text, known) == text, f"{path.name}: run python -m tests.comparison_tables"
+
+
+def test_a_log_is_told_by_arm_and_seed_without_filling_gaps(tmp_path: Path) -> None:
+    line = "9 s: camvid_priced: {}, seed {}: {} steps, {}, 5 s ({{}})\n"
+    alone, own = [0.30, 0.32, 0.31, 0.30, 0.32], [0.33, 0.35, 0.34, 0.33, 0.35]
+    for name, shift in (("first.txt", 0.0), ("second.txt", 0.01)):
+        text = "".join(line.format("alone, 400 steps", n + 1, 400, score + shift) for n, score in enumerate(alone))
+        text += "".join(line.format("cankd, 400 steps", n + 1, 400, score + shift) for n, score in enumerate(own[:3]))
+        text += line.format("cankd, 300 steps", 1, 300, 0.9).replace("camvid_priced", "another")
+        (tmp_path / name).write_text(text)
+    runs = run_logs.scores_of(tmp_path / "first.txt", "camvid_priced")
+    told = run_logs.table("400 steps", runs, ["alone", "cankd"])
+    assert "| alone | 400 | 30.0 32.0 31.0 30.0 32.0 | 31.0 |  |  |" in told
+    assert r"| cankd | 400 | 33.0 35.0 34.0 - - | 34.0 | +3.0 \[+3.0, +3.0\], 3 seeds |" in told
+    cost, twice = "cost of 400 steps of cankd, priced", run_logs.again(tmp_path, Path("camvid_priced.yaml"))
+    assert run_logs.of_arm(runs, "cankd", cost) == run_logs.of_arm(runs, "cankd", "400 steps")
+    assert not run_logs.of_arm(runs, "alone", cost)
+    assert twice.startswith("8 of the runs") and "+1.0 points on average" in twice
 
 
 @pytest.mark.parametrize("name", found())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_a_configuration_for_a_neck_asks_for_the_last_stage(tmp_path: Path) -> N
     assert backbone_config("timm/test_resnet").out_indices == [-1]
 
 
+def test_the_saved_configuration_of_a_timm_model_is_read_again_with_random_weights(tmp_path: Path) -> None:
+    load_backbone(TIMM).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["stage_names"]  # written by the model, and no field of its configuration
+    assert load_backbone(saved).config.stage_names == saved["stage_names"]
+
+
 def test_weights_that_are_missing_are_listed(tmp_path: Path) -> None:
     load_backbone(RESNET).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -129,6 +137,7 @@ def test_weights_that_are_missing_are_listed(tmp_path: Path) -> None:
         ({"model_type": "vit"}, "Backbone class"),
         ({**RESNET, "depth": [1]}, "backbone.depth: no such key for resnet; did you mean depths"),
         ({**RESNET, "depths": "many"}, "'depths'"),
+        ({**TIMM, "stage_name": []}, "stage_name: no such key for timm_backbone; did you mean stage_names"),
         ({**RESNET, "out_indices": [9]}, "out_indices"),
         ({"model_type": "timm_backbone", "backbone": "resnot18"}, "Unknown model"),
         ({"model_type": "timm_backbone"}, "cannot be built"),
