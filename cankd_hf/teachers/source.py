@@ -1,9 +1,11 @@
 """Sources of the teacher outputs for a batch: computed on the fly, or read from storage."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from torch import Tensor
+from torch.func import functional_call
 
 from cankd_hf.data.common.batch import TEACHER_VIEW, Batch
 from cankd_hf.teachers.teacher import Teacher, TeacherOutput
@@ -31,12 +33,11 @@ class LiveTeachers:
 def asked(teacher: Teacher, images: Tensor) -> TeacherOutput:
     """The outputs of a teacher for images, on their device, wherever its weights are.
 
-    One that is offloaded is moved to the device of the images and back; one that is elsewhere computes there.
+    One that is offloaded computes on the device of the images with a copy of its weights, which is dropped after it;
+    one that is elsewhere computes there.
     """
     if not teacher.config.offload:
         return teacher(images.to(teacher.device)).to(images.device)  # type: ignore[no-any-return]
-    teacher.to(images.device)
-    try:
-        return teacher(images)  # type: ignore[no-any-return]
-    finally:
-        teacher.to("cpu")
+    resting = itertools.chain(teacher.named_parameters(), teacher.named_buffers())
+    there = {name: tensor.to(images.device) for name, tensor in resting}
+    return functional_call(teacher, there, (images,))  # type: ignore[no-any-return]

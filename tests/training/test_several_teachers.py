@@ -46,20 +46,20 @@ def test_where_the_weights_of_a_teacher_are_changes_no_number(config: dict[str, 
 
 
 def test_an_offloaded_teacher_is_on_the_device_only_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, moves = placed(offload=True), []
-    monkeypatch.setattr(type(made), "to", lambda self, device: moves.append(str(device)) or self)
-    monkeypatch.setattr(type(made), "forward", lambda self, images: moves.append("forward") or TeacherOutput([]))
-    asked(made, torch.zeros(1, 3, 28, 28))
-    assert moves == ["cpu", "forward", "cpu"]  # the first is the device of the images
-    moves.clear()
+    """A copy of its weights is there, and dropped; those in main memory stay as they are, even if it fails."""
+    made, places = placed(offload=True), []
+    before = {name: tensor.data_ptr() for name, tensor in made.state_dict().items()}
 
-    def broken(self: Teacher, images: Tensor) -> TeacherOutput:
+    def forward(self: Teacher, images: Tensor) -> TeacherOutput:
+        places.append({tensor.device.type for tensor in (*self.parameters(), *self.buffers())})
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(type(made), "forward", broken)
-    with pytest.raises(RuntimeError):
-        asked(made, torch.zeros(1, 3, 28, 28))
-    assert moves == ["cpu", "cpu"]
+    monkeypatch.setattr(type(made), "forward", forward)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asked(made, torch.zeros(1, 3, 28, 28, device="meta"))
+    assert places == [{"meta"}]
+    assert {name: tensor.data_ptr() for name, tensor in made.state_dict().items()} == before
+    assert {tensor.device.type for tensor in (*made.parameters(), *made.buffers())} == {"cpu"}
 
 
 def test_each_of_several_teachers_has_its_projection_where_channels_agree_too(tmp_path: Path) -> None:
