@@ -307,10 +307,12 @@ def shape_lines(seen: Seen) -> list[str]:
 def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
     """What a recipe's data is, in two lines, for a dry run, which has loaded it."""
     path, kind = str(recipe.data.path), task.label_kind
-    layout = _named(path)
+    layout, wanted = _named(path), ""
     if _is_plain_folder(path):
         try:
-            layout = look(Path(path), None if kind == "images" else kind).layout
+            found = look(Path(path), None if kind == "images" else kind)
+            layout, other = found.layout, kind != "images" and kind != found.kinds[0]
+            wanted = f" --task {kind}" if other else ""
         except InputError as error:  # its labels are not read: the recipe learns without
             logger.info("data: %s", error)
     splits = ", ".join(
@@ -319,7 +321,9 @@ def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
     names = data.facts["classes"] if kind != "images" else []
     classes = f"; {len(names)} classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
     said = f"data: {layout}, {kind} in {path}: {splits}{classes}"
-    return [said] if path == "shapes" else [said, f"pictures and problems of it: cankd data {shlex.quote(path)}"]
+    return (
+        [said] if path == "shapes" else [said, f"pictures and problems of it: cankd data {shlex.quote(path)}{wanted}"]
+    )
 
 
 def _is_plain_folder(path: str) -> bool:
