@@ -17,7 +17,8 @@ from cankd_hf.config.reading import load_data_config
 from cankd_hf.data.common.dataset import ImageDataset, Source, StreamSource
 from cankd_hf.data.common.folders import SPLIT_NAMES, FolderSource
 from cankd_hf.data.common.hashes import hashes_of
-from cankd_hf.data.common.sources import by_role, find_split, open_set
+from cankd_hf.data.common.opening import open_set
+from cankd_hf.data.common.sources import by_role, find_split
 from cankd_hf.errors import InputError
 from cankd_hf.tasks import TASKS, Task
 

@@ -16,7 +16,8 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.dataset import Transform
 from cankd_hf.data.common.mixing import paste
-from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData, open_set
+from cankd_hf.data.common.opening import SplitCatalog, open_set
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.features.load import load_images
 from cankd_hf.errors import InputError
 from cankd_hf.names import INSTALL

@@ -17,7 +17,8 @@ from cankd_hf.data.classification.load import load_classification, open_classes
 from cankd_hf.data.classification.transforms import ClassEvalTransform, classification_collate
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
+from cankd_hf.data.common.opening import SplitCatalog
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.common.targets import NO_CLASS
 from cankd_hf.metrics.classification import class_rows, class_scores, confusion_of, probabilities
 from cankd_hf.models.students import build_student, load_student

@@ -16,7 +16,8 @@ from cankd_hf.config.data import DataConfig, DepthConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
+from cankd_hf.data.common.opening import SplitCatalog
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.depth.expected import depth_problem
 from cankd_hf.data.depth.load import load_depth, open_depth
 from cankd_hf.data.segmentation.collate import segmentation_collate

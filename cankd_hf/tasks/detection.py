@@ -28,7 +28,8 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData
+from cankd_hf.data.common.opening import SplitCatalog
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.detection.collate import detection_collate, original_objects, original_sizes, without_crowds
 from cankd_hf.data.detection.expected import objects_problem
 from cankd_hf.data.detection.load import load_detection, open_objects

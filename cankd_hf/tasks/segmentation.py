@@ -16,7 +16,8 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.data.common.batch import takes_bytes
 from cankd_hf.data.common.dataset import Transform
-from cankd_hf.data.common.sources import ROLES, SplitCatalog, TaskData, open_set
+from cankd_hf.data.common.opening import SplitCatalog, open_set
+from cankd_hf.data.common.sources import ROLES, TaskData
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.expected import mask_problem
 from cankd_hf.data.segmentation.load import load_segmentation

@@ -15,18 +15,9 @@ from cankd_hf.data.common.decode import Sample, Unlabelled, WrongLabels, make_de
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import FolderSource, described, metadata_keys, read_split
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.opening import Folder, Generated, SplitCatalog, open_any, without_meaning
 from cankd_hf.data.common.rows import Rows
-from cankd_hf.data.common.sources import (
-    ROLES,
-    Folder,
-    Generated,
-    SplitCatalog,
-    TaskData,
-    by_role,
-    open_any,
-    without_meaning,
-    wrap,
-)
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, wrap
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import labels_file, open_table
 from cankd_hf.data.common.targets import ClassId

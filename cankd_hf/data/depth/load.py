@@ -12,18 +12,9 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import AnySource
 from cankd_hf.data.common.folders import FILE_NAME, FolderSource, described, metadata_keys, read_split
 from cankd_hf.data.common.labels import Labels
+from cankd_hf.data.common.opening import Folder, Generated, SplitCatalog, open_any, without_meaning
 from cankd_hf.data.common.rows import Rows
-from cankd_hf.data.common.sources import (
-    ROLES,
-    Folder,
-    Generated,
-    SplitCatalog,
-    TaskData,
-    by_role,
-    open_any,
-    without_meaning,
-    wrap,
-)
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, wrap
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import holds_images, open_table
 from cankd_hf.data.depth.decode import depth_decoder

@@ -16,22 +16,9 @@ from cankd_hf.data.common.decode import Sample, make_decoder
 from cankd_hf.data.common.files import shortened
 from cankd_hf.data.common.folders import described, read_split
 from cankd_hf.data.common.labels import Labels, read_labels
+from cankd_hf.data.common.opening import Folder, SplitCatalog, folder_at, open_set, without_meaning
 from cankd_hf.data.common.rows import Rows
-from cankd_hf.data.common.sources import (
-    ROLES,
-    ROWS,
-    UNLABELLED,
-    Folder,
-    SplitCatalog,
-    TaskData,
-    by_role,
-    find_split,
-    folder_at,
-    open_set,
-    split_of,
-    without_meaning,
-    wrap,
-)
+from cankd_hf.data.common.sources import ROLES, ROWS, UNLABELLED, TaskData, by_role, find_split, split_of, wrap
 from cankd_hf.data.common.streams import stream_of
 from cankd_hf.data.common.tables import TableSource, is_table_path, labels_file, open_table
 from cankd_hf.data.detection.annotated import AnnotatedSource, with_objects

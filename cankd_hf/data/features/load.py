@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.dataset import ImageDataset, StreamSource
-from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, open_set, without_meaning, wrap
+from cankd_hf.data.common.opening import open_set, without_meaning
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, find_split, wrap
 from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.sources import ROLES, TaskData, by_role, open_set, without_meaning, wrap
+from cankd_hf.data.common.opening import open_set, without_meaning
+from cankd_hf.data.common.sources import ROLES, TaskData, by_role, wrap
 from cankd_hf.data.layouts.catalog import FoundSet
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import EvalTransform, TrainTransform
