@@ -72,6 +72,7 @@ class Forked:
 def _run(words: list[str], cwd: str, settings: dict[str, str], out: str, err: str) -> None:
     """The fork's own part: what `python WORDS` does."""
     gc.freeze()  # as in conftest
+    multiprocessing.set_start_method(None, force=True)  # its own workers start as those of any process
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
