@@ -114,7 +114,7 @@ def _plain(batches: list[Batch], classes: int) -> dict[str, float]:
         truth.createIndex()
         guessed = truth.loadRes(records)
         for by_class in (1, 0):
-            run = evaluator(truth, guessed)
+            run = evaluator(truth, guessed, iouType="bbox")
             run.params.useCats = by_class
             run.evaluate()
             run.accumulate()

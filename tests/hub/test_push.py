@@ -17,7 +17,8 @@ from .stand_in import TOKEN, Hub, problems
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "distillation.json", "README.md"}
 CODE = {f"{name}_cankd_fpn.py" for name in ("configuration", "deformable", "levels", "modeling")}
-DETECTOR_CODE = {f"{name}_cankd_fpn.py" for name in ("conventions", "detection_heads", "cascade", "fcos", "reppoints")}
+HEADS = ("conventions", "detection_heads", "cascade", "fcos", "prototypes", "reppoints")
+DETECTOR_CODE = {f"{name}_cankd_fpn.py" for name in HEADS}
 DETECTOR_CODE.add("modeling_cankd_fpn_detection.py")
 FORBIDDEN = re.compile(r"optimizer|scheduler|scaler|rng_state|trainer_state|training_args|distiller|teacher_manifest")
 

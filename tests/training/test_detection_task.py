@@ -170,5 +170,6 @@ def test_evaluating_what_has_no_labelled_score_is_refused(
 ) -> None:
     if content:
         (tmp_path / "recipe.yaml").write_text(content)
+        (tmp_path / "config.json").write_text("{}")
     assert evaluate.main([str(tmp_path), "data.path=shapes"]) == 2
     assert said in capsys.readouterr().err

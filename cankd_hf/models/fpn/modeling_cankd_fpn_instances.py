@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES
 
-from .configuration_cankd_fpn import FPNConfig
 from .detection_heads_cankd_fpn import Boxes, FCOSDetector
 from .masks_cankd_fpn import CascadeMaskRCNNDetector, MaskBranch, MaskRCNNDetector
 from .modeling_cankd_fpn_detection import FPNForObjectDetection, FPNObjectDetectionOutput
@@ -133,4 +131,3 @@ class FPNForInstanceSegmentation(FPNForObjectDetection):
 
 
 FPNForInstanceSegmentation.register_for_auto_class("AutoModelForInstanceSegmentation")
-MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES[FPNConfig.model_type] = "FPNForInstanceSegmentation"  # for pipelines
