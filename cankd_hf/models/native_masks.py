@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_INSTANCE_SEGMENTATI
 
 from cankd_hf.errors import InputError
 from cankd_hf.models.detr_num_boxes import patch_detr_num_boxes, patch_num_masks
+from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
 
 # Families whose queries are masks alone: they take `mask_labels` and `class_labels`, and a box is that of its mask.
 UNIVERSAL = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
@@ -65,7 +66,7 @@ def auto_class(model_type: str | None) -> Any:
             f"{', '.join(NATIVE)}"
         )
     known = MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES.keys() - UNIVERSAL
-    ours = model_type is None  # a backbone with one of our heads
+    ours = model_type in (None, FPNConfig.model_type)  # None: a backbone with one of our heads
     return AutoModelForInstanceSegmentation if ours or model_type in known else AutoModelForUniversalSegmentation
 
 
