@@ -107,18 +107,21 @@ def pieces(number: int = 8) -> blocks.Cut:
 
 
 def test_after_an_error_no_piece_begins_and_none_is_left_running() -> None:
-    begun, ended = [], []
+    begun, ended, failed = [], [], threading.Event()
 
     def work(piece: blocks.Piece, _: Any) -> None:
         begun.append(piece.number)
+        if piece.number == 0:
+            ended.append(piece.number)
+            failed.set()
+            raise ZeroDivisionError("piece 0")
+        failed.wait(60)  # however late the first one is, the others begin after it has failed
         time.sleep(0.02)
         ended.append(piece.number)
-        if piece.number == 0:
-            raise ZeroDivisionError("piece 0")
 
     with pytest.raises(ZeroDivisionError, match="piece 0"):
-        blocks.run(pieces(), work)
-    assert sorted(begun) == sorted(ended) and len(begun) < 8
+        blocks.run(pieces(200), work)
+    assert sorted(begun) == sorted(ended) and len(begun) < 200
 
 
 @pytest.mark.parametrize("failing", ["_pool", "submit"])
