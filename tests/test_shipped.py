@@ -47,6 +47,7 @@ def test_the_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) 
     assert all(file.stem in listed for file in shipped_files("recipe")) and "Five minutes from nothing" in listed
     assert main(["show", "quickstart"]) == 0 and capsys.readouterr().out == QUICKSTART.read_text()
     assert main(["--comparisons"]) == 0 and "bccd" in capsys.readouterr().out
+    assert main(["quickstart"]) == 0 and capsys.readouterr().out == QUICKSTART.read_text()
     assert main(["show", "nothing"]) == 2 and "`cankd recipes` lists them" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["show"])

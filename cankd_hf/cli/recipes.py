@@ -22,7 +22,7 @@ exit codes: 0 done, 2 there is no such recipe"""
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
     made = command_parser("recipes", "List the recipes that come with the package, or print one.", EXAMPLES)
-    made.add_argument("action", nargs="?", choices=["list", "show"], default="list", help="default: list")
+    made.add_argument("action", nargs="?", metavar="list|show", default="list", help="default: list")
     made.add_argument("name", nargs="?", help="of the recipe to print")
     made.add_argument("--comparisons", action="store_true", help="the files of the compare command instead")
     return made
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     made = parser()
     options = made.parse_args(argv)
+    if options.action not in ("list", "show") and options.name is None:  # the name alone
+        options.action, options.name = "show", options.action
     if (options.action == "show") != (options.name is not None):
         made.error("name a recipe to show: cankd recipes show NAME")
     return exit_code(lambda: _run(options))
