@@ -211,7 +211,8 @@ def readable(text: str) -> str:
 def next_steps(seen: Seen) -> list[str]:
     """Commands that train on this set: `cankd init`, and the shipped recipes that fit it."""
     found = (f"  cankd train {recipe}" for recipe in fitting_recipes(seen))
-    return ["What to do next:", f"  cankd init --data {shlex.quote(seen.path)}", *found]
+    named = f" --task {seen.task.name}" if seen.asked_for else ""
+    return ["What to do next:", f"  cankd init --data {shlex.quote(seen.path)}{named}", *found]
 
 
 def fitting_recipes(seen: Seen) -> list[str]:

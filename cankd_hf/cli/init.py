@@ -311,7 +311,8 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     teacher = answers.model or "no teacher"
     stored = ", whose answers are stored" if answers.cached else ""
     recipe = shlex.quote(str(file))
-    print(f"  1. look at the data:  cankd data {shlex.quote(seen.path)}")
+    named = f" --task {seen.kind}" if seen.asked_for else ""
+    print(f"  1. look at the data:  cankd data {shlex.quote(seen.path)}{named}")
     print(f"  2. dry run:           cankd train {recipe} --dry-run")
     print(f"  3. train:             cankd train {recipe}")
     print(f"     {answers.steps:,} steps; {teacher}{stored}")

@@ -89,6 +89,11 @@ class Seen:
         """Whether there are images that were not decoded."""
         return any(self.read.get(name, 0) < size for name, size in self.sizes.items())
 
+    @property
+    def asked_for(self) -> bool:
+        """Whether other labels are looked at, and learned from, where none are named."""
+        return bool(self.kinds) and self.kind != self.kinds[0]
+
 
 def look_at(path: str, kind: str | None, limit: int) -> Seen:
     """Looks at a data set.

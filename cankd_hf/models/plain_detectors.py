@@ -44,12 +44,21 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
 
 
-def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of `[B, n]` and their indices, padded with the score `ABSENT` and index 0 where n is
+def best(scores: Tensor, count: int, absent: float = ABSENT) -> tuple[Tensor, Tensor]:
+    """The `count` best of `[B, n]` and their indices, padded with the score `absent` and index 0 where n is
     smaller."""
-    padded = F.pad(scores, (0, count), value=ABSENT)
+    padded = F.pad(scores, (0, count), value=absent)
     values, places = padded.topk(count, dim=1)
-    return values, torch.where(values == ABSENT, torch.zeros_like(places), places)
+    return values, torch.where(values == absent, torch.zeros_like(places), places)
+
+
+def best_in_order(scores: Tensor, count: int, absent: float = ABSENT) -> tuple[Tensor, Tensor]:
+    """As `best`, and of equal scores the first comes first, which `topk` alone leaves open: in float64, each score is
+    lowered by less than float32 resolves."""
+    padded = F.pad(scores, (0, count), value=absent)
+    places = (padded.double() - torch.arange(padded.shape[1]) * 1e-14).topk(count, dim=1).indices
+    values = padded.gather(1, places)
+    return values, torch.where(values == absent, torch.zeros_like(places), places)
 
 
 def suppress(
@@ -75,7 +84,7 @@ def suppress(
         torch.cat([moved.flatten(0, 1)[present], spare]), torch.cat([flat[present], flat.new_zeros(2)]), overlap
     )
     mask = F.pad(torch.zeros_like(flat), (0, 2)).scatter(0, places[kept], 1.0)[:-2].reshape(scores.shape)
-    return best(torch.where(mask > 0, scores, ABSENT), limit)
+    return best_in_order(torch.where(mask > 0, scores, ABSENT), limit)
 
 
 def rows_of(values: Tensor, places: Tensor) -> Tensor:
@@ -231,7 +240,9 @@ class FasterRCNNForm(DetectorForm):
             objectness = objectness.float().permute(0, 2, 3, 1).flatten(1)
             deltas = deltas.float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
             count = rpn.pre_nms_top_n()
-            values, places = best(objectness.sigmoid(), count)
+            # Ordered by logits, as in torchvision: the probabilities of a trained head are often 1, all alike.
+            values, places = best_in_order(objectness, count, -math.inf)
+            values = torch.where(values > -math.inf, values.sigmoid(), ABSENT)
             decoded = rpn.box_coder.decode_single(rows_of(deltas, places).flatten(0, 1), anchors[places.flatten()])
             decoded = clip(decoded.reshape(-1, count, 4), size)
             big = (decoded[..., 2:] - decoded[..., :2] >= rpn.min_size).all(dim=-1)

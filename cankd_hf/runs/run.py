@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -307,7 +308,7 @@ class _Session:
             return
         from cankd_hf.runs.page import Page, write_page  # matplotlib: only where it draws
 
-        device = training_args(self.recipe, Path(report.output_dir), **SCORE_ONLY).device
+        device = PartialState().device  # new arguments would reset the state that other students still train with
         there = [arm for arm in reversed(report.arms) if Path(arm.folder).is_dir()]
         models: dict[str, Any] = {arm.name: self.task.load(arm.folder).to(device) for arm in there}  # type: ignore[arg-type]
         self.task.picture(self.scored_set, models, Path(report.output_dir) / PICTURE_FILE, self.recipe.data)

@@ -46,14 +46,17 @@ def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: C
 
 def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
     """Images spread over the recipe's test split, else its validation split. Raises InputError if it is unreadable."""
-    role = "test" if recipe.data.test_split is not None else "eval"
     config = replace(recipe.data, check="none", cache=False, on_error="skip")
     try:
-        data = TASKS[recipe.task].from_data(config, labelled=recipe.distill.task_weight > 0, splits=(role,))[1]
+        data = TASKS[recipe.task].from_data(config, labelled=recipe.distill.task_weight > 0, splits=("eval", "test"))[
+            1
+        ]
     except InputError as error:
         hint = "no --images were given and the recipe's own data cannot be read; give --images, or data.path=..."
         raise InputError([*error.problems, hint]) from error
-    dataset = data.test if role == "test" else data.eval
+    dataset = data.test if data.test is not None else data.eval
+    if dataset is None:
+        raise InputError("data: expected a split to show, found none; give --images, or name it with data.test_split")
     if not isinstance(dataset, ImageDataset):  # a stream has neither names nor a length
         values = [sample["pixel_values"] for sample in sample_evenly(dataset, count)]
         return [

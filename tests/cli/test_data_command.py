@@ -13,6 +13,7 @@ from PIL import Image
 from cankd_hf.__main__ import main
 from cankd_hf.config.plain_yaml import parse_yaml
 from cankd_hf.runs.recipe import load_recipe
+from tests.instances.folders import write_instances
 from tests.layouts import box_folders, folders
 
 
@@ -115,3 +116,15 @@ def test_what_is_not_there_or_of_another_kind_is_refused(tmp_path: Path, capsys:
     with pytest.raises(SystemExit) as error:
         main(["data", str(tmp_path / "set"), "--limit", "0"])
     assert error.value.code == 2
+
+
+def test_what_to_do_next_keeps_the_labels_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_instances(tmp_path / "set")
+    for task, named in (("boxes", ""), ("instances", " --task instance-segmentation")):
+        assert main(["data", str(folder), "--task", task, "--limit", "1"]) == 0
+        assert f"cankd init --data {folder}{named}\n" in capsys.readouterr().out
+    words = ["init", str(tmp_path / "a.yaml"), "--data", str(folder), "--task", "instance-segmentation"]
+    assert main([*words, "--yes", "--no-measure"]) == 0
+    assert f"cankd data {folder} --task instances\n" in capsys.readouterr().out

@@ -21,12 +21,15 @@ from cankd_hf import train, visualize
 from cankd_hf.config.data import DataConfig
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule
+from cankd_hf.runs.recipe import load_recipe
 from cankd_hf.tasks import DetectionTask
 from cankd_hf.visualize.checkpoint import open_checkpoint
-from cankd_hf.visualize.images import Picture, padded
+from cankd_hf.visualize.images import Picture, padded, pictures_of_recipe
+from tests.instances.folders import write_instances
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 RESNET |= {"layer_type": "basic", "out_indices": [1, 2]}  # two levels: half the panels to draw
+INSTANCES = str(Path(__file__).resolve().parents[2] / "recipes" / "instance_quickstart.yaml")
 KINDS = ["attention", "difference", "heat", "pca"]
 
 
@@ -249,6 +252,15 @@ def test_bad_input_is_one_message(
     assert visualize.main([str(finished), *words, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_test_split_the_validation_split_is_shown(tmp_path: Path) -> None:
+    """As it is scored: a recipe's `test_split` counts where the set has one."""
+    words = [f"data.path={write_instances(tmp_path / 'set')}", "data.image_size=[32, 48]"]
+    found = pictures_of_recipe(load_recipe(INSTANCES, words), 2)
+    assert [picture.name for picture in found] == ["val/0.png", "val/1.png"]
+    words = ["data.path=shapes", "data.generated={train: 2, validation: 2, test: 1, size: 64}"]
+    assert len(pictures_of_recipe(load_recipe(INSTANCES, words), 2)) == 1
 
 
 def test_no_student_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

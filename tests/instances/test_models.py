@@ -18,6 +18,7 @@ from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetecti
 from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.partly_labelled import run_labelled
+from cankd_hf.models.plain_detectors import best_in_order
 from cankd_hf.models.torchvision_teachers import TorchvisionNet
 from cankd_hf.tasks import InstanceSegmentationTask, task_for
 from cankd_hf.tasks.instance_outputs import in_boxes, in_picture
@@ -249,3 +250,23 @@ def test_a_student_starts_from_torchvisions_mask_rcnn() -> None:
     x = torch.randn(2, 256, 14, 14)
     with torch.no_grad():
         assert torch.equal(model.head.mask_branch.head(x), theirs.roi_heads.mask_head(x))
+
+
+def test_an_exported_form_breaks_ties_as_the_model_does() -> None:
+    """Anchors have equal logits where no channel is active: which of them are proposed must not be left open."""
+    model = student("faster_rcnn").eval()
+    head = model.head.rpn.head
+    torch.nn.init.zeros_(head.cls_logits.weight)
+    model.head.rpn._pre_nms_top_n["testing"] = 40
+    images, _ = pictures(64, 96)
+    form = InstanceSegmentationTask.export_form(model, (64, 96))
+    wanted = form.expected(model, images)
+    with torch.no_grad():
+        got = list(form.module(images))
+    assert (wanted[0] > 0).any()
+    result = form.compare(wanted, got, [2, 3, 64, 96], exact=True)
+    assert result.passed, result
+    values, places = best_in_order(torch.tensor([[0.5, 9.0, 0.5, 9.0, 0.5]]), 4)
+    assert places.tolist() == [[1, 3, 0, 2]] and values.tolist() == [[9.0, 9.0, 0.5, 0.5]]
+    values, places = best_in_order(torch.tensor([[-1.0, 0.5]]), 3)
+    assert places.tolist() == [[1, 0, 0]] and values.tolist() == [[0.5, -1.0, -1.0]]

@@ -28,6 +28,7 @@ def test_which_splits_are_held_out() -> None:
     assert lacking(DataConfig(path="x", eval_split="vall", test_split="train[:9]"), ["train"]) == ([], False)
     assert lacking(DataConfig(path="x", eval_split=None), ["train"]) == ([], False)
     assert lacking(DataConfig(path="x", streaming=True), ["train"]) == ([], False)
+    assert lacking(DataConfig(path="x", test_split="test", streaming=True), ["train", "val"]) == ([], True)
     assert lacking(DataConfig(path="x", train_split="a"), ["a", "train"]) == ([], False)
     assert lacking(DataConfig(path="x", train_split="train[:9][::2]"), ["train"]) == (["eval"], False)
     for several in ("train[:9]+train[12:]", "train-train[:9]", "train[::2]-train[:9]"):

@@ -38,11 +38,11 @@ def lacking(config: DataConfig, names: Sequence[str]) -> tuple[list[str], bool]:
     plain = re.fullmatch(
         r"([^\[\]+]+)(\[[^\[\]]*\])*", config.train_split.strip()
     )  # one part, which can be cut further
-    if config.streaming or "train" not in usual or plain is None or usual_split(plain[1]) != "train":
+    if "train" not in usual or plain is None or usual_split(plain[1]) != "train":
         return [], False
     if "validation" in usual:
         return [], "test" in missing
-    return missing, False
+    return [] if config.streaming else missing, False  # no part of a stream can be held out
 
 
 def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[str, str]:

@@ -9,6 +9,7 @@ Letters in shapes: B batch, C channels, H and W of that map, K classes, A anchor
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from .configuration_cankd_fpn import TWO_STAGE_HEADS, FPNConfig
@@ -286,6 +287,17 @@ class RepPointsDetector(DenseDetector):
         return reppoints_losses(targets, outputs["cls_logits"], initial, refined, cells, self.scale)
 
 
+class OrderedProposals(RegionProposalNetwork):
+    """Of anchors with equal logits the first ones are proposed, which torchvision's `topk` leaves open: where no
+    channel is active, all cells are equal."""
+
+    def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
+        first = [0, *accumulate(num_anchors_per_level)]
+        levels = objectness.split(num_anchors_per_level, 1)
+        order = [x.argsort(dim=1, descending=True, stable=True)[:, : self.pre_nms_top_n()] for x in levels]
+        return torch.cat([places + start for places, start in zip(order, first, strict=False)], 1)
+
+
 class FasterRCNNDetector(FasterRCNN):
     """Faster R-CNN (Ren et al. 2015) on a pyramid: proposals, then a classifier of the contents of each.
 
@@ -312,6 +324,7 @@ class FasterRCNNDetector(FasterRCNN):
             box_detections_per_img=config.max_detections,
         )
         del self.backbone, self.transform
+        self.rpn.__class__ = OrderedProposals
         if exact:
             for part in (self.rpn, self.roi_heads):
                 part.box_coder = LimitedBoxCoder(part.box_coder.weights)
