@@ -60,7 +60,7 @@ def dry_run(recipe: Recipe, restart: bool = False, host: Host | None = None) -> 
     """
     check_session(recipe, restart)
     console = plain_console(120)
-    console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default"))
+    console.print(Syntax(recipe_to_yaml(recipe), "yaml", background_color="default", word_wrap=True))
     console.print(told(device_of(recipe.training), recipe), soft_wrap=True, highlight=False)
     data_config = replace(recipe.data, check=min(64, recipe.data.check) if isinstance(recipe.data.check, int) else 64)
     task, data = TASKS[recipe.task].from_data(data_config, labelled=recipe.labelled)

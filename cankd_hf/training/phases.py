@@ -167,7 +167,7 @@ class PhasesMixin(TeachingTrainer):
             try:
                 terms = given if _are_terms(given) else problems.read(list[LossTerm], given, f"{place}.distill.terms")
                 weight = phase.distill.get("task_weight", base.task_weight)
-                made.append(Objective(weight, terms or [], phase.frozen or base.frozen))
+                made.append(Objective(weight, terms or [], phase.frozen or base.frozen, base.guard))
             except InputError as error:
                 problems.take(error, place)
         problems.raise_all()

@@ -213,7 +213,7 @@ def _subject(name: str, recipe: Recipe, model: PreTrainedModel, teachers: dict[s
     """A student with connectors and losses as before the first step, initialised as in the trainer."""
     height, width = recipe.data.crop_size or recipe.data.image_size or [224, 224]
     distill, data = recipe.distill, recipe.data
-    objective = Objective(distill.task_weight, distill.terms)
+    objective = Objective(distill.task_weight, distill.terms, distill.frozen or (), distill.guarding)
     shapes = teacher_shapes(teachers, objective, data.image_mean, data.image_std, (height, width))
     torch.manual_seed(recipe.seed)
     distiller = Distiller(model, objective, shapes, (height, width), recipe.student.taps, distill.grid)

@@ -47,10 +47,9 @@ def pictures_of_files(files: Sequence[str], task: Task, data: DataConfig, say: C
 def pictures_of_recipe(recipe: Recipe, count: int) -> list[Picture]:
     """Images spread over the recipe's test split, else its validation split. Raises InputError if it is unreadable."""
     config = replace(recipe.data, check="none", cache=False, on_error="skip")
+    task = TASKS[recipe.task]  # its labels are read in each phase, also for one without a task loss
     try:
-        data = TASKS[recipe.task].from_data(config, labelled=recipe.distill.task_weight > 0, splits=("eval", "test"))[
-            1
-        ]
+        _, data = task.from_data(config, labelled=task.takes_labels, splits=("eval", "test"))
     except InputError as error:
         hint = "no --images were given and the recipe's own data cannot be read; give --images, or data.path=..."
         raise InputError([*error.problems, hint]) from error

@@ -254,6 +254,14 @@ def test_bad_input_is_one_message(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("changes", [{"distill": {"weights": "recommended"}}, {"schedule": "features_then_task"}])
+def test_guarded_runs_and_runs_in_phases_are_shown(changes: dict[str, Any], tmp_path: Path) -> None:
+    distill = {"terms": [{"loss": "instance_mse", "pairs": [[1, 1]]}], **changes.get("distill", {})}
+    folder = run(tmp_path, **{**changes, "distill": distill, "baseline": False})
+    assert visualize.main([str(folder), "--count", "1"]) == 0
+    assert (folder / "visualize" / "report.html").is_file()
+
+
 def test_without_a_test_split_the_validation_split_is_shown(tmp_path: Path) -> None:
     """As it is scored: a recipe's `test_split` counts where the set has one."""
     words = [f"data.path={write_instances(tmp_path / 'set')}", "data.image_size=[32, 48]"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cankd_hf import Phase
+from cankd_hf import Objective, Phase
+from cankd_hf.config.distill import Guard
 from cankd_hf.errors import InputError
 
 from .tiny_trainers import largest_difference, terms, trainer
@@ -53,6 +54,12 @@ def test_phases_train_in_turn_and_go_on_at_a_border_and_within(tmp_path: Path) -
         again = made(tmp_path / name)
         again.train_phases(PHASES, resume=True)
         assert largest_difference(last, again.student.state_dict()) == 0.0, name
+
+
+def test_each_phase_keeps_the_guard(tmp_path: Path) -> None:
+    guarded = Objective(terms=terms(), guard=Guard())
+    objectives = made(tmp_path)._checked([Phase("first", 0.5), Phase("last", 0.5, distill={"terms": []})], guarded)
+    assert [objective.guard for objective in objectives] == [guarded.guard, guarded.guard]
 
 
 @pytest.mark.parametrize(
