@@ -232,7 +232,9 @@ def told(facts: Facts, stated: Mapping[str, str] | None = None) -> list[str]:
         else:
             said = f"{source.licence}: {source.terms.rule if source.terms else 'its terms are not listed here'}"
         note = "; used by a permission of its own, as the publisher states" if source.name in cleared else ""
-        lines.append(f"{source.name} ({source.role}): {said}{note}")
+        public = hub_id(source.name) is not None or source.name.startswith((TORCHVISION, TIMM))
+        name = source.name if public else f"local {Path(source.name).name}"  # where it lies is nobody's business
+        lines.append(f"{name} ({source.role}): {said}{note}")
     return lines
 
 

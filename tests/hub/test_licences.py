@@ -92,6 +92,8 @@ def test_an_unknown_licence_is_told_and_must_be_stated_once(monkeypatch: pytest.
         check_licences(facts(teacher=model), "mit", owner="a") if model != "a/odd" else None
     assert told(facts(teacher="a/silent")) == ["a/silent (teacher): its licence is not known"]
     assert "its terms are not listed here" in told(facts(teacher="a/odd"))[0]
+    local = told(facts(teacher="/home/me/secret/teacher"))
+    assert local == ["local teacher (teacher): its licence is not known"]  # a card is public, a path is not
 
 
 def test_names_of_nothing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
