@@ -83,8 +83,8 @@ def _run(options: argparse.Namespace) -> int:
     print_plan = None
     if not options.no_measure and not lacking:
         answers, print_plan, lacking = _measured(answers, host)
-    if not asked.interactive:  # a person has been told
-        print("\n".join(wrapped("note", note) for note in seen.notes), file=sys.stderr)
+    for note in () if asked.interactive else seen.notes:  # a person has been told
+        print(wrapped("note", note), file=sys.stderr)
     text = recipe_text(answers)
     parse_recipe(text, source=str(file))
     with writing(file):
