@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cankd_hf.metrics.detection import MAX_DETECTIONS, PADDING, detection_tables
+from cankd_hf.run_lengths import encoded
 
 FILL = int(PADDING)  # after the last byte
 BOXES, MASKS = "boxes", "masks"  # names of the statistics
@@ -45,7 +46,7 @@ def instance_statistics(
         chosen = _chosen(found, max_detections)
         values = (found["labels"][chosen, None].float(), found["scores"][chosen, None].float(), found["boxes"][chosen])
         rows.append(torch.cat([part.float() for part in values], 1))
-        lengths = [*run_lengths(found["masks"][chosen]), *target_lengths(target)]
+        lengths = [*encoded(found["masks"][chosen].cpu().numpy()), *target_lengths(target)]
         texts.append(_text(_size(target), lengths).to(found["scores"].device))
     if not targets:
         return {BOXES: torch.zeros(0, max_detections, 7), MASKS: torch.zeros(0, 0, dtype=torch.int8)}
@@ -58,20 +59,7 @@ def target_lengths(target: Mapping[str, Tensor]) -> list[bytes]:
     if "outlines" in target:
         values = target["outlines"].cpu().numpy().astype(np.int8)
         return [row[row != FILL].tobytes() for row in values]
-    return run_lengths(target["masks"])
-
-
-def run_lengths(masks: Tensor) -> list[bytes]:
-    """COCO's compressed run lengths of masks [n, H, W]."""
-    if not len(masks):
-        return []
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        from pycocotools import mask
-    pixels = np.asfortranarray(masks.bool().cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
-    found = [one["counts"] for one in mask.encode(pixels)]
-    return [one if isinstance(one, bytes) else one.encode("ascii") for one in found]
+    return encoded(target["masks"].cpu().numpy())
 
 
 def segmentations(text: np.ndarray) -> tuple[tuple[int, int], list[dict[str, Any]]]:

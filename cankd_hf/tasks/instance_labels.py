@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cankd_hf.data.detection.outlines import decoded, encoded
+from cankd_hf.run_lengths import decoded, encoded
 from cankd_hf.tasks.detection_labels import LIMIT, BoxLabelling
 from cankd_hf.tasks.instance_outputs import instances, tinted
 from cankd_hf.tasks.labelling import Prediction

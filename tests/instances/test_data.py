@@ -13,8 +13,8 @@ from PIL import Image
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.detection.load import DetectionData, load_detection
-from cankd_hf.data.detection.outlines import encoded
 from cankd_hf.errors import InputError
+from cankd_hf.run_lengths import encoded
 
 HEIGHT, WIDTH = 40, 60
 POLYGON = [[5, 5, 30, 5, 30, 30, 5, 30]]

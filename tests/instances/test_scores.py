@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cankd_hf.data.detection.masks import boxes_of
 from cankd_hf.metrics.detection import detection_scores, detection_statistics
-from cankd_hf.metrics.masks import instance_statistics, run_lengths, segmentations
+from cankd_hf.metrics.masks import instance_statistics, segmentations
+from cankd_hf.run_lengths import encoded
 
 NAMES = {0: "cat", 1: "dog"}
 SIZES = [(40, 60), (90, 130), (64, 64), (33, 200), (50, 50)]
@@ -119,7 +120,7 @@ def test_what_does_not_count_is_left_out() -> None:
     both = scores(instance_statistics([broken, scene(SIZES[1], 1)[0]], [truth, replaced]))
     assert both == pytest.approx(plain, nan_ok=True)
     outlines = torch.zeros(4, 300, dtype=torch.int64) - 100  # integers of any kind, as loaders may make of them
-    for row, one in enumerate(run_lengths(truth["masks"])):
+    for row, one in enumerate(encoded(truth["masks"].numpy())):
         outlines[row, : len(one)] = torch.tensor(list(one))
     kept = {key: value for key, value in truth.items() if key != "masks"}
     assert scores(instance_statistics([found], [{**kept, "outlines": outlines}])) == pytest.approx(plain, nan_ok=True)

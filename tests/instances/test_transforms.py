@@ -15,8 +15,8 @@ from cankd_hf.data.detection.collate import detection_collate
 from cankd_hf.data.detection.masks import boxes_of, run_length_rows, run_lengths_in
 from cankd_hf.data.detection.mixing import mixed_labels
 from cankd_hf.data.detection.objects import Objects
-from cankd_hf.data.detection.outlines import encoded
 from cankd_hf.data.detection.transforms import DetectionEvalTransform, DetectionTrainTransform
+from cankd_hf.run_lengths import encoded
 
 HEIGHT, WIDTH = 80, 120
 WHITE: dict[str, Any] = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}

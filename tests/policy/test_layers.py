@@ -17,6 +17,7 @@ LEVELS = {
     "json_text": 0,
     "names": 0,
     "quiet": 0,
+    "run_lengths": 0,
     "tokens": 0,
     "commands": 1,
     "config": 1,

@@ -11,8 +11,8 @@ from cankd_hf.data.common.decode import Sample
 from cankd_hf.data.common.labels import Labels
 from cankd_hf.data.common.opening import OF_FILES, without_meaning
 from cankd_hf.data.detection.objects import Objects
-from cankd_hf.data.detection.outlines import encoded
 from cankd_hf.data.generated import SHAPE_CLASSES, SHAPE_PALETTE, ShapesSource, generated_splits
+from cankd_hf.run_lengths import encoded
 
 LEAST = 12  # pixels that are seen of an object
 

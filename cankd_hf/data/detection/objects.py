@@ -12,8 +12,9 @@ import torch
 
 from cankd_hf.data.common.files import shown
 from cankd_hf.data.common.targets import Summary
-from cankd_hf.data.detection.outlines import box_around, decoded, outline_problem, run_lengths
+from cankd_hf.data.detection.outlines import box_around, outline_problem, run_lengths
 from cankd_hf.errors import InputError
+from cankd_hf.run_lengths import decoded
 
 BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cankd_hf.data.common.files import shown
+from cankd_hf.run_lengths import decoded
 
 LONGEST = 2**15  # side of an image in pixels
 WANTED = "expected polygons ([[x, y, x, y, ...]], of three corners or more) or run lengths ({'size', 'counts'})"
@@ -114,26 +115,6 @@ def run_lengths(given: Any, height: int, width: int) -> bytes:
         raise ValueError(str(error)) from None
     counts = made["counts"]
     return counts if isinstance(counts, bytes) else str(counts).encode("ascii")
-
-
-def decoded(counts: Sequence[bytes], height: int, width: int) -> np.ndarray:
-    """The pixels of n objects, bool [n, height, width], from their compressed run lengths."""
-    from faster_coco_eval.core import mask
-
-    if not counts:
-        return np.zeros((0, height, width), bool)
-    pixels = mask.decode([{"size": [height, width], "counts": one} for one in counts])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(bool)
-
-
-def encoded(masks: np.ndarray) -> list[bytes]:
-    """The compressed run lengths of n objects, from their pixels, bool [n, H, W]."""
-    from faster_coco_eval.core import mask
-
-    if not len(masks):
-        return []
-    found = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-    return [one["counts"] if isinstance(one["counts"], bytes) else one["counts"].encode("ascii") for one in found]
 
 
 def _fit(given: dict[str, Any], height: int, width: int) -> bool:
