@@ -12,8 +12,9 @@ def with_caches(recipe: Recipe, folder: Path) -> Recipe:
     it names, else the default one."""
 
     def cached(config: TeacherConfig) -> TeacherConfig:
-        codec = CacheConfig(views=1).codec if config.cache is None else config.cache.codec
-        return replace(config, cache=CacheConfig(views=1, codec=codec, folder=str(folder)))
+        cache = CacheConfig(views=1) if config.cache is None else config.cache
+        views = None if cache.whole else 1
+        return replace(config, cache=replace(cache, views=views, folder=str(folder), seed=None, repo=None))
 
     if recipe.teacher is not None:
         return replace(recipe, teacher=cached(recipe.teacher))

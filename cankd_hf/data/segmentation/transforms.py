@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.soft import SoftMask, drawn, hard
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, area_of, flip_and_jitter, whole
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter, placed, whole
 
 
 class TrainTransform(ImageTransform):
@@ -21,23 +21,26 @@ class TrainTransform(ImageTransform):
     """
 
     scale_crop: Callable[..., RandomScaleCrop] = RandomScaleCrop
+    places = True
 
     def __init__(self, config: DataConfig, ignore_index: int = 255) -> None:
         fill = [round(255 * value) for value in config.image_mean]
         crop = config.crop_size or config.image_size
         steps: list[v2.Transform] = []
+        self.flips = config.flip > 0
+        if config.image_size:
+            self.base_size = config.image_size[0], config.image_size[1]
         if crop is not None:
-            base = config.image_size and (config.image_size[0], config.image_size[1])
             scale = (config.scale[0], config.scale[1])
-            steps.append(self.scale_crop((crop[0], crop[1]), scale, base or None, fill, ignore_index))
+            steps.append(self.scale_crop((crop[0], crop[1]), scale, self.base_size, fill, ignore_index))
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
     def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
         label = drawn(label)
         given = [tv_tensors.Image(image), whole(image), *([] if label is None else [tv_tensors.Mask(label)])]
-        picture, box, *masks = self.augment(*given)
-        item = {"pixel_values": picture.as_subclass(torch.Tensor), **area_of(box)}
+        picture, boxes, *masks = self.augment(*given)
+        item = {"pixel_values": picture.as_subclass(torch.Tensor), **placed(boxes, self.tells_place)}
         for mask in masks:
             item["labels"] = mask.as_subclass(torch.Tensor)
         return item
