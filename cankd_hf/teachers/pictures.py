@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,19 @@ from cankd_hf.data.common.batch import PICTURES, Batch
 from cankd_hf.teachers.store import Seen
 
 Parts = Iterator[tuple[list[int], Tensor]]
+
+
+class Grid(NamedTuple):
+    """The cells of a map of a picture.
+
+    Attributes:
+        size: height and width in cells.
+        covers: height and width of the picture's part under them, in pixels, from its top left corner; it may go
+            beyond the picture.
+    """
+
+    size: tuple[int, int]
+    covers: tuple[int, int]
 
 
 class Pictures(Protocol):
@@ -75,19 +88,17 @@ class WholeImages:
         keys: the identity of each.
         sample: their numbers in the training set, int64 [B].
         place: see `Batch`, float32 [B, 5].
-        canvas: height and width of the pictures.
         device: where answers are wanted.
         load: an image by its number, `[3, H, W]`, normalised, see `whole_image`.
-        sizes: height and width of each field of an answer for a picture.
+        grids: of each field of an answer for a picture.
     """
 
     keys: Sequence[bytes]
     sample: Tensor
     place: Tensor
-    canvas: tuple[int, int]
     device: torch.device
     load: Callable[[int], Tensor]
-    sizes: Mapping[str, tuple[int, int]]
+    grids: Mapping[str, Grid]
 
     def images(self, places: list[int]) -> Parts:
         groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
@@ -107,26 +118,25 @@ class WholeImages:
         boxes = self.place[:, :4]
         if list(places) != list(range(len(boxes))):
             boxes = boxes[list(places)]
-        return {name: cut_out(value, boxes, self.canvas, self.sizes[name]) for name, value in fields.items()}
+        return {name: cut_out(value, boxes, self.grids[name]) for name, value in fields.items()}
 
 
-def cut_out(maps: Tensor, boxes: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def cut_out(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
     """Maps of whole images, resampled bilinearly for pictures of a part of each; beyond an image, its edge goes on.
 
     Args:
         maps: `[B, C, H, W]`, which cover their images.
         boxes: left, top, right and bottom of each image in pixels of its picture, `[B, 4]`.
-        canvas: height and width of the pictures.
-        size: height and width `(h, w)` of the result.
+        grid: of the result.
 
     Returns:
         `[B, C, h, w]`, in the dtype of the maps.
     """
     corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # x, y
-    sides = boxes.new_tensor([canvas[1], canvas[0]])
-    grid = boxes.new_zeros(len(boxes), 2, 3)  # from -1..1 over the picture to -1..1 over the image
-    grid[:, [0, 1], [0, 1]] = sides / extent
-    grid[:, :, 2] = (sides - 2 * corner) / extent - 1
-    where = F.affine_grid(grid, [len(maps), 1, *size], align_corners=False)
+    sides = boxes.new_tensor([grid.covers[1], grid.covers[0]])
+    theta = boxes.new_zeros(len(boxes), 2, 3)  # from -1..1 over the grid to -1..1 over the image
+    theta[:, [0, 1], [0, 1]] = sides / extent
+    theta[:, :, 2] = (sides - 2 * corner) / extent - 1
+    where = F.affine_grid(theta, [len(maps), 1, *grid.size], align_corners=False)
     values = F.grid_sample(maps.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
     return values.to(maps.dtype)

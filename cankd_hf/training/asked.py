@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from cankd_hf.data.common.batch import PICTURES, PLACE, Batch
 from cankd_hf.data.common.unlabelled import MixedSampler
 from cankd_hf.data.common.views import seeded_views
 from cankd_hf.errors import InputError
-from cankd_hf.teachers.pictures import Pictures, Views, WholeImages
+from cankd_hf.teachers.pictures import Grid, Pictures, Views, WholeImages
 from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers
 from cankd_hf.training.base import TeachingTrainer
 from cankd_hf.training.placing import reads
@@ -23,9 +23,9 @@ from cankd_hf.training.whole_images import (
     all_of,
     check_needs,
     coarsest,
+    grids_of,
     identifying,
     orientations,
-    sizes_of,
     whole_image,
     whole_share,
 )
@@ -87,17 +87,20 @@ class AskedMixin(TeachingTrainer):
         if PLACE not in batch.meta:
             return Views(batch)
         canvas = batch.teacher_images.shape[-2], batch.teacher_images.shape[-1]
-        sizes = sizes_of(self.distiller.teachers[name], self.distiller.image_size, canvas)
+        teacher, shape = self.teachers[name], self.distiller.teachers[name]
+        resized = teacher.config.scale != 1 or teacher.rule.multiple > 1 or teacher.rule.fixed is not None
+        grids = grids_of(shape, self.distiller.image_size, canvas, resized)
         meta = batch.meta
-        return self._whole(name, batch[PICTURES], meta["sample"], meta[PLACE], canvas, sizes)
+        return self._whole(name, batch[PICTURES], meta["sample"], meta[PLACE], grids)
 
-    def _whole(self, name: str, keys: Sequence[bytes], numbers: Tensor, place: Tensor, *where: Any) -> WholeImages:
+    def _whole(
+        self, name: str, keys: Sequence[bytes], numbers: Tensor, place: Tensor, grids: Mapping[str, Grid] | None = None
+    ) -> WholeImages:
         """Whole images of the training set about which a teacher is asked."""
         dataset: Any = self.train_dataset
         multiple = self.multiple(name)
-        canvas, sizes = where or ((1, 1), {})
         load = lambda number: whole_image(dataset.dataset, number, multiple)  # noqa: E731
-        return WholeImages(keys, numbers, place, canvas, self.args.device, load, sizes)
+        return WholeImages(keys, numbers, place, self.args.device, load, grids or {})
 
     def fill(self) -> Iterator[int]:
         """Asks the stored teachers about all that they will be asked about in a training, and yields the number of

@@ -27,7 +27,7 @@ from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
 from cankd_hf.training.asked import AskedMixin
 from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
-from cankd_hf.training.whole_images import base_sizes, check_needs
+from cankd_hf.training.whole_images import check_needs, sizing
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class CachingMixin(AskedMixin):
         found = identity(teacher, self.args.device, cache.codec)
         if cache.whole:
             dataset: Any = self.train_dataset
-            found["whole"] = [self.multiple(name), base_sizes(dataset.dataset)]
+            found["whole"] = [self.multiple(name), sizing(dataset.dataset)]
         return found
 
     def _folder(self, name: str) -> Path:

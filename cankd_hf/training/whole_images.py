@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.errors import InputError
 from cankd_hf.features.inputs import InputRule
 from cankd_hf.features.taps import Level
+from cankd_hf.teachers.pictures import Grid
 from cankd_hf.training.placing import TeacherShape
 
 TOGETHER = 16  # images that are stored together by `cankd cache`
@@ -32,8 +34,8 @@ def identifying(dataset: Any) -> Any:
         return WithUnlabelled(identifying(dataset.labelled), identifying(dataset.unlabelled), dataset.ratio)
     if type(dataset) is not ImageDataset or not getattr(dataset.transform, "places", False):
         raise InputError(
-            "teacher.cache.whole: expected images in a folder or table of a segmentation, depth or feature recipe, "
-            f"whose crops say where in the image they are, got {type(dataset).__name__}; set views: 16 instead"
+            "teacher.cache.whole: expected images in a folder or table that a recipe's transform crops, which says "
+            f"where in the image a crop is, got {type(dataset).__name__}; set views: 16 instead"
         )
     return dataset.identifying()
 
@@ -84,8 +86,7 @@ def whole_image(dataset: Any, number: int, multiple: int) -> Tensor:
     transform: Any = data.transform
     assert isinstance(transform, ImageTransform)
     image = data.usable(number).image
-    base = transform.base_size or (image.shape[-2], image.shape[-1])
-    size = [-(-side // multiple) * multiple for side in base]
+    size = [-(-side // multiple) * multiple for side in transform.size_of_scale_one(image.shape[-2:])]
     if list(image.shape[-2:]) != size:
         image = F.resize_image(image, size, antialias=True)
     return transform.normalize(image)
@@ -104,7 +105,7 @@ def whole_share(dataset: Any, size: tuple[int, int]) -> float | None:
     parts = _parts(dataset)
     if not all(type(part) is ImageDataset and getattr(part.transform, "places", False) for part in parts):
         return None
-    height, width = parts[0].transform.base_size or parts[0].usable(0).image.shape[-2:]
+    height, width = parts[0].transform.size_of_scale_one(parts[0].usable(0).image.shape[-2:])
     return float(height * width) / (size[0] * size[1])
 
 
@@ -113,28 +114,43 @@ def orientations(dataset: Any) -> int:
     return 2 if any(part.transform.flips for part in _parts(dataset)) else 1
 
 
-def base_sizes(dataset: Any) -> list[Any]:
-    """Height and width of images at scale 1, of each part of a training set; None: their own."""
-    return [part.transform.base_size and [*part.transform.base_size] for part in _parts(dataset)]
+def sizing(dataset: Any) -> list[Any]:
+    """What decides the size of images at scale 1, for each part of a training set, as JSON holds it."""
+    return [json.loads(json.dumps(part.transform.base)) for part in _parts(dataset)]
 
 
-def sizes_of(shape: TeacherShape, measured: tuple[int, int], canvas: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Height and width of each field of an answer for pictures.
+def grids_of(
+    shape: TeacherShape, measured: tuple[int, int], canvas: tuple[int, int], resized: bool
+) -> dict[str, Grid]:
+    """The grid of each field of an answer for pictures.
 
     Args:
         shape: of the teacher.
         measured: height and width of the images that it was measured with.
         canvas: height and width of the pictures.
+        resized: whether the teacher resizes its images, so that its maps cover all of them and nothing else.
     """
 
-    def scaled(size: Any) -> tuple[int, int]:
-        height, width = (-(-cells * side // own) for cells, side, own in zip(size, canvas, measured, strict=True))
-        return height, width
+    def grid(cells: tuple[int, int]) -> Grid:
+        stride = None if resized else _stride(cells, measured)
+        if stride is not None:
+            height, width = (-(-side // stride) for side in canvas)
+            return Grid((height, width), (height * stride, width * stride))
+        strides = (-(-own // count) for count, own in zip(cells, measured, strict=True))
+        height, width = (-(-side // each) for side, each in zip(canvas, strides, strict=True))
+        return Grid(cells if canvas == measured else (height, width), canvas)
 
-    found = {f"maps.{number}": scaled(level.size) for number, level in enumerate(shape.levels)}
+    found = {f"maps.{number}": grid(level.size) for number, level in enumerate(shape.levels)}
     if shape.logits is not None and len(shape.logits) == 4:
-        found["logits"] = scaled(shape.logits[-2:])
+        found["logits"] = grid((shape.logits[-2], shape.logits[-1]))
     return found
+
+
+def _stride(cells: tuple[int, int], size: tuple[int, int]) -> int | None:
+    """The power of two at which images of a size have so many cells, the last ones of each side cut off; None if there
+    is none."""
+    strides = (2**power for power in range(8))
+    return next((one for one in strides if tuple(-(-side // one) for side in size) == tuple(cells)), None)
 
 
 def all_of(dataset: Any, rank: int, world: int) -> Iterator[tuple[list[bytes], Tensor, Tensor]]:

@@ -17,13 +17,16 @@ from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.decode import Mask, Sample
 from cankd_hf.data.common.strong import strongly
 from cankd_hf.data.common.unlabelled import WithUnlabelled
+from cankd_hf.data.detection.transforms import DetectionTrainTransform
 from cankd_hf.data.segmentation.collate import segmentation_collate
 from cankd_hf.data.segmentation.transforms import TrainTransform
 from cankd_hf.errors import InputError
+from cankd_hf.tasks import DetectionTask
 from cankd_hf.teachers.load import load_teacher
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.trainer import CanKDTrainer
 
+from .detector_trainers import NAMES, STUDENTS, objects
 from .tiny_trainers import Images, dinov2, largest_difference, terms, trainer, weights
 
 STEPS = {"max_steps": 8, "per_device_train_batch_size": 4}
@@ -199,3 +202,41 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     ):
         found = [f"{key}: {message}" for key, message in CacheConfig(**settings).problems()]  # type: ignore[arg-type]
         assert len(found) == 1 and said in found[0]
+
+
+class Boxes(Waves):
+    """The same images with an object in each."""
+
+    def load(self, index: int) -> Sample:
+        sample = super().load(index)
+        box, one = torch.tensor([[20.0, 10.0, 80.0, 70.0]]), torch.ones(1, dtype=torch.int64)
+        return sample._replace(target=objects(box, one, index))
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop_size": None}, {"keep_aspect": True, "crop_size": None}], ids=str)
+def test_images_with_boxes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Where detectors' pictures are, with and without crops, padded to the largest of the batch."""
+    settings = config(**{"scale": [0.7, 1.4], **changes})
+    data = ImageDataset(Boxes(8), DetectionTrainTransform(settings))
+    one = Teacher(Pooled(), TeacherConfig(taps=["fine"], cache=cache(tmp_path / "s")))
+    made = trainer(
+        tmp_path / "run",
+        data,
+        model=DetectionTask(NAMES).build_student(STUDENTS["retinanet"]),
+        task=DetectionTask(NAMES),
+        teacher=one,
+        terms=terms(loss="instance_mse", options={}, pairs=[[0, 0]]),
+        **STEPS,
+    )
+    made.open_stores()
+    for batch in made.first_batches(2):
+        cut = made.source(batch)["teacher"].maps[0]
+        live = made.source.run("teacher", batch.teacher_images).maps[0]  # type: ignore[attr-defined]
+        height, width = batch.teacher_images.shape[-2:]
+        left, top, right, bottom = (side.view(-1, 1, 1) for side in batch.meta["place"][:, :4].T)
+        rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+        image = (rows >= top) & (rows + 1 <= bottom) & (columns >= left) & (columns + 1 <= right)
+        inside = F.avg_pool2d(F.pad(image[:, None].float(), (0, -width % 4, 0, -height % 4)), 4).expand_as(cut) == 1
+        assert inside.float().mean() > 0.3
+        assert float((cut - live)[inside].abs().max()) < 0.06
+    made.train()

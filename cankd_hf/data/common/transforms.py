@@ -56,15 +56,15 @@ class RandomScaleCrop(v2.Transform):
         return {"box": box, "inner": inner, "before": before, "factor": factor}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the boxes of the `whole` image."""
+        """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the place of the `whole` image."""
         (top, height), (left, width) = params["box"]
         rows, columns = params["inner"]
         up, before = params["before"]
-        if isinstance(inpt, tv_tensors.BoundingBoxes):  # of the whole picture, see `whole`
+        if isinstance(inpt, WholeImage):
             enlarged = torch.tensor([columns / width, rows / height] * 2)
             shift = torch.tensor([before, up] * 2) - torch.tensor([left, top] * 2) * enlarged
             boxes = inpt.as_subclass(torch.Tensor) * enlarged + shift
-            return _boxes([(before, up, before + columns, up + rows), *boxes[1:].tolist()], self.crop_size)
+            return _place([(before, up, before + columns, up + rows), *boxes[1:].tolist()], self.crop_size)
         part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         if isinstance(inpt, tv_tensors.Mask):
             labels = resize_labels(part, (rows, columns))
@@ -79,23 +79,27 @@ class RandomScaleCrop(v2.Transform):
         return tv_tensors.Image(canvas)
 
 
-def whole(image: torch.Tensor) -> tv_tensors.BoundingBoxes:
-    """Boxes of an image [3, H, W] that tell where it is after a crop and a flip, see `placed`: what can be seen of it,
-    all of it, and its left half."""
+class WholeImage(tv_tensors.BoundingBoxes):
+    """Boxes that tell where an image is after a crop and a flip, see `placed`: what can be seen of it, all of it, and
+    its left half. They are not clipped, as those of objects are."""
+
+
+def whole(image: torch.Tensor) -> WholeImage:
+    """The place of an image [3, H, W] before any transform."""
     height, width = image.shape[-2], image.shape[-1]
-    return _boxes([(0, 0, width, height)] * 2 + [(0, 0, width / 2, height)], (height, width))
+    return _place([(0, 0, width, height)] * 2 + [(0, 0, width / 2, height)], (height, width))
 
 
-def _boxes(corners: Sequence[Sequence[float]], canvas: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+def _place(corners: Sequence[Sequence[float]], canvas: tuple[int, int]) -> WholeImage:
     boxes = torch.tensor(corners, dtype=torch.float32)
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
+    return WholeImage(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
 
 
 def placed(boxes: tv_tensors.BoundingBoxes, tells_place: bool) -> dict[str, tuple[float, ...]]:
     """What a transform returns of where the image is.
 
     Args:
-        boxes: those of `whole` after the transform.
+        boxes: a `whole` image after the transform.
         tells_place: whether the place of the whole image is asked for.
 
     Returns:
@@ -163,7 +167,6 @@ class ImageTransform:
     flips = False  # whether pictures are mirrored
     places = False  # whether items can tell the place of the whole image, see `Batch`
     tells_place = False  # whether they do
-    base_size: tuple[int, int] | None = None  # height and width of whole images at scale 1; None: their own
 
     def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The item, with `pixel_values` float32 [3, h, w], normalised, and labels of pixels as int64."""
@@ -175,6 +178,10 @@ class ImageTransform:
         """The item as bytes, with the pictures of student and teacher where they differ."""
         item = self.unnormalized(image, label)
         return item if self.strong is None else self.strong(item)
+
+    def size_of_scale_one(self, own: Sequence[int]) -> tuple[int, int]:
+        """Height and width of an image at scale 1, by its own; for transforms that `places`."""
+        raise NotImplementedError
 
     def unnormalized(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The same with `pixel_values` as uint8 and labels of pixels as they are."""

@@ -1,6 +1,6 @@
 """Joint transforms of image and mask, on uint8 tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,17 @@ class TrainTransform(ImageTransform):
         fill = [round(255 * value) for value in config.image_mean]
         crop = config.crop_size or config.image_size
         steps: list[v2.Transform] = []
-        self.flips = config.flip > 0
-        if config.image_size:
-            self.base_size = config.image_size[0], config.image_size[1]
+        self.flips, self.base = config.flip > 0, config.image_size
         if crop is not None:
+            base = config.image_size and (config.image_size[0], config.image_size[1])
             scale = (config.scale[0], config.scale[1])
-            steps.append(self.scale_crop((crop[0], crop[1]), scale, self.base_size, fill, ignore_index))
+            steps.append(self.scale_crop((crop[0], crop[1]), scale, base or None, fill, ignore_index))
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
+
+    def size_of_scale_one(self, own: Sequence[int]) -> tuple[int, int]:
+        height, width = self.base or own
+        return height, width
 
     def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
         label = drawn(label)
