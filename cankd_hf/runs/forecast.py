@@ -24,7 +24,7 @@ from cankd_hf.training.cache_plan import Plan
 from cankd_hf.training.trainer import CanKDTrainer
 
 VIEWS = (1, 4)  # of a cached teacher, to compare
-ALONE, LIVE = "student alone", "teacher live"
+ALONE, LIVE, WHOLE = "student alone", "teacher live", "cached, whole images"
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,9 @@ class _Costing:
         ]
         filling = sum(plan.missing * plan.seconds for plan in plans) / self.args.world_size
         stored = sum(plan.answers * plan.size for plan in plans)
-        named = "cached, whole images" if views is None else f"cached, {views} view{'s' if views > 1 else ''}"
-        return self.choice(named, self.measured.median("replayed"), chosen, filling=filling, stored=stored)
+        named = WHOLE if views is None else f"cached, {views} view{'s' if views > 1 else ''}"
+        compute = self.measured.median("replayed") + (self.measured.median("cut") if views is None else 0.0)
+        return self.choice(named, compute, chosen, filling=filling, stored=stored)
 
     def choices(self) -> list[Choice]:
         """What the recipe does, and what else it could do."""
