@@ -15,6 +15,7 @@ from cankd_hf.commands import check_file, command_parser, console, exit_code, im
 from cankd_hf.config.named import reachable
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
+from cankd_hf.quiet import told_already
 
 if TYPE_CHECKING:
     from cankd_hf.cli.looking import Seen
@@ -80,11 +81,12 @@ def _run(options: argparse.Namespace) -> int:
     parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
     settle_threads(host, None, answers.workers)
     lacking = {option: said for option, name in _models(answers).items() if (said := _unreachable(name))}
+    for note in () if asked.interactive else seen.notes:  # a person has been told
+        print(wrapped("note", note), file=sys.stderr)
+    told_already(f"data: {note}" for note in seen.notes)
     print_plan = None
     if not options.no_measure and not lacking:
         answers, print_plan, lacking = _measured(answers, host)
-    for note in () if asked.interactive else seen.notes:  # a person has been told
-        print(wrapped("note", note), file=sys.stderr)
     text = recipe_text(answers)
     parse_recipe(text, source=str(file))
     with writing(file):
