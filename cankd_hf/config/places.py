@@ -1,7 +1,7 @@
 """Local files and folders that a recipe names, looked for before anything is loaded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cankd_hf.config.advice import show
@@ -39,7 +39,7 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         models |= {f"{place}.{key}": getattr(student, key) for key in ("model", "backbone", "config")}
     for name, teacher in recipe.named_teachers().items():
         place = recipe.teacher_path(name)
-        models |= {place: teacher.model, f"{place}.config": teacher.config}
+        models |= {f"{place}.model": teacher.model, f"{place}.config": teacher.config}
         if teacher.weights is not None and not os.path.isfile(teacher.weights):
             got = f"got {show(teacher.weights)}; none is there{hint(teacher.weights)}"
             yield f"{place}.weights", f"expected a .safetensors or .pth file, {got}"
@@ -49,6 +49,16 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         tokenizer = student.tokenizer
         if tokenizer is not None and (missing := absent(tokenizer)):
             yield f"{place}.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; {missing}"
+
+
+def key_of(section: Mapping[str, Any], name: str) -> list[str] | None:
+    """Where a section, or what is nested in it, names a model: its keys; None if it does not."""
+    for key, value in section.items():
+        if isinstance(value, str) and value.removeprefix("timm/") == name.removeprefix("timm/"):
+            return [key]
+        if isinstance(value, Mapping) and (inner := key_of(value, name)):
+            return [key, *inner]
+    return None
 
 
 def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
