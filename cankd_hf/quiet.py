@@ -20,8 +20,8 @@ _LEVELS = {
 OURS = "cankd_hf"
 # What each process says of its own images; all else is the same in each.
 _OF_EACH = ("cankd_hf.data.common.dataset", "cankd_hf.data.common.streams")
-# What it says of a data set is told once, however often the command opens it: for teachers of other statistics, phases,
-# splits.
+# What it says of a data set is told once, however often the command opens it: for teachers of other statistics, or for
+# phases.
 _ONCE = f"{OURS}.data"
 
 

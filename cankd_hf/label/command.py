@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
 from cankd_hf.commands import console
+from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
 from cankd_hf.errors import InputError, together
 from cankd_hf.host import Host
 from cankd_hf.hub.files import read_json

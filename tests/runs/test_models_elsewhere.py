@@ -1,4 +1,4 @@
-"""A model that is not here and cannot be fetched: its key in the recipe is named, and a local folder as the way out."""
+"""A model that is not here and cannot be fetched: its key in the recipe is named, and a folder as the way out."""
 
 from __future__ import annotations
 
