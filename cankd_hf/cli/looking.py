@@ -151,20 +151,23 @@ def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tup
     if found is not None:
         wanted = kind or next((one for one in found.kinds if one in by_kind), "images")
         return found, by_kind[wanted], found.kinds
-    problems: list[str] = []
+    problems: Counter[str] = Counter()
     able: list[str] = []
     for name, task in reversed(by_kind.items()):
         try:
             catalog = task.open_data(DataConfig(path=path, on_error="skip"))
             catalog.source(catalog.names()[0])
         except InputError as error:
-            problems += error.problems if kind in (None, name) else []
+            problems.update(list(dict.fromkeys(error.problems)) if kind in (None, name) else [])
             continue
         if catalog.labels.id2label or not task.overview.unit:
             able.append(name)
     labelled = [name for name in able if name != "images"] or able
     if not able or (kind is not None and kind not in able):
-        raise InputError(dict.fromkeys(problems) or f"{path}: expected {kind}, got a set that has {', '.join(able)}")
+        # What stands in the way of most tasks is wrong with the files; each other one misses labels of its own.
+        most = max(problems.values(), default=0)
+        told = [problem for problem, count in problems.items() if count == most]
+        raise InputError(told or f"{path}: expected {kind}, got a set that has {', '.join(able)}")
     return None, by_kind[kind or labelled[0]], tuple(labelled)
 
 

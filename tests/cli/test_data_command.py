@@ -107,6 +107,24 @@ def test_classes_and_depths_are_looked_at_too(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "shapes_data.png").stat().st_size > 20_000
 
 
+def test_what_is_wrong_with_some_files_of_a_set_is_a_problem_of_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        (tmp_path / "rooms/depth").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rooms/images").mkdir(parents=True, exist_ok=True)
+        folders.scene(number)[0].save(tmp_path / "rooms/images" / f"{number}.png")
+        if number != 2:
+            np.save(tmp_path / "rooms/depth" / f"{number}.npy", np.ones(folders.SIZE[::-1], np.float32))
+    found = told(capsys, tmp_path / "rooms")
+    assert found["task"] == "depth" and "train: 1 image without a label, first images/2.png" in found["problems"]
+    lines = [f'{{"file_name": "{n}.png", "objects": {{"bbox": [], "category": []}}}}' for n in range(3)]
+    (tmp_path / "rooms/images/metadata.jsonl").write_text("\n".join([*lines, '{"file_name": "3.png", "objects": 1}']))
+    assert main(["data", str(tmp_path / "rooms/images")]) == 2
+    said = capsys.readouterr().err.splitlines()  # not also that masks, depth maps and classes are missing
+    assert len(said) == 1 and "line 4: expected column 'objects' to hold a dict" in said[0]
+
+
 def test_what_is_not_there_or_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.pairs(tmp_path / "set/images", tmp_path / "set/masks", 2)
     assert main(["data", str(tmp_path / "set"), "--task", "boxes"]) == 2

@@ -123,7 +123,14 @@ class _ClassFolder(Folder):
     def source(self, name: str) -> AnySource:
         rows, values, warnings = self._read(self.folders[name])
         self.warnings += warnings
-        classes = [_number(value, self.labels, rows.names[index]) for index, value in enumerate(values)]
+        classes, problems = list[int](), list[str]()
+        for index, value in enumerate(values):
+            try:
+                classes.append(_number(value, self.labels, rows.names[index]))
+            except WrongLabels as error:
+                problems += error.problems
+        if problems:
+            raise InputError(shortened(problems))
         return _source(self.config, rows, classes)
 
     def _read(self, folder: Path) -> tuple[Rows, list[Any], list[str]]:

@@ -93,7 +93,7 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
     _review_labels(findings, report, class_names or {}, known)
     untold = [one.name for one in bare.values() if not getattr(sources[one.role][0], "announced", False)]
     if untold:
-        logger.warning("data: %d images without a mask are skipped, first %s", len(untold), untold[0])
+        logger.warning("data: %d images without a label are skipped, first %s", len(untold), untold[0])
     faults = [finding.problem for finding in bad if not finding.bare]
     for problem in shortened([*faults, *itertools.chain(*report.dropped.values())]):
         logger.warning("skipped: %s", problem)

@@ -88,11 +88,11 @@ class _FoundDepth(FoundSet):
         return Labels()
 
     def source(self, name: str) -> AnySource:
-        return _source(self.config, self.content(name).rows)
+        return _source(self.config, self.content(name).rows, announced=True)
 
 
-def _source(config: DataConfig, rows: Rows) -> AnySource:
-    source = FolderSource(rows, depth_decoder(config), masked=True, no_mask="it has no depth map")
+def _source(config: DataConfig, rows: Rows, announced: bool = False) -> AnySource:
+    source = FolderSource(rows, depth_decoder(config), masked=True, no_mask="it has no depth map", announced=announced)
     return stream_of(source) if config.streaming and rows else source
 
 
