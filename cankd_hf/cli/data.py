@@ -94,7 +94,8 @@ def _tell(options: argparse.Namespace, seen: Seen, file: Path | None) -> None:
         return
     print_seen(seen)
     print(f"pictures: {file or 'none' if seen.pictures else 'none, as no image could be read'}")
-    print(f"\nThe section for a recipe:\n\n{section_text(seen)}")
+    alone = "" if seen.whole is None else " that learns from these images alone"
+    print(f"\nThe section for a recipe{alone}:\n\n{section_text(seen)}")
     for line in next_steps(seen):
         print(line)
 
@@ -209,7 +210,14 @@ def readable(text: str) -> str:
 
 
 def next_steps(seen: Seen) -> list[str]:
-    """Commands that train on this set: `cankd init`, and the shipped recipes that fit it."""
+    """Commands that train on this set: `cankd init`, and the shipped recipes that fit it; of a part of a set that look
+    at the whole."""
+    if seen.whole is not None:
+        return [
+            "What to do next:",
+            f"  cankd data {shlex.quote(seen.whole)}",
+            f"  cankd data {shlex.quote(seen.path)} --task images   # to learn from these images alone",
+        ]
     found = (f"  cankd train {recipe}" for recipe in fitting_recipes(seen))
     named = f" --task {seen.task.name}" if seen.asked_for else ""
     return ["What to do next:", f"  cankd init --data {shlex.quote(seen.path)}{named}", *found]
@@ -296,4 +304,5 @@ def as_dict(seen: Seen, file: Path | None) -> dict[str, Any]:
         "pictures": None if file is None else str(file),
         "data": seen.settings,
         "recipes": fitting_recipes(seen),
+        "part_of": seen.whole,
     }

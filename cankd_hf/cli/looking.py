@@ -65,6 +65,8 @@ class Seen:
         notes: what was assumed.
         problems: what is wrong.
         settings: the section `data:` to paste.
+        whole: the set with labels that these images are a part of, which is to be looked at instead; None: they are
+            all.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Seen:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    whole: str | None = None
 
     @property
     def sampled(self) -> bool:
@@ -111,6 +114,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     catalog = task.open_data(config)
     layout = found.layout if found is not None else _named(path)
     seen = Seen(path, layout, task.label_kind, kinds, task, task.overview(catalog.labels))
+    seen.whole = None if found is None or found.whole is None else str(found.whole)
     sources: dict[str, Source] = {}
     for own in catalog.names():
         name = own if usual_split(own) in sources else usual_split(own)
@@ -276,9 +280,9 @@ def _section(path: str, found: Found | None, seen: Seen, train: Source | None) -
         settings = {"path": path, **{key: name if name in names else None for key, name in roles.items()}}
         settings["train_split"] = settings["train_split"] or names[0]
     missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
-    if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
+    if missing and seen.sizes["train"] > len(missing):
         numbered = list(train.rows.names) if isinstance(train, FolderSource) else ()
-        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, numbered)
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, numbered, clips=True)
         settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
         seen.notes += said
     if seen.shapes:

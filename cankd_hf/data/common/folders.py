@@ -262,7 +262,7 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
 
 
 def metadata_keys(root: Path, folder: Path) -> list[str]:
-    """The keys in the metadata of a split; none without metadata. Raises InputError listing the lines that are none."""
+    """The keys in the metadata of a split; none without metadata. Raises InputError for lines that are none."""
     metadata, _ = _metadata_file(root, folder)
     if metadata is None or outside(root, [metadata]):  # told where it is read
         return []

@@ -15,7 +15,7 @@ from cankd_hf.data.layouts.cityscapes import Cityscapes
 from cankd_hf.data.layouts.class_folders import ClassFolders
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.csv_boxes import CsvBoxes
-from cankd_hf.data.layouts.depth import DepthMaps
+from cankd_hf.data.layouts.depth import DEPTHS, DepthMaps
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
@@ -80,8 +80,9 @@ def look(root: Path, need: str | None = None) -> Found:
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             found.notes += tree.notes
-            if need is None and isinstance(layout, Flat) and _telling(root.resolve().name) and _masks_beside(root):
-                found.notes.append(f"a part of a set: data.path={root.resolve().parent} reads images with their masks")
+            if need is None and isinstance(layout, Flat) and (above := _whole(root)) is not None:
+                found.whole, others = above
+                found.notes.append(f"a part of a set: data.path={found.whole} reads {others.kinds[0]} too")
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
@@ -157,6 +158,25 @@ def _any(tree: Tree, need: str | None) -> Found | None:
             if (found := layout.find(tree, need)) is not None:
                 return found
     return None
+
+
+def _whole(root: Path) -> tuple[Path, Found] | None:
+    """The folder of the labelled set that a folder of images is a part of, as its name and those beside it say; and
+    what that set is."""
+    place = root.resolve()
+    whole = None
+    while _telling(place.name):
+        place = place.parent
+        with suppress(InputError):  # only a hint is lost
+            found = _any(Tree(place, _of_a_set), None)
+            if found is not None and found.kinds[0] not in ("images", "classes"):
+                whole = (place if root.is_absolute() else Path(os.path.relpath(place))), found
+    return whole
+
+
+def _of_a_set(name: str) -> bool:
+    """Whether a folder of this name can be a part of a set of images and labels."""
+    return _telling(name) or re.sub(r"[^a-z0-9]", "", name.lower()) in DEPTHS
 
 
 def _masks_beside(root: Path) -> str | None:

@@ -73,9 +73,10 @@ def _told(
             left_out.add(split)
         elif not matched or matched < 0.5 * min(len(keys), matched + len(stray)):
             beside = f", depth maps without an image: {', '.join(stray[:4])}" if stray else ""
+            fix = "rename them, or list them in metadata.jsonl"
             problems.append(
                 f"{where}: expected depth maps (png, tif or npy) named as their images are, got {matched} of "
-                f"{len(keys)} images with one, first without {bare[0]}{beside}; rename them, or list them in metadata.jsonl"
+                f"{len(keys)} images with one, first without {bare[0]}{beside}; {fix}"
             )
         elif bare:
             notes.append(
