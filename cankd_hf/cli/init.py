@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.named import reachable
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
@@ -188,7 +189,7 @@ class _Asked:
 
         given, kind = self.options.task, None
         if given is not None and given not in TASKS:
-            self.problems.append(f"--task: expected one of {', '.join(TASKS)}, got {given!r}")
+            self.problems.append(f"--task: {not_one_of(given, TASKS)}")
         elif given is not None:
             kind = TASKS[given].label_kind
         asked = "Where is the data (a folder, parquet file or Hub id)"
@@ -203,7 +204,7 @@ class _Asked:
             if text in TASKS and TASKS[text].starter is None:
                 raise InputError(f"--task: there is no first recipe for {text} yet; copy one: cankd recipes")
             if text not in fitting:
-                raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
+                raise InputError(f"--task: of this data {not_one_of(text, fitting)}")
             return text
 
         if given is not None and given not in TASKS:  # which is told already
@@ -313,7 +314,7 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     teacher = answers.model or "no teacher"
     stored = ", whose answers are stored" if answers.cached else ""
     recipe = shlex.quote(str(file))
-    named = f" --task {seen.kind}" if seen.asked_for else ""
+    named = f" --task {seen.task.name}" if seen.asked_for else ""
     print(f"  1. look at the data:  cankd data {shlex.quote(seen.path)}{named}")
     print(f"  2. dry run:           cankd train {recipe} --dry-run")
     print(f"  3. train:             cankd train {recipe}")

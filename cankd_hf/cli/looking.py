@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.dataset import Source, StreamSource
@@ -41,6 +42,7 @@ ORDER = ("train", "validation", "test")
 PICTURES = 12
 SECONDS = 20.0  # for reading images, shared out among the splits
 THREADS = 4  # that decode: Pillow and torchvision release the GIL
+WORDS = {"instances": "masks of objects", "depths": "depth maps"}  # kinds of labels, where they are called otherwise
 ALIKE = 0.02  # shapes of images that differ by less are one
 
 
@@ -141,6 +143,15 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     return seen
 
 
+def kind_of(named: str | None) -> str | None:
+    """The kind of labels that a task learns from, which names it too. Raises InputError for what names none."""
+    if named is None or any(named == task.label_kind for task in TASKS.values()):
+        return named
+    if named not in TASKS:
+        raise InputError(f"--task: {not_one_of(named, TASKS)}")
+    return TASKS[named].label_kind
+
+
 def _place(split: str) -> int:
     """Where a split stands among others."""
     return ORDER.index(split) if split in ORDER else len(ORDER)
@@ -171,7 +182,8 @@ def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tup
         # What stands in the way of most tasks is wrong with the files; each other one misses labels of its own.
         most = max(problems.values(), default=0)
         told = [problem for problem, count in problems.items() if count == most]
-        raise InputError(told or f"{path}: expected {kind}, got a set that has {', '.join(able)}")
+        named = ", ".join(by_kind[name].name for name in able)
+        raise InputError(told or f"--task: of {path} expected one of {named}, got {by_kind[kind or able[0]].name!r}")
     return None, by_kind[kind or labelled[0]], tuple(labelled)
 
 
@@ -333,7 +345,7 @@ def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
         try:
             found = look(Path(path), None if kind == "images" else kind)
             layout, other = found.layout, kind != "images" and kind != found.kinds[0]
-            wanted = f" --task {kind}" if other else ""
+            wanted = f" --task {task.name}" if other else ""
         except InputError as error:  # its labels are not read: the recipe learns without
             logger.info("data: %s", error)
     splits = ", ".join(
@@ -341,7 +353,7 @@ def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
     )
     names = data.facts["classes"] if kind != "images" else []
     classes = f"; {len(names)} classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
-    said = f"data: {layout}, {kind} in {path}: {splits}{classes}"
+    said = f"data: {layout}, {WORDS.get(kind, kind)} in {path}: {splits}{classes}"
     return (
         [said] if path == "shapes" else [said, f"pictures and problems of it: cankd data {shlex.quote(path)}{wanted}"]
     )

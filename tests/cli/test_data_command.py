@@ -145,4 +145,20 @@ def test_what_to_do_next_keeps_the_labels_that_were_asked_for(
         assert f"cankd init --data {folder}{named}\n" in capsys.readouterr().out
     words = ["init", str(tmp_path / "a.yaml"), "--data", str(folder), "--task", "instance-segmentation"]
     assert main([*words, "--yes", "--no-measure"]) == 0
-    assert f"cankd data {folder} --task instances\n" in capsys.readouterr().out
+    assert f"cankd data {folder} --task instance-segmentation\n" in capsys.readouterr().out
+
+
+def test_tasks_have_one_name_and_their_labels_name_them_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_instances(tmp_path / "set")
+    said = []
+    for name in ("detection", "instance-segmentation", "instances"):
+        assert main(["data", str(folder), "--task", name, "--limit", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert ", for detection (also for segmentation, instance-segmentation: --task segmentation)\n" in said[0]
+    assert said[1] == said[2] and ", for instance-segmentation (also for" in said[1] and "instances" not in said[1]
+    assert main(["data", str(folder), "--task", "instance"]) == 2
+    assert "did you mean 'instance-segmentation'?" in capsys.readouterr().err
+    assert main(["data", "shapes", "--task", "detection", "--limit", "1"]) == 0  # of objects whose masks are known
+    assert "boxes (images that hold it)" in capsys.readouterr().out

@@ -311,5 +311,8 @@ def test_links_that_have_nothing_to_do_with_the_set(tmp_path: Path) -> None:
 def test_half_of_a_set_is_told_the_other_half(given: str, tmp_path: Path) -> None:
     pairs(tmp_path / "images", tmp_path / "masks")
     found = look(tmp_path / given)
-    assert found.kinds == ("images",) and f"a part of a set: data.path={tmp_path} reads masks too" in found.notes
+    assert (
+        found.kinds == ("images",)
+        and f"a part of a set: data.path={tmp_path} reads images with their masks" in found.notes
+    )
     assert not [note for note in look(tmp_path).notes if "a part of a set" in note]

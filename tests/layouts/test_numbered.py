@@ -80,10 +80,12 @@ def test_a_part_of_a_set_leads_to_the_whole(
     monkeypatch.chdir(tmp_path / "set")
     for path, whole in ((str(tmp_path / "set" / given), str(tmp_path / "set")), (given, ".")):
         seen = look_at(path, None, 1)
-        assert seen.whole == whole and f"a part of a set: data.path={whole} reads {kind} too" in seen.notes
+        assert (
+            seen.whole == whole and f"a part of a set: data.path={whole} reads images with their {kind}" in seen.notes
+        )
         assert next_steps(seen)[1:] == [
             f"  cankd data {whole}",
-            f"  cankd data {path} --task images   # to learn from these images alone",
+            f"  cankd data {path} --task features   # to learn from these images alone",
         ]
     alone = look_at(path, "images", 1)
     assert alone.whole is None and next_steps(alone)[1] == f"  cankd init --data {given}"
@@ -109,7 +111,7 @@ def depths(root: Path) -> None:
 def test_a_class_of_one_image_is_a_problem_where_classes_are_counted(tmp_path: Path) -> None:
     pairs(tmp_path / "set/images", tmp_path / "set/masks", 12)
     part = look_at(str(tmp_path / "set/images"), None, 2)  # half of a set says what it is a half of
-    assert part.notes[0] == f"a part of a set: data.path={tmp_path / 'set'} reads masks too"
+    assert part.notes[0] == f"a part of a set: data.path={tmp_path / 'set'} reads images with their masks"
     assert look_at(str(tmp_path / "set"), None, 50).problems == []
     file = sorted((tmp_path / "set/masks").iterdir())[3]
     mask = np.asarray(Image.open(file)).copy()

@@ -82,7 +82,9 @@ def look(root: Path, need: str | None = None) -> Found:
             found.notes += tree.notes
             if need is None and isinstance(layout, Flat) and (above := _whole(root)) is not None:
                 found.whole, others = above
-                found.notes.append(f"a part of a set: data.path={found.whole} reads {others.kinds[0]} too")
+                found.notes.append(
+                    f"a part of a set: data.path={found.whole} reads images with their {others.kinds[0]}"
+                )
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
