@@ -15,7 +15,4 @@ def with_caches(recipe: Recipe, folder: Path) -> Recipe:
         codec = CacheConfig(views=1).codec if config.cache is None else config.cache.codec
         return replace(config, cache=CacheConfig(views=1, codec=codec, folder=str(folder)))
 
-    if recipe.teacher is not None:
-        return replace(recipe, teacher=cached(recipe.teacher))
-    teachers = {name: cached(config) for name, config in (recipe.teachers or {}).items()}
-    return replace(recipe, teachers=teachers or None)
+    return recipe.with_teachers({name: cached(config) for name, config in recipe.named_teachers().items()})
