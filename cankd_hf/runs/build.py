@@ -1,6 +1,7 @@
 """Builds models, teachers and trainers from the sections of a recipe."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
 from cankd_hf.models.unreadable import NotFetched
-from cankd_hf.names import TEACHER
+from cankd_hf.names import STUDENT, TEACHER
 from cankd_hf.runs import adapting
 from cankd_hf.runs.device import choices, device_of
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -86,13 +87,21 @@ def problems_of(place: str, section: StudentConfig | TeacherConfig) -> Iterator[
         said = error.problems[0].removeprefix(f"{key} ")
         raise InputError(f"{key}: {said}; or name a local folder: {key}=FOLDER") from error
     except InputError as error:
-        kind = place.partition(".")[0].rstrip("s")  # `teacher` too where the place is `teachers.NAME`
-        told = [place + p.removeprefix(kind) if p.startswith(kind) else f"{place}: {p}" for p in error.problems]
-        raise InputError(told) from error
+        raise InputError([_placed(problem, place) for problem in error.problems]) from error
     except _ODD as error:
         if _short_of_memory(error):
             raise
         raise InputError(f"{place}: cannot be built ({type(error).__name__}: {error}); check its settings") from error
+
+
+def _placed(problem: str, place: str) -> str:
+    """A problem of a model with the place of its section: `teachers.NAME`, also where that is built as a student."""
+    kinds = (place.partition(".")[0].rstrip("s"), STUDENT)
+    kind = next((kind for kind in kinds if re.match(rf"{kind}\b", problem)), None)
+    if kind is None:
+        return f"{place}: {problem}"
+    rest = problem.removeprefix(kind)
+    return place + (f".adapt{rest}" if kind == STUDENT != place and rest.startswith(".fpn") else rest)
 
 
 def build_student(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_a_teacher_that_is_elsewhere() -> None:
     with pytest.raises(NotFetched) as caught:  # from Python there is no recipe
         load_teacher(ELSEWHERE)
     assert "FOLDER" not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_teacher_is_not_told_of_the_student() -> None:
+    task = InstanceSegmentationTask(NAMES)
+    without = {"model_type": "cankd_fpn", "head": "fcos", "backbone_config": RESNET}
+    fitted = recipe({"backbone": RESNET}, teacher={"config": without, "fit": {"max_steps": 1}})
+    with pytest.raises(InputError, match=r"^teacher\.config: cankd_fpn .* expected masks: true, .*set masks to true"):
+        build_student(fitted, task, adapting.untrained(fitted.teacher))
+    several = recipe(
+        {"backbone": RESNET},
+        teachers={
+            "a": {"config": RESNET, "adapt": {"tune": "head", "fpn": {"head": "fcos"}}},
+            "b": {"config": RESNET},
+        },
+    )
+    wrong = replace(adapting.untrained(several.teachers["a"]), fpn={"haed": "fcos"})
+    with pytest.raises(InputError, match=r"^teachers\.a\.adapt\.fpn\.haed: unknown key"):
+        build_student(several, task, wrong, "a")
+    for head, said in (("depth", "FPNForDepthEstimation"), ("psp", "FPNForSemanticSegmentation")):
+        with pytest.raises(
+            InputError, match=f"'{head}' is a head for {said}; set head to one of faster_rcnn, cascade"
+        ):
+            build_student(recipe({"backbone": RESNET, "fpn": {"head": head, "masks": False}}), task)
 
 
 def test_what_is_here_is_not_to_be_named_again(tmp_path: Path) -> None:
