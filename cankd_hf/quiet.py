@@ -86,6 +86,7 @@ class _BesideBars(logging.Handler):
             return
         text = self.format(record)
         if record.name.startswith(_ONCE):
+            text = text.removeprefix(f"{record.threadName}: ")  # of several students, which all have the same data
             if text in self.told:
                 return
             self.told.add(text)

@@ -260,6 +260,7 @@ def test_what_is_said_of_a_data_set_is_told_once_in_a_command(capsys: pytest.Cap
             for _ in range(2):  # the set is opened again, as for a teacher of other statistics
                 ours.warning("data: %s", "no class names")
                 ours.warning("data: read in a table")
+                ours.warning("MainThread: data: %s", "no class names")  # as of one of several students
             logging.getLogger("cankd_hf.training").warning("of a step")
             logging.getLogger("cankd_hf.training").warning("of a step")
         assert capsys.readouterr().err == "data: no class names\nof a step\nof a step\n"
