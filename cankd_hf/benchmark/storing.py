@@ -12,7 +12,8 @@ def with_caches(recipe: Recipe, folder: Path) -> Recipe:
     it names, else the default one."""
 
     def cached(config: TeacherConfig) -> TeacherConfig:
-        codec = CacheConfig(views=1).codec if config.cache is None else config.cache.codec
-        return replace(config, cache=CacheConfig(views=1, codec=codec, folder=str(folder)))
+        cache = CacheConfig(views=1) if config.cache is None else config.cache
+        views = None if cache.whole else 1
+        return replace(config, cache=replace(cache, views=views, folder=str(folder), seed=None, repo=None))
 
     return recipe.with_teachers({name: cached(config) for name, config in recipe.named_teachers().items()})

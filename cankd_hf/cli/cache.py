@@ -100,7 +100,7 @@ def _trainer(recipe: Any) -> Any:
 
 
 def _answers(trainer: Any) -> int:
-    return len(trainer.train_dataset) * next(iter(trainer.caches.values())).views
+    return int(len(trainer.train_dataset) * trainer.answers_each)
 
 
 def _plan(trainer: Any) -> int:
@@ -115,26 +115,20 @@ def _fill(trainer: Any) -> int:
     from cankd_hf.training.monitoring.cost import CostMeter
 
     main, begun = trainer.args.process_index == 0, time.perf_counter()
-    answers, epochs = _answers(trainer), trainer.epochs_of_views
+    answers = _answers(trainer)
     trainer.open_stores(answers)
     stored, spent = trainer.stored, _Spent(CostMeter())
     for one in stored.values():
         one.spends = spent.since
-    loader, last, done = trainer.get_train_dataloader(), time.perf_counter(), 0
-    for epoch in range(epochs):
-        trainer.train_dataset.set_epoch(epoch)
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        for batch in trainer.batches_of(loader):
-            trainer.source(batch, list(stored))
-            done += len(batch["pixel_values"]) * trainer.args.world_size
-            stopped = [one.store.stopped for one in stored.values() if one.store.stopped]
-            if stopped:
-                raise InputError(stopped)
-            if main and time.perf_counter() - last > EVERY:
-                last = time.perf_counter()
-                print(f"pass {epoch + 1} of {epochs}: {done} pictures, {last - begun:.0f} s", flush=True)
-        trainer.source.flush()
+    last, done = time.perf_counter(), 0
+    for pictures in trainer.fill():
+        done += pictures * trainer.args.world_size
+        stopped = [one.store.stopped for one in stored.values() if one.store.stopped]
+        if stopped:
+            raise InputError(stopped)
+        if main and time.perf_counter() - last > EVERY:
+            last = time.perf_counter()
+            print(f"{done} of {answers} pictures, {last - begun:.0f} s", flush=True)
     trainer.close_loaders()
     trainer.accelerator.wait_for_everyone()
     for name, one in stored.items() if main else ():
@@ -162,7 +156,6 @@ class _Spent:
 
 def _check(trainer: Any) -> int:
     """Compares stored answers for the first batches with live ones."""
-    from cankd_hf.data.common.batch import PICTURES
     from cankd_hf.teachers.identity import machine
 
     names = trainer.open_stores(_answers(trainer), make=False)
@@ -178,10 +171,10 @@ def _check(trainer: Any) -> int:
         compared, worst = 0, dict[str, float]()
         elsewhere = one.store.header["machine"] != machine(trainer.args.device)
         for batch in trainer.first_batches(CHECKED):
-            images = batch.teacher_images
-            for group in one.stored(batch[PICTURES], images.device):
+            pictures = trainer.source.pictures(name, batch)
+            for group in one.stored(pictures.keys, pictures.device):
                 compared += len(group.places)
-                for key, errors in one.differences(images[group.places], group.layout, group.rows).items():
+                for key, errors in one.differences(pictures, group).items():
                     worst[key] = max(worst.get(key, 0.0), float(errors.max()))
         if not compared:
             problems.append(f"{name}: none of the first pictures is stored; their images or augmentation differ")

@@ -263,13 +263,7 @@ def _guess(answers: Answers, seen: Seen) -> dict[str, Any]:
     steps = max(20, int(answers.hours * 3600 * (5 if answers.gpu else 1) * SPENT))
     images = next(iter(seen.sizes.values()), 0)
     passes = steps * answers.batch / images if images else 0.0
-    return {"steps": _round(steps), "cached": bool(answers.model) and passes >= 2 * _views()}
-
-
-def _views() -> int:
-    from cankd_hf.cli.starting import VIEWS
-
-    return VIEWS
+    return {"steps": _round(steps), "cached": bool(answers.model) and passes >= 4}
 
 
 def _round(steps: float) -> int:
@@ -292,7 +286,7 @@ def _measured(answers: Answers, host: Host) -> tuple[Answers, Any, dict[str, str
     recipe = parse_recipe(recipe_text(replace(answers, cached=False)))
     try:
         with Planned(recipe) as planned:
-            found = planned.within(answers.hours * 3600 * SPENT, _views())
+            found = planned.within(answers.hours * 3600 * SPENT)
     except (InputError, OSError) as error:
         said = error.problems[0] if isinstance(error, InputError) else " ".join(str(error).split())
         print(wrapped("  -", f"not measured, the steps are a guess: {said}"))

@@ -17,7 +17,7 @@ from cankd_hf.config.recipe import Recipe
 from cankd_hf.durations import duration
 from cankd_hf.host import Host
 from cankd_hf.runs.build import SCORE_ONLY, build_trainer
-from cankd_hf.runs.forecast import Choice, Forecast, forecast, summed
+from cankd_hf.runs.forecast import WHOLE, Choice, Forecast, forecast, summed
 from cankd_hf.runs.measured import measure, ready
 from cankd_hf.tasks import TASKS
 
@@ -156,15 +156,15 @@ class Planned:
         scaled = spanning(self.recipe, steps)
         return forecast(scaled, self.trainer, self.data, self.measured, steps=steps)
 
-    def within(self, seconds: float, views: int) -> Fitted:
-        """The steps that take so long, with a cache of so many views where that saves a fifth of the time and takes at
-        most a quarter of the free disk."""
+    def within(self, seconds: float) -> Fitted:
+        """The steps that take so long, with answers for whole images stored where that saves a fifth of the time and
+        takes at most a quarter of the free disk."""
         cached, steps = False, self._fitting(seconds, None)
-        stored = _of(self.at(steps), f"cached, {views} views")
+        stored = _of(self.at(steps), WHOLE)
         if stored is not None and stored.stored < 0.25 * shutil.disk_usage(Path.cwd()).free:
             cached = stored.total < 0.8 * self.at(steps).chosen.total
         if cached:
-            steps = self._fitting(seconds, f"cached, {views} views")
+            steps = self._fitting(seconds, WHOLE)
         found = self.at(steps)
         if cached and stored is not None:
             found.choices = [replace(one, chosen=one.name == stored.name) for one in found.choices]

@@ -17,8 +17,6 @@ from cankd_hf.features.inputs import ImageStats, image_stats, timm_folder_stats,
 from cankd_hf.models.backbones import timm_source
 from cankd_hf.tasks.starting import Starter
 
-VIEWS = 4  # of a cached teacher
-
 
 @dataclass(frozen=True)
 class Size:
@@ -262,9 +260,7 @@ def _teacher(answers: Answers) -> list[str]:
     lines = ["teacher:", _line(f"  model: {_plain(answers.model)}", why)]
     if answers.cached:
         lines.append("  cache:")
-        lines.append(
-            _line(f"    views: {VIEWS}", "its answers for so many crops of each image are stored and come back")
-        )
+        lines.append(_line("    whole: true", "it sees each image twice; its stored answers are cut for each crop"))
         lines.append(
             _line(f"    folder: {_plain(f'runs/{answers.name}_answers')}", "serves other runs with this teacher")
         )

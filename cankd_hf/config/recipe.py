@@ -244,11 +244,16 @@ def _caches(recipe: Recipe) -> Iterator[tuple[str, str]]:
     caches = {recipe.teacher_path(name): one.cache for name, one in recipe.named_teachers().items() if one.cache}
     first = next(iter(caches.items()), None)
     for path, cache in caches.items():
-        if first is not None and (cache.views, cache.seed) != (first[1].views, first[1].seed):
+        if first is not None and (cache.views, cache.seed, cache.whole) != (
+            first[1].views,
+            first[1].seed,
+            first[1].whole,
+        ):
             yield (
                 f"{path}.cache",
-                f"expected the views and seed of {first[0]}.cache ({first[1].views}, {first[1].seed}), as all "
-                f"teachers see the same pictures, got {cache.views}, {cache.seed}; write the same",
+                f"expected the views, seed and whole of {first[0]}.cache ({first[1].views}, {first[1].seed}, "
+                f"{first[1].whole}), as all teachers see the same pictures, got {cache.views}, {cache.seed}, "
+                f"{cache.whole}; write the same",
             )
         if recipe.data.streaming:
             yield f"{path}.cache", "a stream does not repeat its pictures; set data.streaming: false, or leave it out"

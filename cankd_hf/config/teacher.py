@@ -23,6 +23,9 @@ class CacheConfig(Section):
     Attributes:
         views: views (crops, flips, colours) of each image: after so many epochs the pictures repeat, and the teacher
             is no longer run. What `data.strong` does to the student's pictures does not repeat.
+        whole: in place of views: the teacher sees each image once as a whole, and once mirrored, at scale 1 and in
+            its own colours; what it says of a crop is cut out of that, so that pictures never repeat. For maps and
+            logits of pixels.
         codec: `exact`: bit for bit; `fp16`; `int8`: logits in bytes (where only softmax losses read them), the rest as
             `fp16`; `pca`: maps as bytes of their 256 principal components too.
         folder: where the answers are; one folder serves many teachers, runs and arms.
@@ -34,7 +37,8 @@ class CacheConfig(Section):
 
     place: ClassVar[str] = "teacher.cache"
 
-    views: Annotated[int, Ge(1), Le(100_000)]
+    views: Annotated[int, Ge(1), Le(100_000)] | None = None
+    whole: bool = False
     codec: Literal["exact", "fp16", "int8", "pca"] = "fp16"
     folder: str = "runs/teacher_cache"
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] | None = None
@@ -42,6 +46,15 @@ class CacheConfig(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Problems beyond types and ranges."""
+        if self.whole and self.views is not None:
+            yield (
+                "views",
+                f"expected none with whole: true, whose pictures do not repeat, got {self.views}; leave it out",
+            )
+        if self.whole and self.seed is not None:
+            yield "seed", f"counts for views only, got {self.seed} with whole: true; leave it out"
+        if not self.whole and self.views is None:
+            yield "views", "expected a number of views, such as 16, or whole: true in its place, got none"
         if not self.folder.strip() or "://" in self.folder:
             yield "folder", f"expected a local folder, got {self.folder!r}; name a data set of the Hub in repo"
 

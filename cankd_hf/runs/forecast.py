@@ -24,7 +24,7 @@ from cankd_hf.training.cache_plan import Plan
 from cankd_hf.training.trainer import CanKDTrainer
 
 VIEWS = (1, 4)  # of a cached teacher, to compare
-ALONE, LIVE = "student alone", "teacher live"
+ALONE, LIVE, WHOLE = "student alone", "teacher live", "cached, whole images"
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,28 @@ class _Costing:
             **more,
         )
 
-    def cached(self, views: int, chosen: bool) -> Choice:
-        """Stored answers of so many views of each image: each is computed once, in the step that asks for it first."""
+    def cached(self, views: int | None, chosen: bool) -> Choice:
+        """Stored answers of so many views of each image, or of whole images (None), in both orientations: each is
+        computed once, in the step that asks for it first."""
         trainer, images = self.trainer, len(self.trainer.train_dataset)  # type: ignore[arg-type]
-        answers = min(images * views, self.steps * self.images)
+        answers = min(images * (views or 2), self.steps * self.images)
+        share = 1.0 if views is not None else trainer.whole_share or 1.0  # what was measured are the step's pictures
         there = {name: trainer._found(name) for name in trainer.caches} if chosen else {}
         asking = self.measured.median("teachers") / self.measured.images
         plans = [
-            Plan(answers, size, asking / len(self.measured.answer), len(there[name] or ()) if name in there else 0)
+            Plan(
+                answers,
+                round(share * size),
+                share * asking / len(self.measured.answer),
+                len(there[name] or ()) if name in there else 0,
+            )
             for name, size in self.measured.answer.items()
         ]
         filling = sum(plan.missing * plan.seconds for plan in plans) / self.args.world_size
         stored = sum(plan.answers * plan.size for plan in plans)
-        named = f"cached, {views} view{'s' if views > 1 else ''}"
-        return self.choice(named, self.measured.median("replayed"), chosen, filling=filling, stored=stored)
+        named = WHOLE if views is None else f"cached, {views} view{'s' if views > 1 else ''}"
+        compute = self.measured.median("replayed") + (self.measured.median("cut") if views is None else 0.0)
+        return self.choice(named, compute, chosen, filling=filling, stored=stored)
 
     def choices(self) -> list[Choice]:
         """What the recipe does, and what else it could do."""
@@ -186,10 +194,12 @@ class _Costing:
             found.append(self.choice(ALONE, measured.median("alone"), not trainer.teachers, "alone"))
         if not trainer.teachers:
             return found or [self.choice("student", measured.median("live"), True)]
-        views = {cache.views for cache in trainer.caches.values()}
-        found.append(self.choice(LIVE, self.live, not views))
+        views = {cache.views for cache in trainer.caches.values() if cache.views is not None}
+        found.append(self.choice(LIVE, self.live, not trainer.caches))
         if measured.answer and hasattr(trainer.train_dataset, "__len__"):
             found += [self.cached(number, number in views) for number in sorted({*VIEWS, *views})]
+            if trainer.can_store_whole_images:
+                found.append(self.cached(None, trainer.stores_whole_images))
         return found
 
     def scoring(self) -> float:

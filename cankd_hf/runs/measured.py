@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cankd_hf.data.common.batch import Batch
 from cankd_hf.teachers.codecs import Rows, fields_of, make_codec, output_of
+from cankd_hf.teachers.pictures import Grid, cut_out
 from cankd_hf.teachers.source import LiveTeachers
 from cankd_hf.training.caching import BESIDE
 from cankd_hf.training.trainer import CanKDTrainer
@@ -34,8 +35,9 @@ class Measured:
         images: of a batch.
         seconds: laps of each part by name: `read` and `reread` (a batch, by one loading process, and
             the same images once more, as with `data.cache`), `alone` and `live` (forward and
-            backward of the student, without and with the teachers), `replayed` (with stored answers), `teachers`,
-            `optimizer`, `evaluation` (a batch). Parts that a recipe lacks are not there.
+            backward of the student, without and with the teachers), `replayed` (with stored answers), `cut` (answers
+            for whole images, cut for a batch), `teachers`, `optimizer`, `evaluation` (a batch). Parts that a recipe
+            lacks are not there.
         memory: bytes of `alone` and `live`: weights, gradients, AdamW state and activations, or on a GPU the peak.
         answer: bytes of one stored answer of each teacher.
         evaluated: images of an evaluation batch.
@@ -139,6 +141,7 @@ class _Step:
             found["alone"] = self.alone
         if self.trainer.teachers:
             found |= {"teachers": self.teachers, "live": self.live, "replayed": self.replayed}
+            found |= {"cut": self.cut} if self.trainer.can_store_whole_images else {}
         elif "alone" not in found:
             found["live"] = self.live
         return {**found, "optimizer": self.optimizer}
@@ -184,6 +187,14 @@ class _Step:
             self.live()
         finally:
             self.trainer.source = self.live_source
+
+    def cut(self) -> None:
+        """What is cut out of answers for whole images: as much as the answers for a batch."""
+        for output in self.answers.values():
+            for value in [*output.maps, *([] if output.logits is None else [output.logits])]:
+                size = value.shape[-2], value.shape[-1]
+                boxes = torch.tensor([0.0, 0.0, size[1], size[0]], device=value.device).repeat(len(value), 1)
+                cut_out(value, boxes, Grid(size, size))
 
     def optimizer(self) -> None:
         """Clipping and a step of the optimizer that changes nothing."""

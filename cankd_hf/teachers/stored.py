@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cankd_hf.data.common.batch import PICTURES, Batch
 from cankd_hf.teachers.codecs import Rows, fields_of, output_of
+from cankd_hf.teachers.pictures import Pictures
 from cankd_hf.teachers.source import LiveTeachers, asked
-from cankd_hf.teachers.store import Cost, Damaged, Ref, Seen, Store
+from cankd_hf.teachers.store import Cost, Damaged, Ref, Store
 from cankd_hf.teachers.teacher import TeacherOutput
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class StoredTeacher:
         rows: the store's codecs.
         wanted: the fields that are read, of those in the store.
         maps: the number of the teacher's maps.
-        whole: batches are computed whole where any picture is missed, as a compiled teacher wants one size.
+        together: all pictures of a batch are computed where any is missed, as a compiled teacher wants one size.
         foreign: the store was written by other libraries or on another kind of device: its first answer is compared.
     """
 
@@ -89,37 +90,33 @@ class StoredTeacher:
         rows: Rows,
         wanted: Collection[str],
         maps: int,
-        whole: bool = False,
+        together: bool = False,
         foreign: bool = False,
     ) -> None:
         self.store, self.live, self.rows = store, live, rows
-        self.wanted, self.maps, self.whole = list(wanted), maps, whole
+        self.wanted, self.maps, self.together = list(wanted), maps, together
         self.found = Found()
         self.refused: set[bytes] = set()
         self.distrusted = self.old = False  # old: all views were seen before, so that a miss needs a reason
         self.spends: Callable[[], Cost] | None = None  # of a run that only fills stores: what it spent since the last
         self._doubted = foreign
 
-    def __call__(self, images: Tensor, keys: Sequence[bytes], of: Callable[[], list[Seen]]) -> TeacherOutput:
-        """The outputs for pictures.
-
-        Args:
-            images: what the teacher sees, `[B, 3, H, W]`.
-            keys: the identity of each.
-            of: what each is of; only asked where one is missed, as it waits for the device.
-        """
-        groups = self.stored(keys, images.device)
+    def __call__(self, pictures: Pictures) -> TeacherOutput:
+        """The outputs for the pictures of a batch."""
+        groups = self.stored(pictures.keys, pictures.device)
         if groups and self._doubted:
             self._doubted = False
-            self._compare(images[groups[0].places[:1]], groups[0].layout, groups[0].rows[:1])
-            return self(images, keys, of)
-        hits = {place for group in groups for place in group.places}
-        missed = [place for place in range(len(keys)) if place not in hits]
-        self.found.hits += len(hits)
-        self.found.misses += len(missed)
-        parts = [] if not missed else [self._computed(images, missed, keys, of())]
+            self._compare(pictures, Group(groups[0].places[:1], groups[0].layout, groups[0].rows[:1]))
+            return self(pictures)
+        parts = self._computed(pictures, {place for group in groups for place in group.places})
         parts += [(group.places, self.rows.unpack(group.layout, group.rows, self.wanted)) for group in groups]
-        return output_of(_joined(parts, len(keys)), self.maps)
+        cut = [(places, pictures.cut(places, fields)) for places, fields in parts]
+        return output_of(_joined(cut, len(pictures.keys)), self.maps)
+
+    def fill(self, pictures: Pictures) -> None:
+        """Computes and stores the answers that are missing."""
+        there = self.store.find(pictures.keys)
+        self._computed(pictures, {place for place, ref in enumerate(there) if ref is not None})
 
     def stored(self, keys: Sequence[bytes], device: torch.device) -> list[Group]:
         """The rows of the pictures that have an answer, on the device, by their layout."""
@@ -140,31 +137,39 @@ class StoredTeacher:
             for layout, hits in layouts.items()
         ]
 
-    def _computed(
-        self, images: Tensor, missed: list[int], keys: Sequence[bytes], seen: Sequence[Seen]
-    ) -> tuple[list[int], dict[str, Tensor]]:
-        """The places and fields of pictures that are computed, at least those that were missed; these are stored."""
+    def _computed(self, pictures: Pictures, hits: Collection[int]) -> list[tuple[list[int], dict[str, Tensor]]]:
+        """The places and fields of pictures that are computed, at least those without an answer; these are stored."""
+        keys = pictures.keys
+        missed = [place for place in range(len(keys)) if place not in hits]
+        self.found.hits += len(hits)
+        self.found.misses += len(missed)
+        if not missed:
+            return []
+        seen = pictures.seen()
         if self.old:
             unknown = [seen[place] for place in missed if keys[place] not in self.refused]
             self.found.reasons.update(map(self.store.why_not, unknown))
-        asked, before = list(range(len(keys))) if self.whole else missed, clocks(images.device)
-        output = self.live(images if len(asked) == len(images) else images[asked])
-        exact = {name: value for name, value in fields_of(output).items() if name in self.rows.codecs}
-        layout, rows = self.rows.pack(exact)
-        values = self.rows.unpack(layout, rows)
-        errors = self.rows.errors(exact, values, lossy=True)
-        good = self.rows.within(errors) if errors else torch.ones(len(asked), dtype=torch.bool)
-        fits = dict(zip(asked, good.tolist(), strict=True))
-        kept = [place for place in missed if fits[place]]
-        if kept and not self.distrusted:
-            content = rows[[asked.index(place) for place in kept]].cpu()
-            cost = self._cost(before, images.device)
-            self.store.add(layout, [keys[n] for n in kept], content, [seen[n] for n in kept], cost)
-        if len(kept) < len(missed):
-            self.found.refused += len(missed) - len(kept)
-            self.refused.update(keys[place] for place in missed if not fits[place])
-            values = {name: torch.where(_like(good, value), value, exact[name]) for name, value in values.items()}
-        return asked, {name: values[name] for name in self.wanted}
+        before, parts = clocks(pictures.device), []
+        for places, images in pictures.images(list(range(len(keys))) if self.together else missed):
+            exact = {name: value for name, value in fields_of(self.live(images)).items() if name in self.rows.codecs}
+            layout, rows = self.rows.pack(exact)
+            values = self.rows.unpack(layout, rows)
+            errors = self.rows.errors(exact, values, lossy=True)
+            good = self.rows.within(errors) if errors else torch.ones(len(places), dtype=torch.bool)
+            fits = dict(zip(places, good.tolist(), strict=True))
+            wanted = [place for place in places if place in missed]
+            kept = [place for place in wanted if fits[place]]
+            if kept and not self.distrusted:
+                content = rows[[places.index(place) for place in kept]].cpu()
+                cost = self._cost(before, images.device)
+                self.store.add(layout, [keys[n] for n in kept], content, [seen[n] for n in kept], cost)
+                before = clocks(images.device)
+            if len(kept) < len(wanted):
+                self.found.refused += len(wanted) - len(kept)
+                self.refused.update(keys[place] for place in wanted if not fits[place])
+                values = {name: torch.where(_like(good, value), value, exact[name]) for name, value in values.items()}
+            parts.append((places, {name: values[name] for name in self.wanted}))
+        return parts
 
     def _cost(self, before: Cost, device: torch.device) -> Cost:
         """Seconds of a computation; in a run that only fills stores, all since the last one."""
@@ -173,18 +178,23 @@ class StoredTeacher:
         now = clocks(device)
         return {name: now[name] - start for name, start in before.items()}
 
-    def differences(self, images: Tensor, layout: str, rows: Tensor) -> dict[str, Tensor]:
-        """The error of stored answers against live ones, `[B]` by field."""
-        exact = {name: value for name, value in fields_of(self.live(images)).items() if name in self.rows.codecs}
-        return self.rows.errors(exact, self.rows.unpack(layout, rows))
+    def differences(self, pictures: Pictures, group: Group) -> dict[str, Tensor]:
+        """The error of stored answers against live ones, `[n]` by field; n pictures in groups of one size."""
+        found: dict[str, list[Tensor]] = {}
+        for places, images in pictures.images(group.places):
+            live = {name: value for name, value in fields_of(self.live(images)).items() if name in self.rows.codecs}
+            rows = group.rows[[group.places.index(place) for place in places]]
+            for name, errors in self.rows.errors(live, self.rows.unpack(group.layout, rows)).items():
+                found.setdefault(name, []).append(errors)
+        return {name: torch.cat(errors) for name, errors in found.items()}
 
     def allowed(self, field_name: str, elsewhere: bool) -> float:
         """The largest error of a field; more, where the answer was computed elsewhere."""
         return self.rows.codecs[field_name].bound + (ELSEWHERE if elsewhere else 0.0)
 
-    def _compare(self, images: Tensor, layout: str, rows: Tensor) -> None:
+    def _compare(self, pictures: Pictures, group: Group) -> None:
         """Looks whether an answer of another machine is one of this teacher, and distrusts all if not."""
-        for name, error in self.differences(images, layout, rows).items():
+        for name, error in self.differences(pictures, group).items():
             if not bool((error <= self.allowed(name, True)).all()):
                 self.distrusted = True
                 said = self.store.folder, self.store.header["machine"], name, float(error.max())
@@ -199,22 +209,24 @@ class StoredTeachers:
     Args:
         live: all teachers.
         place: brings a teacher to the device, before it is run for the first time.
+        pictures: those of a batch that a teacher is asked about, by its name.
     """
 
-    def __init__(self, live: LiveTeachers, place: Callable[[str], None]) -> None:
-        self.live, self.place = live, place
+    def __init__(
+        self, live: LiveTeachers, place: Callable[[str], None], pictures: Callable[[str, Batch], Pictures]
+    ) -> None:
+        self.live, self.place, self.pictures = live, place, pictures
         self.stored: dict[str, StoredTeacher] = {}
         self._placed: set[str] = set()
 
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, TeacherOutput]:
         """See `TeacherSource`."""
-        keys, images = batch.get(PICTURES), batch.teacher_images
         found: dict[str, TeacherOutput] = {}
         for name in self.live.teachers if names is None else names:
-            if keys is None or name not in self.stored:
-                found[name] = self.run(name, images)
+            if PICTURES not in batch or name not in self.stored:
+                found[name] = self.run(name, batch.teacher_images)
             else:
-                found[name] = self.stored[name](images, keys, lambda: seen_of(batch))
+                found[name] = self.stored[name](self.pictures(name, batch))
         return found
 
     def run(self, name: str, images: Tensor) -> TeacherOutput:
@@ -228,13 +240,6 @@ class StoredTeachers:
         """Writes what was computed."""
         for one in self.stored.values():
             one.store.flush()
-
-
-def seen_of(batch: Batch) -> list[Seen]:
-    """What the pictures of a batch are of."""
-    images, meta = batch.teacher_images, batch.meta
-    numbers = (meta[name].tolist() if name in meta else [-1] * len(images) for name in ("sample", "view"))
-    return [Seen(sample, view, images.shape[-2], images.shape[-1]) for sample, view in zip(*numbers, strict=True)]
 
 
 def _joined(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:

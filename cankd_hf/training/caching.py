@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cankd_hf.config.teacher import CacheConfig
 from cankd_hf.data.common.batch import Batch, BatchCollator
-from cankd_hf.data.common.unlabelled import MixedSampler
-from cankd_hf.data.common.views import seeded_views
 from cankd_hf.errors import InputError
 from cankd_hf.hub.download import download_folder
 from cankd_hf.losses.dist import DistLoss
@@ -28,11 +24,10 @@ from cankd_hf.teachers.source import LiveTeachers
 from cankd_hf.teachers.store import Store, create_store
 from cankd_hf.teachers.store_files import check_free, read_header, stores_in
 from cankd_hf.teachers.stored import StoredTeacher, StoredTeachers, clocks
-from cankd_hf.training.base import TeachingTrainer
+from cankd_hf.training.asked import AskedMixin
 from cankd_hf.training.cache_plan import Plan, Stopwatch
 from cankd_hf.training.placing import reads
-from cankd_hf.training.pseudo import with_boxes
-from cankd_hf.training.unlabelled import is_shared_out
+from cankd_hf.training.whole_images import check_needs, sizing
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +35,11 @@ BESIDE = 64  # bytes of a store for each answer, beside its row
 FIRST = 8  # batches on which codecs are fitted and measured
 
 
-class CachingMixin(TeachingTrainer):
+class CachingMixin(AskedMixin):
     """Methods of `CanKDTrainer` for teachers with a `cache`."""
 
     paid_files: Mapping[str, int] = {}  # files that this run had written before it was interrupted
     _unopened: list[str]
-
-    @property
-    def caches(self) -> dict[str, CacheConfig]:
-        """The settings of the stored teachers by name."""
-        return {name: one.config.cache for name, one in self.teachers.items() if one.config.cache is not None}
-
-    def seeded_views(self, dataset: Any) -> Any:
-        """A training set whose pictures depend on seeds alone, and repeat for stored teachers.
-
-        Raises:
-            InputError: if these differ in their views.
-        """
-        found = {(cache.views, cache.seed) for cache in self.caches.values()}
-        if len(found) > 1:
-            raise InputError(
-                f"teachers: expected one number of views and one seed in all caches, got "
-                f"{sorted(found, key=str)}; write the same"
-            )
-        return seeded_views(dataset, self.args.seed, self.args.data_seed, *next(iter(found), (None, None)))
 
     def use_stores(self) -> None:
         """Makes the source of the outputs: live, or stored where a teacher has a cache. Stored teachers are moved to
@@ -74,7 +50,9 @@ class CachingMixin(TeachingTrainer):
         if isinstance(before, StoredTeachers):
             before.flush()
         if type(before) in (LiveTeachers, StoredTeachers) and self.caches:
-            self.source = StoredTeachers(LiveTeachers(self.teachers), self.place_teacher)
+            self.source = StoredTeachers(LiveTeachers(self.teachers), self.place_teacher, self._pictures)
+        for name in self.caches if self.stores_whole_images else ():
+            check_needs(self._path(name), self._needs(name), self.distiller.teachers[name])
         self._unopened = list(self.caches)
 
     def place_teacher(self, name: str) -> None:
@@ -106,15 +84,12 @@ class CachingMixin(TeachingTrainer):
             teacher.to(memory_format=torch.channels_last)
 
     @property
-    def stored(self) -> dict[str, StoredTeacher]:
-        """The teachers whose stores are open."""
-        return self.source.stored if isinstance(self.source, StoredTeachers) else {}
-
-    @property
     def taught_collator(self) -> Any:
         """The collator of batches about which teachers are asked."""
         collator = self.data_collator
-        return collator.identifying() if self.caches and isinstance(collator, BatchCollator) else collator
+        if not (self.caches and isinstance(collator, BatchCollator)):
+            return collator
+        return collator.identifying(self.stores_whole_images)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         collator = self.data_collator
@@ -180,32 +155,6 @@ class CachingMixin(TeachingTrainer):
             source.stored[name] = self._ready(name, store)
         return missing
 
-    def _answers(self) -> int:
-        """The answers that the training asks for."""
-        args, images = self.args, len(self.train_dataset) if self.train_dataset is not None else 0  # type: ignore[arg-type]
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = self.state.max_steps or args.max_steps
-        views = next(iter(self.caches.values())).views
-        return min(images * views, steps * batch) if steps > 0 else images * views
-
-    @property
-    def epochs_of_views(self) -> int:
-        """After so many epochs all views were seen: as many as there are, or more where one half of a set of labelled
-        and unlabelled images is longer than the other."""
-        views = next((cache.views for cache in self.caches.values()), 0)
-        dataset: Any = self.train_dataset
-        if not is_shared_out(dataset):
-            return views
-        order = MixedSampler(dataset, self.args.per_device_train_batch_size, self.args.world_size)
-        passes = (order.batches * part / size for size, part in zip(order.sizes, order.parts, strict=True))
-        return max(math.ceil(views / passed) for passed in passes)
-
-    def _needs(self, name: str) -> set[str]:
-        """What the terms read of a teacher: `maps.0`, `logits`, `dense`, `queries`."""
-        items = [item for item in self.distiller.placed if item.teacher == name]
-        found = {reads(one.term) if one.pair is None else f"maps.{one.pair.teacher}" for one in items}
-        return with_boxes(found, self.teachers[name].model) - {"boxes"}
-
     def _temperature(self, name: str) -> float | None:
         """The largest temperature at which logits are read, if none is read but through a softmax over the classes."""
         losses = [i.loss for i in self.distiller.placed if i.teacher == name and reads(i.term) == "logits"]
@@ -217,7 +166,11 @@ class CachingMixin(TeachingTrainer):
 
     def _identity(self, name: str) -> dict[str, Any]:
         teacher, cache = self.teachers[name], self.caches[name]
-        return identity(teacher, self.args.device, cache.codec)
+        found = identity(teacher, self.args.device, cache.codec)
+        if cache.whole:
+            dataset: Any = self.train_dataset
+            found["whole"] = [self.multiple(name), sizing(dataset.dataset)]
+        return found
 
     def _folder(self, name: str) -> Path:
         """The folder of a new store of a teacher."""
@@ -234,9 +187,6 @@ class CachingMixin(TeachingTrainer):
             if (header := read_header(place)) is not None and self._serves(name, header, own, needs):
                 return Store(place, header, self.paid_files)
         return None
-
-    def _path(self, name: str) -> str:
-        return "teacher.cache" if len(self.teachers) == 1 else f"teachers.{name}.cache"
 
     def _serves(self, name: str, header: Mapping[str, Any], own: Mapping[str, Any], needs: set[str]) -> bool:
         """Whether a store is of this teacher, and has what the terms read of it."""
@@ -263,7 +213,7 @@ class CachingMixin(TeachingTrainer):
             Rows(codecs),
             wanted,
             len(self.distiller.teachers[name].levels),
-            whole=teacher.config.compile,
+            together=teacher.config.compile,
             foreign=header["machine"] != machine(self.args.device),
         )
 
@@ -278,10 +228,12 @@ class CachingMixin(TeachingTrainer):
         for batch in self.first_batches(FIRST):
             for key, codec in codecs.items():  # of the batch before: the last one measures
                 codec.add(exact[key])
-            found = fields_of(source.run(name, batch.teacher_images))
+            pictures = self._pictures(name, batch)
+            _, images = next(pictures.images(list(range(len(pictures.keys)))))
+            found = fields_of(source.run(name, images))
             exact = {key: value for key, value in found.items() if key in needs or not key.startswith("maps.")}
             codecs = codecs or self._codecs(name, exact)
-            watch.lap(self.args.device, len(batch.teacher_images))
+            watch.lap(self.args.device, len(images))
         if not codecs:
             raise InputError("train_dataset: expected one to store the teacher's answers for, got none")
         rows, errors = self._measured(codecs, exact)

@@ -147,7 +147,13 @@ def test_steps_are_measured_where_the_models_load_and_the_plan_is_printed(
     shown = capsys.readouterr().out
     recipe = load_recipe("mine.yaml")
     assert "by steps measured on this machine" in Path("mine.yaml").read_text()
-    for text in ("student alone", "teacher live", "cached, 4 views", "this recipe in all", "cankd train mine.yaml"):
+    for text in (
+        "student alone",
+        "teacher live",
+        "cached, whole images",
+        "this recipe in all",
+        "cankd train mine.yaml",
+    ):
         assert text in shown
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
     assert f"plan: {steps:,} steps of {batch} images" in shown

@@ -75,19 +75,21 @@ def test_the_table_fits_80_columns_and_says_what_is_unsure(capsys: pytest.Captur
     assert "other programs used 1.3 of 2 cores" in said and "Warning:" in said and "are needed" in said
 
 
+@pytest.mark.parametrize("cache", ["views=2", "whole=true"])
 def test_a_dry_run_measures_each_choice_and_writes_no_store(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured, "MOST", 2)
     file = recipe(tmp_path)
     store = tmp_path / "answers"
-    words = ["teacher.cache.views=2", f"teacher.cache.folder={store}", "training.eval_strategy=epoch"]
+    words = [f"teacher.cache.{cache}", f"teacher.cache.folder={store}", "training.eval_strategy=epoch"]
     assert train.main([file, *words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     plan = shown.partition("plan: 3 steps of 4 images")[2]
-    found = re.findall(r"^([> ]) ([a-z ]+?(?:, \d views?)?) +\d", plan, re.MULTILINE)
+    found = re.findall(r"^([> ]) ([a-z ]+?(?:, \d views?|, whole images)?) +\d", plan, re.MULTILINE)
     names = {name for _, name in found}
-    assert {"student alone", "teacher live", "cached, 1 view", "cached, 2 views", "training the teacher"} <= names
-    assert [name for mark, name in found if mark == ">"] == ["cached, 2 views", "training the teacher"]
+    chosen = {"views=2": "cached, 2 views", "whole=true": "cached, whole images"}[cache]
+    assert {"student alone", "teacher live", "cached, 1 view", "cached, whole images", chosen} <= names
+    assert [name for mark, name in found if mark == ">"] == [chosen, "training the teacher"]
     assert "data: generated images, masks in shapes: train 16, eval 4, test 4; 6 classes: ground" in shown
     assert not store.exists()

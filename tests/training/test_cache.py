@@ -20,6 +20,7 @@ from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetecti
 from cankd_hf.teachers import store_files
 from cankd_hf.teachers.identity import identity
 from cankd_hf.teachers.load import load_teacher
+from cankd_hf.teachers.pictures import Views
 from cankd_hf.teachers.stored import StoredTeachers
 from cankd_hf.teachers.teacher import Teacher
 from cankd_hf.training.monitoring.cost import CostMeter
@@ -258,7 +259,7 @@ def test_stored_answers_are_the_live_ones_within_the_bound(task: str, codec: str
     for batch in batches(made):
         replayed, exact = made.source(batch)["teacher"], one(batch.teacher_images)
         for group in reread.stored(batch["pictures"], made.args.device):
-            errors = reread.differences(batch.teacher_images[group.places], group.layout, group.rows)
+            errors = reread.differences(Views(batch), group)
             assert len(group.places) == 4 and bool(reread.rows.within(errors).all())
         for stored, computed in zip(replayed.maps, exact.maps, strict=True):
             assert not stored.numel() or torch.allclose(stored, computed, atol=0.05 * float(computed.abs().max()))

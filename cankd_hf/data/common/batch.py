@@ -20,8 +20,10 @@ META = "meta"
 NORMALIZE = "normalize"  # the key of an item whose image and mask are still bytes: the function that normalises images
 TEACHER_VIEW = "teacher_pixel_values"  # the teacher's picture of a sample, or of a batch, where it is another one
 AREA = "picture_area"  # of an item: (top, left, bottom, right) of the image within its padding
+PLACE = "place"  # of an item, and of a batch: where the whole image lies, see `Batch`
+CONTENT = "content"  # of an item: a hash of the whole image before any transform
 DRAWN = "drawn"  # of an item: what is done to the student's picture with its batch
-OF_PICTURES = (TEACHER_VIEW, AREA, DRAWN)
+OF_PICTURES = (TEACHER_VIEW, AREA, PLACE, CONTENT, DRAWN)
 PICTURES = "pictures"  # of a batch: what identifies each picture of the teacher
 
 
@@ -89,6 +91,8 @@ class Batch(dict[str, Any]):
     - `labelled`: whether it has labels, bool [B].
     - `repeated`: whether it only fills up the batch, see `Repeated`, bool [B].
     - `valid`: whether a pixel belongs to the picture, not to its padding, bool [B, H, W]; absent if all do.
+    - `place`: where teachers' answers for whole images are stored: left, top, right and bottom of the whole image, in
+      pixels of this picture, which shows a part of it, and whether it is mirrored, float32 [B, 5].
 
     and, where the student's pictures differ from the teacher's (`data.strong`):
 
@@ -100,7 +104,8 @@ class Batch(dict[str, Any]):
     `pixel_values` is what the student sees. `teacher_pixel_values` [B, 3, H, W], see `teacher_images`, is what the
     teachers see where it differs: the same geometry, normalised with the student's statistics too.
 
-    `pictures`, where teachers are stored, is a list of B hashes of what the teachers see, see `identities`.
+    `pictures`, where teachers are stored, is a list of B hashes of what the teachers see, see `identities`; of
+    the whole image, mirrored or not, where their answers for these are stored.
 
     On its way from a loading process pictures and masks may still be bytes, see `unnormalized`: a quarter and an
     eighth of the memory for queues and copies to the device. The loaders of a trainer give it with normalised float32
@@ -181,12 +186,13 @@ class BatchCollator:
     ) -> None:
         self.collate, self.dtype, self.mix_labels = collate, dtype, mix_labels
         self.stride = 32  # the coarsest that is compared; set by the trainer
-        self.identifies = False
+        self.identifies = self.identifies_whole = False
 
-    def identifying(self) -> "BatchCollator":
-        """The same, whose batches have the identities of their pictures, for stored teachers."""
+    def identifying(self, whole: bool = False) -> "BatchCollator":
+        """The same, whose batches have the identities of their pictures, for stored teachers; with `whole` those of
+        the images that they show a part of, and their places."""
         made = copy.copy(self)
-        made.identifies = True
+        made.identifies, made.identifies_whole = True, whole
         return made
 
     @property
@@ -220,7 +226,11 @@ class BatchCollator:
                 batch.later = Later(
                     normalize[0], [(row, *size) for row, size in enumerate(sizes) if tuple(size) != canvas]
                 )
-        if self.identifies and isinstance(batch.get("pixel_values"), Tensor):
+        if self.identifies_whole and all(PLACE in own for own in pictures):  # not those of other sets
+            places = torch.tensor([own[PLACE] for own in pictures])
+            batch[PICTURES] = [oriented(own[CONTENT], bool(own[PLACE][-1])) for own in pictures]
+            meta[PLACE] = places
+        elif self.identifies and isinstance(batch.get("pixel_values"), Tensor):
             batch[PICTURES] = identities(batch.teacher_images, sizes)
         return batch
 
@@ -284,6 +294,18 @@ def identities(images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -
         digest.update(image.contiguous().view(torch.uint8).numpy().data)
         found.append(digest.digest())
     return found
+
+
+def content_hash(image: Tensor) -> bytes:
+    """A 128-bit hash of an image and its size."""
+    digest = hashlib.blake2b(repr((str(image.dtype), *image.shape)).encode(), digest_size=16)
+    digest.update(image.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def oriented(content: bytes, mirrored: bool) -> bytes:
+    """What identifies an image, mirrored or not, by the hash of its content."""
+    return hashlib.blake2b(content + bytes([mirrored]), digest_size=16).digest()
 
 
 def _on_canvas(images: Sequence[Tensor], canvas: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
+from cankd_hf.data.common.batch import CONTENT, content_hash
 from cankd_hf.data.common.cache import SampleCache
 from cankd_hf.data.common.decode import Sample, Unusable, is_left_out
 
@@ -73,18 +74,28 @@ class ImageDataset(Dataset):
         self.on_error = on_error
         self.extremes: list[int] = []  # the images that a model is the least likely to take, by their index here
         self._cache = SampleCache() if cache else None
+        self._contents: dict[int, bytes] | None = None  # hashes of the images by their number in the source
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            sample = self.raw(index)
-        except Unusable as problem:
-            if not is_left_out(problem, self.on_error):
-                raise
-            sample = self._stand_in(index, problem)
-        return self.transform(sample.image, sample.label)
+        sample = self.usable(index)
+        item = self.transform(sample.image, sample.label)
+        if self._contents is not None:
+            number = self.indices[index]
+            if number not in self._contents:
+                self._contents[number] = content_hash(sample.image)
+            item[CONTENT] = self._contents[number]
+        return item
+
+    def identifying(self) -> "ImageDataset":
+        """The same data set, whose items have the place of their whole image, and its hash, which is computed once in
+        each process. Its transform has to be one that `places`."""
+        made = copy.copy(self)
+        made.transform, made._contents = copy.copy(self.transform), {}
+        made.transform.tells_place = True  # type: ignore[attr-defined]
+        return made
 
     @property
     def is_read_each_time(self) -> bool:
@@ -101,6 +112,15 @@ class ImageDataset(Dataset):
         made.indices = [self.indices[index] for index in indices]
         made.extremes = [places[index] for index in self.extremes if index in places]
         return made
+
+    def usable(self, index: int) -> Sample:
+        """The decoded sample, or the one that stands in for it, before any transform."""
+        try:
+            return self.raw(index)
+        except Unusable as problem:
+            if not is_left_out(problem, self.on_error):
+                raise
+            return self._stand_in(index, problem)
 
     def raw(self, index: int) -> Sample:
         """The decoded sample before any transform, for pictures and checks."""

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.batch import AREA, NORMALIZE, TEACHER_VIEW, exact_masks
+from cankd_hf.data.common.batch import AREA, NORMALIZE, PLACE, TEACHER_VIEW, exact_masks
 
 
 class RandomScaleCrop(v2.Transform):
@@ -56,12 +56,15 @@ class RandomScaleCrop(v2.Transform):
         return {"box": box, "inner": inner, "before": before, "factor": factor}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the box of the `whole` image."""
+        """Apply the drawn crop to an image [3, H, W], a mask [H, W] or the place of the `whole` image."""
         (top, height), (left, width) = params["box"]
         rows, columns = params["inner"]
         up, before = params["before"]
-        if isinstance(inpt, tv_tensors.BoundingBoxes):  # of the whole picture, see `whole`
-            return _box((before, up, before + columns, up + rows), self.crop_size)
+        if isinstance(inpt, WholeImage):
+            enlarged = torch.tensor([columns / width, rows / height] * 2)
+            shift = torch.tensor([before, up] * 2) - torch.tensor([left, top] * 2) * enlarged
+            boxes = inpt.as_subclass(torch.Tensor) * enlarged + shift
+            return _place([(before, up, before + columns, up + rows), *boxes[1:].tolist()], self.crop_size)
         part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         if isinstance(inpt, tv_tensors.Mask):
             labels = resize_labels(part, (rows, columns))
@@ -76,22 +79,39 @@ class RandomScaleCrop(v2.Transform):
         return tv_tensors.Image(canvas)
 
 
-def whole(image: torch.Tensor) -> tv_tensors.BoundingBoxes:
-    """The box of an image [3, H, W]; after a crop and a flip it tells what of the result is no background."""
+class WholeImage(tv_tensors.BoundingBoxes):
+    """Boxes that tell where an image is after a crop and a flip, see `placed`: what can be seen of it, all of it, and
+    its left half. They are not clipped, as those of objects are."""
+
+
+def whole(image: torch.Tensor) -> WholeImage:
+    """The place of an image [3, H, W] before any transform."""
     height, width = image.shape[-2], image.shape[-1]
-    return _box((0, 0, width, height), (height, width))
+    return _place([(0, 0, width, height)] * 2 + [(0, 0, width / 2, height)], (height, width))
 
 
-def _box(corners: tuple[int, int, int, int], canvas: tuple[int, int]) -> tv_tensors.BoundingBoxes:
-    boxes = torch.tensor([corners])
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
+def _place(corners: Sequence[Sequence[float]], canvas: tuple[int, int]) -> WholeImage:
+    boxes = torch.tensor(corners, dtype=torch.float32)
+    return WholeImage(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
 
 
-def area_of(box: tv_tensors.BoundingBoxes) -> dict[str, tuple[int, int, int, int]]:
-    """What a transform returns of a picture with background: its place, (top, left, bottom, right)."""
-    left, top, right, bottom = box.as_subclass(torch.Tensor)[0].tolist()
-    background = (top, left, bottom, right) != (0, 0, *box.canvas_size)
-    return {AREA: (top, left, bottom, right)} if background else {}
+def placed(boxes: tv_tensors.BoundingBoxes, tells_place: bool) -> dict[str, tuple[float, ...]]:
+    """What a transform returns of where the image is.
+
+    Args:
+        boxes: a `whole` image after the transform.
+        tells_place: whether the place of the whole image is asked for.
+
+    Returns:
+        In a picture with background the place of what can be seen of the image, (top, left, bottom, right); if asked
+        for, the place of the whole image and whether it is mirrored, see `Batch`.
+    """
+    seen, full, half = boxes.as_subclass(torch.Tensor).tolist()
+    left, top, right, bottom = map(int, seen)
+    background = (top, left, bottom, right) != (0, 0, *boxes.canvas_size)
+    mirrored = half[0] > full[0]
+    place = {PLACE: (*full, float(mirrored))} if tells_place else {}
+    return {**place, **({AREA: (top, left, bottom, right)} if background else {})}
 
 
 def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:
@@ -144,6 +164,9 @@ class ImageTransform:
 
     normalize: Normalize
     strong: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # gives the student a picture of its own
+    flips = False  # whether pictures are mirrored
+    places = False  # whether items can tell the place of the whole image, see `Batch`
+    tells_place = False  # whether they do
 
     def __call__(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The item, with `pixel_values` float32 [3, h, w], normalised, and labels of pixels as int64."""
@@ -155,6 +178,10 @@ class ImageTransform:
         """The item as bytes, with the pictures of student and teacher where they differ."""
         item = self.unnormalized(image, label)
         return item if self.strong is None else self.strong(item)
+
+    def size_of_scale_one(self, own: Sequence[int]) -> tuple[int, int]:
+        """Height and width of an image at scale 1, by its own; for transforms that `places`."""
+        raise NotImplementedError
 
     def unnormalized(self, image: torch.Tensor, label: Any) -> dict[str, Any]:
         """The same with `pixel_values` as uint8 and labels of pixels as they are."""

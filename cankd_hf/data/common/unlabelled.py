@@ -44,13 +44,18 @@ class WithUnlabelled(Dataset[Any]):
         return len(self.labelled) + len(self.unlabelled)
 
     def __getitem__(self, index: int) -> Any:
-        first = len(self.labelled)
-        return self.labelled[index] if index < first else self.unlabelled[index - first]
+        half, number = self.half(index)
+        return half[number]
 
     def name(self, index: int) -> str:
         """File name or place of a sample, for messages."""
+        half, number = self.half(index)
+        return str(half.name(number))
+
+    def half(self, index: int) -> tuple[Any, int]:
+        """The data set that a sample is of, and its number there."""
         first = len(self.labelled)
-        return str(self.labelled.name(index) if index < first else self.unlabelled.name(index - first))
+        return (self.labelled, index) if index < first else (self.unlabelled, index - first)
 
 
 class MixedSampler(Sampler[Visit]):

@@ -11,7 +11,17 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter, resize_labels
+from cankd_hf.data.common.batch import PLACE
+from cankd_hf.data.common.transforms import (
+    ImageTransform,
+    Normalize,
+    RandomScaleCrop,
+    WholeImage,
+    flip_and_jitter,
+    placed,
+    resize_labels,
+    whole,
+)
 from cankd_hf.data.detection.masks import boxes_of, run_length_rows
 from cankd_hf.data.detection.objects import Objects
 
@@ -72,7 +82,7 @@ class RandomScaleCropBoxes(RandomScaleCrop):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         self.base_size = size_of_scale_one(flat_inputs[0].shape[-2:], self.image_size, self.keep_aspect)
-        boxes = next((value for value in flat_inputs if isinstance(value, tv_tensors.BoundingBoxes)), None)
+        boxes = next((value for value in flat_inputs if type(value) is tv_tensors.BoundingBoxes), None)
         params = super().make_params(flat_inputs)
         if boxes is None or not len(boxes):
             return params
@@ -86,8 +96,8 @@ class RandomScaleCropBoxes(RandomScaleCrop):
         return params
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the drawn crop to an image [3, H, W], boxes [n, 4] or masks [n, H, W]."""
-        if not isinstance(inpt, tv_tensors.BoundingBoxes):
+        """Apply the drawn crop to an image [3, H, W], boxes [n, 4], masks [n, H, W] or the place of the image."""
+        if not isinstance(inpt, tv_tensors.BoundingBoxes) or isinstance(inpt, WholeImage):
             return super().transform(inpt, params)
         (top, height), (left, width) = params["box"]
         rows, columns = params["inner"]
@@ -108,7 +118,10 @@ class DetectionTrainTransform(ImageTransform):
     objects, `labels` as in `detection_labels`.
     """
 
+    places = True
+
     def __init__(self, config: DataConfig) -> None:
+        self.flips, self.base = config.flip > 0, (config.image_size, config.keep_aspect)
         scale, self.crops = (config.scale[0], config.scale[1]), config.crop_size is not None
         steps: list[v2.Transform] = []
         if config.crop_size is not None:
@@ -122,10 +135,14 @@ class DetectionTrainTransform(ImageTransform):
         self.clean = v2.Compose([v2.ClampBoundingBoxes(), sanitize])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
+    def size_of_scale_one(self, own: Sequence[int]) -> tuple[int, int]:
+        return size_of_scale_one(own, *self.base)
+
     def unnormalized(self, image: torch.Tensor, label: Objects | None) -> dict[str, Any]:
-        picture = tv_tensors.Image(image)
+        picture, place = tv_tensors.Image(image), [whole(image)] if self.tells_place else []
         if label is None:
-            return {"pixel_values": self.augment(picture).as_subclass(torch.Tensor)}
+            picture, *place = self.augment([picture, *place])
+            return {"pixel_values": picture.as_subclass(torch.Tensor), **_told(place)}
         objects, single = label, label.iscrowd == 0
         boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
             objects.boxes[single], format="XYXY", canvas_size=image.shape[-2:]
@@ -133,17 +150,22 @@ class DetectionTrainTransform(ImageTransform):
         sample = {"class_labels": objects.classes[single], "area": objects.area[single]}
         sample["iscrowd"] = objects.iscrowd[single]
         if objects.outlines is None:
-            picture, boxes = self.augment(picture, boxes)
+            picture, boxes, *place = self.augment([picture, boxes, *place])
         else:
             masks = tv_tensors.Mask(objects.masks()[single])
-            picture, boxes, masks = self.augment(picture, boxes, masks)
+            picture, boxes, masks, *place = self.augment([picture, boxes, masks, *place])
             there = masks.as_subclass(torch.Tensor).flatten(1).bool().any(1)
             sample = {key: value[there] for key, value in (sample | {"masks": masks}).items()}
             around = boxes_of(sample["masks"]) if self.crops else boxes.as_subclass(torch.Tensor)[there]
             boxes = tv_tensors.wrap(around, like=boxes)
         sample = self.clean({"boxes": boxes, **sample})
         labels = detection_labels(sample, picture.shape[-2:], image.shape[-2:], objects.image_id)
-        return {"pixel_values": picture.as_subclass(torch.Tensor), "labels": labels}
+        return {"pixel_values": picture.as_subclass(torch.Tensor), "labels": labels, **_told(place)}
+
+
+def _told(place: Sequence[tv_tensors.BoundingBoxes]) -> dict[str, Any]:
+    """The place of the whole image for an item, if it was asked for; where there is background is not told."""
+    return {PLACE: placed(place[0], True)[PLACE]} if place else {}
 
 
 class DetectionEvalTransform(ImageTransform):

@@ -1,6 +1,6 @@
 """Joint transforms of image and mask, on uint8 tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.soft import SoftMask, drawn, hard
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, area_of, flip_and_jitter, whole
+from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter, placed, whole
 
 
 class TrainTransform(ImageTransform):
@@ -21,11 +21,13 @@ class TrainTransform(ImageTransform):
     """
 
     scale_crop: Callable[..., RandomScaleCrop] = RandomScaleCrop
+    places = True
 
     def __init__(self, config: DataConfig, ignore_index: int = 255) -> None:
         fill = [round(255 * value) for value in config.image_mean]
         crop = config.crop_size or config.image_size
         steps: list[v2.Transform] = []
+        self.flips, self.base = config.flip > 0, config.image_size
         if crop is not None:
             base = config.image_size and (config.image_size[0], config.image_size[1])
             scale = (config.scale[0], config.scale[1])
@@ -33,11 +35,15 @@ class TrainTransform(ImageTransform):
         self.augment = v2.Compose([*steps, *flip_and_jitter(config)])
         self.normalize = Normalize(config.image_mean, config.image_std)
 
+    def size_of_scale_one(self, own: Sequence[int]) -> tuple[int, int]:
+        height, width = self.base or own
+        return height, width
+
     def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
         label = drawn(label)
         given = [tv_tensors.Image(image), whole(image), *([] if label is None else [tv_tensors.Mask(label)])]
-        picture, box, *masks = self.augment(*given)
-        item = {"pixel_values": picture.as_subclass(torch.Tensor), **area_of(box)}
+        picture, boxes, *masks = self.augment(*given)
+        item = {"pixel_values": picture.as_subclass(torch.Tensor), **placed(boxes, self.tells_place)}
         for mask in masks:
             item["labels"] = mask.as_subclass(torch.Tensor)
         return item
