@@ -13,6 +13,7 @@ from cankd_hf.cli.data import next_steps
 from cankd_hf.cli.looking import look_at, shape_lines
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.holdout import by_clips, held_out, with_held_out
+from cankd_hf.data.layouts import look
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
@@ -87,6 +88,8 @@ def test_a_part_of_a_set_leads_to_the_whole(
             f"  cankd data {whole}",
             f"  cankd data {path} --task features   # to learn from these images alone",
         ]
+    with pytest.raises(InputError, match=f"give data.path={tmp_path / 'set'}, (where|which is read as) "):
+        look(tmp_path / "set" / given, kind)
     alone = look_at(path, "images", 1)
     assert alone.whole is None and next_steps(alone)[1] == f"  cankd init --data {given}"
     scene(1)[0].save(tmp_path / "other/images/1.png")  # beside which there is nothing

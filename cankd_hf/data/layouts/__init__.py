@@ -143,8 +143,11 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
         if (found := _any(tree.below(name), need)) is not None and (need is None or need in found.kinds):
             return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}", *tree.linked]
     if (found := _any(tree, None)) is not None:
-        beside = _masks_beside(root) if need == "masks" else None
+        beside, above = _masks_beside(root) if need == "masks" else None, _whole(root)
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
+        whole = above is None or above[0].resolve() == root.resolve().parent
+        if above is not None and need in above[1].kinds and not (beside and whole):
+            fix = f"give data.path={above[0]}, which is read as {above[1].layout}"
         if task := OTHER_TASKS.get((need or "", found.kinds[0])):
             fix = f"take a recipe with task: {task}, or {fix}"
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
