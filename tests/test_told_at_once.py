@@ -56,7 +56,7 @@ def test_places_and_settings_that_need_others(tmp_path: Path, capsys: pytest.Cap
         "training.eval_strategy",
         "data.path",
         "student.model",
-        "teacher.model",
+        "teacher",
     ]
     assert not (tmp_path / "run").exists()
 

@@ -39,7 +39,7 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         models |= {f"{place}.{key}": getattr(student, key) for key in ("model", "backbone", "config")}
     for name, teacher in recipe.named_teachers().items():
         place = recipe.teacher_path(name)
-        models |= {f"{place}.model": teacher.model, f"{place}.config": teacher.config}
+        models |= {place: teacher.model, f"{place}.config": teacher.config}
         if teacher.weights is not None and not os.path.isfile(teacher.weights):
             got = f"got {show(teacher.weights)}; none is there{hint(teacher.weights)}"
             yield f"{place}.weights", f"expected a .safetensors or .pth file, {got}"

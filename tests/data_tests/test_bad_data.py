@@ -143,7 +143,7 @@ def test_a_null_mask_is_an_image_without_a_mask(
     data = load_segmentation(config)
     items = list(data.train) if streaming else [data.train[index] for index in range(len(data.train))]
     assert len(items) == 3 and all("labels" in item for item in items)
-    assert "1 images without a label are" in caplog.text
+    assert "1 images without a mask are" in caplog.text
     if not streaming:
         assert data.facts["skipped"] == {
             "count": 1,

@@ -117,6 +117,16 @@ def test_names_side_by_side_and_half_of_them_missing(tmp_path: Path) -> None:
         load_depth(DataConfig(path=str(tmp_path), eval_split=None))
 
 
+def test_metadata_without_a_depth_map_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(3):
+        photo(tmp_path / f"{number}.png")
+    png(tmp_path / "d.png")
+    lines = [{"file_name": f"{number}.png", "depth_file_name": "d.png" if number else None} for number in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = load_depth(DataConfig(path=str(tmp_path), eval_split=None))
+    assert len(data.train) == 2 and "1 images without a depth map are skipped, first 0.png" in caplog.text
+
+
 def test_tables_hold_depth_maps_too(tmp_path: Path) -> None:
     def content(write: Callable[[Path], None], name: str) -> dict[str, Any]:
         write(tmp_path / name)

@@ -51,7 +51,7 @@ def test_a_missing_mask_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     pairs(tmp_path / "set/images", tmp_path / "set/masks", 5)
     next((tmp_path / "set/masks").iterdir()).unlink()
     load_segmentation(DataConfig(path=str(tmp_path / "set"), crop_size=[16, 16], image_size=[32, 32]))
-    assert caplog.text.count("mask and are left out") == 1 and "images without a label" not in caplog.text
+    assert caplog.text.count("mask and are left out") == 1 and "images without a mask" not in caplog.text
 
 
 def test_a_part_of_a_stream_is_refused(tmp_path: Path) -> None:

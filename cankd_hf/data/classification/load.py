@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class ClassSource(FolderSource):
     """Images of a folder, each with the number of its class; -1 for one without."""
 
     classes: Sequence[int]
+    called: str = field(default="class", kw_only=True)
 
     def load(self, index: int) -> Sample:
         label = self.classes[index]

@@ -58,6 +58,7 @@ class FolderSource:
     masked: bool = field(default=False, kw_only=True)
     no_mask: str = field(default="the metadata give it no mask", kw_only=True)  # what is said of an image without one
     announced: bool = field(default=False, kw_only=True)  # whether a note of the set tells of images without a label
+    called: str = field(default="mask", kw_only=True)  # what an image without one is left out for
     generated = False
 
     def __len__(self) -> int:

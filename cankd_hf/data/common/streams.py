@@ -118,6 +118,6 @@ class _Tally:
 
     def tell(self) -> None:
         """Warns of the counts."""
-        for count, what in ((self.bare, "images without a label"), (self.dropped, "parts of labels")):
+        for count, what in ((self.bare, "images without a mask"), (self.dropped, "parts of labels")):
             if count:
                 logger.warning("data: %d %s are left out in this pass over the stream", count, what)

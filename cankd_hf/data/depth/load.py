@@ -92,7 +92,8 @@ class _FoundDepth(FoundSet):
 
 
 def _source(config: DataConfig, rows: Rows, announced: bool = False) -> AnySource:
-    source = FolderSource(rows, depth_decoder(config), masked=True, no_mask="it has no depth map", announced=announced)
+    told = {"no_mask": "it has no depth map", "called": "depth map"}
+    source = FolderSource(rows, depth_decoder(config), masked=True, announced=announced, **told)
     return stream_of(source) if config.streaming and rows else source
 
 
