@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
     made = command_parser("data", "Look at a data set before training on it.", EXAMPLES)
     made.add_argument("path", metavar="FOLDER", help="a folder, parquet file or Hub data set, as for data.path")
-    made.add_argument("--task", help="of a recipe: whose labels to look at, where there are several")
+    tasks = "segmentation, detection, instance-segmentation, depth, classification or features"
+    made.add_argument("--task", help=f"whose labels to look at, where there are several: {tasks}")
     made.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help=f"images of each split to decode (default: {LIMIT})"
     )

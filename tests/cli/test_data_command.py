@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cankd_hf.__main__ import main
+from cankd_hf.cli.data import parser
 from cankd_hf.config.plain_yaml import parse_yaml
 from cankd_hf.runs.recipe import load_recipe
+from cankd_hf.tasks import TASKS
 from tests.instances.folders import write_instances
 from tests.layouts import box_folders, folders
 
@@ -158,6 +160,7 @@ def test_tasks_have_one_name_and_their_labels_name_them_too(
         said.append(capsys.readouterr().out)
     assert ", for detection (also for segmentation, instance-segmentation: --task segmentation)\n" in said[0]
     assert said[1] == said[2] and ", for instance-segmentation (also for" in said[1] and "instances" not in said[1]
+    assert all(name in " ".join(parser().format_help().split()) for name in TASKS)
     assert main(["data", str(folder), "--task", "instance"]) == 2
     assert "did you mean 'instance-segmentation'?" in capsys.readouterr().err
     assert main(["data", "shapes", "--task", "detection", "--limit", "1"]) == 0  # of objects whose masks are known
