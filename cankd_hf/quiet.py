@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 # Libraries whose warnings are about their own insides; ours are not among them, and errors are never hidden. The Hub's
@@ -20,12 +20,16 @@ _LEVELS = {
 OURS = "cankd_hf"
 # What each process says of its own images; all else is the same in each.
 _OF_EACH = ("cankd_hf.data.common.dataset", "cankd_hf.data.common.streams")
+# What it says of a data set is told once, however often the command opens it: for teachers of other statistics, or for
+# phases.
+_ONCE = f"{OURS}.data"
 
 
 @contextmanager
 def quiet_libraries(shows_all: bool) -> Iterator[None]:
     """Inside, other libraries warn of nothing, this package's lines stay whole beside progress bars, and of several
-    processes the first one speaks for all. Afterwards all is as it was, but for what libraries read at their import.
+    processes the first one speaks for all. What is said of a data set is told once. Afterwards all is as it was, but
+    for what libraries read at their import.
 
     Args:
         shows_all: hide nothing.
@@ -55,6 +59,13 @@ def quiet_libraries(shows_all: bool) -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def told_already(lines: Iterable[str]) -> None:
+    """Lines about a data set that a command has told in its own form, and that are not to be told again."""
+    for handler in logging.getLogger(OURS).handlers:
+        if isinstance(handler, _BesideBars):
+            handler.told.update(lines)
+
+
 def _set(levels: dict[logging.Logger, int], name: str, level: int) -> None:
     """Sets the level of a logger, unless the user has set one."""
     logger = logging.getLogger(name)
@@ -66,10 +77,19 @@ def _set(levels: dict[logging.Logger, int], name: str, level: int) -> None:
 class _BesideBars(logging.Handler):
     """Writes lines to stderr, above a progress bar if there is one; on a terminal they are broken between words."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()  # of data sets
+
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
             return
         text = self.format(record)
+        if record.name.startswith(_ONCE):
+            text = text.removeprefix(f"{record.threadName}: ")  # of several students, which all have the same data
+            if text in self.told:
+                return
+            self.told.add(text)
         if sys.stderr.isatty():
             columns = shutil.get_terminal_size().columns
             lines = (_folded(line, columns) for line in text.splitlines())

@@ -18,7 +18,9 @@ from cankd_hf.config import declared
 from cankd_hf.config.advice import describe
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.distill import DistillConfig, LossTerm
+from cankd_hf.config.parts import terms_of
 from cankd_hf.config.reading import read_recipe
+from cankd_hf.config.recipe import recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.training import training_fields
 from cankd_hf.errors import InputError, Problem
@@ -184,6 +186,25 @@ def test_what_models_refuse_is_told_after_the_structure_and_all_at_once() -> Non
 def test_several_teachers(overrides: list[str], said: str) -> None:
     found = problems(TAUGHT, *overrides)
     assert any(said in problem for problem in found), found
+
+
+def test_a_teacher_that_is_null_is_left_out_with_its_terms() -> None:
+    both = "distill.terms=[{teacher: dino}, {teacher: sam, name: other}]"
+    own = "{name: one, share: 0.5, distill: {terms: [{teacher: sam}, {teacher: dino}]}}"
+    for words in ([both], [both, f"phases=[{own}, {{name: two, share: 0.5}}]"]):
+        recipe = parse_recipe(TAUGHT, [*words, "teachers.sam=null"])
+        assert list(recipe.named_teachers()) == list(recipe.teachers or {}) == ["dino"]
+        assert [term.teacher for term in terms_of(recipe)] == ["dino"] * (2 if recipe.phases else 1)
+        assert parse_recipe(recipe_to_yaml(recipe)) == recipe
+        none = parse_recipe(TAUGHT, [*words, "teachers.sam=null", "teachers.dino=null"])
+        assert none == parse_recipe(TAUGHT, [*words, "teachers=null"])
+    for words, said in (
+        ([both, "teachers.smm=null"], "teachers.smm (command line): null leaves out a teacher"),
+        (["distill.terms=[{teacher: dino}]", "teachers.sam=null"], "terms that name it, and none does; known: dino"),
+        (["distill.terms=[{teacher: dino}, {teacher: sma}]", "teachers.sam=null"], "expected one of dino, got 'sma'"),
+    ):
+        found = problems(TAUGHT, *words)
+        assert any(said in problem for problem in found), found
 
 
 def test_teachers_by_name() -> None:

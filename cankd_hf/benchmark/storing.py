@@ -16,7 +16,4 @@ def with_caches(recipe: Recipe, folder: Path) -> Recipe:
         views = None if cache.whole else 1
         return replace(config, cache=replace(cache, views=views, folder=str(folder), seed=None, repo=None))
 
-    if recipe.teacher is not None:
-        return replace(recipe, teacher=cached(recipe.teacher))
-    teachers = {name: cached(config) for name, config in (recipe.teachers or {}).items()}
-    return replace(recipe, teachers=teachers or None)
+    return recipe.with_teachers({name: cached(config) for name, config in recipe.named_teachers().items()})

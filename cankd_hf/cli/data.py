@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m cankd_hf.data /data/mine
-  python -m cankd_hf.data /data/mine --task boxes --output looked_at.png
+  python -m cankd_hf.data /data/mine --task detection --output looked_at.png
   python -m cankd_hf.data /data/large --limit 2000
   python -m cankd_hf.data /data/mine --json > mine.json
 
@@ -33,14 +33,14 @@ LIMIT = 500
 WIDTH = 80
 MOST_CLASSES = 40
 SMALL = 512  # pixels of the longest side: larger recipes are for large GPUs
-KINDS = ("masks", "boxes", "instances", "classes", "depths", "images")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
     made = command_parser("data", "Look at a data set before training on it.", EXAMPLES)
     made.add_argument("path", metavar="FOLDER", help="a folder, parquet file or Hub data set, as for data.path")
-    made.add_argument("--task", choices=KINDS, help="which labels to look at, where there are several")
+    tasks = "segmentation, detection, instance-segmentation, depth, classification or features"
+    made.add_argument("--task", help=f"whose labels to look at, where there are several: {tasks}")
     made.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help=f"images of each split to decode (default: {LIMIT})"
     )
@@ -68,12 +68,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.path != "shapes":
         check_named("data.path", options.path, "a folder, a parquet file or a Hub data set", cached=True)
     with importing():
-        from cankd_hf.cli.looking import look_at
+        from cankd_hf.cli.looking import kind_of, look_at
         from cankd_hf.figures.samples import draw_samples
         from cankd_hf.training.checkpoint_files import writing
     file = Path(options.output or beside(options.path, f"{name_of(options.path)}_data.png"))
     check_file(options.output, "--output")
-    seen = look_at(options.path, options.task, options.limit)
+    seen = look_at(options.path, kind_of(options.task), options.limit)
     unwritten: list[str] = []
     if seen.pictures:
         try:
@@ -94,7 +94,8 @@ def _tell(options: argparse.Namespace, seen: Seen, file: Path | None) -> None:
         return
     print_seen(seen)
     print(f"pictures: {file or 'none' if seen.pictures else 'none, as no image could be read'}")
-    print(f"\nThe section for a recipe:\n\n{section_text(seen)}")
+    alone = "" if seen.whole is None else " that learns from these images alone"
+    print(f"\nThe section for a recipe{alone}:\n\n{section_text(seen)}")
     for line in next_steps(seen):
         print(line)
 
@@ -119,12 +120,12 @@ def heading(seen: Seen) -> str:
 def print_seen(seen: Seen) -> None:
     """Prints what was found, and what is wrong with it."""
     from cankd_hf.cli.looking import shape_lines
+    from cankd_hf.tasks import TASKS
 
     out = console(WIDTH)
-    others = [kind for kind in seen.kinds if kind not in (seen.kind, "images")]
-    also = f" (also {', '.join(others)}: --task {others[0]})" if others else ""
-    labels = "" if seen.kind in seen.layout else f", {seen.kind}"
-    out.print(f"{seen.path}: {seen.layout}{labels}{also}", style="bold", highlight=False)
+    others = [name for name, task in TASKS.items() if task.label_kind in {*seen.kinds} - {seen.kind, "images"}]
+    also = f" (also for {', '.join(others)}: --task {others[0]})" if others else ""
+    out.print(f"{seen.path}: {seen.layout}, for {seen.task.name}{also}", style="bold", highlight=False, soft_wrap=True)
     for line in overview_lines(seen):
         print(line)
     for number, line in enumerate(shape_lines(seen)):
@@ -209,7 +210,14 @@ def readable(text: str) -> str:
 
 
 def next_steps(seen: Seen) -> list[str]:
-    """Commands that train on this set: `cankd init`, and the shipped recipes that fit it."""
+    """Commands that train on this set: `cankd init`, and the shipped recipes that fit it; of a part of a set that look
+    at the whole."""
+    if seen.whole is not None:
+        return [
+            "What to do next:",
+            f"  cankd data {shlex.quote(seen.whole)}",
+            f"  cankd data {shlex.quote(seen.path)} --task features   # to learn from these images alone",
+        ]
     found = (f"  cankd train {recipe}" for recipe in fitting_recipes(seen))
     named = f" --task {seen.task.name}" if seen.asked_for else ""
     return ["What to do next:", f"  cankd init --data {shlex.quote(seen.path)}{named}", *found]
@@ -296,4 +304,5 @@ def as_dict(seen: Seen, file: Path | None) -> dict[str, Any]:
         "pictures": None if file is None else str(file),
         "data": seen.settings,
         "recipes": fitting_recipes(seen),
+        "part_of": seen.whole,
     }

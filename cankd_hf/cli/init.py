@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cankd_hf.commands import check_file, command_parser, console, exit_code, importing
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.named import reachable
 from cankd_hf.errors import InputError
 from cankd_hf.host import Host, read_host, usable_cores, wait_passively
+from cankd_hf.quiet import told_already
 
 if TYPE_CHECKING:
     from cankd_hf.cli.looking import Seen
@@ -80,11 +82,12 @@ def _run(options: argparse.Namespace) -> int:
     parse_recipe(recipe_text(answers), source=str(file))  # before anything is measured
     settle_threads(host, None, answers.workers)
     lacking = {option: said for option, name in _models(answers).items() if (said := _unreachable(name))}
+    for note in () if asked.interactive else seen.notes:  # a person has been told
+        print(wrapped("note", note), file=sys.stderr)
+    told_already(f"data: {note}" for note in seen.notes)
     print_plan = None
     if not options.no_measure and not lacking:
         answers, print_plan, lacking = _measured(answers, host)
-    for note in () if asked.interactive else seen.notes:  # a person has been told
-        print(wrapped("note", note), file=sys.stderr)
     text = recipe_text(answers)
     parse_recipe(text, source=str(file))
     with writing(file):
@@ -186,7 +189,7 @@ class _Asked:
 
         given, kind = self.options.task, None
         if given is not None and given not in TASKS:
-            self.problems.append(f"--task: expected one of {', '.join(TASKS)}, got {given!r}")
+            self.problems.append(f"--task: {not_one_of(given, TASKS)}")
         elif given is not None:
             kind = TASKS[given].label_kind
         asked = "Where is the data (a folder, parquet file or Hub id)"
@@ -201,7 +204,7 @@ class _Asked:
             if text in TASKS and TASKS[text].starter is None:
                 raise InputError(f"--task: there is no first recipe for {text} yet; copy one: cankd recipes")
             if text not in fitting:
-                raise InputError(f"--task: expected one of {', '.join(fitting)} for this data, got {text!r}")
+                raise InputError(f"--task: of this data {not_one_of(text, fitting)}")
             return text
 
         if given is not None and given not in TASKS:  # which is told already
@@ -305,7 +308,7 @@ def _tell(file: Path, answers: Answers, seen: Seen, show: Any) -> None:
     teacher = answers.model or "no teacher"
     stored = ", whose answers are stored" if answers.cached else ""
     recipe = shlex.quote(str(file))
-    named = f" --task {seen.kind}" if seen.asked_for else ""
+    named = f" --task {seen.task.name}" if seen.asked_for else ""
     print(f"  1. look at the data:  cankd data {shlex.quote(seen.path)}{named}")
     print(f"  2. dry run:           cankd train {recipe} --dry-run")
     print(f"  3. train:             cankd train {recipe}")

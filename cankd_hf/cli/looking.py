@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.recipe import Recipe
 from cankd_hf.data.common.dataset import Source, StreamSource
@@ -41,6 +42,7 @@ ORDER = ("train", "validation", "test")
 PICTURES = 12
 SECONDS = 20.0  # for reading images, shared out among the splits
 THREADS = 4  # that decode: Pillow and torchvision release the GIL
+WORDS = {"instances": "masks of objects", "depths": "depth maps"}  # kinds of labels, where they are called otherwise
 ALIKE = 0.02  # shapes of images that differ by less are one
 
 
@@ -65,6 +67,8 @@ class Seen:
         notes: what was assumed.
         problems: what is wrong.
         settings: the section `data:` to paste.
+        whole: the set with labels that these images are a part of, which is to be looked at instead; None: they are
+            all.
     """
 
     path: str
@@ -83,6 +87,7 @@ class Seen:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    whole: str | None = None
 
     @property
     def sampled(self) -> bool:
@@ -111,6 +116,7 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     catalog = task.open_data(config)
     layout = found.layout if found is not None else _named(path)
     seen = Seen(path, layout, task.label_kind, kinds, task, task.overview(catalog.labels))
+    seen.whole = None if found is None or found.whole is None else str(found.whole)
     sources: dict[str, Source] = {}
     for own in catalog.names():
         name = own if usual_split(own) in sources else usual_split(own)
@@ -137,6 +143,15 @@ def look_at(path: str, kind: str | None, limit: int) -> Seen:
     return seen
 
 
+def kind_of(named: str | None) -> str | None:
+    """The kind of labels that a task learns from, which names it too. Raises InputError for what names none."""
+    if named is None or any(named == task.label_kind for task in TASKS.values()):
+        return named
+    if named not in TASKS:
+        raise InputError(f"--task: {not_one_of(named, TASKS)}")
+    return TASKS[named].label_kind
+
+
 def _place(split: str) -> int:
     """Where a split stands among others."""
     return ORDER.index(split) if split in ORDER else len(ORDER)
@@ -151,20 +166,24 @@ def _task_of(path: str, kind: str | None) -> tuple[Found | None, type[Task], tup
     if found is not None:
         wanted = kind or next((one for one in found.kinds if one in by_kind), "images")
         return found, by_kind[wanted], found.kinds
-    problems: list[str] = []
+    problems: Counter[str] = Counter()
     able: list[str] = []
     for name, task in reversed(by_kind.items()):
         try:
             catalog = task.open_data(DataConfig(path=path, on_error="skip"))
             catalog.source(catalog.names()[0])
         except InputError as error:
-            problems += error.problems if kind in (None, name) else []
+            problems.update(list(dict.fromkeys(error.problems)) if kind in (None, name) else [])
             continue
         if catalog.labels.id2label or not task.overview.unit:
             able.append(name)
     labelled = [name for name in able if name != "images"] or able
     if not able or (kind is not None and kind not in able):
-        raise InputError(dict.fromkeys(problems) or f"{path}: expected {kind}, got a set that has {', '.join(able)}")
+        # What stands in the way of most tasks is wrong with the files; each other one misses labels of its own.
+        most = max(problems.values(), default=0)
+        told = [problem for problem, count in problems.items() if count == most]
+        named = ", ".join(by_kind[name].name for name in able)
+        raise InputError(told or f"--task: of {path} expected one of {named}, got {by_kind[kind or able[0]].name!r}")
     return None, by_kind[kind or labelled[0]], tuple(labelled)
 
 
@@ -273,9 +292,9 @@ def _section(path: str, found: Found | None, seen: Seen, train: Source | None) -
         settings = {"path": path, **{key: name if name in names else None for key, name in roles.items()}}
         settings["train_split"] = settings["train_split"] or names[0]
     missing, _ = lacking(DataConfig(path=path), list(seen.sizes))
-    if missing and seen.overview.unit and seen.sizes["train"] > len(missing):
+    if missing and seen.sizes["train"] > len(missing):
         numbered = list(train.rows.names) if isinstance(train, FolderSource) else ()
-        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, numbered)
+        config, said = with_held_out(DataConfig(path=path), seen.sizes["train"], missing, path, numbered, clips=True)
         settings |= {"train_split": config.train_split, "eval_split": config.eval_split}
         seen.notes += said
     if seen.shapes:
@@ -326,7 +345,7 @@ def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
         try:
             found = look(Path(path), None if kind == "images" else kind)
             layout, other = found.layout, kind != "images" and kind != found.kinds[0]
-            wanted = f" --task {kind}" if other else ""
+            wanted = f" --task {task.name}" if other else ""
         except InputError as error:  # its labels are not read: the recipe learns without
             logger.info("data: %s", error)
     splits = ", ".join(
@@ -334,7 +353,7 @@ def short_lines(recipe: Recipe, task: Task, data: TaskData) -> list[str]:
     )
     names = data.facts["classes"] if kind != "images" else []
     classes = f"; {len(names)} classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
-    said = f"data: {layout}, {kind} in {path}: {splits}{classes}"
+    said = f"data: {layout}, {WORDS.get(kind, kind)} in {path}: {splits}{classes}"
     return (
         [said] if path == "shapes" else [said, f"pictures and problems of it: cankd data {shlex.quote(path)}{wanted}"]
     )

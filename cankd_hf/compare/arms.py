@@ -262,11 +262,7 @@ def _with_teachers(
         run = _teacher_run(records, teacher, source, untrained)
         runs.append(run)
         made[teacher] = given.fitted(_folder(records, run.key))
-    if recipe.teacher is not None:
-        recipe = replace(recipe, teacher=made["teacher"])
-    elif recipe.teachers is not None:
-        recipe = replace(recipe, teachers=made)
-    return Arm(name, recipe, teachers=tuple(runs))
+    return Arm(name, recipe.with_teachers(made), teachers=tuple(runs))
 
 
 def _source(config: ComparisonConfig, recipe: Recipe, given: TeacherConfig) -> Recipe | None:

@@ -192,9 +192,7 @@ def _elsewhere(recipe: Recipe, folders: Mapping[str, str]) -> Recipe:
         name: replace(config, model=folders.get(str(config.model), config.model))
         for name, config in recipe.named_teachers().items()
     }
-    if recipe.teacher is not None:
-        return replace(recipe, teacher=teachers["teacher"])
-    return replace(recipe, teachers=teachers) if recipe.teachers else recipe
+    return recipe.with_teachers(teachers)
 
 
 def _opened(recipe: Recipe, opened: dict[str, tuple[Task, TaskData]]) -> tuple[Task, TaskData]:

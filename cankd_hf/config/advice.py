@@ -34,6 +34,9 @@ class Say:
     fix: str = ""
 
 
+BEGINNING = 4  # letters of a name by which a longer one may be meant
+
+
 def members(annotation: Any) -> list[Any]:
     """The types of a union, without null and without types that YAML cannot express (classes and functions)."""
     if get_origin(annotation) not in (Union, types.UnionType):
@@ -75,7 +78,8 @@ def nearest(name: str, known: Iterable[str], none_near: str | None = None) -> st
     """A hint for an unknown name: the nearest known one; else `none_near`, or all known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
+    close = close or [one for one in known if len(name) >= BEGINNING and one.startswith(name)]
+    if len(close) == 1:
         return f"did you mean {close[0]!r}?"
     return none_near or (f"known: {', '.join(known)}" if len(known) <= 30 else "see docs/recipes.md")
 

@@ -92,10 +92,8 @@ def part_of(recipe: Recipe, phase: Phase, steps: int | None = None, whole: int |
     ready = {name: replace(teacher, fit=None) for name, teacher in base.named_teachers().items()}  # trained before
     if not distill.terms:
         base = replace(base, teacher=None, teachers=None, student=replace(base.student, inherit=[]))
-    elif base.teacher is not None:
-        base = replace(base, teacher=ready["teacher"])
     else:
-        base = replace(base, teachers=ready or None)
+        base = base.with_teachers(ready)
     training = {**base.training, **phase.training}
     if distill.task_weight == 0 and recipe.distill.task_weight > 0:
         distill = distill.without_task(kept=phase.distill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -137,6 +137,25 @@ def without_teacher(phases: Sequence[Phase], task_weight: float) -> list[Phase] 
     if not made or (len(made) == 1 and not (made[0].data or made[0].training or made[0].distill)):
         return None
     return made
+
+
+def teachers_of(phase: Phase) -> set[str | None]:
+    """The names of the teachers in the terms that a phase has of its own, which may be written as in YAML."""
+    terms = phase.distill.get("terms")
+    return set(map(_teacher_of, terms)) if isinstance(terms, list) else set()
+
+
+def _teacher_of(term: Any) -> str | None:
+    name = term.get("teacher") if isinstance(term, dict) else getattr(term, "teacher", None)
+    return name if isinstance(name, str) else None
+
+
+def without_terms_of(phase: Phase, names: Container[str | None]) -> Phase:
+    """The phase without the terms of its own that learn from some teachers."""
+    if not teachers_of(phase):
+        return phase
+    kept = [term for term in phase.distill["terms"] if _teacher_of(term) not in names]
+    return replace(phase, distill={**phase.distill, "terms": kept})
 
 
 def phase_problems(phases: Sequence[Phase]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Local files and folders that a recipe names, looked for before anything is loaded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cankd_hf.config.advice import show
@@ -49,6 +49,16 @@ def missing_places(recipe: Recipe) -> Iterator[tuple[str, str]]:
         tokenizer = student.tokenizer
         if tokenizer is not None and (missing := absent(tokenizer)):
             yield f"{place}.tokenizer", f"expected a folder or a Hub id, got {show(tokenizer)}; {missing}"
+
+
+def key_of(section: Mapping[str, Any], name: str) -> list[str] | None:
+    """Where a section, or what is nested in it, names a model: its keys; None if it does not."""
+    for key, value in section.items():
+        if isinstance(value, str) and value.removeprefix("timm/") == name.removeprefix("timm/"):
+            return [key]
+        if isinstance(value, Mapping) and (inner := key_of(value, name)):
+            return [key, *inner]
+    return None
 
 
 def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:

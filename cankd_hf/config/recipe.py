@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, replace
 from itertools import zip_longest
 from typing import Annotated, Any
@@ -12,11 +12,19 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 
 from cankd_hf.config import declared
-from cankd_hf.config.advice import not_one_of
+from cankd_hf.config.advice import nearest, not_one_of
 from cankd_hf.config.data import DataConfig, check_mixed, labelled_in
 from cankd_hf.config.distill import DistillConfig, LossTerm
 from cankd_hf.config.hub import HubConfig
-from cankd_hf.config.phases import Phase, Schedule, phase_problems, phases_of, without_teacher
+from cankd_hf.config.phases import (
+    Phase,
+    Schedule,
+    phase_problems,
+    phases_of,
+    teachers_of,
+    without_teacher,
+    without_terms_of,
+)
 from cankd_hf.config.plain_yaml import dump_yaml, parse_yaml
 from cankd_hf.config.schema import Problems, Section, plain
 from cankd_hf.config.student import StudentConfig
@@ -66,6 +74,7 @@ class Recipe(Section):
             `output_dir/NAME`, all in one process, in which each pass of a teacher serves all of them.
         teacher: the frozen model to learn from; null trains the student alone.
         teachers: several teachers by name instead of `teacher`, `{dino: {model: ...}, ...}`; each term names its one.
+            One that is null (`teachers.dino=null`) is left out, with the terms that name it.
         distill: the distillation losses and their weights.
         baseline: also train the student alone, with the same steps and initial weights, and print the table.
         training: settings of `transformers.TrainingArguments` and of `cankd_hf.CanKDConfig`.
@@ -82,7 +91,7 @@ class Recipe(Section):
     student: StudentConfig
     students: Annotated[dict[str, StudentConfig], Len(1)] | None = None
     teacher: TeacherConfig | None = None
-    teachers: dict[str, TeacherConfig] | None = None
+    teachers: dict[str, TeacherConfig | None] | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     baseline: bool = False
     training: dict[str, Any] = field(default_factory=dict)
@@ -119,14 +128,28 @@ class Recipe(Section):
 
     def named_teachers(self) -> dict[str, TeacherConfig]:
         """The teachers by name; the one of `teacher:` is called "teacher"."""
-        return dict(self.teachers or {}) if self.teacher is None else {"teacher": self.teacher}
+        several = {name: teacher for name, teacher in (self.teachers or {}).items() if teacher is not None}
+        return several if self.teacher is None else {"teacher": self.teacher}
+
+    def with_teachers(self, teachers: Mapping[str, TeacherConfig]) -> Recipe:
+        """The recipe with these teachers, by the names of its own."""
+        if self.teacher is not None:
+            return replace(self, teacher=teachers["teacher"])
+        return replace(self, teachers=dict(teachers) or None)
+
+    def left_out(self) -> set[str]:
+        """The names of teachers that are null."""
+        return {name for name, teacher in (self.teachers or {}).items() if teacher is None}
 
     def teacher_path(self, name: str) -> str:
         """The key of a teacher in the recipe: `teacher` or `teachers.NAME`."""
         return "teacher" if self.teacher is not None else f"teachers.{name}"
 
     def resolved(self) -> Recipe:
-        """The recipe as it is run: without a teacher it has no terms and no baseline, and phases stand for words."""
+        """The recipe as it is run: without teachers that are null and their terms, without any teacher also without
+        baseline; phases stand for words."""
+        if left_out := self.left_out():
+            return _without(self, left_out).resolved()
         phases = self.phases
         if self.schedule is not None:
             rate = self.training.get("learning_rate", LEARNING_RATE)
@@ -136,6 +159,14 @@ class Recipe(Section):
         phases = None if phases is None else without_teacher(phases, self.distill.task_weight)
         alone = replace(self.distill, terms=[])
         return replace(self, distill=alone, baseline=False, phases=phases, schedule=None)
+
+
+def _without(recipe: Recipe, names: Container[str | None]) -> Recipe:
+    """The recipe without some of its teachers, and without the terms that name them."""
+    teachers = {name: teacher for name, teacher in (recipe.teachers or {}).items() if name not in names}
+    terms = [term for term in recipe.distill.terms if term.teacher not in names]
+    phases = None if recipe.phases is None else [without_terms_of(phase, names) for phase in recipe.phases]
+    return replace(recipe, teachers=teachers or None, distill=replace(recipe.distill, terms=terms), phases=phases)
 
 
 def check_together(problems: Problems, recipe: Recipe) -> None:
@@ -234,7 +265,12 @@ def _teacher_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name in recipe.teachers or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
             yield f"teachers.{name}", f"expected a letter or _, then letters, digits, _ and -, got {name!r}; rename it"
-    count = len(recipe.named_teachers())
+    known = recipe.named_teachers()
+    asked = {term.teacher for term in recipe.distill.terms}.union(*map(teachers_of, recipe.phases or ()))
+    for name in sorted(recipe.left_out() - asked) if known else ():
+        fix = nearest(name, known, f"known: {', '.join(known)}")
+        yield f"teachers.{name}", f"null leaves out a teacher and the terms that name it, and none does; {fix}"
+    count = len(known)
     for path, student in recipe.named_students().items():
         parts = student.inherit
         if parts and count == 0:
@@ -269,7 +305,7 @@ def _term_names(recipe: Recipe, terms: list[tuple[str, LossTerm]]) -> Iterator[t
         if term.label in labels:
             yield path, f"a second term called {term.label!r}; give it another `name`"
         labels.add(term.label)
-        if known and term.teacher is not None and term.teacher not in known:
+        if known and term.teacher is not None and term.teacher not in {*known, *recipe.left_out()}:
             yield f"{path}.teacher", not_one_of(term.teacher, known)
         elif len(known) > 1 and term.teacher is None:
             yield f"{path}.teacher", f"missing; name the teacher to learn from: {' or '.join(known)}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, exit_code
 from cankd_hf.export.checks import DTYPES, FORMATS, IMAGES, check_options
+from cankd_hf.host import read_host, wait_passively
 
 EXAMPLES = """examples:
   python -m cankd_hf.export runs/camvid_seg
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--calibration-images", type=int, metavar="N", help=f"int8: how many (default: {IMAGES})")
     made.add_argument("--batch-size", type=int, default=1, help="of the timed runs (default: 1)")
     made.add_argument("--runs", type=int, default=20, help="timed runs of each form, in turn (default: 20)")
-    made.add_argument("--threads", type=int, help="CPU threads of all forms (default: torch's)")
+    made.add_argument("--threads", type=int, help="CPU threads of all forms (default: as many as find a free core)")
     made.add_argument("--no-latency", action="store_true", help="export and check only")
     compiling = argparse.BooleanOptionalAction
     made.add_argument("--compile", action=compiling, default=False, help="time torch.compile too: takes a minute more")
@@ -61,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         check_options(options)
+        host = read_host()
+        wait_passively(host)  # before torch is imported
         from cankd_hf.export import command  # here, so that --help is fast
 
-        return command.run(options)
+        return command.run(options, host)
 
     return exit_code(run, "nothing was written")

@@ -5,6 +5,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,14 +22,20 @@ from cankd_hf.export.job import Job, Written, open_inputs
 from cankd_hf.export.quantize import write_int8
 from cankd_hf.export.report import made_report
 from cankd_hf.export.source import load
+from cankd_hf.host import Host
 from cankd_hf.hub.files import read_json
 from cankd_hf.json_text import to_json
+from cankd_hf.runs.threads import settle_threads
 
 HELPER = "exact.onnx"  # the float32 file that int8 is made from, where it is not asked for
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, host: Host) -> int:
     """Exports, checks, measures and prints. Returns the exit code.
+
+    Args:
+        options: of the command line.
+        host: what this process finds.
 
     Raises:
         InputError: if the student cannot be exported, data cannot be read, or a file's outputs differ from PyTorch's.
@@ -38,8 +45,11 @@ def run(options: argparse.Namespace) -> int:
     target = next(iter(places.values())).parent
     before = read_json(target / REPORT_FILE).get("files", [])
     stale = {Path(str(name)).name for file in before for name in file["parts"]}
-    threads = options.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        host = replace(host, asked=f"--threads {options.threads}")
+    console.print(settle_threads(host), soft_wrap=True)
+    threads = torch.get_num_threads()
     disable_progress_bar()  # of loading weights
     source = load(options.checkpoint)
     size = (options.size[0], options.size[1]) if options.size else source.size()

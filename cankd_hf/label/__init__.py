@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from cankd_hf.commands import command_parser, exit_code
 from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
+from cankd_hf.host import read_host, wait_passively
 from cankd_hf.names import TORCHVISION
 
 EXAMPLES = """examples:
@@ -75,9 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         check(options)
+        host = read_host()
+        wait_passively(host)  # before torch is imported
         from cankd_hf.label import command  # here, so that --help is fast
 
-        return command.run(options)
+        return command.run(options, host)
 
     return exit_code(run, KEPT)
 

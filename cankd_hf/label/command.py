@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from cankd_hf.commands import console
 from cankd_hf.data.common.folders import SPLIT_NAMES, slice_of
 from cankd_hf.errors import InputError, together
+from cankd_hf.host import Host
 from cankd_hf.hub.files import read_json
 from cankd_hf.label.folder import Output
 from cankd_hf.label.images import LabelledSet, Picture, check_classes, held_out, open_images, open_labelled
@@ -23,6 +25,7 @@ from cankd_hf.label.records import HIDDEN, Record, Records, unchanged, write
 from cankd_hf.label.report import finish
 from cankd_hf.label.teacher import LabelTeacher, open_teacher
 from cankd_hf.names import TORCHVISION
+from cankd_hf.runs.threads import settle_threads
 from cankd_hf.tasks.labelling import Choices, Labelling
 from cankd_hf.training.checkpoint_files import DISK_FULL, check_folder, writing
 from cankd_hf.training.lock import FolderLock
@@ -31,14 +34,21 @@ from cankd_hf.training.monitoring.cost import CostMeter
 PATIENCE = timedelta(days=7)  # for which processes wait for the slowest
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, host: Host) -> int:
     """Labels the images and writes the data set. Returns the exit code.
+
+    Args:
+        options: of the command line.
+        host: what this process finds.
 
     Raises:
         InputError: for a teacher without a head, images or sets that cannot be read, or an output of another call.
     """
     meter = CostMeter()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    threads = settle_threads(host, None, options.workers)
+    if state.is_main_process:
+        console().print(threads, soft_wrap=True)
     out = Path(options.output or f"{Path(options.folder).name or 'images'}-labels")
     names = None
     if options.labelled and options.teacher.startswith(TORCHVISION):

@@ -23,11 +23,12 @@ from cankd_hf.config.named import hint
 from cankd_hf.errors import InputError
 from cankd_hf.models.configs import check_keys, config_from_dict
 from cankd_hf.models.fpn.configuration_cankd_fpn import FPNConfig
-from cankd_hf.models.unreadable import NOT_LOADED
+from cankd_hf.models.unreadable import NOT_LOADED, NotFetched, not_loaded
 
 logger = logging.getLogger(__name__)
 
 # Norms of Backbone classes that the plain models lack: absent in most checkpoints, initialised as the identity.
+LOCAL = "local-dir:"  # what timm calls a folder with its files
 ADDED_NORMS = re.compile(r"(^|\.)hidden_states_norms\.")
 
 
@@ -77,7 +78,7 @@ def load_backbone(
     try:
         model, info = loader(name, config=config, dtype=dtype or torch.float32, **options)
     except NOT_LOADED as error:
-        raise InputError(f"backbone {name}: cannot be loaded: {first_line(error)}") from error
+        raise not_loaded(f"backbone {name}: cannot be loaded: {first_line(error)}", name) from error
     check_complete(f"backbone {name}", info["missing_keys"], (entry[0] for entry in info["mismatched_keys"]))
     return model
 
@@ -149,10 +150,11 @@ def load_config(name: str, hub: dict[str, Any]) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
-        raise InputError(
+        said = (
             f"{name}: expected a local folder with a config.json or a model id on the Hub, got neither "
             f"({first_line(error)}); check the spelling, or the network{hint(name)}"
-        ) from error
+        )
+        raise not_loaded(said, name) from error
 
 
 def _check_backbone(place: str, config: PretrainedConfig) -> None:
@@ -193,7 +195,7 @@ def timm_source(name: str) -> tuple[str, str] | None:
     if Path(name).is_dir():
         file = Path(name) / "config.json"
         architecture = json.loads(file.read_text(encoding="utf-8")).get("architecture") if file.is_file() else None
-        return None if architecture is None else (architecture, f"local-dir:{name}")
+        return None if architecture is None else (architecture, f"{LOCAL}{name}")
     if name.startswith("timm/"):
         return name.removeprefix("timm/"), name.removeprefix("timm/")
     if "/" in name:
@@ -233,10 +235,10 @@ def _timm_backbone(name: str, address: str, overrides: dict[str, Any], dtype: to
             output_stride=config.output_stride,
         )
     except NOT_LOADED as error:
-        raise InputError(
-            f"backbone timm/{name}: its pretrained weights cannot be loaded ({first_line(error)}); check the name "
-            "(timm.list_pretrained()) and the network, or give a configuration with model_type: timm_backbone"
-        ) from error
+        said = f"backbone timm/{name}: its pretrained weights cannot be loaded ({first_line(error)}); check "
+        if address.startswith(LOCAL):
+            raise InputError(f"{said}the files in {address.removeprefix(LOCAL)}") from error
+        raise NotFetched(f"{said}the name (timm.list_pretrained()) and the network", name) from error
     model._backbone.load_state_dict(pretrained.state_dict())
     return model.eval() if dtype is None else model.eval().to(dtype)
 

@@ -1,5 +1,6 @@
 """Pretrained models that are not backbones: dense-prediction models with their heads, and plain ViTs."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cankd_hf.errors import InputError
 from cankd_hf.models.backbones import check_complete
 from cankd_hf.models.configs import from_config
 from cankd_hf.models.fpn.configuration_cankd_fpn import CLASSIFICATION_HEADS, DEPTH_HEADS, DETECTION_HEADS, FPNConfig
-from cankd_hf.models.unreadable import NOT_LOADED
+from cankd_hf.models.unreadable import NOT_LOADED, not_loaded
 
 # Class name endings of dense-prediction models, whose auto classes are `AutoModel` and the ending.
 _DENSE = (
@@ -90,7 +91,8 @@ def load_dense_or_plain(
             model, info = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **options)
     except NOT_LOADED as error:
         reason = " ".join(str(error).split())[:500]
-        raise InputError(f"teacher {name or config.model_type}: cannot be loaded: {reason}") from error
+        called = name or config.model_type
+        raise not_loaded(f"teacher {called}: cannot be loaded: {reason}", name or os.curdir) from error
     if model.main_input_name != "pixel_values":
         raise InputError(f"teacher {name or config.model_type}: expected a vision model, got {type(model).__name__}")
     missing = [key for key in info["missing_keys"] if auto_class != "AutoModel" or not _UNREAD.search(key)]

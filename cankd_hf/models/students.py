@@ -29,7 +29,7 @@ from cankd_hf.models.fpn.modeling_cankd_fpn_depth import FPNForDepthEstimation
 from cankd_hf.models.fpn.modeling_cankd_fpn_detection import FPNForObjectDetection
 from cankd_hf.models.fpn.modeling_cankd_fpn_instances import FPNForInstanceSegmentation
 from cankd_hf.models.native_masks import stage_problem
-from cankd_hf.models.unreadable import NOT_LOADED
+from cankd_hf.models.unreadable import NOT_LOADED, not_loaded
 
 __all__ = ["StudentConfig", "build_student"]
 
@@ -227,7 +227,7 @@ def _loaded_student(
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **_hub(student)}
         model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
     except NOT_LOADED as error:
-        raise InputError(f"student.model {name}: cannot be loaded: {first_line(error)}") from error
+        raise not_loaded(f"student.model {name}: cannot be loaded: {first_line(error)}", name) from error
     _check_head(name, model, info, before, config.num_labels or 0)
     return model
 

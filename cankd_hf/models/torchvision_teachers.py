@@ -109,7 +109,7 @@ def load_whole(name: str, weights: str | None = None, revision: str | None = Non
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
         raise InputError(
             f"{place}: its weights are not available ({_line(error)}); allow the download, or put {chosen.url} at "
-            f"{file}"
+            f"{file}, or name the file as `weights` beside the model"
         ) from error
     except RuntimeError as error:
         raise InputError(f"{place}: torchvision's weights do not fit: {_line(error, 600)}") from error

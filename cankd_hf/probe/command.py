@@ -23,10 +23,12 @@ from cankd_hf.data.common.folders import described
 from cankd_hf.data.common.sources import find_split, settled
 from cankd_hf.data.layouts import look
 from cankd_hf.errors import InputError
+from cankd_hf.host import Host
 from cankd_hf.json_text import to_json
 from cankd_hf.probe.features import Frozen, batches
 from cankd_hf.probe.intervals import interval, resampled
 from cankd_hf.probe.kinds import MOST, Probe, probes_for
+from cankd_hf.runs.threads import settle_threads
 from cankd_hf.tasks import TASKS
 from cankd_hf.teachers.load import load_teacher
 
@@ -52,13 +54,18 @@ class Result:
     drawn: np.ndarray | None = field(default=None, repr=False)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, host: Host) -> int:
     """Probes the models and prints their scores. Returns the exit code.
+
+    Args:
+        options: of the command line.
+        host: what this process finds.
 
     Raises:
         InputError: for a model or data that cannot be read, or labels that no probe reads.
     """
     check_file(options.json, "--json")
+    console().print(settle_threads(host), soft_wrap=True)
     disable_progress_bar()  # of loading weights
     config = load_data_config(None, [f"data.path={options.folder}", *options.overrides])
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -1,9 +1,10 @@
 """Builds models, teachers and trainers from the sections of a recipe."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from cankd_hf.config.distill import DistillConfig
+from cankd_hf.config.places import key_of
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.config.student import StudentConfig
 from cankd_hf.config.teacher import TeacherConfig
@@ -19,7 +21,8 @@ from cankd_hf.data.common.seeds import derived_seed
 from cankd_hf.data.common.unlabelled_stream import with_unlabelled
 from cankd_hf.errors import InputError, together
 from cankd_hf.models.inherit import inherit
-from cankd_hf.names import TEACHER
+from cankd_hf.models.unreadable import NotFetched
+from cankd_hf.names import STUDENT, TEACHER
 from cankd_hf.runs import adapting
 from cankd_hf.runs.device import choices, device_of
 from cankd_hf.tasks import TASKS, Task, TaskData
@@ -71,21 +74,34 @@ def training_args(recipe: Recipe, folder: Path, **overrides: Any) -> CanKDConfig
 
 
 @contextmanager
-def problems_of(place: str) -> Iterator[None]:
-    """Adds the section of the recipe to errors about a model that could not be loaded or built.
+def problems_of(place: str, section: StudentConfig | TeacherConfig) -> Iterator[None]:
+    """Adds the section of the recipe to errors about a model that could not be loaded or built, and to those of one
+    that could not be fetched its key, with a local folder as the way out.
 
     Classes of other libraries raise whatever their code meets in odd settings: an IndexError, a ZeroDivisionError.
     """
     try:
         yield
+    except NotFetched as error:
+        key = ".".join([place, *(key_of(asdict(section), error.name) or ())])
+        said = error.problems[0].removeprefix(f"{key} ")
+        raise InputError(f"{key}: {said}; or name a local folder: {key}=FOLDER") from error
     except InputError as error:
-        kind = place.partition(".")[0].rstrip("s")  # `teacher` too where the place is `teachers.NAME`
-        told = [place + p.removeprefix(kind) if p.startswith(kind) else f"{place}: {p}" for p in error.problems]
-        raise InputError(told) from error
+        raise InputError([_placed(problem, place) for problem in error.problems]) from error
     except _ODD as error:
         if _short_of_memory(error):
             raise
         raise InputError(f"{place}: cannot be built ({type(error).__name__}: {error}); check its settings") from error
+
+
+def _placed(problem: str, place: str) -> str:
+    """A problem of a model with the place of its section: `teachers.NAME`, also where that is built as a student."""
+    kinds = (place.partition(".")[0].rstrip("s"), STUDENT)
+    kind = next((kind for kind in kinds if re.match(rf"{kind}\b", problem)), None)
+    if kind is None:
+        return f"{place}: {problem}"
+    rest = problem.removeprefix(kind)
+    return place + (f".adapt{rest}" if kind == STUDENT != place and rest.startswith(".fpn") else rest)
 
 
 def build_student(
@@ -96,7 +112,9 @@ def build_student(
     With a `config` it is a teacher to be trained; `name` is that of its arm: of several, each starts from its own.
     """
     set_seed(recipe.seed if config is None or name == TEACHER else derived_seed(recipe.seed, name) % 2**32)
-    with problems_of("student" if config is None else "teacher"):
+    teacher = recipe.named_teachers().get(name)
+    place = "student" if config is None else "teacher" if teacher is None else recipe.teacher_path(name)
+    with problems_of(place, recipe.student if config is None else teacher or config):
         return task.build_student(recipe.student if config is None else config)
 
 
@@ -211,7 +229,7 @@ def build_teacher(recipe: Recipe, name: str, config: TeacherConfig) -> Teacher:
 
     Random weights are drawn from the recipe's seed and the teacher's name: by all processes and after a resume alike.
     """
-    with problems_of(recipe.teacher_path(name)):
+    with problems_of(recipe.teacher_path(name), config):
         head = TASKS[recipe.task].teacher_head
         teacher = load_teacher(config, seed=derived_seed(recipe.seed, name), head=head)
     teacher.set_input_stats(recipe.data.image_mean, recipe.data.image_std)

@@ -170,7 +170,7 @@ class _Session:
                 config = config.fitted(folder)
                 self.teachers[name] = build_teacher(self.recipe, name, config)
             if scored is None:
-                with problems_of(self.recipe.teacher_path(name)):
+                with problems_of(self.recipe.teacher_path(name), config):
                     scored = self.score_teacher(arm, self.teachers[name])
             arms += [] if scored is None else [scored]
         self.teachers = {name: self.teachers[name] for name in configs}

@@ -94,6 +94,12 @@ def run_all(
     return _reports(ended, recipe)
 
 
+def _of(name: str, problem: str) -> str:
+    """A problem of one student, with the keys that it has in the recipe of all."""
+    place = f"students.{name}"
+    return problem.replace("student.", f"{place}.") if problem.startswith("student.") else f"{place}: {problem}"
+
+
 def _reports(ended: dict[str, Report | BaseException], recipe: Recipe) -> list[Report]:
     """The reports in the order of the recipe; raises what ended a run instead, errors of input all together."""
     assert recipe.students is not None
@@ -103,7 +109,7 @@ def _reports(ended: dict[str, Report | BaseException], recipe: Recipe) -> list[R
         raise others[0]
     wrong = {name: one for name, one in ended.items() if isinstance(one, InputError)}
     if wrong:
-        raise InputError([f"students.{name}: {said}" for name, error in wrong.items() for said in error.problems])
+        raise InputError([_of(name, said) for name, error in wrong.items() for said in error.problems])
     if any(isinstance(one, Stopped) for one in found):
         raise Stopped(Path(recipe.output_dir))
     return [one for one in found if isinstance(one, Report)]

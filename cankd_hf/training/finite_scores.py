@@ -13,6 +13,13 @@ from cankd_hf.models.finite import named, not_finite
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.base import TeachingTrainer
 
+# What scores are computed of: outputs of models, beside `feature_maps`. A NaN in any of them may pass as no answer, as
+# it is above no threshold. Rows that stand for no detection are finite.
+ANSWERS = (
+    *("logits", "pred_boxes", "predicted_depth"),
+    *("pred_masks", "class_queries_logits", "masks_queries_logits"),  # of objects
+)
+
 
 class ScoreGuard:
     """Refuses to train, save or score a student whose weights or outputs are not finite."""
@@ -57,12 +64,12 @@ class ScoreGuard:
         self._scored = torch.zeros(2, dtype=torch.int64, device=self.args.device)
 
     @torch.no_grad()
-    def see_answers(self, outputs: Mapping[str, Any]) -> None:
-        """The output of a `Distiller` for a batch of evaluation."""
-        found = outputs.get("outputs")
-        inner = found if isinstance(found, Mapping) else {}
-        answers = (inner.get(name) for name in ("pred_boxes", "predicted_depth"))
-        values = [outputs.get("logits"), *answers, *(inner.get("feature_maps") or ())]
+    def see_answers(self, outputs: Any) -> None:
+        """The output of a `Distiller`, or what a `compute_loss` of the user returns, for a batch of evaluation."""
+        own = outputs if isinstance(outputs, Mapping) else {}
+        inner = own["outputs"] if isinstance(own.get("outputs"), Mapping) else own
+        answers = [inner.get(name, own.get(name)) for name in ANSWERS]
+        values = [*answers, *(inner.get("feature_maps") or ())]
         flags = [bad_images(value, mask=True) for value in values if isinstance(value, Tensor)]
         if flags and self._scored is not None:
             there = self._scored.device  # a model may answer on the host

@@ -7,6 +7,7 @@ from pathlib import Path
 from cankd_hf.commands import command_parser, exit_code
 from cankd_hf.config.named import check_named
 from cankd_hf.errors import InputError
+from cankd_hf.host import read_host, wait_passively
 
 EXAMPLES = """examples:
   python -m cankd_hf.visualize runs/quickstart
@@ -51,8 +52,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise InputError(f"--count: expected at least 1, got {options.count}")
     check_named(options.checkpoint, options.checkpoint, "a folder or a Hub id")
+    host = read_host()
+    wait_passively(host)  # before torch is imported
+    from cankd_hf.runs.threads import settle_threads
     from cankd_hf.visualize.session import visualize
 
+    print(settle_threads(host))
     output = Path(options.output) if options.output else None
     report = visualize(options.checkpoint, options.overrides, options.images, options.count, options.pixel, output)
     print(f"Look at {report}")

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cankd_hf.__main__ import main
+from cankd_hf.cli.data import parser
 from cankd_hf.config.plain_yaml import parse_yaml
 from cankd_hf.runs.recipe import load_recipe
+from cankd_hf.tasks import TASKS
 from tests.instances.folders import write_instances
 from tests.layouts import box_folders, folders
 
@@ -107,6 +109,24 @@ def test_classes_and_depths_are_looked_at_too(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "shapes_data.png").stat().st_size > 20_000
 
 
+def test_what_is_wrong_with_some_files_of_a_set_is_a_problem_of_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        (tmp_path / "rooms/depth").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rooms/images").mkdir(parents=True, exist_ok=True)
+        folders.scene(number)[0].save(tmp_path / "rooms/images" / f"{number}.png")
+        if number != 2:
+            np.save(tmp_path / "rooms/depth" / f"{number}.npy", np.ones(folders.SIZE[::-1], np.float32))
+    found = told(capsys, tmp_path / "rooms")
+    assert found["task"] == "depth" and "train: 1 image without a label, first images/2.png" in found["problems"]
+    lines = [f'{{"file_name": "{n}.png", "objects": {{"bbox": [], "category": []}}}}' for n in range(3)]
+    (tmp_path / "rooms/images/metadata.jsonl").write_text("\n".join([*lines, '{"file_name": "3.png", "objects": 1}']))
+    assert main(["data", str(tmp_path / "rooms/images")]) == 2
+    said = capsys.readouterr().err.splitlines()  # not also that masks, depth maps and classes are missing
+    assert len(said) == 1 and "line 4: expected column 'objects' to hold a dict" in said[0]
+
+
 def test_what_is_not_there_or_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.pairs(tmp_path / "set/images", tmp_path / "set/masks", 2)
     assert main(["data", str(tmp_path / "set"), "--task", "boxes"]) == 2
@@ -127,4 +147,21 @@ def test_what_to_do_next_keeps_the_labels_that_were_asked_for(
         assert f"cankd init --data {folder}{named}\n" in capsys.readouterr().out
     words = ["init", str(tmp_path / "a.yaml"), "--data", str(folder), "--task", "instance-segmentation"]
     assert main([*words, "--yes", "--no-measure"]) == 0
-    assert f"cankd data {folder} --task instances\n" in capsys.readouterr().out
+    assert f"cankd data {folder} --task instance-segmentation\n" in capsys.readouterr().out
+
+
+def test_tasks_have_one_name_and_their_labels_name_them_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_instances(tmp_path / "set")
+    said = []
+    for name in ("detection", "instance-segmentation", "instances"):
+        assert main(["data", str(folder), "--task", name, "--limit", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert ", for detection (also for segmentation, instance-segmentation: --task segmentation)\n" in said[0]
+    assert said[1] == said[2] and ", for instance-segmentation (also for" in said[1] and "instances" not in said[1]
+    assert all(name in " ".join(parser().format_help().split()) for name in TASKS)
+    assert main(["data", str(folder), "--task", "instance"]) == 2
+    assert "did you mean 'instance-segmentation'?" in capsys.readouterr().err
+    assert main(["data", "shapes", "--task", "detection", "--limit", "1"]) == 0  # of objects whose masks are known
+    assert "boxes (images that hold it)" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def test_a_person_is_asked_again_where_an_answer_is_none(
         ),
         (["--teacher", "nobody"], ["--teacher: expected none, dinov2-small"]),
         (["--task", "features", "--teacher", "none"], ["learns from a teacher alone"]),
-        (["--task", "detection"], ["objects only have masks"]),
+        (["--task", "instance"], ["did you mean 'instance-segmentation'?"]),
     ],
 )
 def test_answers_that_are_none_are_refused(

@@ -77,6 +77,22 @@ def test_broken_metadata(make_folder: Make, line: str, expected: str) -> None:
     assert expected in problems_of(DataConfig(path=str(root)))
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_all_broken_lines_are_told_with_what_is_wrong_in_others(make_folder: Make, ending: str) -> None:
+    root = make_folder()
+    (root / "train" / "metadata.jsonl").unlink()
+    if ending == "csv":
+        lines = ["file_name,mask_file_name", "images/0.png,masks/0.png,1", "../x.png,masks/1.png", "a,b,c"]
+    else:
+        lines = ["{broken", '{"file_name": "../x.png", "mask_file_name": "masks/1.png"}', "[1]", "nonsense"]
+    (root / "train" / f"metadata.{ending}").write_text("\n".join(lines))
+    wrong = problems_of(DataConfig(path=str(root))).splitlines()
+    numbers = (2, 4, 3) if ending == "csv" else (1, 3, 4, 2)
+    assert [line.partition(" line ")[2].partition(":")[0] for line in wrong] == list(map(str, numbers)), wrong
+    (root / "train" / f"metadata.{ending}").write_text("\n".join([*lines[:1], *lines[-1:] * 30]))
+    assert len(problems_of(DataConfig(path=str(root))).splitlines()) == 21  # and their number
+
+
 def test_a_missing_split_lists_those_there_are(make_folder: Make) -> None:
     root = make_folder()
     said = problems_of(DataConfig(path=str(root), eval_split="holdout", test_split="tset"))

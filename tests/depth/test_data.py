@@ -84,7 +84,17 @@ def test_folders_of_pairs_are_found(paths: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(next(tmp_path.glob("**/train/**/7.png")))
     wrong = next(tmp_path.glob("**/7.png"))
     if "depth" not in str(wrong):
-        with pytest.raises(InputError, match=r"7\.png: expected one depth map"):
+        data = load_depth(DataConfig(path=str(tmp_path)))
+        assert len(data.train) == 2 and data.facts["skipped"]["count"] == 1
+        told = [said for said in data.facts["warnings"] if "no depth map" in said]
+        assert told == [
+            f"train: 1 of 3 images have no depth map and are left out, first {wrong.relative_to(tmp_path)}"
+        ]
+    else:
+        WRITERS["npy"](wrong.with_name("0.npy"))
+        with pytest.raises(
+            InputError, match=r"0\.png: expected one depth map of the same name, got .*0\.npy, .*0\.png$"
+        ):
             load_depth(DataConfig(path=str(tmp_path)))
 
 
@@ -94,11 +104,27 @@ def test_names_side_by_side_and_half_of_them_missing(tmp_path: Path) -> None:
         png(tmp_path / f"{number}_depth.png")
     data = load_depth(DataConfig(path=str(tmp_path), eval_split=None))
     assert len(data.train) == 3 and data.train.name(1) == "1_rgb.png"
-    (tmp_path / "0_depth.png").unlink()
-    (tmp_path / "2_depth.png").unlink()
-    with pytest.raises(InputError) as error:
+    photo(tmp_path / "test" / "9_rgb.png")
+    (tmp_path / "0_depth.png").rename(tmp_path / "7_depth.png")
+    data = load_depth(DataConfig(path=str(tmp_path), eval_split=None))
+    assert len(data.train) == 2 and data.facts["splits"] == {"train": 2}
+    assert {said.split(",")[-1] for said in data.facts["warnings"]} == {" first 0_rgb.png", " first 7_depth.png"} | {
+        " got none; it is left out"
+    }
+    for number in (1, 2):
+        (tmp_path / f"{number}_depth.png").rename(tmp_path / f"{number}{number}_depth.png")
+    with pytest.raises(InputError, match="got 0 of 3 images with one, first without 0_rgb.png, depth maps without an"):
         load_depth(DataConfig(path=str(tmp_path), eval_split=None))
-    assert len(error.value.problems) == 2
+
+
+def test_metadata_without_a_depth_map_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(3):
+        photo(tmp_path / f"{number}.png")
+    png(tmp_path / "d.png")
+    lines = [{"file_name": f"{number}.png", "depth_file_name": "d.png" if number else None} for number in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = load_depth(DataConfig(path=str(tmp_path), eval_split=None))
+    assert len(data.train) == 2 and "1 images without a depth map are skipped, first 0.png" in caplog.text
 
 
 def test_tables_hold_depth_maps_too(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cankd_hf.config.data import DataConfig
@@ -228,6 +229,9 @@ def test_tables(tmp_path: Path) -> None:
 def test_generated_objects_are_what_is_seen_of_each(tmp_path: Path) -> None:
     config = DataConfig(path="shapes", generated={"train": 6, "validation": 2, "test": 2})
     data, classes = load_detection(config, masked=True), load_detection(config, masked=True).id2label
+    boxes = load_detection(config)  # of the same objects, for a task that reads no masks
+    assert torch.equal(boxes.eval[1]["labels"]["boxes"], data.eval[1]["labels"]["boxes"])
+    assert "masks" not in boxes.train[0]["labels"] and boxes.id2label == classes
     assert classes == {0: "disc", 1: "ring", 2: "square", 3: "triangle", 4: "star"}
     for index in range(6):
         masks = data.train.raw(index).label.masks()

@@ -124,6 +124,29 @@ def test_one_step_then_scores(name: str, run: Callable[[str], Run]) -> None:
 
 
 @EACH
+def test_no_answer_that_is_not_finite_is_scored(name: str, run: Callable[[str], Run]) -> None:
+    made = run(name)
+    own = (
+        ("class_queries_logits", "masks_queries_logits")
+        if name in UNIVERSAL
+        else ("logits", "pred_boxes", "pred_masks")
+    )
+    for answer in own:
+
+        def spoil(module: Any, args: Any, kwargs: Any, outputs: Any, answer: str = answer) -> None:
+            outputs[answer].view(-1)[0] = math.nan
+
+        handle = made.trainer.student.register_forward_hook(spoil, with_kwargs=True)
+        try:
+            with pytest.raises(
+                InputError, match="expected finite outputs to score, got NaN or infinity for 1 of 2 images"
+            ):
+                made.trainer.evaluate()
+        finally:
+            handle.remove()
+
+
+@EACH
 def test_saved_it_is_a_student_a_teacher_and_stock(name: str, run: Callable[[str], Run]) -> None:
     made = run(name)
     task = saved_task(str(made.folder))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cankd_hf.data.layouts import look
 from cankd_hf.data.layouts.cityscapes import CLASSES
+from cankd_hf.errors import InputError
 
 from .folders import coloured, grey, indexed, labels_at, load, own, pairs, problems, scene
 
@@ -114,6 +115,23 @@ def test_tables_of_classes(tmp_path: Path, table: str) -> None:
     assert list(data.id2label.values()) == ["background", "cat", "dog"]
     assert np.array_equal(labels_at(data.train, 0), own(data.train.name(0)))
     assert look(tmp_path).label_source == table
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("labelmap.txt", "background:0,0,0::\n:1,2,3::\ncat:200,30::\n"),
+        ("class_dict.csv", "name,r,g,b\nx,0,0,300\ncat,200,30,30\ndog\n"),
+        ("label_colors.txt", "0 0 0\tbackground\ncat\n30 30 900\tdog\n"),
+    ],
+)
+def test_all_lines_of_a_table_that_do_not_parse_are_told(tmp_path: Path, table: str, text: str) -> None:
+    pairs(tmp_path / "images", tmp_path / "masks", 4, coloured)
+    (tmp_path / table).write_text(text)
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    lines = [problem.partition(" line ")[2][:1] for problem in error.value.problems]
+    assert lines == (["2", "4"] if table == "class_dict.csv" else ["2", "3"]), error.value.problems
 
 
 def test_void_in_a_table_is_no_class(tmp_path: Path) -> None:

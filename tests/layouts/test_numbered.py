@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cankd_hf.cli.data import next_steps
 from cankd_hf.cli.looking import look_at, shape_lines
 from cankd_hf.config.data import DataConfig
-from cankd_hf.data.common.holdout import held_out, in_runs
+from cankd_hf.data.common.holdout import by_clips, held_out, with_held_out
+from cankd_hf.data.layouts import look
 from cankd_hf.data.segmentation.load import load_segmentation
 from cankd_hf.errors import InputError
 
+from . import box_folders
 from .folders import pairs, scene
 
 
 def test_frames_of_films_are_told_with_the_way_to_hold_whole_clips_out(tmp_path: Path) -> None:
     names = [f"images/{clip}_{number:06}.png" for clip in "abcd" for number in range(30, 780, 30)]
-    said = in_runs(names, held_out("train", len(names), ["eval", "test"], 0.1))
-    assert said is not None and "(a_000030.png, a_000060.png, ...)" in said
+    said = with_held_out(DataConfig(path="x"), len(names), ["eval", "test"], "x", names)[1][1]
+    assert "(a_000030.png, a_000060.png, ...)" in said
     assert said.endswith("data.train_split=train[:75] data.eval_split=train[75:90] data.test_split=train[90:]")
-    said = in_runs(names, held_out("train", len(names), ["eval"], 0.22))  # the last clip
-    assert said is not None and said.endswith("data.train_split=train[:75] data.eval_split=train[75:]")
+    found = by_clips(names, held_out("train", len(names), ["eval"], 0.22))  # the last clip
+    assert found == {"train": "train[:75]", "eval": "train[75:]"}
     numbers = np.random.default_rng(0).choice(10**6, 200, replace=False)
     for others in (
         sorted(f"{n:06}.jpg" for n in numbers),
@@ -31,10 +35,16 @@ def test_frames_of_films_are_told_with_the_way_to_hold_whole_clips_out(tmp_path:
         ["a.png"] * 50,
         [f"p{n}/x.png" for n in range(50)],
     ):
-        assert in_runs(others, {"train": "train[:90%@0]", "eval": "train[90%:@0]"}) is None
+        assert by_clips(others, {"train": "train[:90%@0]", "eval": "train[90%:@0]"}) is None
     pairs(tmp_path / "set/images", tmp_path / "set/masks", 24)
     data = load_segmentation(DataConfig(path=str(tmp_path / "set"), crop_size=[16, 16], image_size=[32, 32]))
     assert any("frames of films" in text and "train[22:]" in text for text in data.facts["warnings"])
+    assert len(data.train) == 22 and data.train.indices != [*range(22)]  # a run that says nothing
+    seen = look_at(str(tmp_path / "set"), None, 9)  # what is written down
+    assert (seen.settings["train_split"], seen.settings["eval_split"]) == ("train[:22]", "train[22:]")
+    split, films = [note for note in seen.notes if "held out" in note]
+    assert split.endswith("as with data.train_split=train[:22], data.eval_split=train[22:]")
+    assert films.endswith("at random: data.train_split=train[:90%@0] data.eval_split=train[90%:@0]")
 
 
 def test_a_missing_mask_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,6 +59,56 @@ def test_a_part_of_a_stream_is_refused(tmp_path: Path) -> None:
     config = DataConfig(path=str(tmp_path / "set"), streaming=True, train_split="train[:50%]", eval_split=None)
     with pytest.raises(InputError, match="data.train_split: expected a whole split, as no part of a stream"):
         load_segmentation(config)
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "kind"),
+    [
+        (lambda root: pairs(root / "images/train", root / "masks/train", 3), "images/train", "masks"),
+        (lambda root: pairs(root / "train/image", root / "train/label", 3), "train/image", "masks"),
+        (box_folders.yolo, "images", "boxes"),
+        (lambda root: voc(root), "JPEGImages", "boxes"),
+        (box_folders.coco, "train2017", "boxes"),
+        (lambda root: depths(root), "rgb", "depths"),
+    ],
+    ids=["images/train", "train/images", "yolo", "voc", "coco", "depth"],
+)
+def test_a_part_of_a_set_leads_to_the_whole(
+    made: Callable[[Path], None], given: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other/images").mkdir(parents=True)
+    made(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    for path, whole in ((str(tmp_path / "set" / given), str(tmp_path / "set")), (given, ".")):
+        seen = look_at(path, None, 1)
+        assert (
+            seen.whole == whole and f"a part of a set: data.path={whole} reads images with their {kind}" in seen.notes
+        )
+        assert next_steps(seen)[1:] == [
+            f"  cankd data {whole}",
+            f"  cankd data {path} --task features   # to learn from these images alone",
+        ]
+    with pytest.raises(InputError, match=f"give data.path={tmp_path / 'set'}, (where|which is read as) "):
+        look(tmp_path / "set" / given, kind)
+    alone = look_at(path, "images", 1)
+    assert alone.whole is None and next_steps(alone)[1] == f"  cankd init --data {given}"
+    scene(1)[0].save(tmp_path / "other/images/1.png")  # beside which there is nothing
+    assert look_at(str(tmp_path / "other/images"), None, 1).whole is None
+
+
+def voc(root: Path) -> None:
+    """Pascal VOC without the folders above."""
+    box_folders.voc(root.with_name("devkit"))
+    root.with_name("devkit").joinpath("VOCdevkit/VOC2012").rename(root)
+
+
+def depths(root: Path) -> None:
+    """Images beside depth maps."""
+    for name in ("rgb", "depth"):
+        (root / name).mkdir(parents=True)
+    for number in range(3):
+        scene(number)[0].save(root / f"rgb/{number}.png")
+        np.save(root / f"depth/{number}.npy", np.ones((32, 40), np.float32))
 
 
 def test_a_class_of_one_image_is_a_problem_where_classes_are_counted(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cankd_hf.data.common.unlabelled import WithUnlabelled
 from cankd_hf.data.common.views import SeededDataset
 from cankd_hf.figures import warning_signs
 from cankd_hf.host import Host
-from cankd_hf.quiet import quiet_libraries
+from cankd_hf.quiet import quiet_libraries, told_already
 from cankd_hf.runs import clock as module
 from cankd_hf.runs.build import training_args
 from cankd_hf.runs.clock import RunClock, Stretch, evaluations_of, run_clock
@@ -250,6 +250,20 @@ def test_of_several_processes_the_first_one_speaks(
         logging.getLogger("cankd_hf.runs.run").warning("the same in each")
         logging.getLogger("cankd_hf.data.common.dataset").warning("skipped: x.jpg")
     assert capsys.readouterr().err == "skipped: x.jpg\n"
+
+
+def test_what_is_said_of_a_data_set_is_told_once_in_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = logging.getLogger("cankd_hf.data.common.sources")
+    for _ in range(2):  # commands
+        with quiet_libraries(False):
+            told_already(["data: read in a table"])
+            for _ in range(2):  # the set is opened again, as for a teacher of other statistics
+                ours.warning("data: %s", "no class names")
+                ours.warning("data: read in a table")
+                ours.warning("MainThread: data: %s", "no class names")  # as of one of several students
+            logging.getLogger("cankd_hf.training").warning("of a step")
+            logging.getLogger("cankd_hf.training").warning("of a step")
+        assert capsys.readouterr().err == "data: no class names\nof a step\nof a step\n"
 
 
 def test_lines_are_broken_between_words_on_a_terminal_only(

@@ -19,6 +19,7 @@ from cankd_hf import evaluate, push
 from cankd_hf.config.distill import LossTerm
 from cankd_hf.errors import InputError
 from cankd_hf.export.source import load as load_to_export
+from cankd_hf.training.finite_scores import ScoreGuard
 from cankd_hf.training.trainer import CanKDTrainer
 from tests.processes import run_two
 
@@ -233,6 +234,21 @@ def test_outputs_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected finite outputs to score, got NaN or infinity for 1 of 12 images"):
         made.evaluate()
     assert trainer(tmp_path, eval_dataset=Images(4)).evaluate()["eval_miou"] >= 0
+
+
+@pytest.mark.parametrize("form", ["names", "row"])
+def test_outputs_of_a_loss_of_the_user_are_looked_at(form: str, tmp_path: Path) -> None:
+    guard = ScoreGuard(trainer(tmp_path, eval_dataset=Images(4)))
+    guard.begin_scoring()
+    masks = torch.zeros(3, 2, 4, 4)
+    masks[1, 0, 0, 0] = float("nan")
+    masks[2, 1] = -torch.inf  # certainly outside
+    guard.see_answers({"pred_masks": masks} if form == "names" else (torch.zeros([]), masks))
+    if form == "names":
+        with pytest.raises(InputError, match="got NaN or infinity for 1 of 3 images"):
+            guard.end_scoring()
+    else:  # what the values are nobody knows
+        guard.end_scoring()
 
 
 @pytest.mark.parametrize("kind", ["ours", "segformer", "upernet", "dpt", "beit"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class ClassSource(FolderSource):
     """Images of a folder, each with the number of its class; -1 for one without."""
 
     classes: Sequence[int]
+    called: str = field(default="class", kw_only=True)
 
     def load(self, index: int) -> Sample:
         label = self.classes[index]
@@ -123,7 +124,14 @@ class _ClassFolder(Folder):
     def source(self, name: str) -> AnySource:
         rows, values, warnings = self._read(self.folders[name])
         self.warnings += warnings
-        classes = [_number(value, self.labels, rows.names[index]) for index, value in enumerate(values)]
+        classes, problems = list[int](), list[str]()
+        for index, value in enumerate(values):
+            try:
+                classes.append(_number(value, self.labels, rows.names[index]))
+            except WrongLabels as error:
+                problems += error.problems
+        if problems:
+            raise InputError(shortened(problems))
         return _source(self.config, rows, classes)
 
     def _read(self, folder: Path) -> tuple[Rows, list[Any], list[str]]:

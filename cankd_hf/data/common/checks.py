@@ -91,9 +91,10 @@ def preflight(config: DataConfig, sources: Sources, class_names: dict[int, str] 
     report.warnings = _same_pictures([finding for finding in findings if finding.role != "unlabelled"])
     _refuse_scored(findings)
     _review_labels(findings, report, class_names or {}, known)
-    untold = [one.name for one in bare.values() if not getattr(sources[one.role][0], "announced", False)]
+    untold = [one for one in bare.values() if not getattr(sources[one.role][0], "announced", False)]
     if untold:
-        logger.warning("data: %d images without a mask are skipped, first %s", len(untold), untold[0])
+        what = getattr(sources[untold[0].role][0], "called", "mask")
+        logger.warning("data: %d images without a %s are skipped, first %s", len(untold), what, untold[0].name)
     faults = [finding.problem for finding in bad if not finding.bare]
     for problem in shortened([*faults, *itertools.chain(*report.dropped.values())]):
         logger.warning("skipped: %s", problem)

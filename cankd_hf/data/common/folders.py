@@ -8,7 +8,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class FolderSource:
     decoder: Decoder
     masked: bool = field(default=False, kw_only=True)
     no_mask: str = field(default="the metadata give it no mask", kw_only=True)  # what is said of an image without one
-    announced: bool = field(default=False, kw_only=True)  # whether a note of the set tells of images without a mask
+    announced: bool = field(default=False, kw_only=True)  # whether a note of the set tells of images without a label
+    called: str = field(default="mask", kw_only=True)  # what an image without one is left out for
     generated = False
 
     def __len__(self) -> int:
@@ -155,15 +156,18 @@ def read_split(
         return Rows(root, files), [{} for _ in files], []
     if problems := outside(root, [metadata]):
         raise InputError(problems)
-    lines = list(_read_lines(metadata))
+    lines, problems = _read_lines(metadata)
     if base == root and folder != root:
         lines = [line for line in lines if str(line[1].get("file_name", "")).split("/")[0] == folder.name]
-    problems = _type_changes(metadata, lines)
+    problems += _type_changes(metadata, lines)
     image_key, mask_key = "file_name", None
     if image_column not in ("auto", "image", "file_name"):
         image_key = _key_of(image_column, lines)
     if mask_column is not None and lines:
-        mask_key = _mask_key(metadata, mask_column, lines)
+        try:
+            mask_key = _mask_key(metadata, mask_column, lines)
+        except InputError as error:
+            raise InputError(shortened([*problems, *error.problems])) from None
     names, masks, others, values = list[str](), list[str](), list[str](), list[dict[str, Any]]()
     before = f"{relative_to(base, root)}/".removeprefix("./")
     for number, line in lines:
@@ -259,32 +263,43 @@ def _metadata_file(root: Path, folder: Path) -> tuple[Path | None, Path]:
 
 
 def metadata_keys(root: Path, folder: Path) -> list[str]:
-    """The keys in the metadata of a split; none without metadata."""
+    """The keys in the metadata of a split; none without metadata. Raises InputError for lines that are none."""
     metadata, _ = _metadata_file(root, folder)
     if metadata is None or outside(root, [metadata]):  # told where it is read
         return []
-    return list(dict.fromkeys(key for _, line in _read_lines(metadata) for key in line))
+    lines, problems = _read_lines(metadata)
+    if problems:
+        raise InputError(shortened(problems))
+    return list(dict.fromkeys(key for _, line in lines for key in line))
 
 
-def _read_lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content of each entry."""
+def _read_lines(metadata: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    """Line number and content of each entry, and the problems of lines that are none."""
+    entries, problems = list[tuple[int, dict[str, Any]]](), list[str]()
     lines = read_lines(metadata)
     if metadata.suffix == ".csv":
         try:
             for number, entry in enumerate(csv.DictReader(lines), start=2):
                 if None in entry:
-                    raise InputError(f"{metadata} line {number}: expected as many values as columns, got more")
-                yield number, entry
+                    problems.append(f"{metadata} line {number}: expected as many values as columns, got more")
+                else:
+                    entries.append((number, entry))
         except csv.Error as error:
             raise InputError(f"{metadata}: expected a csv file, got one that does not parse: {error}") from None
-        return
+        return entries, problems
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        entry = parse(line, f"{metadata} line {number}:")
-        if not isinstance(entry, dict):
-            raise InputError(f"{metadata} line {number}: expected an object like {EXAMPLE}, got {line.strip()[:60]}")
-        yield number, entry
+        try:
+            entry = parse(line.strip(), f"{metadata} line {number}:")
+        except InputError as error:
+            problems += error.problems
+            continue
+        if isinstance(entry, dict):
+            entries.append((number, entry))
+        else:
+            problems.append(f"{metadata} line {number}: expected an object like {EXAMPLE}, got {line.strip()[:60]}")
+    return entries, problems
 
 
 def _type_changes(metadata: Path, lines: list[tuple[int, dict[str, Any]]]) -> list[str]:
@@ -342,9 +357,9 @@ def _notices(
     # without labels, unlisted masks do not matter
     unlisted = [name for name in _image_files(root, folder, masks=any(masks)) if name not in known]
     if unlisted:
+        where = "" if folder == root else f"{relative_to(folder, root)}: "
         warnings.append(
-            f"{relative_to(folder, root)}: {len(unlisted)} images are not listed in {metadata.name} and not used, "
-            f"first {unlisted[0]}"
+            f"{where}{len(unlisted)} images are not listed in {metadata.name} and not used, first {unlisted[0]}"
         )
     return warnings
 

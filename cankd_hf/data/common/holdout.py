@@ -13,7 +13,7 @@ from cankd_hf.data.common.folders import slice_of, usual_split
 SEED = 0  # of the shuffle before the training images are cut
 RUN = 20  # images from which on numbers are looked at
 MOST = 200_000  # of more, names are not read again
-_NUMBERED = re.compile(r"(.*?)(\d+)(?:[^\d/]*\.\w+)")  # what comes before the last number of a name, and the number
+_NUMBER = re.compile(r"(.*?)(\d+)(?:[^\d/]*\.\w+)")  # what comes before the last number of a name, and the number
 ROLES = {"eval": "validation", "test": "test"}
 
 
@@ -70,8 +70,9 @@ def held_out(train: str, size: int, roles: Sequence[str], share: float) -> dict[
     }
 
 
-def in_runs(names: Sequence[str], slices: Mapping[str, str]) -> str | None:
-    """A note where names of images are numbered in equal steps, as the frames of films are; None for others.
+def by_clips(names: Sequence[str], slices: Mapping[str, str]) -> dict[str, str] | None:
+    """Slices of the same roles that hold whole clips out, the last ones, where names of images are numbered in equal
+    steps, as the frames of films are; None for others.
 
     Args:
         names: of the training images, in their order.
@@ -79,7 +80,7 @@ def in_runs(names: Sequence[str], slices: Mapping[str, str]) -> str | None:
     """
     if not RUN <= len(names) <= MOST:
         return None
-    read = [_NUMBERED.fullmatch(name) for name in names]
+    read = [_NUMBER.fullmatch(name) for name in names]
     clips = [one[1] if one else name for one, name in zip(read, names, strict=True)]
     steps = Counter(
         int(two[2]) - int(one[2]) for one, two in pairwise(read) if one is not None and two and one[1] == two[1]
@@ -94,17 +95,36 @@ def in_runs(names: Sequence[str], slices: Mapping[str, str]) -> str | None:
         bounds.append(near if abs(near - place) <= len(names) / 20 else place)
     ends = ["", *map(str, bounds), ""]
     split = next(iter(slices.values())).partition("[")[0]
-    lines = [f"data.{role}_split={split}[{a}:{b}]" for role, (a, b) in zip(slices, pairwise(ends), strict=True)]
+    return {role: f"{split}[{a}:{b}]" for role, (a, b) in zip(slices, pairwise(ends), strict=True)}
+
+
+def _numbered(names: Sequence[str], clips: Mapping[str, str] | None, random: Mapping[str, str]) -> str:
+    """What to tell of images that are numbered in runs.
+
+    Args:
+        names: of the images.
+        clips: slices that hold the last of them out, to be named as the other choice; None: they are held out.
+        random: slices that hold others out.
+    """
     first, second = (name.rpartition("/")[2] for name in (names[0], names[1]))
-    return (
+    said = (
         f"images are numbered in runs ({first}, {second}, ...): if they are frames of films, those held out at random "
-        f"have neighbours in training that show the same, and scores are too good; to hold out the last of them "
-        f"instead: {' '.join(lines)}"
+        f"have neighbours in training that show the same, and scores are too good; "
+    )
+    if clips is not None:
+        return f"{said}to hold out the last of them instead: {_settings(clips, ' ')}"
+    return (
+        f"{said}so the last of them are held out; if they are not, hold them out at random: {_settings(random, ' ')}"
     )
 
 
+def _settings(slices: Mapping[str, str], between: str) -> str:
+    """The settings of the slices of roles."""
+    return between.join(f"data.{role}_split={split}" for role, split in slices.items())
+
+
 def with_held_out(
-    config: DataConfig, size: int, roles: Sequence[str], path: str, names: Sequence[str] = ()
+    config: DataConfig, size: int, roles: Sequence[str], path: str, names: Sequence[str] = (), clips: bool = False
 ) -> tuple[DataConfig, list[str]]:
     """The same section with slices of the training split for `roles`, and what to tell of it.
 
@@ -114,15 +134,18 @@ def with_held_out(
         roles: what is held out, of `eval` and `test`.
         path: of the set, for messages.
         names: of the training images, where they have any.
+        clips: whether the last images are held out where they may be frames of films, for settings that are written
+            down; a run that says nothing holds others out, whatever the images are called.
     """
-    slices = held_out(config.train_split, size, roles, config.holdout)
+    random = held_out(config.train_split, size, roles, config.holdout)
+    last = by_clips(names, random) if len(names) == size else None
+    slices = last if clips and last is not None else random
     parts = " or ".join(ROLES[role] for role in roles)
-    lines = ", ".join(f"data.{role}_split={split}" for role, split in slices.items())
     splits: dict[str, Any] = {f"{role}_split": split for role, split in slices.items()}
     said = [
         f"no {parts} split in {path}: a part of {config.train_split} is held out for it, the same in each run, "
-        f"as with {lines}"
+        f"as with {_settings(slices, ', ')}"
     ]
-    if len(names) == size and (numbered := in_runs(names, slices)):
-        said.append(numbered)
+    if last is not None:
+        said.append(_numbered(names, None if clips else last, random))
     return replace(config, **splits), said

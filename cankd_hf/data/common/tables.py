@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.named import check_named, hint
+from cankd_hf.config.named import check_named, hint, is_there
 from cankd_hf.data.common.dataset import StreamSource
 from cankd_hf.data.common.decode import Data, Decoder, Sample, Unlabelled, Unusable, make_decoder
 from cankd_hf.data.common.files import not_a_file, outside, shortened
@@ -153,10 +153,11 @@ def open_table(config: DataConfig, need_masks: bool) -> _Table:
     except InputError:
         raise
     except Exception as error:  # of whatever reads it: pyarrow, pandas, fsspec, the Hub, `datasets` itself
+        fix = "" if is_there(path) else "; check the name, your access to it and the network, or name a local folder"
         raise InputError(
             "data.path: expected a folder, a parquet file or a Hub data set, "
             f"got {path[:200]!r}, which does not open{hint(path)}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{fix}"
         ) from error
     return _Table(config, tables, need_masks)
 

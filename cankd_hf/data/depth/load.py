@@ -88,11 +88,12 @@ class _FoundDepth(FoundSet):
         return Labels()
 
     def source(self, name: str) -> AnySource:
-        return _source(self.config, self.content(name).rows)
+        return _source(self.config, self.content(name).rows, announced=True)
 
 
-def _source(config: DataConfig, rows: Rows) -> AnySource:
-    source = FolderSource(rows, depth_decoder(config), masked=True, no_mask="it has no depth map")
+def _source(config: DataConfig, rows: Rows, announced: bool = False) -> AnySource:
+    told = {"no_mask": "it has no depth map", "called": "depth map"}
+    source = FolderSource(rows, depth_decoder(config), masked=True, announced=announced, **told)
     return stream_of(source) if config.streaming and rows else source
 
 

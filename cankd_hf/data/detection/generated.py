@@ -19,7 +19,12 @@ LEAST = 12  # pixels that are seen of an object
 
 @dataclass(eq=False)
 class ObjectsSource(ShapesSource):
-    """The pictures of `ShapesSource`, with the shapes as objects; what is hidden of one belongs to no mask."""
+    """The pictures of `ShapesSource`, with the shapes as objects; what is hidden of one belongs to no mask.
+
+    With `outlined` false they have boxes alone.
+    """
+
+    outlined: bool = True
 
     def load(self, index: int) -> Sample:
         """Draw image [3, H, W] and its objects."""
@@ -36,18 +41,18 @@ class ObjectsSource(ShapesSource):
             torch.from_numpy(masks.sum((1, 2))).float(),
             torch.zeros(len(kept), dtype=torch.int64),
             index,
-            outlines=tuple(encoded(masks)),
+            outlines=tuple(encoded(masks)) if self.outlined else None,
             size=(self.pixels, self.pixels),
         )
         return Sample(image, objects if self.masks else None, self.name(index))
 
 
 class GeneratedObjects:
-    """The splits of the generated set."""
+    """The splits of the generated set; `masked`: each object has a mask, too."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, masked: bool) -> None:
         made = generated_splits(config.generated)
-        self.splits = {name: ObjectsSource(**vars(source)) for name, source in made.items()}
+        self.splits = {name: ObjectsSource(**vars(source), outlined=masked) for name, source in made.items()}
         classes = {key - 1: name for key, name in SHAPE_CLASSES.items() if key}
         self.labels = Labels(classes, palette={label: SHAPE_PALETTE[label + 1] for label in classes})
         of_files = set(OF_FILES) - {"mask_column", "ignore_index", "reduce_labels"}  # told of every set with objects

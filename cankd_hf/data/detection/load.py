@@ -231,10 +231,8 @@ class _ObjectTable:
 def open_objects(config: DataConfig, roles: Sequence[str], masked: bool = False) -> SplitCatalog:
     """The data set at `data.path`, whatever kind it is; `masked`: each object has a mask, too."""
     path = str(config.path)
-    if path == "shapes" and masked:
-        return GeneratedObjects(config)
     if path == "shapes":
-        raise InputError("data.path: expected a set with boxes, got `shapes`, whose objects only have masks")
+        return GeneratedObjects(config, masked)
     if is_table_path(path) or not os.path.lexists(path):
         return _ObjectTable(config, masked)
     root = folder_at(path)

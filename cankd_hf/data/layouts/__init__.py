@@ -15,7 +15,7 @@ from cankd_hf.data.layouts.cityscapes import Cityscapes
 from cankd_hf.data.layouts.class_folders import ClassFolders
 from cankd_hf.data.layouts.coco import CocoJson
 from cankd_hf.data.layouts.csv_boxes import CsvBoxes
-from cankd_hf.data.layouts.depth import DepthMaps
+from cankd_hf.data.layouts.depth import DEPTHS, DepthMaps
 from cankd_hf.data.layouts.flat import Flat
 from cankd_hf.data.layouts.images_masks import ImagesAndMasks
 from cankd_hf.data.layouts.names import meaning
@@ -80,8 +80,11 @@ def look(root: Path, need: str | None = None) -> Found:
             if tree.root != root:
                 found.notes.insert(0, f"found in {tree.root.relative_to(root)}/ of {root}")
             found.notes += tree.notes
-            if need is None and isinstance(layout, Flat) and _telling(root.resolve().name) and _masks_beside(root):
-                found.notes.append(f"a part of a set: data.path={root.resolve().parent} reads images with their masks")
+            if need is None and isinstance(layout, Flat) and (above := _whole(root)) is not None:
+                found.whole, others = above
+                found.notes.append(
+                    f"a part of a set: data.path={found.whole} reads images with their {others.kinds[0]}"
+                )
             return _with_held_out(found)
     raise InputError(dict.fromkeys(problems) or _nothing(root, inner, need))
 
@@ -140,8 +143,11 @@ def _nothing(root: Path, tree: Tree, need: str | None) -> list[str]:
         if (found := _any(tree.below(name), need)) is not None and (need is None or need in found.kinds):
             return [f"{said}; {name}/ holds {found.layout}: give data.path={root / name}", *tree.linked]
     if (found := _any(tree, None)) is not None:
-        beside = _masks_beside(root) if need == "masks" else None
+        beside, above = _masks_beside(root) if need == "masks" else None, _whole(root)
         fix = f"give data.path={root.parent}, where {beside} is" if beside else FIXES.get(need or "", "")
+        whole = above is None or above[0].resolve() == root.resolve().parent
+        if above is not None and need in above[1].kinds and not (beside and whole):
+            fix = f"give data.path={above[0]}, which is read as {above[1].layout}"
         if task := OTHER_TASKS.get((need or "", found.kinds[0])):
             fix = f"take a recipe with task: {task}, or {fix}"
         return [f"{said}, which is read as {found.layout}; {fix}", *tree.linked]
@@ -157,6 +163,25 @@ def _any(tree: Tree, need: str | None) -> Found | None:
             if (found := layout.find(tree, need)) is not None:
                 return found
     return None
+
+
+def _whole(root: Path) -> tuple[Path, Found] | None:
+    """The folder of the labelled set that a folder of images is a part of, as its name and those beside it say; and
+    what that set is."""
+    place = root.resolve()
+    whole = None
+    while _telling(place.name):
+        place = place.parent
+        with suppress(InputError):  # only a hint is lost
+            found = _any(Tree(place, _of_a_set), None)
+            if found is not None and found.kinds[0] not in ("images", "classes"):
+                whole = (place if root.is_absolute() else Path(os.path.relpath(place))), found
+    return whole
+
+
+def _of_a_set(name: str) -> bool:
+    """Whether a folder of this name can be a part of a set of images and labels."""
+    return _telling(name) or re.sub(r"[^a-z0-9]", "", name.lower()) in DEPTHS
 
 
 def _masks_beside(root: Path) -> str | None:

@@ -68,6 +68,8 @@ class Found:
         label_source: where the class names are from, such as `data.yaml`; "" where the data has none.
         settings: settings of the `data:` section that this set needs beside its path and splits.
         held_out: role (`train`, `eval`) -> slice, such as `train[:90%@0]`, where the set has no validation split.
+        whole: the folder of the set that these images are a part of, whose labels are outside of theirs; None: these
+            are all.
     """
 
     layout: str
@@ -79,6 +81,7 @@ class Found:
     label_source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, str] = field(default_factory=dict)
+    whole: Path | None = None
 
     def section(self) -> dict[str, Any]:
         """The `data:` section to paste, which says what `data.path` alone finds."""
@@ -95,10 +98,14 @@ class Tree:
     """Names below a folder, listed once, without hidden ones and those that systems leave (`._x`, `Thumbs.db`).
 
     Folders are named as in `a/b`, the root is "". Links to folders outside are not followed, see `refuse_links`.
+
+    Args:
+        root: the folder.
+        only: says of the name of a folder in it whether it is looked into; None: all are.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, only: Callable[[str], bool] | None = None) -> None:
+        self.root, self.only = root, only
         self.files: dict[str, list[str]] = {}  # folder -> its files, sorted
         self.folders: dict[str, list[str]] = {}  # folder -> the folders in it, sorted
         self.linked: list[str] = []  # problems: links out of it that are called as a part of a set is
@@ -123,6 +130,8 @@ class Tree:
                         continue
                     # a folder named as an image is told of when it is read; `entry.is_dir` raises for circles of links
                     is_folder = os.path.isdir(entry.path) and not is_image(entry.name)
+                    if is_folder and not folder and self.only is not None and not self.only(entry.name):
+                        continue
                     (folders if is_folder else files).append(entry.name)
                     if is_folder and entry.is_symlink():
                         links.add(entry.name)

@@ -4,13 +4,14 @@ of names."""
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cankd_hf.data.common.files import outside, read_lines, relative_to, shown
+from cankd_hf.data.common.files import outside, read_lines, relative_to, shortened, shown
 from cankd_hf.data.common.labels import LONGEST, NO_CLASS, Labels, colour_code
 from cankd_hf.data.layouts.base import Tree
-from cankd_hf.errors import InputError
+from cankd_hf.errors import InputError, together
 
 VOID = re.compile(r"(void|ignored?|unlabell?ed|undefined|don'?t[ _-]?care)", re.IGNORECASE)
 CLASSES = 1024  # a longer table is another kind of file
@@ -27,7 +28,7 @@ class Entry(NamedTuple):
 def read_table(tree: Tree) -> tuple[Labels | None, str]:
     """The classes of the first table at the top of a set, or in one of its folders, and the name of its file.
 
-    Raises InputError for a table that does not parse.
+    Raises InputError with all lines of a table that do not parse.
     """
     folders = sorted(tree.files, key=lambda folder: (folder.count("/") + bool(folder), folder))
     for names, reader in TABLES:
@@ -37,7 +38,10 @@ def read_table(tree: Tree) -> tuple[Labels | None, str]:
             path = tree.path(found)
             if problems := outside(tree.root, [path]):
                 raise InputError(problems)
-            entries = list(reader(path))
+            try:
+                entries: list[Entry] = together(*reader(path))
+            except InputError as error:
+                raise InputError(shortened(error.problems)) from None
             if not 0 < len(entries) <= CLASSES:
                 raise InputError(f"{path}: expected a class a line, got {len(entries)}")
             return labels_of(entries, relative_to(path, tree.root)), found
@@ -72,25 +76,36 @@ def labels_of(entries: Sequence[Entry], place: str) -> Labels:
     return labels
 
 
-def _labelmap(path: Path) -> Iterator[Entry]:
+# Each of these gives what reads a class, so that all lines that do not parse are told.
+
+
+def _labelmap(path: Path) -> Iterator[Callable[[], Entry]]:
     """CVAT: `# label:color_rgb:parts:actions`, then `road:128,64,128::`."""
     for place, line in _lines(path):
         name, _, rest = line.partition(":")
-        yield Entry(_name(name, place), colour=_colour(rest.split(":")[0].split(","), place))
+        yield partial(_coloured, name, rest.split(":")[0].split(","), place)
 
 
-def _colour_list(path: Path) -> Iterator[Entry]:
+def _coloured(name: str, colour: Sequence[str], place: str) -> Entry:
+    return Entry(_name(name, place), colour=_colour(colour, place))
+
+
+def _colour_list(path: Path) -> Iterator[Callable[[], Entry]]:
     """`64 128 64  Animal`, as CamVid has it, or `Animal 64 128 64`."""
     for place, line in _lines(path):
-        found = re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)", line)
-        other = re.fullmatch(r"(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)", line)
-        parts = found.groups() if found else other.groups()[1:] + other.groups()[:1] if other else None
-        if parts is None:
-            raise InputError(f"{place}: expected `red green blue name`, got {shown(line)}")
-        yield Entry(_name(parts[3], place), colour=_colour(parts[:3], place))
+        yield partial(_listed, line, place)
 
 
-def _csv(path: Path) -> Iterator[Entry]:
+def _listed(line: str, place: str) -> Entry:
+    found = re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)", line)
+    other = re.fullmatch(r"(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)", line)
+    parts = found.groups() if found else other.groups()[1:] + other.groups()[:1] if other else None
+    if parts is None:
+        raise InputError(f"{place}: expected `red green blue name`, got {shown(line)}")
+    return _coloured(parts[3], parts[:3], place)
+
+
+def _csv(path: Path) -> Iterator[Callable[[], Entry]]:
     """A table with a column for the name, and the value or the colour: `name,r,g,b`, `Pixel Value, Class`."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(read_lines(path)) if any(map(str.strip, row))]
     head = [re.sub(r"[^a-z]", "", cell.lower()) for cell in rows[0]] if rows else []
@@ -103,19 +118,29 @@ def _csv(path: Path) -> Iterator[Entry]:
     ]
     if name is None:
         raise InputError(f"{path}: expected a column `name` or `class` beside its value or r, g, b, got {shown(head)}")
+    where = name, value, [one for one in channels if one is not None] if None not in channels else None
     for number, row in enumerate(rows[1:], start=2):
-        place = f"{path} line {number}"
-        if len(row) < len(head):
-            raise InputError(f"{place}: expected {len(head)} values, got {shown(row)}")
-        colour = _colour([row[one] for one in channels if one is not None], place) if None not in channels else None
-        yield Entry(_name(row[name], place), None if value is None else _number(row[value], place), colour)
+        yield partial(_row, row, len(head), where, f"{path} line {number}")
 
 
-def _names(path: Path) -> Iterator[Entry]:
+def _row(cells: Sequence[str], count: int, where: tuple[int, int | None, list[int] | None], place: str) -> Entry:
+    """A row of a table; `where` are the columns of name, value and colour."""
+    name, value, channels = where
+    if len(cells) < count:
+        raise InputError(f"{place}: expected {count} values, got {shown(cells)}")
+    colour = None if channels is None else _colour([cells[one] for one in channels], place)
+    return Entry(_name(cells[name], place), None if value is None else _number(cells[value], place), colour)
+
+
+def _names(path: Path) -> Iterator[Callable[[], Entry]]:
     """A name a line; labelme's `__ignore__`, its first, has no number."""
     for place, line in _lines(path):
         if line != "__ignore__":
-            yield Entry(_name(line, place))
+            yield partial(_named, line, place)
+
+
+def _named(line: str, place: str) -> Entry:
+    return Entry(_name(line, place))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -145,7 +170,7 @@ def _colour(parts: Iterable[str], place: str) -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
-TABLES: tuple[tuple[tuple[str, ...], Callable[[Path], Iterator[Entry]]], ...] = (
+TABLES: tuple[tuple[tuple[str, ...], Callable[[Path], Iterator[Callable[[], Entry]]]], ...] = (
     (("labelmap.txt",), _labelmap),
     (("class_dict.csv", "_classes.csv", "classes.csv", "class_dict_seg.csv"), _csv),
     (("label_colors.txt", "label_colours.txt", "colors.txt", "colormap.txt"), _colour_list),

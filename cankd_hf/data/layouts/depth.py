@@ -11,6 +11,7 @@ from cankd_hf.data.common.folders import IMAGE_ENDINGS
 from cankd_hf.data.common.rows import Rows
 from cankd_hf.data.layouts.base import Content, Found, Split, Tree, canonical, ordered
 from cankd_hf.data.layouts.elsewhere import same
+from cankd_hf.data.layouts.images_masks import SCORED
 from cankd_hf.data.layouts.names import IMAGES, SPLITS, place_of
 from cankd_hf.errors import InputError
 
@@ -27,31 +28,65 @@ class DepthMaps:
     name = "images and depth maps"
 
     def find(self, tree: Tree, need: str | None) -> Found | None:
-        """The pairs of a folder. Raises InputError with all images that have no depth map, or several."""
+        """The pairs of a folder; images without a depth map are left out, which is told.
+
+        Raises:
+            InputError: with all images that have several depth maps, and all splits in which hardly any has one.
+        """
         if need not in (None, "depths", "images"):
             return None
         images, depths = _sides(tree)
         if not depths or not images:
             return None
-        missing = [key for key in images if len(depths.get(key, ())) != 1]
-        if missing and need == "depths":
-            raise InputError(
-                shortened(
-                    [
-                        f"data.path: {images[key][0]}: expected one depth map (png, tif or npy) of the same name, got "
-                        f"{', '.join(depths.get(key, ())) or 'none'}"
-                        for key in missing
-                    ]
-                )
-            )
         by_split: dict[str, list[Key]] = {}
         for key in images:
             by_split.setdefault(key[0], []).append(key)
+        notes, left_out = _told(tree, by_split, images, depths) if need != "images" else ([], set[str]())
         splits = {
-            name: Split(len(keys), partial(_read, tree, keys, images, depths)) for name, keys in by_split.items()
+            name: Split(len(keys), partial(_read, tree, keys, images, depths))
+            for name, keys in by_split.items()
+            if need != "depths" or name not in left_out
         }
-        notes = [f"{len(missing)} images have no depth map, first {images[missing[0]][0]}"] if missing else []
         return Found(self.name, ("depths", "images"), tree.root, ordered(splits), notes=notes)
+
+
+def _told(
+    tree: Tree, by_split: Mapping[str, list[Key]], images: Mapping[Key, list[str]], depths: Mapping[Key, list[str]]
+) -> tuple[list[str], set[str]]:
+    """Notes on images and depth maps that have no counterpart, and the splits without a depth map, which are left out.
+
+    Raises:
+        InputError: see `DepthMaps.find`.
+    """
+    notes, left_out = list[str](), set[str]()
+    problems = [
+        f"data.path: {images[key][0]}: expected one depth map of the same name, got {', '.join(found)}"
+        for key, found in depths.items()
+        if key in images and len(found) > 1
+    ]
+    for split, keys in by_split.items():
+        bare = [images[key][0] for key in keys if key not in depths]
+        stray = [names[0] for key, names in depths.items() if key[0] == split and key not in images]
+        where, matched = f"{tree.root}: {split}", len(keys) - len(bare)
+        if not matched and not stray and split not in SCORED:
+            notes.append(f"{where}: expected a depth map for each of its {len(keys)} images, got none; it is left out")
+            left_out.add(split)
+        elif not matched or matched < 0.5 * min(len(keys), matched + len(stray)):
+            beside = f", depth maps without an image: {', '.join(stray[:4])}" if stray else ""
+            fix = "rename them, or list them in metadata.jsonl"
+            problems.append(
+                f"{where}: expected depth maps (png, tif or npy) named as their images are, got {matched} of "
+                f"{len(keys)} images with one, first without {bare[0]}{beside}; {fix}"
+            )
+        elif bare:
+            notes.append(
+                f"{split}: {len(bare)} of {len(keys)} images have no depth map and are left out, first {bare[0]}"
+            )
+        if matched and stray:
+            notes.append(f"{split}: {len(stray)} depth maps have no image and are not used, first {stray[0]}")
+    if problems:
+        raise InputError(shortened(problems))
+    return notes, left_out
 
 
 def _sides(tree: Tree) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:

@@ -4,7 +4,7 @@ This file travels with every saved student (`trust_remote_code=True`), so it imp
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -18,6 +18,12 @@ MASK_HEADS = (*TWO_STAGE_HEADS, "fcos")  # detection heads that can have masks
 DEPTH_HEADS = ("depth",)
 CLASSIFICATION_HEADS = ("linear",)
 HEADS = SEGMENTATION_HEADS + DETECTION_HEADS + DEPTH_HEADS + CLASSIFICATION_HEADS
+HEADS_OF = {
+    "FPNForSemanticSegmentation": SEGMENTATION_HEADS,
+    "FPNForObjectDetection": DETECTION_HEADS,
+    "FPNForDepthEstimation": DEPTH_HEADS,
+    "FPNForImageClassification": CLASSIFICATION_HEADS,
+}
 DEPTH_KINDS = ("metric", "relative")
 DEPTH_LOSSES = {"metric": ("silog", "log_l1"), "relative": ("ssi", "ssi_mad")}  # the first is the usual one
 NORMS = dict.fromkeys((*SEGMENTATION_HEADS, *DEPTH_HEADS), ("batch", "group")) | {
@@ -53,6 +59,12 @@ CHOICES: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
 }
 MAX_RETINANET_LAYERS = 4  # torchvision's head has four
 MAX_PYRAMID_STAGES = 6  # a backbone with more stages than this is a plain ViT: all of them have one stride
+
+
+def of_another(model: str, head: str, own: Iterable[str]) -> str:
+    """The message for a head that a model cannot have; `own` are those that it can."""
+    other = next(name for name, heads in HEADS_OF.items() if head in heads)
+    return f"{model}: {head!r} is a head for {other}; set head to one of {', '.join(own)}"
 
 
 class FPNConfig(PretrainedConfig):
@@ -262,8 +274,12 @@ class FPNConfig(PretrainedConfig):
             )
         for name, (heads, allowed) in CHOICES.items():
             value = self.__dict__.get(name, allowed[0])
-            if value not in allowed or (self.head not in heads and value != allowed[0]):
-                named = ", ".join(map(str, allowed if self.head in heads else allowed[:1]))
+            if self.head not in heads and value != allowed[0]:
+                usual, got = (str(one).lower() if isinstance(one, bool) else repr(one) for one in (allowed[0], value))
+                fix = f"leave it out, or set head to one of {', '.join(heads)}"
+                raise ValueError(f"FPNConfig.{name}: expected {usual} for {self.head!r}, got {got}; {fix}")
+            if value not in allowed:
+                named = ", ".join(map(str, allowed))
                 raise ValueError(f"FPNConfig.{name}: expected one of {named} for {self.head!r}, got {value!r}")
         needs = {"extra_levels": "backbone", "neck_norm": "group"}
         wrong = [name for name, value in needs.items() if self.__dict__.get(name) == value]

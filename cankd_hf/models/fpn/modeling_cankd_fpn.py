@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cankd_fpn import FPNConfig
+from .configuration_cankd_fpn import FPNConfig, of_another
 from .deformable_cankd_fpn import deform
 from .levels_cankd_fpn import coarser_levels
 
@@ -350,7 +350,7 @@ class FPNForSemanticSegmentation(FPNPreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in CONTEXT_CLASSES:
-            raise ValueError(f"FPNForSemanticSegmentation: {config.head!r} is a head for FPNForObjectDetection")
+            raise ValueError(of_another("FPNForSemanticSegmentation", config.head, CONTEXT_CLASSES))
         self.head = SemanticHead(config, [channels for channels, _ in self.levels])
         self.post_init()
 

@@ -25,7 +25,9 @@ class FPNForImageClassification(FPNPreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in CLASSIFICATION_HEADS:
-            raise ValueError(f"FPNForImageClassification: expected the head 'linear', got {config.head!r}")
+            raise ValueError(
+                f"FPNForImageClassification: expected the head 'linear', got {config.head!r}; leave head out"
+            )
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(self.levels[-1][0], config.num_labels)
         self.post_init()

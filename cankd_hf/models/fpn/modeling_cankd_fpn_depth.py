@@ -42,7 +42,7 @@ class FPNForDepthEstimation(FPNPreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in DEPTH_HEADS:
-            raise ValueError(f"FPNForDepthEstimation: expected the head 'depth', got {config.head!r}")
+            raise ValueError(f"FPNForDepthEstimation: expected the head 'depth', got {config.head!r}; leave head out")
         self.head = DepthHead(config, [channels for channels, _ in self.levels])
         self.post_init()
 

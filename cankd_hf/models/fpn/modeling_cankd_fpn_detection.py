@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .cascade_cankd_fpn import CascadeRCNNDetector
-from .configuration_cankd_fpn import FPNConfig
+from .configuration_cankd_fpn import FPNConfig, of_another
 from .detection_heads_cankd_fpn import Boxes, FasterRCNNDetector, FCOSDetector, RepPointsDetector, RetinaNetDetector
 from .fcos_cankd_fpn import PRIOR, ScaledFCOSHead
 from .modeling_cankd_fpn import FPNPreTrainedModel, SimplePyramid, resize
@@ -90,12 +90,15 @@ class FPNForObjectDetection(FPNPreTrainedModel):
     def __init__(self, config: FPNConfig) -> None:
         super().__init__(config)
         if config.head not in DETECTORS:
-            raise ValueError(f"{type(self).__name__}: {config.head!r} is a head for FPNForSemanticSegmentation")
+            raise ValueError(of_another(type(self).__name__, config.head, self.detectors))
         if (masks := getattr(config, "masks", False)) != self.with_masks:
             other = "FPNForInstanceSegmentation" if masks else "FPNForObjectDetection"
+            task = "instance-segmentation" if masks else "detection"
+            heads = "" if masks else f" and head to one of {', '.join(self.detectors)}"
+            fix = f"set masks to {str(self.with_masks).lower()}{heads}, or take {other} (task: {task})"
             raise ValueError(
                 f"{type(self).__name__}: expected masks: {str(self.with_masks).lower()}, got a configuration of "
-                f"{other}"
+                f"{other}; {fix}"
             )
         # In the pixels of the heads every stride is a power of two: see `map_frame`.
         self.levels = [(channels, 2.0 ** round(math.log2(stride))) for channels, stride in self.levels]
