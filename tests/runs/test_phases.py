@@ -93,8 +93,7 @@ def test_steps_and_costs_of_phases_add_up(whole: Path) -> None:
     assert [phase["steps"] for phase in alone["phases"]] == [4, 4] and not alone["phases"][0]["frozen"]
     for clock in ("cpu_seconds", "wall_seconds"):
         assert sum(phase["cost"][clock] for phase in arm["phases"]) == pytest.approx(arm["cost"][clock], abs=0.01)
-        step = (arm["cost"][clock] - arm["cost"][f"{clock}_to_first_step"]) / 7
-        assert 0 < step < arm["cost"][clock] / 8
+        assert 0 < arm["cost"][f"{clock}_to_first_step"] < arm["cost"][clock]
     assert sum(phase["cost_share"] for phase in arm["phases"]) == pytest.approx(1, abs=1e-3)
     assert arm["phases"][0]["scores"] == {} and arm["phases"][2]["scores"]["miou"] == arm["scores"]["miou"]
 
