@@ -5,6 +5,7 @@ core while the others spin in OpenMP's barrier: steps of a small model then take
 (docs/scaling.md has the measurements).
 """
 
+import ctypes
 import math
 import os
 import sys
@@ -71,6 +72,29 @@ def read_host(environ: Mapping[str, str] = os.environ, seconds: float = 0.2) -> 
 def _number(text: str) -> int:
     """The whole number in a text; 0 for any other text, which OpenMP leaves aside."""
     return int(text) if text.strip().isdecimal() else 0
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, in malloc.h
+
+
+def keep_memory(environ: Mapping[str, str] = os.environ) -> bool:
+    """Makes glibc's allocator keep freed memory for the next tensor, for a process of a command.
+
+    By default each large block goes back to the system when it is freed, and comes back as pages that have to be made
+    and zeroed: a quarter of the CPU time of a small student's step. The peak of the memory in use grows by some 3%
+    (docs/performance.md). Results do not depend on it.
+
+    Returns:
+        Whether it does now: not on systems without glibc, nor where the environment sets the allocator.
+    """
+    told = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in environ)
+    if sys.platform != "linux" or told:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = any(mallopt(_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # the larger one where it is taken
+    return kept and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def wait_passively(host: Host) -> bool:

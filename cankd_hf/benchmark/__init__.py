@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cankd_hf.commands import command_parser, console, exit_code
 from cankd_hf.errors import InputError
+from cankd_hf.host import keep_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    keep_memory()  # as the commands that train do
     # imported here, so that --help is fast
     if args.command == "loss":
         from cankd_hf.benchmark.loss import run

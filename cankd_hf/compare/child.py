@@ -30,9 +30,11 @@ def main(argv: list[str]) -> int:
         return train.main([file])
     from cankd_hf.commands import exit_code
     from cankd_hf.compare.calibrate import calibrate
+    from cankd_hf.host import keep_memory
     from cankd_hf.runs.record import write_json
 
     def measured() -> int:
+        keep_memory()  # as the runs do
         spec = json.loads(Path(file).read_text(encoding="utf-8"))
         write_json(Path(spec["output"]), calibrate(spec["arms"], spec["teachers"]))
         return 0

@@ -1,21 +1,24 @@
-"""The number of CPU threads of a command: chosen once, told in a line, and kept by a run that goes on."""
+"""What a command does with the CPU: a number of threads that is chosen once, told in a line, and kept by a run that
+goes on; and memory that is kept for the next step."""
 
 from pathlib import Path
 
 import torch
 
-from cankd_hf.host import Host
+from cankd_hf.host import Host, keep_memory
 from cankd_hf.runs.folder import threads_of
 
 
 def settle_threads(host: Host, out: Path | None = None, workers: int = 0) -> str:
-    """Sets torch's number of threads, and says which and why; for a command, which has its process to itself.
+    """Sets torch's number of threads, and says which and why; for a command, which has its process to itself. Freed
+    memory is kept, see `keep_memory`.
 
     Args:
         host: what this process finds.
         out: the folder of a run, which goes on with the number that it began with.
         workers: loading processes.
     """
+    keep_memory()
     began = None if out is None else threads_of(out)
     threads, line = choose_threads(host, torch.get_num_threads(), began, workers)
     if threads != torch.get_num_threads():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,3 +263,31 @@ def test_recipes_leave_to_the_device_what_it_chooses(repo_root: Path) -> None:
         )
         assert not set_there, f"{file.name}: {set_there}"
         assert not read_saved(file)["training"].get("optim", "sgd").startswith("adamw"), file.name
+
+
+FREES = """
+import resource, sys
+from cankd_hf.host import keep_memory
+import torch
+kept = keep_memory() if sys.argv[1] == "kept" else False
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(40):
+    torch.ones(12_000_000)
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+    """Tensors of 48 MB, made and freed: without it the system makes each of their pages anew."""
+    environ = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
+
+    def faults(kind: str, **more: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", FREES, kind]
+        done = subprocess.run(command, env={**environ, **more}, capture_output=True, text=True, check=True)
+        kept, count = map(int, done.stdout.split())
+        return kept, count
+
+    (kept, few), (plain, many) = faults("kept"), faults("plain")
+    assert (kept, plain) == (1, 0) and 2 * few < many
+    assert faults("kept", MALLOC_ARENA_MAX="2")[0] == 0, "what the user sets is left alone"
