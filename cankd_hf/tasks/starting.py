@@ -39,8 +39,8 @@ MASKS = Starter(
     "gives each pixel a class",
     {"fpn_channels": "{channels}", "head_channels": "{channels}"},
     pays=(
-        "At equal time a small student alone beat the distilled one on CamVid (40.1 against 38.7 mIoU).",
-        "It pays where the student alone gets no better, or where few images have labels and many have none.",
+        "CamVid, equal time, with a teacher in every step: alone 40.1 mIoU, distilled 38.7. With its answers stored",
+        "for whole images and loss channel_wise, at equal cost: alone 38.3, distilled 42.0 (one student, five seeds).",
     ),
 )
 BOXES = Starter(
