@@ -276,11 +276,7 @@ def _distill(answers: Answers) -> list[str]:
         lines.append(_line("  task_weight: 0", "no labels: the teacher is all there is to learn from"))
     lines.append(_line("  grid: finer", "maps are compared on the finer of the two grids"))
     lines.append("  terms:")
-    lines.append(
-        _line(
-            "    - loss: instance_mse", "the cheapest; on CamVid cankd was no better and channel_wise was: try it next"
-        )
-    )
+    lines.append(_line("    - loss: instance_mse", "the cheapest; on CamVid channel_wise did better: try it next"))
     return lines
 
 
