@@ -88,7 +88,8 @@ class AskedMixin(TeachingTrainer):
             return Views(batch)
         canvas = batch.teacher_images.shape[-2], batch.teacher_images.shape[-1]
         teacher, shape = self.teachers[name], self.distiller.teachers[name]
-        resized = teacher.config.scale != 1 or teacher.rule.multiple > 1 or teacher.rule.fixed is not None
+        rule = teacher.rule
+        resized = teacher.config.scale != 1 or rule.multiple > 1 or rule.fixed is not None or rule.square
         grids = grids_of(shape, self.distiller.image_size, canvas, resized)
         meta = batch.meta
         return self._whole(name, batch[PICTURES], meta["sample"], meta[PLACE], grids)

@@ -32,10 +32,11 @@ def identifying(dataset: Any) -> Any:
     """
     if type(dataset) is WithUnlabelled:
         return WithUnlabelled(identifying(dataset.labelled), identifying(dataset.unlabelled), dataset.ratio)
-    if type(dataset) is not ImageDataset or not getattr(dataset.transform, "places", False):
+    if not _tells_places(dataset):
+        given = type(dataset.transform if type(dataset) is ImageDataset else dataset).__name__
         raise InputError(
             "teacher.cache.whole: expected images in a folder or table that a recipe's transform crops, which says "
-            f"where in the image a crop is, got {type(dataset).__name__}; set views: 16 instead"
+            f"where in the image a crop is, got {given}, which does not; set views: 16 instead"
         )
     return dataset.identifying()
 
@@ -59,6 +60,13 @@ def coarsest(levels: list[Level], rule: InputRule) -> int:
     if rule.multiple >= 0.9 * stride:
         return rule.multiple
     return int(2 ** math.ceil(math.log2(stride) - 0.01))  # measured on sides that are no multiple, it is less
+
+
+def _tells_places(dataset: Any) -> bool:
+    """Whether items can tell where their image is; a transform of the user's own may move it otherwise."""
+    transform = dataset.transform if type(dataset) is ImageDataset else None
+    own = type(transform).__module__.startswith("cankd_hf.")
+    return own and isinstance(transform, ImageTransform) and transform.places
 
 
 def _parts(dataset: Any) -> tuple[Any, ...]:
@@ -103,7 +111,7 @@ def whole_share(dataset: Any, size: tuple[int, int]) -> float | None:
         None for a set whose items do not tell where their image is, see `identifying`.
     """
     parts = _parts(dataset)
-    if not all(type(part) is ImageDataset and getattr(part.transform, "places", False) for part in parts):
+    if not all(map(_tells_places, parts)):
         return None
     height, width = parts[0].transform.size_of_scale_one(parts[0].usable(0).image.shape[-2:])
     return float(height * width) / (size[0] * size[1])

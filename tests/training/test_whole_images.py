@@ -68,6 +68,10 @@ class Pooled(nn.Module):
         return self.coarse(self.fine(pixel_values)) + self.bias  # type: ignore[no-any-return]
 
 
+class Turned(TrainTransform):
+    """A user's own transform, which may move what is where."""
+
+
 def cache(folder: Path, **changes: Any) -> CacheConfig:
     return CacheConfig(**{"whole": True, "codec": "exact", "folder": str(folder), **changes})
 
@@ -188,9 +192,12 @@ def test_all_can_be_stored_before(tmp_path: Path) -> None:
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="teacher.cache.whole: expected images in a folder .* got Images; set views: 16"
+        InputError,
+        match="teacher.cache.whole: expected images in a folder .* got Images, which does not; set views: 16",
     ):
         pooling(tmp_path, Images(8))
+    with pytest.raises(InputError, match="teacher.cache.whole: .* got Turned, which does not"):
+        pooling(tmp_path, ImageDataset(Waves(8), Turned(config())))
     pooled = Teacher(Pooled(), TeacherConfig(taps=["fine"], cache=cache(tmp_path / "s")))
     views = load_teacher(TeacherConfig(config=dinov2(), cache=CacheConfig(views=2)))
     with pytest.raises(InputError, match="teachers: expected one number of views, one seed and one `whole`"):
