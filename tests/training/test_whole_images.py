@@ -192,8 +192,7 @@ def test_all_can_be_stored_before(tmp_path: Path) -> None:
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError,
-        match="teacher.cache.whole: expected images in a folder .* got Images, which does not; set views: 16",
+        InputError, match="teacher.cache.whole: expected images in .* got Images, which does not; set views: 16"
     ):
         pooling(tmp_path, Images(8))
     with pytest.raises(InputError, match="teacher.cache.whole: .* got Turned, which does not"):
