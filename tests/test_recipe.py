@@ -320,5 +320,5 @@ def test_sections_in_python_may_be_mappings() -> None:
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             DataConfig(path="shapes", strong=given).check_values()  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"teacher\.cache\.views: missing"):
+    with pytest.raises(InputError, match=r"teacher\.cache\.views: expected a number of views"):
         TeacherConfig(model="x", cache={}).check()  # type: ignore[arg-type]

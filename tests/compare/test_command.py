@@ -86,6 +86,8 @@ def test_no_trial_of_a_shipped_comparison_sees_what_is_scored(path: Path, monkey
         seen = images(trial.train_split) | (images(trial.unlabelled_split) if data.unlabelled else set())
         assert images(trial.train_split) and trial.test_split is None
         assert not images(trial.eval_split) & (seen | final) and not seen & final
+        if trial.eval_split == "validation":  # which nothing has trained on
+            continue
         if "camvid" in path.stem and path.stem != "camvid":  # cut by clips, of 62, 101 and 204 images
             clips = [{("train", index) for index in range(*ends)} for ends in ((0, 62), (62, 163), (163, 367))]
             if config.images == "shared":
