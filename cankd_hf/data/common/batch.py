@@ -287,18 +287,13 @@ def identities(images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -
         images: what the teachers see, [B, 3, H, W], with its padding.
         sizes: (height, width) of each picture without its padding, where that is known.
     """
-    found = []
-    for row, image in enumerate(images):
-        facts = str(image.dtype), *image.shape, *(sizes[row] if sizes is not None else ())
-        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-        digest.update(image.contiguous().view(torch.uint8).numpy().data)
-        found.append(digest.digest())
-    return found
+    known = [()] * len(images) if sizes is None else sizes
+    return [content_hash(image, *size) for image, size in zip(images, known, strict=True)]
 
 
-def content_hash(image: Tensor) -> bytes:
-    """A 128-bit hash of an image and its size."""
-    digest = hashlib.blake2b(repr((str(image.dtype), *image.shape)).encode(), digest_size=16)
+def content_hash(image: Tensor, *facts: int) -> bytes:
+    """A 128-bit hash of an image, its size, and what else is known of it."""
+    digest = hashlib.blake2b(repr((str(image.dtype), *image.shape, *facts)).encode(), digest_size=16)
     digest.update(image.contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 

@@ -61,10 +61,17 @@ class RandomScaleCrop(v2.Transform):
         rows, columns = params["inner"]
         up, before = params["before"]
         if isinstance(inpt, WholeImage):
-            enlarged = torch.tensor([columns / width, rows / height] * 2)
-            shift = torch.tensor([before, up] * 2) - torch.tensor([left, top] * 2) * enlarged
-            boxes = inpt.as_subclass(torch.Tensor) * enlarged + shift
-            return _place([(before, up, before + columns, up + rows), *boxes[1:].tolist()], self.crop_size)
+            wider, higher = columns / width, rows / height  # plain numbers: tensors of four cost more than the sums
+            moved = [
+                (
+                    (x - left) * wider + before,
+                    (y - top) * higher + up,
+                    (r - left) * wider + before,
+                    (b - top) * higher + up,
+                )
+                for x, y, r, b in inpt.as_subclass(torch.Tensor)[1:].tolist()
+            ]
+            return _place([(before, up, before + columns, up + rows), *moved], self.crop_size)
         part = inpt.as_subclass(torch.Tensor)[..., top : top + height, left : left + width]
         if isinstance(inpt, tv_tensors.Mask):
             labels = resize_labels(part, (rows, columns))
