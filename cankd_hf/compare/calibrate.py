@@ -71,7 +71,8 @@ def calibrate(
 
     Returns:
         `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
-        `before`: name -> seconds by clock that were spent on its data, such as labels of a teacher;
+        `before`: name -> seconds by clock that each run spends before its first step: on its data, such as labels of
+        a teacher, and on answers of a teacher for whole images, by those that the measured steps stored;
         `failed`: name -> why an arm cannot be trained, so that the others go on without it; `evaluation`: seconds by
         the clock to score all images once; `start`: seconds from the start of the process until the first trainer is
         there.
@@ -150,8 +151,15 @@ def _mean_step(timed: Sequence[_Timed]) -> dict[str, float]:
 
 
 def _before(timed: Sequence[_Timed]) -> dict[str, float]:
-    """Seconds that the data of an arm cost before its runs, by clock; each thing once, whichever phases have it."""
+    """Seconds that the data and stored answers of an arm cost, by clock; each thing once, whichever phases have it.
+
+    Answers for whole images alone: how many others a run asks for depends on its steps.
+    """
     spent = {name: seconds for one in timed for name, seconds in one.facts.get("prepaid", {}).items()}
+    for one in timed:
+        if one.trainer.stores_whole_images:
+            answers = len(one.trainer.train_dataset) * one.trainer.answers_each
+            spent |= {str(each.store.folder): each.store.price(answers) for each in one.trainer.stored.values()}
     meter = CostMeter()
     for name, seconds in spent.items():
         meter.prepay(name, seconds)

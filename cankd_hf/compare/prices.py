@@ -22,7 +22,7 @@ class Prices:
         file: where they are from.
         unit: the clock of the seconds.
         step: seconds of a step, by arm.
-        before: seconds that every run of an arm spent before it: labels of a teacher.
+        before: seconds that every run of an arm spent before it: labels of a teacher, its answers for whole images.
         where: the machine that they were measured on.
     """
 
@@ -52,7 +52,7 @@ def read_prices(file: str, arms: Mapping[str, Arm], records: Records) -> Prices:
 
     Raises:
         InputError: where there is none, or for arms that it does not price: others, of another recipe, or with a store
-            of their teacher's outputs, whose making no step has in it.
+            of their teacher's outputs by views, whose number depends on the steps.
     """
     again = f"by --calibrate {file}"
     if not Path(file).is_file():
@@ -67,7 +67,10 @@ def read_prices(file: str, arms: Mapping[str, Arm], records: Records) -> Prices:
         elif key_of(recipes[name]) != records.recipe_key(arm.recipe):
             wrong.append(f"{file}: {name} was priced with another recipe; write it again {again}")
         elif _stores(arm.recipe):
-            wrong.append(f"{file}: what the store of {name} costs (teacher.cache) is in no price; leave it out")
+            wrong.append(
+                f"{file}: what the store of {name} costs (teacher.cache.views) is in no price; set "
+                "teacher.cache.whole: true, or leave it out"
+            )
     if wrong:
         raise InputError(wrong)
     unit = unit_of(next(iter(costs.values())), records.by_clock)
@@ -78,6 +81,7 @@ def read_prices(file: str, arms: Mapping[str, Arm], records: Records) -> Prices:
 
 
 def _stores(recipe: Recipe) -> bool:
-    """Whether a run makes a store of its teacher's outputs."""
+    """Whether a run stores answers of its teacher for views."""
     parts = [recipe, *(part_of(recipe, phase) for phase in recipe.phases or ())]
-    return any(config.cache is not None for part in parts for config in part.named_teachers().values())
+    caches = [config.cache for part in parts for config in part.named_teachers().values()]
+    return any(cache is not None and not cache.whole for cache in caches)

@@ -145,7 +145,11 @@ def _pricing(planner: Planner) -> list[str]:
                 f"Priced ({budget.label}): costs are steps times what a step of each arm cost on another occasion "
                 f"({prices.where}; {prices.file}), not measured run by run. What a run spends once, before its first "
                 "step, is taken as equal and left out"
-                + (f"; labels of a teacher are in them, in full: {', '.join(before)}." if before else ".")
+                + (
+                    f"; labels of a teacher and its stored answers are in them, in full: {', '.join(before)}."
+                    if before
+                    else "."
+                )
             )
     return told
 

@@ -327,6 +327,15 @@ class Store:
                 total[name] = total.get(name, 0.0) + seconds * len(shard.sums)
         return total
 
+    def price(self, rows: int) -> Cost:
+        """Seconds by clock that so many rows take, by those that are written, with the fit of their codecs."""
+        fit: Cost = self.header.get("cost", {})
+        written = max(1, sum(len(shard.sums) for shard in self._shards))
+        return {
+            name: fit.get(name, 0.0) + (all_ - fit.get(name, 0.0)) * rows / written
+            for name, all_ in self.spent().items()
+        }
+
 
 def create_store(folder: Path, header: dict[str, Any], fitted: dict[str, Tensor]) -> Store:
     """Makes a store; where another process was first, its one is returned.

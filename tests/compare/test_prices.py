@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from cankd_hf.compare.prices import saved
 from cankd_hf.compare.report import columns, notes
 from cankd_hf.compare.verdict import interval_text
 from cankd_hf.errors import InputError
+from cankd_hf.teachers.store import Shard, Store
 
 from .fake import CLOCKS, NETWORK, World, base, compared, planner, rows
 
@@ -62,7 +64,14 @@ def test_other_recipes_and_stores_have_no_price(tmp_path: Path) -> None:
     file = tmp_path / "prices.json"
     file.unlink()
     stored = {"teacher": {"config": NETWORK, "cache": {"views": 2}}}
-    with pytest.raises(InputError, match=r"what the store of cankd costs \(teacher.cache\)"):
+    with pytest.raises(
+        InputError, match=r"what the store of cankd costs \(teacher.cache.views\).*set teacher.cache.whole"
+    ):
+        priced(tmp_path, changes=stored).sweep()
+    file.unlink()
+    assert priced(tmp_path, changes={"teacher": {"config": NETWORK, "cache": {"whole": True}}}).sweep()
+    file.unlink()
+    with pytest.raises(InputError, match="set teacher.cache.whole"):
         priced(tmp_path, changes=stored).sweep()
     with pytest.raises(InputError, match=r"expected a file, got 'nowhere.json'.*--calibrate nowhere.json"):
         planner(tmp_path, budgets=[{"cost": "cankd", "prices": "nowhere.json"}]).sweep()
@@ -90,9 +99,35 @@ def test_labels_of_a_teacher_are_in_a_price_once() -> None:
     paid = {"prepaid": {"pseudo-labels": {"cpu_seconds": 40.0, "wall_seconds": 90.0}}}
     clock = StepClock()
     clock.costs = [{"cpu_seconds": 1.0, "wall_seconds": 1.0}]
-    one = _Timed(0.5, None, clock, paid)  # type: ignore[arg-type]
+    live: Any = SimpleNamespace(stores_whole_images=False)
+    one = _Timed(0.5, live, clock, paid)
     assert _before([one, one]) == {"cpu_seconds": 40.0, "wall_seconds": 90.0}
-    assert _before([_Timed(1.0, None, clock, {})]) == {}  # type: ignore[arg-type]
+    assert _before([_Timed(1.0, live, clock, {})]) == {}
+
+
+def test_answers_for_whole_images_are_in_a_price_once_whatever_was_stored_so_far() -> None:
+    clock = StepClock()
+    clock.costs = [{"cpu_seconds": 1.0, "wall_seconds": 1.0}]
+    store = Store.__new__(Store)
+    store.folder, store.header = Path("a"), {"cost": {"cpu_seconds": 3.0, "wall_seconds": 4.0}}
+    store._shards = [
+        Shard(Path("b"), "", {"cpu_seconds": 0.25, "wall_seconds": 0.5}, True, [0] * 8),
+        Shard(Path("c"), "", {"cpu_seconds": 0.75, "wall_seconds": 1.5}, False, [0] * 8),
+    ]
+    trainer: Any = SimpleNamespace(
+        stores_whole_images=True, train_dataset=range(20), answers_each=2, stored={"": SimpleNamespace(store=store)}
+    )
+    phases = [_Timed(0.5, trainer, clock, {}), _Timed(0.5, trainer, clock, {})]
+    assert _before(phases) == {"cpu_seconds": 3.0 + 40 * 0.5, "wall_seconds": 4.0 + 40 * 1.0}
+
+
+def test_the_first_try_of_a_run_leaves_what_the_calibration_found_to_be_spent_before(tmp_path: Path) -> None:
+    world = World(before={"cankd": 500.0})
+    made = planner(tmp_path, budgets=[{"cost": "alone", "at": 2000}])
+    made.calibration = {**world.calibrate(made.arms), "before": {"cankd": dict.fromkeys(CLOCKS, 500.0)}}
+    found = rows(compared(made, world).tables[0])["cankd"]
+    assert found.tried == len(found.steps) == 3  # no run was made again
+    assert set(found.steps.values()) <= {750, 751}
 
 
 def test_the_command_writes_prices_and_trains_nothing(
