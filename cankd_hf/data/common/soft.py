@@ -144,7 +144,7 @@ class SoftMask:
         columns, across = bilinear(torch.arange(left, right) + 0.5, first, last, levels.shape[2])
         share, present = _present(levels[:, rows, columns])
         below = share.cumsum(0)
-        bounds = down @ (below / below[-1:])[:-1] @ across.T
+        bounds = down @ ((below / below[-1:])[:-1] @ across.T)
         labels = masks[0].clone()
         area, teachers = labels[top:bottom, left:right], masks[1][top:bottom, left:right] == 1
         drawn, found = torch.rand(area.shape), torch.full_like(area, int(present[0]))
