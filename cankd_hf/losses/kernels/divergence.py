@@ -46,7 +46,8 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, axis: int, scale: float) -> Tensor:
         ctx.axis, ctx.scale = axis, scale
         made = cut(student.device, *(student.shape[place] for place in (0, 3 - axis, axis)))
-        gradient, sums = torch.empty_like(student), [[] for _ in made.pieces]  # type: list[list[Tensor]]
+        gradient = torch.empty_like(student)
+        sums: list[list[Tensor]] = [[] for _ in made.pieces]
 
         def work(piece: Piece, where: Where) -> None:
             here = where if axis == 2 else (where[0], slice(None), where[1])
