@@ -51,7 +51,8 @@ def run_data(folder: str | None, crop: Sequence[int], images: int, repeats: int,
             f"with masks, {crop[0]}x{crop[1]}": load_segmentation(masked, splits=["train"]).train,
             "without, 224x224": load_images(square, splits=["train"]).train,
         }
-        rows, ratios = [], []
+        rows: list[list[str]] = []
+        ratios: list[float] = []
         for name, data in sets.items():
             count = min(images, len(data))
             forms = _forms(data, count)
