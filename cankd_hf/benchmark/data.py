@@ -22,6 +22,7 @@ from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.batch import BatchCollator
 from cankd_hf.data.common.dataset import ImageDataset
 from cankd_hf.data.common.rows import Row
+from cankd_hf.data.common.soft import SoftSource
 from cankd_hf.data.common.views import SeededDataset, unnormalized
 from cankd_hf.data.features.load import load_images
 from cankd_hf.data.generated import SHAPE_CLASSES, ShapesSource
@@ -44,16 +45,20 @@ def run_data(folder: str | None, crop: Sequence[int], images: int, repeats: int,
         if folder is None:
             _draw(Path(scratch), images)
         square = DataConfig(path=folder or scratch, check="none", image_size=[224, 224], crop_size=[224, 224])
-        masked = replace(square, image_size=list(crop), crop_size=list(crop), scale=[0.5, 2.0])
+        masked = replace(square, image_size=list(crop), crop_size=list(crop), scale=[0.5, 2.0], soft_targets=False)
+        soft = load_segmentation(replace(masked, soft_targets=True), splits=["train"]).train
         sets = {
             f"with masks, {crop[0]}x{crop[1]}": load_segmentation(masked, splits=["train"]).train,
             "without, 224x224": load_images(square, splits=["train"]).train,
         }
-        rows, ratios = [], []
+        rows: list[list[str]] = []
+        ratios: list[float] = []
         for name, data in sets.items():
             count = min(images, len(data))
             forms = _forms(data, count)
             _compare(forms)
+            if not ratios and isinstance(soft.source, SoftSource):  # the same images
+                forms["ours, soft labels"] = _forms(soft, count)["ours"]
             turns = [partial(_through, make) for make in forms.values()]
             times = dict(zip(forms, interleaved(turns, repeats, torch.device("cpu"), time.process_time), strict=True))
             ours = times["ours"]

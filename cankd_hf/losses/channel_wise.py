@@ -1,9 +1,9 @@
 """Each channel as a distribution over positions (CWD)."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.losses.base import FeatureLoss, above_zero
+from cankd_hf.losses.kernels.divergence import mean_divergence
 
 
 class ChannelWiseLoss(FeatureLoss):
@@ -32,6 +32,4 @@ class ChannelWiseLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
-        ours, theirs = ((x.flatten(2) / self.temperature).log_softmax(-1) for x in (student, teacher))
-        divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
-        return divergence * (self.temperature**2 / (student.shape[0] * student.shape[1]))
+        return self.temperature**2 * mean_divergence(student.flatten(2), teacher.flatten(2), -1, self.temperature)

@@ -3,12 +3,12 @@
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses.base import LogitsLoss, Seen, above_zero, at_least_zero, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
+from cankd_hf.losses.kernels.divergence import divergence, mean_divergence
 from cankd_hf.losses.labels import labels_of
 
 
@@ -57,14 +57,13 @@ class KLLoss(LogitsLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, weights: Seen | None = None) -> Tensor:
         """The loss [] of two checked logits."""
-        ours, theirs, dim = student / self.temperature, teacher / self.temperature, self.class_dim(student)
+        dim = self.class_dim(student)
+        if self.activation != "sigmoid" and weights is None and not self.threshold:
+            return self.temperature**2 * mean_divergence(student, teacher, dim, self.temperature)
         if self.activation == "sigmoid":
-            each = binary_divergence(ours, theirs)
+            each = binary_divergence(student / self.temperature, teacher / self.temperature).sum(dim)
         else:
-            each = F.kl_div(ours.log_softmax(dim), theirs.log_softmax(dim), reduction="none", log_target=True)
-        if weights is None and not self.threshold:
-            return each.sum() * (self.temperature**2 * self.num_labels / student.numel())
-        each = each.sum(dim)
+            each = divergence(student, teacher, dim, self.temperature)
         each = each if not self.threshold else each * self._kept(teacher)
         return self.temperature**2 * (each.mean() if weights is None else weights.mean(each))
 

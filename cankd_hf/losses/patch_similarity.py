@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses.base import FeatureLoss, above_zero
+from cankd_hf.losses.kernels.divergence import mean_divergence
 
 
 class PatchSimilarityLoss(FeatureLoss):
@@ -42,8 +43,7 @@ class PatchSimilarityLoss(FeatureLoss):
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss [] of two checked maps [B, C, H, W]."""
         ours, theirs = (self._similarities(x) for x in (student, teacher))
-        batch, cells, _ = ours.shape
-        return F.kl_div(ours, theirs, reduction="sum", log_target=True) / (batch * cells)
+        return mean_divergence(ours, theirs, -1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of at most `cells` cells, in the proportions of the map's."""
@@ -53,10 +53,10 @@ class PatchSimilarityLoss(FeatureLoss):
         return rows, min(max(1, self.cells // rows), width)
 
     def _similarities(self, x: Tensor) -> Tensor:
-        """The logarithms of the distributions of all cells, [B, cells, cells]."""
+        """The logits of the distributions of all cells, [B, cells, cells]."""
         size = self.grid(x.shape[2], x.shape[3])
         x = x if size == x.shape[2:] else F.adaptive_avg_pool2d(x, size)
         # the least length is that of vectors of half-precision noise: gradients stay within fp16's range
         unit = F.normalize(x.flatten(2), dim=1, eps=1e-6)
         alpha = 1 / self.temperature
-        return torch.baddbmm(unit.new_empty(()), unit.mT, unit, beta=0, alpha=alpha).log_softmax(-1)
+        return torch.baddbmm(unit.new_empty(()), unit.mT, unit, beta=0, alpha=alpha)

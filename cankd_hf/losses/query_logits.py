@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cankd_hf.errors import InputError
 from cankd_hf.losses.base import LogitsLoss, Seen, at_least_zero, one_of
 from cankd_hf.losses.kernels.binary import binary_divergence
 from cankd_hf.losses.kernels.boxes import corners, overlap
+from cankd_hf.losses.kernels.divergence import divergence
 
 Predictions = Mapping[str, Tensor]  # "boxes" [B, N, 4]: centre x, centre y, width, height in 0..1
 # Costs [B, N, M] -> places [B, n] of the N and of the M that belong together at the least cost, n = min(N, M).
@@ -149,8 +149,7 @@ class QueryLogitsLoss(LogitsLoss):
             teacher = self._empty(student).scatter(1, rows[..., None].expand(-1, -1, self.num_labels), teacher)
             confidence = torch.zeros_like(student[..., 0]).scatter(1, rows, confidence)
         if self.activation == "softmax":
-            each = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
-            value = ((confidence + EMPTY * (1 - confidence)) * each.sum(-1)).sum()
+            value = ((confidence + EMPTY * (1 - confidence)) * divergence(student, teacher, -1)).sum()
         else:
             weight = (teacher.sigmoid() - student.detach().sigmoid()).abs().pow(self.gamma)
             value = (weight * binary_divergence(student, teacher)).sum()

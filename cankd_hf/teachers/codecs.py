@@ -288,8 +288,14 @@ class Rows:
         return json.dumps(layout, sort_keys=True), torch.cat(columns, 1)
 
     @torch.no_grad()
-    def unpack(self, layout: str, rows: Tensor, wanted: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The fields `[B, ...]` of rows `[B, R]`, in the teacher's dtype, where the rows are."""
+    def unpack(
+        self, layout: str, rows: Tensor, wanted: Iterable[str] | None = None, narrow: bool = False
+    ) -> dict[str, Tensor]:
+        """The fields `[B, ...]` of rows `[B, R]`, in the teacher's dtype, where the rows are.
+
+        With `narrow` in the dtype of the codec where the teacher's holds all its values, for maps of which only a part
+        is read.
+        """
         kept, pieces = _read(layout)
         wanted_names = list(kept if wanted is None else wanted)
         found: dict[str, Tensor] = {}
@@ -298,8 +304,16 @@ class Rows:
                 parts = {piece.part: _number(rows, piece) for piece in pieces[name]}
                 dtype, shape, stride = kept[name]
                 value = self.codecs[name].decode(parts)
-                found[name] = _as_given(value, stride) if isinstance(self.codecs[name], Exact) else value.to(dtype)
+                if isinstance(self.codecs[name], Exact):
+                    found[name] = _as_given(value, stride)
+                else:
+                    holds = narrow and torch.promote_types(value.dtype, dtype) == dtype
+                    found[name] = value if holds else value.to(dtype)
         return found
+
+    def types(self, layout: str) -> dict[str, torch.dtype]:
+        """The teacher's dtype of each field of rows."""
+        return {name: dtype for name, (dtype, _, _) in _read(layout)[0].items()}
 
     def errors(
         self, found: Mapping[str, Tensor], decoded: Mapping[str, Tensor], lossy: bool = False

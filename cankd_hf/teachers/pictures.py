@@ -1,5 +1,6 @@
 """What a stored teacher is asked about for a batch: its pictures, or the whole images that these are of."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cankd_hf.data.common.batch import PICTURES, Batch
+from cankd_hf.data.common.places import bilinear
 from cankd_hf.teachers.store import Seen
 
+LARGE = 1 << 16  # values of an image's map: on a CPU, others are cut out faster all at once
 Parts = Iterator[tuple[list[int], Tensor]]
 
 
@@ -45,8 +48,10 @@ class Pictures(Protocol):
     def seen(self) -> list[Seen]:
         """What each is of; it may wait for the device."""
 
-    def cut(self, places: Sequence[int], fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Fields of an answer as those of the pictures of the batch."""
+    def cut(
+        self, places: Sequence[int], fields: Mapping[str, Tensor], types: Mapping[str, torch.dtype]
+    ) -> dict[str, Tensor]:
+        """Fields of an answer as those of the pictures of the batch, in types that hold their values exactly."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,10 @@ class Views:
         numbers = (meta[name].tolist() if name in meta else [-1] * len(images) for name in ("sample", "view"))
         return [Seen(sample, view, images.shape[-2], images.shape[-1]) for sample, view in zip(*numbers, strict=True)]
 
-    def cut(self, places: Sequence[int], fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(fields)
+    def cut(
+        self, places: Sequence[int], fields: Mapping[str, Tensor], types: Mapping[str, torch.dtype]
+    ) -> dict[str, Tensor]:
+        return {name: value.to(types[name]) for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,13 @@ class WholeImages:
         both = zip(self.sample.tolist(), self.place[:, 4].tolist(), strict=True)
         return [Seen(number, int(mirrored), 0, 0) for number, mirrored in both]
 
-    def cut(self, places: Sequence[int], fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def cut(
+        self, places: Sequence[int], fields: Mapping[str, Tensor], types: Mapping[str, torch.dtype]
+    ) -> dict[str, Tensor]:
         boxes = self.place[:, :4]
         if list(places) != list(range(len(boxes))):
             boxes = boxes[list(places)]
-        return {name: cut_out(value, boxes, self.grids[name]) for name, value in fields.items()}
+        return {name: cut_out(value, boxes, self.grids[name]).to(types[name]) for name, value in fields.items()}
 
 
 def cut_out(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
@@ -130,13 +139,28 @@ def cut_out(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
         grid: of the result.
 
     Returns:
-        `[B, C, h, w]`, in the dtype of the maps.
+        `[B, C, h, w]`, float32.
     """
+    if maps.device.type == "cpu" and maps.shape[1] * math.prod(grid.size) >= LARGE:
+        made = _by_products(maps, boxes, grid)
+        if made.sum().isfinite():  # else zero times infinity, which is no number, may have spread
+            return made
     corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # x, y
     sides = boxes.new_tensor([grid.covers[1], grid.covers[0]])
     theta = boxes.new_zeros(len(boxes), 2, 3)  # from -1..1 over the grid to -1..1 over the image
     theta[:, [0, 1], [0, 1]] = sides / extent
     theta[:, :, 2] = (sides - 2 * corner) / extent - 1
     where = F.affine_grid(theta, [len(maps), 1, *grid.size], align_corners=False)
-    values = F.grid_sample(maps.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
-    return values.to(maps.dtype)
+    return F.grid_sample(maps.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _by_products(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
+    """The same image by image, of the part of its map under the picture alone, as products of matrices."""
+    made = torch.empty(len(maps), maps.shape[1], *grid.size)
+    down, across = ((torch.arange(n) + 0.5) * (pixels / n) for n, pixels in zip(*grid, strict=True))
+    for result, one, (left, top, right, bottom) in zip(made, maps, boxes.tolist(), strict=True):
+        rows, of_rows = bilinear(down, top, bottom, one.shape[1])
+        columns, of_columns = bilinear(across, left, right, one.shape[2])
+        part = one[:, rows, columns].float() @ of_columns.T
+        torch.bmm(of_rows.expand(len(part), -1, -1), part, out=result)
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,8 +109,10 @@ class StoredTeacher:
             self._compare(pictures, Group(groups[0].places[:1], groups[0].layout, groups[0].rows[:1]))
             return self(pictures)
         parts = self._computed(pictures, {place for group in groups for place in group.places})
-        parts += [(group.places, self.rows.unpack(group.layout, group.rows, self.wanted)) for group in groups]
-        cut = [(places, pictures.cut(places, fields)) for places, fields in parts]
+        cut = [(places, pictures.cut(places, fields, _types(fields))) for places, fields in parts]
+        for places, layout, rows in groups:
+            fields = self.rows.unpack(layout, rows, self.wanted, narrow=True)
+            cut.append((places, pictures.cut(places, fields, self.rows.types(layout))))
         return output_of(_joined(cut, len(pictures.keys)), self.maps)
 
     def fill(self, pictures: Pictures) -> None:
@@ -252,6 +254,10 @@ def _joined(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int
         for name, value in fields.items():
             made[name][list(places)] = value
     return made
+
+
+def _types(fields: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    return {name: value.dtype for name, value in fields.items()}
 
 
 def _like(good: Tensor, value: Tensor) -> Tensor:

@@ -95,5 +95,10 @@ class ScoreGuard:
 
 def bad_images(value: Tensor, mask: bool) -> Tensor:
     """Which images of `[B, ...]` are not finite, bool [B]; with `mask`, minus infinity masks out and is allowed."""
-    bad = torch.isnan(value) | torch.isposinf(value) if mask else ~torch.isfinite(value)
-    return bad.flatten(1).any(1)
+    values = value.flatten(1)
+    if not values.shape[1]:
+        return torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    largest = values.amax(1)  # a NaN is larger than any number, and smaller
+    if mask:
+        return torch.isnan(largest) | torch.isposinf(largest)
+    return ~(torch.isfinite(largest) & torch.isfinite(values.amin(1)))

@@ -22,12 +22,13 @@ from torch.nn.functional import interpolate
 
 from cankd_hf.data.common.decode import Data, Decoder, Sample, Unusable
 from cankd_hf.data.common.folders import FolderSource
+from cankd_hf.data.common.places import Place, bilinear
 from cankd_hf.data.common.seeds import for_the_student
 from cankd_hf.data.common.targets import Mask, Summary
 
 KEY = "soft_file_name"  # in metadata.jsonl
 STEPS = 255 / 16  # of a byte, in one nat
-RARE = 1e-5  # a class whose probability is below this in a whole image is never drawn
+RARE = 1e-5  # a class whose probability is below this in all of a picture is never drawn there
 
 
 def levels_of(logits: Tensor) -> Tensor:
@@ -121,26 +122,42 @@ class SoftMask:
         """That of its mask."""
         return Mask(self.labels, self.ignore_index).summary()
 
+    def masks(self) -> list[Tensor]:
+        """What a transform moves with the image, [H, W] each: the mask, and where it is 1 the teacher's pixels."""
+        return [self.labels, self.teachers.to(self.labels.dtype)]
+
     def drawn(self) -> Tensor:
-        """Labels [H, W] in which each pixel of the teacher's is drawn from its probabilities, by torch's generator."""
-        share, present = _present(self.levels)
+        """A draw for the whole image, [H, W]."""
+        height, width = self.labels.shape
+        return self.drawn_in(self.masks(), Place((0, 0, height, width), (0, 0, width, height), False))
+
+    def drawn_in(self, masks: Sequence[Tensor], place: Place) -> Tensor:
+        """Labels [h, w] in which each pixel of the teacher's is drawn from its probabilities, by torch's generator.
+
+        Args:
+            masks: of `masks`, after the transform of a picture [h, w].
+            place: of the image in the picture; background stays as it is.
+        """
+        (top, left, bottom, right), (first, upper, last, lower), mirrored = place
+        levels = self.levels.flip(-1) if mirrored else self.levels
+        rows, down = bilinear(torch.arange(top, bottom) + 0.5, upper, lower, levels.shape[1])
+        columns, across = bilinear(torch.arange(left, right) + 0.5, first, last, levels.shape[2])
+        share, present = _present(levels[:, rows, columns])
         below = share.cumsum(0)
-        below = below / below[-1:]
-        drawn, labels = torch.rand(self.labels.shape), torch.full_like(self.labels, int(present[0]))
-        for plane, step in zip(below[:-1], present.diff().tolist(), strict=True):
-            labels.add_((drawn >= upsampled(plane, labels.shape)).to(labels.dtype), alpha=step)
-        return torch.where(self.teachers, labels, self.labels)
+        bounds = down @ ((below / below[-1:])[:-1] @ across.T)
+        labels = masks[0].clone()
+        area, teachers = labels[top:bottom, left:right], masks[1][top:bottom, left:right] == 1
+        drawn, found = torch.rand(area.shape), torch.full_like(area, int(present[0]))
+        for bound, step in zip(bounds, present.diff().tolist(), strict=True):
+            found.add_((drawn >= bound).to(found.dtype), alpha=step)
+        area.copy_(torch.where(teachers, found, area))
+        return labels
 
 
-def drawn(label: Any) -> Any:
-    """The label that a training view sees: of a `SoftMask` a draw, any other as it is.
-
-    It is drawn anew in each epoch, and geometry is drawn as without it.
-    """
-    if not isinstance(label, SoftMask):
-        return label
+def drawn(label: SoftMask, masks: Sequence[Tensor], place: Place) -> Tensor:
+    """The label that a training view sees: drawn anew in each epoch, and apart from what the teacher sees."""
     with for_the_student():
-        return label.drawn()
+        return label.drawn_in(masks, place)
 
 
 def hard(label: Any) -> Any:

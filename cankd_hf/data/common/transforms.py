@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.batch import AREA, NORMALIZE, PLACE, TEACHER_VIEW, exact_masks
+from cankd_hf.data.common.places import Place
 
 
 class RandomScaleCrop(v2.Transform):
@@ -87,8 +88,8 @@ class RandomScaleCrop(v2.Transform):
 
 
 class WholeImage(tv_tensors.BoundingBoxes):
-    """Boxes that tell where an image is after a crop and a flip, see `placed`: what can be seen of it, all of it, and
-    its left half. They are not clipped, as those of objects are."""
+    """Boxes that tell where an image is after a crop and a flip, see `place_of`: what can be seen of it, all of it,
+    and its left half. They are not clipped, as those of objects are."""
 
 
 def whole(image: torch.Tensor) -> WholeImage:
@@ -102,23 +103,27 @@ def _place(corners: Sequence[Sequence[float]], canvas: tuple[int, int]) -> Whole
     return WholeImage(boxes, format="XYXY", canvas_size=tuple(canvas))  # type: ignore[call-overload]
 
 
-def placed(boxes: tv_tensors.BoundingBoxes, tells_place: bool) -> dict[str, tuple[float, ...]]:
+def place_of(boxes: tv_tensors.BoundingBoxes) -> Place:
+    """Where the image is, by the box of a `whole` image after a transform."""
+    seen, full, half = boxes.as_subclass(torch.Tensor).tolist()
+    left, top, right, bottom = map(int, seen)
+    return Place((top, left, bottom, right), tuple(full), half[0] > full[0])
+
+
+def placed(place: Place, canvas: tuple[int, ...], tells_place: bool) -> dict[str, tuple[float, ...]]:
     """What a transform returns of where the image is.
 
     Args:
-        boxes: a `whole` image after the transform.
+        place: of the image.
+        canvas: height and width of the picture.
         tells_place: whether the place of the whole image is asked for.
 
     Returns:
         In a picture with background the place of what can be seen of the image, (top, left, bottom, right); if asked
         for, the place of the whole image and whether it is mirrored, see `Batch`.
     """
-    seen, full, half = boxes.as_subclass(torch.Tensor).tolist()
-    left, top, right, bottom = map(int, seen)
-    background = (top, left, bottom, right) != (0, 0, *boxes.canvas_size)
-    mirrored = half[0] > full[0]
-    place = {PLACE: (*full, float(mirrored))} if tells_place else {}
-    return {**place, **({AREA: (top, left, bottom, right)} if background else {})}
+    background = place.seen != (0, 0, *canvas)
+    return {**({PLACE: place.told} if tells_place else {}), **({AREA: place.seen} if background else {})}
 
 
 def flip_and_jitter(config: DataConfig) -> list[v2.Transform]:

@@ -18,7 +18,7 @@ from cankd_hf.data.common.transforms import (
     RandomScaleCrop,
     WholeImage,
     flip_and_jitter,
-    placed,
+    place_of,
     resize_labels,
     whole,
 )
@@ -165,7 +165,7 @@ class DetectionTrainTransform(ImageTransform):
 
 def _told(place: Sequence[tv_tensors.BoundingBoxes]) -> dict[str, Any]:
     """The place of the whole image for an item, if it was asked for; where there is background is not told."""
-    return {PLACE: placed(place[0], True)[PLACE]} if place else {}
+    return {PLACE: place_of(place[0]).told} if place else {}
 
 
 class DetectionEvalTransform(ImageTransform):

@@ -10,7 +10,15 @@ from torchvision.transforms.v2 import functional as F
 
 from cankd_hf.config.data import DataConfig
 from cankd_hf.data.common.soft import SoftMask, drawn, hard
-from cankd_hf.data.common.transforms import ImageTransform, Normalize, RandomScaleCrop, flip_and_jitter, placed, whole
+from cankd_hf.data.common.transforms import (
+    ImageTransform,
+    Normalize,
+    RandomScaleCrop,
+    flip_and_jitter,
+    place_of,
+    placed,
+    whole,
+)
 
 
 class TrainTransform(ImageTransform):
@@ -40,12 +48,13 @@ class TrainTransform(ImageTransform):
         return height, width
 
     def unnormalized(self, image: torch.Tensor, label: torch.Tensor | SoftMask | None) -> dict[str, Any]:
-        label = drawn(label)
-        given = [tv_tensors.Image(image), whole(image), *([] if label is None else [tv_tensors.Mask(label)])]
-        picture, boxes, *masks = self.augment(*given)
-        item = {"pixel_values": picture.as_subclass(torch.Tensor), **placed(boxes, self.tells_place)}
-        for mask in masks:
-            item["labels"] = mask.as_subclass(torch.Tensor)
+        masks = label.masks() if isinstance(label, SoftMask) else [] if label is None else [label]
+        made = self.augment(tv_tensors.Image(image), whole(image), *map(tv_tensors.Mask, masks))
+        picture, *masks = (one.as_subclass(torch.Tensor) for one in (made[0], *made[2:]))
+        place = place_of(made[1])
+        item = {"pixel_values": picture, **placed(place, picture.shape[-2:], self.tells_place)}
+        if masks:
+            item["labels"] = drawn(label, masks, place) if isinstance(label, SoftMask) else masks[0]
         return item
 
 
