@@ -196,6 +196,17 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     assert stored(Store(tmp_path / "s", header), 60) == list(range(50))
 
 
+def test_a_file_that_another_process_has_just_renamed_stops_no_reader(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s", HEADER, {})
+    add(store, 0, 1)
+    for name in (f"{store_files.ASIDE}0123-00000.safetensors", f"{store_files.ASIDE}0123.json"):
+        (store.folder / name).symlink_to("gone")  # listed, and not there any more when it is looked at
+    reader = again(store)
+    add(store, 2)
+    assert stored(reader, 4) == [0, 1, 2]
+    assert reader.size > 3 * 64
+
+
 class Harm(NamedTuple):
     """What happened to a file: from which byte on, and what is said of it."""
 

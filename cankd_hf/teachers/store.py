@@ -138,7 +138,7 @@ class Store:
     @property
     def size(self) -> int:
         """Bytes on the disk."""
-        return sum(entry.stat().st_size for entry in self.folder.iterdir() if entry.is_file())
+        return sum(entry.stat().st_size for entry in self.folder.glob("[!.]*") if entry.is_file())
 
     # Reading
 
@@ -200,9 +200,9 @@ class Store:
         if stamp == self._listed:
             return
         self._listed = stamp if time.time() - stamp / 1e9 > SETTLED else -1
-        for path in sorted(self.folder.glob("*-*.safetensors")):
+        for path in sorted(self.folder.glob("[!.]*-*.safetensors")):  # not what others are writing, which vanishes
             size = path.stat().st_size
-            if path.name.startswith((ASIDE, "codec-")) or self._known.get(path.name) == size:
+            if path.name.startswith("codec-") or self._known.get(path.name) == size:
                 continue
             self._known[path.name] = size
             try:
@@ -306,7 +306,9 @@ class Store:
         """Writes how this run used the store, for `uses`."""
         with suppress(OSError):  # of somebody else, or on a full disk: what a run found is in its results too
             (self.folder / USES).mkdir(exist_ok=True)
-            (self.folder / USES / f"{self.writer}.json").write_text(to_json(facts), encoding="utf-8")
+            aside = self.folder / USES / f"{self.writer}.partial"
+            aside.write_text(to_json(facts), encoding="utf-8")
+            aside.replace(aside.with_suffix(".json"))
 
     # Costs
 

@@ -127,6 +127,7 @@ class Teacher(nn.Module):
         self.rule = input_rule(model)
         self.reads_logits = self.reads_dense = self.reads_queries = False
         self.class_order: list[int] | None = None
+        self.destination: str | None = None  # kind of device where it computes, if it rests elsewhere until then
         self.fingerprint = _fingerprint(model)
         self.taps = Taps(model, self.config.taps, stop_early=True)
         self.register_buffer("input_scale", torch.ones(1, 3, 1, 1), persistent=False)
@@ -258,7 +259,7 @@ class Teacher(nn.Module):
             "revision": self.config.revision,
             "class": type(self.model).__name__,
             "taps": self.tap_names(),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(self._computes_in).removeprefix("torch."),
             "parameters": self.num_parameters(),
             "fingerprint": self.fingerprint,
             **({} if self.seed is None else {"seed": self.seed}),
@@ -296,6 +297,12 @@ class Teacher(nn.Module):
         if mean is None and std is None:
             return found
         return ImageStats(tuple(mean or found.mean), tuple(std or found.std), "the recipe")
+
+    @property
+    def _computes_in(self) -> torch.dtype:
+        """Its dtype once it is where it computes: that of a stored teacher does not change when it is first asked."""
+        known = self.config.dtype != "auto" or self.destination is None
+        return self.dtype if known else auto_dtype(str(self.destination))
 
     def tap_names(self) -> list[str]:
         """The taps, or the stages of a backbone."""

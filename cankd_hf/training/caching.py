@@ -46,6 +46,9 @@ class CachingMixin(AskedMixin):
         the device when they are run for the first time."""
         for name in self.teachers.keys() - self.caches.keys():
             self.place_teacher(name)
+        for name in self.caches:
+            teacher = self.teachers[name]
+            teacher.destination = torch.device(teacher.config.device or self.args.device).type
         before = getattr(self, "source", None)
         if isinstance(before, StoredTeachers):
             before.flush()

@@ -220,6 +220,21 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_pays_once(tmp_path: Path) ->
     assert found(again) == (32, 0) and largest_difference(weights(again), weights(whole)) == 0.0
 
 
+def test_a_stored_teacher_is_the_same_before_and_after_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(tmp_path, cached(tmp_path), max_steps=1)
+    teacher = made.teachers["teacher"]
+    assert teacher.destination == "cpu"
+    # On CUDA `auto` is bfloat16, and a teacher whose answers are all there never leaves the CPU: checkpoints of a run
+    # that asked it, and of one that did not, name the same teacher, or the first could not be resumed.
+    kinds = {"cuda": torch.bfloat16, "cpu": torch.float32}
+    monkeypatch.setattr("cankd_hf.teachers.teacher.auto_dtype", kinds.__getitem__)
+    assert teacher.manifest()["dtype"] == "float32"
+    teacher.destination = "cuda"
+    assert (teacher.manifest()["dtype"], teacher.dtype) == ("bfloat16", torch.float32)
+
+
 def detector() -> FPNForObjectDetection:
     settings = {**FPN, "head": "fcos", "head_layers": 1, "id2label": NAMES, "num_labels": 3}
     return FPNForObjectDetection(FPNConfig(**{key: value for key, value in settings.items() if key != "model_type"}))
