@@ -1,7 +1,7 @@
 """Results in docs and README from committed records; `python -m tests.comparison_tables` updates them.
 
 `<!-- comparison NAME -->` ... `<!-- end -->` holds the tables of comparisons/NAME.records, `<!-- worth -->` a line for
-each budget of every comparison. Both are read from the `tables.json` that `python -m cankd_hf.compare` writes beside
+each budget of every comparison, `<!-- worth ended -->` for those that are complete. Both are read from the `tables.json` that `python -m cankd_hf.compare` writes beside
 the records, also with `--report`: nothing in them is typed by hand. `<!-- logged NAME -->` holds those of runs
 of which only a log was kept, `<!-- again NAME -->` how far the same runs on two machines differ.
 """
@@ -46,20 +46,26 @@ def rendered(page: str, known: dict[str, dict[str, Any]]) -> str:
         if kind in ("logged", "again"):
             text = (logged if kind == "logged" else again)(COMPARISONS / LOGS, COMPARISONS / f"{name}.yaml")
         else:
-            text = worth(known) if kind == "worth" else known[name]["markdown"].strip()
+            text = worth(known, name == "ended") if kind == "worth" else known[name]["markdown"].strip()
         return f"<!-- {match[1]} -->\n{text}\n<!-- end -->"
 
     return re.sub(
-        r"<!-- (comparison \w+|(?:logged|again) \w+|worth) -->\n(?:.*?\n)??<!-- end -->", fill, page, flags=re.DOTALL
+        r"<!-- (comparison \w+|(?:logged|again) \w+|worth(?: ended)?) -->\n(?:.*?\n)??<!-- end -->",
+        fill,
+        page,
+        flags=re.DOTALL,
     )
 
 
-def worth(known: dict[str, dict[str, Any]]) -> str:
-    """A table of what distillation was worth: of each budget the named arms, else the one with the largest gain."""
+def worth(known: dict[str, dict[str, Any]], ended: bool = False) -> str:
+    """A table of what distillation was worth: of each budget the named arms, else the one with the largest gain.
+
+    With `ended` of those alone whose runs have all ended.
+    """
     lines = ["| comparison, budget | score | alone | arm | difference | claim |", "|---|---|---:|---|---|---|"]
     for name, one in known.items():
         for table in one["tables"]:
-            lines += [_line(name, one, table, row) for row in _told(table)]
+            lines += [_line(name, one, table, row) for row in _told(table) if not ended or _complete(row)]
     if len(lines) == 2:
         return "No comparison has two seeds of an arm yet."
     return "\n".join(lines)
@@ -71,6 +77,10 @@ def _told(table: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [row for row in rows if row["control"] not in ("untrained teacher", "twin")]
     named = [row for row in rows if row["arm"] in NAMED]
     return named or sorted(rows, key=lambda row: -row["gain"]["mean"])[:1]
+
+
+def _complete(row: dict[str, Any]) -> bool:
+    return "not complete" not in (row["claim"] or "")
 
 
 def _line(name: str, one: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> str:

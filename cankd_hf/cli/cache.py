@@ -14,10 +14,10 @@ from cankd_hf.errors import InputError
 from cankd_hf.host import read_host, wait_passively
 
 EXAMPLES = """examples:
-  python -m cankd_hf.cache recipes/camvid_seg.yaml teacher.cache.views=16 teacher.cache.codec=pca --plan
-  python -m cankd_hf.cache recipes/camvid_seg.yaml teacher.cache.views=16 teacher.cache.codec=pca
-  python -m cankd_hf.cache recipes/camvid_seg.yaml teacher.cache.views=16 teacher.cache.codec=pca --check
-  accelerate launch -m cankd_hf.cache recipes/camvid_seg.yaml teacher.cache.views=16
+  python -m cankd_hf.cache recipes/camvid_cankd.yaml teacher.cache.views=16 teacher.cache.codec=pca --plan
+  python -m cankd_hf.cache recipes/camvid_cankd.yaml teacher.cache.views=16 teacher.cache.codec=pca
+  python -m cankd_hf.cache recipes/camvid_cankd.yaml teacher.cache.views=16 teacher.cache.codec=pca --check
+  accelerate launch -m cankd_hf.cache recipes/camvid_cankd.yaml teacher.cache.views=16
 
 Training with the same section `teacher.cache` reads what is stored, and stores what is missing: nothing has to be
 filled before it. docs/cache.md explains all of it.

@@ -217,10 +217,11 @@ def _teaching(planner: Planner) -> dict[str, float]:
 
 
 def _prepaid(planner: Planner) -> dict[str, tuple[float, str]]:
-    """What was spent before the runs of each arm, at most, and on what."""
+    """What was spent before the runs of each arm whose costs are measured, at most, and on what."""
     found: dict[str, tuple[float, str]] = {}
-    for (name, *_), one in planner.outcomes.items():
-        if one.record is not None and one.record.before > found.get(name, (0.0, ""))[0]:
+    measured = {budget.label for budget in planner.budgets if budget.cost is not None and budget.prices is None}
+    for (name, label, _), one in planner.outcomes.items():
+        if label in measured and one.record is not None and one.record.before > found.get(name, (0.0, ""))[0]:
             found[name] = one.record.before, ", ".join(one.record.prepaid)
     return found
 

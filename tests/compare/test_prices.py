@@ -53,6 +53,7 @@ def test_steps_are_what_the_cost_of_the_reference_buys_and_no_run_is_measured(tm
     assert columns(findings, table)[-2] == "CPU s"
     assert found["alone"].curve[-1][1] == 2000.0  # the price of its last step
     said = " ".join(notes(findings, made))
+    assert "Before each run" not in said  # what runs spent there is no cost here
     assert "not measured run by run" in said and "instance_mse 300 s" in said
     assert any("at cost of cankd, priced" in line for line in table.said), interval_text(found["cankd"].gain)
 

@@ -37,6 +37,12 @@ def test_pages_hold_what_the_records_show_and_making_them_again_changes_nothing(
     with pytest.raises(KeyError, match="other"):
         rendered("<!-- comparison other -->\n<!-- end -->", known)
     assert worth({}) == "No comparison has two seeds of an arm yet."
+    cut = json.loads(json.dumps(known))
+    for row in cut["toy"]["tables"][0]["rows"]:
+        row["claim"] = "no claim: not complete"
+    only = "<!-- worth ended -->\n<!-- end -->\n"
+    assert "| toy, 1000 steps |" in rendered(only, known)
+    assert "| toy, 1000 steps |" not in rendered(only, cut) and "| toy, cost of" in rendered(only, cut)
 
 
 def test_the_recommended_and_the_default_arm_are_told_whether_they_won_or_lost(tmp_path: Path) -> None:
