@@ -1,9 +1,10 @@
 """Results in docs and README from committed records; `python -m tests.comparison_tables` updates them.
 
 `<!-- comparison NAME -->` ... `<!-- end -->` holds the tables of comparisons/NAME.records, `<!-- worth -->` a line for
-each budget of every comparison, `<!-- worth ended -->` for those that are complete. Both are read from the `tables.json` that `python -m cankd_hf.compare` writes beside
-the records, also with `--report`: nothing in them is typed by hand. `<!-- logged NAME -->` holds those of runs
-of which only a log was kept, `<!-- again NAME -->` how far the same runs on two machines differ.
+each budget of every comparison, `<!-- worth ended -->` for those that are complete. They are read from `tables.json`,
+which `python -m cankd_hf.compare` writes beside the records, also with `--report`: nothing in them is typed by hand.
+`<!-- logged NAME -->` holds those of runs of which only a log was kept, `<!-- again NAME -->` how far the same runs on
+two machines differ.
 """
 
 from __future__ import annotations
