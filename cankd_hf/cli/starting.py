@@ -276,7 +276,11 @@ def _distill(answers: Answers) -> list[str]:
         lines.append(_line("  task_weight: 0", "no labels: the teacher is all there is to learn from"))
     lines.append(_line("  grid: finer", "maps are compared on the finer of the two grids"))
     lines.append("  terms:")
-    lines.append(_line("    - loss: instance_mse", "the cheapest; on CamVid channel_wise did better: try it next"))
+    if starter.task_loss and answers.teacher not in TEACHERS:
+        why = "of a teacher of the same task; for one that knows images alone instance_mse"
+        lines.append(_line(f"    - loss: {starter.task_loss}", why))
+    else:
+        lines.append(_line("    - loss: instance_mse", "the cheapest that is not worse than cankd"))
     return lines
 
 

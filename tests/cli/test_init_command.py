@@ -51,6 +51,9 @@ def test_every_combination_of_answers_is_a_recipe_whose_lines_all_say_why(task: 
         problems.raise_all()
         assert recipe.data.path == DATA["path"] and recipe.training["max_steps"] == 900
         named = recipe.named_teachers()
+        if named:  # the measured loss is for a teacher of the task; one that knows images alone has the plain one
+            own = starter.task_loss and teacher == "runs/mine"
+            assert recipe.distill.terms[0].loss == (starter.task_loss if own else "instance_mse")
         assert bool(named) == (teacher != "none") and all((one.cache is not None) == cached for one in named.values())
         lines = text.splitlines()
         for number, line in enumerate(lines):
