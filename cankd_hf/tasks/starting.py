@@ -53,7 +53,7 @@ BOXES = Starter(
     least=5000,
     task_loss="channel_wise",
     pays=(
-        "BCCD, 205 images, a teacher stored for whole images, loss channel_wise: at equal steps alone 45.3 AP, distilled",
+        "BCCD, a teacher stored for whole images, loss channel_wise: at equal steps alone 45.3 AP, distilled",
         "49.8; at equal cost alone 49.6, distilled 49.8, no difference shown (five seeds).",
     ),
     data={"scale": ("[0.8, 1.25]", SCALE[1])},
