@@ -151,19 +151,24 @@ def test_weights_chosen_by_what_is_scored_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_the_recommended_schedule_is_tuned_and_alone_it_is_polish(tmp_path: Path) -> None:
+def test_the_recommended_schedule_is_the_recipe_with_the_guard_and_alone_it_is_the_recipe(tmp_path: Path) -> None:
     arms = {
         "alone": ["teacher=null", "schedule=recommended"],
-        "polish": ["teacher=null", "schedule=polish"],
+        "plain": ["teacher=null", "schedule=joint"],
         "recommended": ["schedule=recommended"],
+        "weights": ["distill.weights=recommended"],
     }
     made = planner(tmp_path, arms=arms)
     keys = {name: made.records.recipe_key(arm.recipe) for name, arm in made.arms.items()}
-    assert keys["alone"] == keys["polish"] != keys["recommended"]
+    assert keys["alone"] == keys["plain"]
     recipe = made.arms["recommended"].recipe
-    weights = [[term.weight for term in terms_of(Trial(1e-3, factor).of(recipe))] for factor in (1.0, 0.25)]
-    assert weights == [[Share(0.5)], [Share(0.2)]]
-    assert recipe.phases is not None and [phase.share for phase in recipe.phases] == [0.8, 0.1, 0.1]
+    assert recipe.phases is not None and [(one.share, one.distill) for one in recipe.phases] == [
+        (1.0, {"guard": True})
+    ]
+    shares = [[term.weight for term in terms_of(Trial(1e-3, x).of(made.arms["weights"].recipe))] for x in (1.0, 0.25)]
+    assert shares == [[Share(0.5)], [Share(0.2)]]
+    weights = [[term.weight for term in terms_of(Trial(1e-3, x).of(recipe))] for x in (1.0, 0.25)]
+    assert weights == [[2.5], [0.625]]
 
 
 def test_arms_may_differ_in_labels_of_a_teacher_and_in_no_others(tmp_path: Path) -> None:
