@@ -158,7 +158,8 @@ def _before(timed: Sequence[_Timed]) -> dict[str, float]:
     spent = {name: seconds for one in timed for name, seconds in one.facts.get("prepaid", {}).items()}
     for one in timed:
         if one.trainer.stores_whole_images:
-            answers = len(one.trainer.train_dataset) * one.trainer.answers_each
+            images: Any = one.trainer.train_dataset
+            answers = len(images) * one.trainer.answers_each
             spent |= {str(each.store.folder): each.store.price(answers) for each in one.trainer.stored.values()}
     meter = CostMeter()
     for name, seconds in spent.items():
