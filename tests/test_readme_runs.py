@@ -25,6 +25,10 @@ TINY = [
     "training.disable_tqdm=true",
 ]
 SHAPES = ["data.generated={train: 8, validation: 2, test: 2, size: 64}", "teacher.fit={max_steps: 2}"]
+BACKBONE = [
+    "student.backbone={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 8, 16, 16], depths: [1, 1, 1, 1], "
+    "layer_type: basic}"
+]
 CROPS = ["data.image_size=[64,64]", "data.crop_size=[64,64]", "training.bf16=false"]
 
 
@@ -53,6 +57,8 @@ def changes(module: str, words: list[str], folder: Path) -> list[str]:
         return []
     if words[0] == "quickstart":
         return TINY + SHAPES
+    if words[0] == "camvid_lite2_teacher":  # its pretrained weights are on the Hub
+        return [*TINY, *CROPS, *BACKBONE]
     if words[0] == "dinov2_seg":
         return small(ROOT / "recipes/dinov2_seg.yaml", folder / "dinov2")
     return TINY + CROPS
