@@ -77,14 +77,17 @@ class Phase(Section):
         return bool(self.distill.get("task_weight", task_weight))
 
 
-def phases_of(word: str, data: DataConfig, learning_rate: float, task_weight: float = 1.0) -> list[Phase]:
+def phases_of(
+    word: str, data: DataConfig, learning_rate: float, task_weight: float = 1.0, guarded: bool = False
+) -> list[Phase]:
     """The phases that a word stands for.
 
     Args:
         word: one of `SCHEDULES`.
         data: of the recipe: `polish` needs its sizes.
         learning_rate: of the recipe.
-        task_weight: of the recipe; without labels `recommended` is one part.
+        task_weight: of the recipe; without labels `recommended` has no guard.
+        guarded: whether the recipe says itself whether there is a guard, which `recommended` leaves as it is.
 
     Raises:
         InputError: where there is no size to change, as `polish` does.
@@ -104,7 +107,7 @@ def phases_of(word: str, data: DataConfig, learning_rate: float, task_weight: fl
         return [Phase("joint", 1 - POLISH), larger, Phase("polish", POLISH / 2, training=dict(slow))]
     if word == "recommended" and task_weight:
         # The best arm so far: docs/phases.md says what speaks for it. It is changed here when the results change.
-        return [Phase("joint", 1.0, distill={"guard": True})]
+        return [Phase("joint", 1.0, distill={} if guarded else {"guard": True})]
     return [Phase("joint", 1.0)]
 
 

@@ -153,7 +153,8 @@ class Recipe(Section):
         phases = self.phases
         if self.schedule is not None:
             rate = self.training.get("learning_rate", LEARNING_RATE)
-            phases = phases_of(self.schedule, self.data, rate, self.distill.task_weight)
+            guarded = self.distill.guard is not None
+            phases = phases_of(self.schedule, self.data, rate, self.distill.task_weight, guarded)
         if self.named_teachers():
             return replace(self, phases=phases, schedule=None)
         phases = None if phases is None else without_teacher(phases, self.distill.task_weight)

@@ -13,7 +13,7 @@ import torchvision
 import transformers
 from torch import Tensor
 
-from cankd_hf.teachers.teacher import Teacher, auto_dtype
+from cankd_hf.teachers.teacher import Teacher
 
 SCHEMA = 1  # of stores
 
@@ -26,7 +26,7 @@ def identity(teacher: Teacher, device: torch.device, codec: str) -> dict[str, An
         device: where it runs, which decides the dtype of `auto`.
         codec: of the recipe.
     """
-    dtype = teacher.dtype if teacher.config.dtype != "auto" else auto_dtype(device.type)
+    dtype = teacher.dtype_on(device.type)
     config: Any = getattr(teacher.model, "config", None)
     settings = _plain(config.to_dict()) if hasattr(config, "to_dict") else {}
     return {

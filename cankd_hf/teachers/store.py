@@ -330,12 +330,21 @@ class Store:
         return total
 
     def price(self, rows: int) -> Cost:
-        """Seconds by clock that so many rows take, by those that are written, with the fit of their codecs."""
+        """Seconds by clock that so many rows take, by those that are written, with the fit of their codecs.
+
+        Raises:
+            InputError: where none is written.
+        """
         fit: Cost = self.header.get("cost", {})
-        written = max(1, sum(len(shard.sums) for shard in self._shards))
+        written = sum(len(shard.sums) for shard in self._shards)
+        if not written:
+            why = self.stopped or "look at what the teacher's answers are refused for (`cankd cache --check`)"
+            raise InputError(
+                f"{self.folder}: expected stored answers, by whose cost others are priced, got none; {why}"
+            )
         return {
-            name: fit.get(name, 0.0) + (all_ - fit.get(name, 0.0)) * rows / written
-            for name, all_ in self.spent().items()
+            name: fit.get(name, 0.0) + (spent - fit.get(name, 0.0)) * rows / written
+            for name, spent in self.spent().items()
         }
 
 

@@ -237,11 +237,13 @@ class Teacher(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the model computes in."""
-        if self.config.dtype != "auto":
-            return DTYPES[self.config.dtype]
         if self.config.offload and torch.accelerator.is_available():  # it rests elsewhere than where it computes
-            return auto_dtype(str(torch.accelerator.current_accelerator()))
-        return auto_dtype(self.device.type)
+            return self.dtype_on(str(torch.accelerator.current_accelerator()))
+        return self.dtype_on(self.device.type)
+
+    def dtype_on(self, kind: str) -> torch.dtype:
+        """The dtype it computes in on a kind of device."""
+        return auto_dtype(kind) if self.config.dtype == "auto" else DTYPES[self.config.dtype]
 
     @property
     def device(self) -> torch.device:
@@ -253,13 +255,17 @@ class Teacher(nn.Module):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def manifest(self) -> dict[str, Any]:
-        """Description of this teacher for model cards and logs, as plain data."""
+        """Description of this teacher for model cards and logs, as plain data.
+
+        Its dtype is that where it computes: for a stored teacher it does not change when it is first asked.
+        """
+        dtype = self.dtype if self.destination is None else self.dtype_on(self.destination)
         return {
             "model": self.name,
             "revision": self.config.revision,
             "class": type(self.model).__name__,
             "taps": self.tap_names(),
-            "dtype": str(self._computes_in).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "parameters": self.num_parameters(),
             "fingerprint": self.fingerprint,
             **({} if self.seed is None else {"seed": self.seed}),
@@ -297,12 +303,6 @@ class Teacher(nn.Module):
         if mean is None and std is None:
             return found
         return ImageStats(tuple(mean or found.mean), tuple(std or found.std), "the recipe")
-
-    @property
-    def _computes_in(self) -> torch.dtype:
-        """Its dtype once it is where it computes: that of a stored teacher does not change when it is first asked."""
-        known = self.config.dtype != "auto" or self.destination is None
-        return self.dtype if known else auto_dtype(str(self.destination))
 
     def tap_names(self) -> list[str]:
         """The taps, or the stages of a backbone."""

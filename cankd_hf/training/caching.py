@@ -47,8 +47,7 @@ class CachingMixin(AskedMixin):
         for name in self.teachers.keys() - self.caches.keys():
             self.place_teacher(name)
         for name in self.caches:
-            teacher = self.teachers[name]
-            teacher.destination = torch.device(teacher.config.device or self.args.device).type
+            self.teachers[name].destination = self._device(name).type
         before = getattr(self, "source", None)
         if isinstance(before, StoredTeachers):
             before.flush()
@@ -169,11 +168,15 @@ class CachingMixin(AskedMixin):
 
     def _identity(self, name: str) -> dict[str, Any]:
         teacher, cache = self.teachers[name], self.caches[name]
-        found = identity(teacher, self.args.device, cache.codec)
+        found = identity(teacher, self._device(name), cache.codec)
         if cache.whole:
             dataset: Any = self.train_dataset
             found["whole"] = [self.multiple(name), sizing(dataset.dataset)]
         return found
+
+    def _device(self, name: str) -> torch.device:
+        """Where a stored teacher computes what is missing."""
+        return torch.device(self.teachers[name].config.device or self.args.device)
 
     def _folder(self, name: str) -> Path:
         """The folder of a new store of a teacher."""
@@ -217,7 +220,7 @@ class CachingMixin(AskedMixin):
             wanted,
             len(self.distiller.teachers[name].levels),
             together=teacher.config.compile,
-            foreign=header["machine"] != machine(self.args.device),
+            foreign=header["machine"] != machine(self._device(name)),
         )
 
     def _new(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -249,7 +252,7 @@ class CachingMixin(AskedMixin):
             "codecs": {key: {**codec.settings(), **errors[key]} for key, codec in rows.codecs.items()},
             "row_bytes": packed.shape[1],
             "seconds": seconds,
-            "machine": machine(self.args.device),
+            "machine": machine(self._device(name)),
             "teacher": self.teachers[name].manifest(),
             "views": self.caches[name].views,
             "cost": {clock: now - before[clock] for clock, now in clocks(self.args.device).items()},

@@ -18,7 +18,7 @@ from cankd_hf.compare.settings import TuningConfig, read_comparison
 from cankd_hf.compare.tuning import Trial, tuning_data
 from cankd_hf.compare.verdict import judge
 from cankd_hf.config.data import DataConfig
-from cankd_hf.config.distill import Share
+from cankd_hf.config.distill import Guard, Share
 from cankd_hf.config.parts import terms_of
 from cankd_hf.data.common.folders import slice_of
 from cankd_hf.data.common.sources import settled
@@ -157,6 +157,8 @@ def test_the_recommended_schedule_is_the_recipe_with_the_guard_and_alone_it_is_t
         "plain": ["teacher=null", "schedule=joint"],
         "recommended": ["schedule=recommended"],
         "weights": ["distill.weights=recommended"],
+        "own guard": ["schedule=recommended", "distill.guard={floor: 0.5}"],
+        "no guard": ["schedule=recommended", "distill.guard=false"],
     }
     made = planner(tmp_path, arms=arms)
     keys = {name: made.records.recipe_key(arm.recipe) for name, arm in made.arms.items()}
@@ -165,6 +167,9 @@ def test_the_recommended_schedule_is_the_recipe_with_the_guard_and_alone_it_is_t
     assert recipe.phases is not None and [(one.share, one.distill) for one in recipe.phases] == [
         (1.0, {"guard": True})
     ]
+    for name, guard in (("own guard", Guard(floor=0.5)), ("no guard", None)):  # what the recipe says itself stays
+        own = made.arms[name].recipe
+        assert own.phases is not None and [one.distill for one in own.phases] == [{}] and own.distill.guarding == guard
     shares = [[term.weight for term in terms_of(Trial(1e-3, x).of(made.arms["weights"].recipe))] for x in (1.0, 0.25)]
     assert shares == [[Share(0.5)], [Share(0.2)]]
     weights = [[term.weight for term in terms_of(Trial(1e-3, x).of(recipe))] for x in (1.0, 0.25)]

@@ -233,6 +233,7 @@ def test_a_stored_teacher_is_the_same_before_and_after_it_is_asked(
     assert teacher.manifest()["dtype"] == "float32"
     teacher.destination = "cuda"
     assert (teacher.manifest()["dtype"], teacher.dtype) == ("bfloat16", torch.float32)
+    assert identity(teacher, torch.device("cuda"), "exact")["dtype"] == "bfloat16"
 
 
 def detector() -> FPNForObjectDetection:
