@@ -376,10 +376,8 @@ class Planner:
     def _prepaid(self, arm: str) -> float:
         """Seconds that the other runs of an arm found spent before them; before there are any, by the calibration."""
         found = [one.record.before for (name, _, _), one in self.outcomes.items() if name == arm and one.record]
-        if found:
-            return max(found)
         before = self.calibration.get("before", {}).get(arm, {})
-        return float(before.get(unit_of(before, self.records.by_clock), 0.0))
+        return max(found, default=float(before.get(unit_of(before, self.records.by_clock), 0.0)))
 
     def _place(self, arm: str, budget: BudgetConfig, seed: int) -> str:
         """The name of a place in the schedule; other settings of the arms have another one."""
