@@ -93,6 +93,7 @@ def test_every_command_names_what_was_meant(words: tuple[str, ...], capsys: pyte
         (["data", "phone"], "got phone with 1 .heic, 1 .mp4; save its pictures as JPEG or PNG, take pictures out of"),
         (["data", "~/My Cam"], "nothing is there"),
         (["train", "quickstart.yml"], "did you mean 'quickstart', which comes with the package?"),
+        (["train", "camvid_seg", "data.path=data/My Cam"], "train it first: cankd train camvid_lite2_teacher data."),
         (["train", "runs/camvid_teacher"], "it is a run, whose recipe is runs/camvid_teacher/recipe.yaml"),
         (["train", "quickstart", "teacher=none"], "teacher (command line): expected a section of `key: value` lines"),
         (["train", "quickstart", "teacher=none"], "write null to go without"),

@@ -330,6 +330,8 @@ def write(title: str, findings: Findings, planner: Planner, folder: Path) -> Non
     write_json(folder / JSON_FILE, made)
     write_text(folder / MARKDOWN_FILE, text)
     kept = {key: made[key] for key in ("metric", "split", "greater_is_better", "unit", "tables", "notes", "tuned")}
-    if planner.config.records is not None and any(row.scores for table in findings.tables for row in table.rows):
+    if planner.config.records is not None and any(
+        score is not None for table in findings.tables for row in table.rows for score in row.scores.values()
+    ):
         write_json(planner.records.folder / TABLES_FILE, {**kept, "markdown": text})
     write_text(folder / PAGE_FILE, page(title, findings, planner))

@@ -7,6 +7,7 @@ from typing import Any
 from cankd_hf.config.advice import show
 from cankd_hf.config.named import absent, hint, is_there, settle_hub
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.config.shipped import shipped_files
 from cankd_hf.names import TORCHVISION
 
 
@@ -61,6 +62,13 @@ def key_of(section: Mapping[str, Any], name: str) -> list[str] | None:
     return None
 
 
+def _not_trained(model: str) -> str | None:
+    """That a recipe of the package writes the model of this name, and was not run here; None if none does."""
+    made = f"\noutput_dir: {model}\n"
+    recipe = next((file.stem for file in shipped_files("recipe") if made in file.read_text(encoding="utf-8")), None)
+    return recipe and f"nothing is there; train it first: cankd train {recipe} data.path=..."
+
+
 def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
     """A model named by a folder, and those nested in a configuration as `pretrained`."""
     if isinstance(model, dict):
@@ -78,7 +86,7 @@ def _models(place: str, model: Any) -> Iterator[tuple[str, str]]:
             yield place, f"expected a folder with a config.json, found none in {model}; name a saved model"
     elif os.path.lexists(model):
         yield place, f"expected the folder of a model or a Hub id, got the file {model}; name its folder"
-    elif missing := absent(model):
+    elif missing := _not_trained(model) or absent(model):
         yield place, f"expected the folder of a model or a Hub id, got {model[:300]!r}; {missing}"
     else:
         settle_hub()

@@ -122,6 +122,8 @@ def test_the_report_of_nothing_is_a_report(tmp_path: Path, capsys: pytest.Captur
     assert compare.main([str(file), "--report"]) == 0
     assert "cankd (untrained teacher)" in capsys.readouterr().out
     assert "no claim" in (tmp_path / "out" / "comparison.md").read_text()
+    records = tmp_path / "none" / "yet"
+    assert compare.main([str(file), f"records={records}", "--report"]) == 0 and not records.exists()
 
 
 def test_all_commands_have_one_name(capsys: pytest.CaptureFixture[str]) -> None:
