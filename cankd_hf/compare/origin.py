@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import io
 import platform
+import tokenize
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +27,33 @@ def code_now(package: Path = Path(__file__).parents[1]) -> str:
         place = path.relative_to(package)
         if place.parts[0] in _OUTSIDE:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        found.update(f"{place.as_posix()}\n{ast.unparse(tree)}\n".encode())
+        found.update(f"{place.as_posix()}\n{_bare(path.read_text(encoding='utf-8'))}\n".encode())
     return found.hexdigest()[:16]
+
+
+def _bare(text: str) -> str:
+    """Code without its comments and docstrings, as it is written: what `ast.unparse` and `ast.dump` make of a tree
+    differs between versions of Python, and so would the same code on two machines."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    todo: list[ast.AST] = [ast.parse(text)]
+    while todo:
+        body = getattr(todo.pop(), "body", None)
+        if not isinstance(body, list):
+            continue
+        todo += body
+        first = body[0] if body else None
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+        ):
+            start, end = first.lineno - 1, first.end_lineno or first.lineno
+            lines[start:end] = [""] * (end - start)
+    return "\n".join(kept for line in lines if (kept := line.rstrip()))
 
 
 def machine() -> dict[str, str]:

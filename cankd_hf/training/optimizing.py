@@ -35,6 +35,8 @@ class OptimizerMixin(TeachingTrainer):
             warmup = self.args.get_warmup_steps(num_training_steps)
             self.lr_scheduler = stepped_schedule(given, num_training_steps, self.args.lr_drops, warmup)
             self._created_lr_scheduler = True
+        if self.args.get_warmup_steps(num_training_steps) == num_training_steps:
+            num_training_steps += 1  # a polynomial decay of no steps divides by zero, after a run of one step, say
         return super().create_scheduler(num_training_steps, optimizer)
 
     @staticmethod

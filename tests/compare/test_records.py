@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cankd_hf.compare import records
+from cankd_hf.compare import origin, records
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.records import Record, Records
 from cankd_hf.config.data import DataConfig
@@ -135,3 +135,11 @@ def test_every_default_of_a_recipe_is_left_out() -> None:
     left = differing(settings_that_count(asdict(recipe)))
     assert left == {"student.backbone": "y", "data": {}}
     assert "contents" in {one.name for one in fields(Record)}
+
+
+def test_the_digest_of_the_code_is_that_of_every_python() -> None:
+    """Comments, docstrings and empty lines do not count; all else does, and as it is written."""
+    first = 'def f(x):  # why\n    """What."""\n\n    # more\n    return f"{x:.2f} # {x!r}"\n'
+    second = 'def f(x):\n    """Something\n    else."""\n    return f"{x:.2f} # {x!r}"  # here\n'
+    assert origin._bare(first) == origin._bare(second) == 'def f(x):\n    return f"{x:.2f} # {x!r}"'
+    assert origin._bare(first) != origin._bare(first.replace("2f", "3f"))

@@ -40,3 +40,13 @@ def test_drops_survive_a_restart(tmp_path: Path) -> None:
 def test_drops_out_of_order_or_range_are_refused(drops: list[float], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training\.lr_drops: expected rising shares between 0 and 1"):
         CanKDConfig(str(tmp_path), use_cpu=True, lr_drops=drops)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_of_warm_up_alone_ends(steps: int, tmp_path: Path) -> None:
+    """A polynomial decay of no steps divides by zero: `training.max_steps=1` of most recipes is one."""
+    kwargs = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 0.9}, "warmup_steps": steps}
+    made = trainer(tmp_path, max_steps=steps, learning_rate=0.1, **kwargs)
+    made.train()
+    rates = [entry["learning_rate"] for entry in made.state.log_history if "learning_rate" in entry]
+    assert made.state.global_step == steps and rates == pytest.approx([0.1 * step / steps for step in range(steps)])
