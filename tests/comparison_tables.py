@@ -65,7 +65,7 @@ def worth(known: dict[str, dict[str, Any]], ended: bool = False) -> str:
     """
     lines = ["| comparison, budget | score | alone | arm | difference | claim |", "|---|---|---:|---|---|---|"]
     for name, one in known.items():
-        for table in one["tables"]:
+        for table in one["tables"] if one["split"] == "test" else []:  # a screening or a learning curve is no worth
             lines += [_line(name, one, table, row) for row in _told(table) if not ended or _complete(row)]
     if len(lines) == 2:
         return "No comparison has two seeds of an arm yet."
@@ -81,7 +81,7 @@ def _told(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _complete(row: dict[str, Any]) -> bool:
-    return "not complete" not in (row["claim"] or "")
+    return all(score is not None for score in row["scores"].values())
 
 
 def _line(name: str, one: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> str:
