@@ -81,7 +81,8 @@ def _told(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _complete(row: dict[str, Any]) -> bool:
-    return all(score is not None for score in row["scores"].values())
+    ended = all(score is not None for score in row["scores"].values())
+    return ended and "not complete" not in (row["claim"] or "")
 
 
 def _line(name: str, one: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ MASKS = Starter(
     pays=(
         "CamVid, equal time, with a teacher in every step: alone 40.1 mIoU, distilled 38.7. With its answers stored",
         "for whole images and loss channel_wise, at equal cost: alone 38.3, distilled 42.0 (one student, five seeds).",
+        "That student began from scratch. One with ImageNet weights gained nothing: alone 49.7, distilled 48.5.",
     ),
 )
 BOXES = Starter(

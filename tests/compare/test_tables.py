@@ -43,6 +43,10 @@ def test_pages_hold_what_the_records_show_and_making_them_again_changes_nothing(
     only = "<!-- worth ended -->\n<!-- end -->\n"
     assert "| toy, 1000 steps |" in rendered(only, known)
     assert "| toy, 1000 steps |" not in rendered(only, cut) and "| toy, cost of" in rendered(only, cut)
+    for row in cut["toy"]["tables"][1]["rows"]:
+        row["scores"] |= dict.fromkeys(list(row["scores"])[:1])  # a seed that was not run
+    assert "| toy," not in rendered(only, cut)
+    assert worth({"toy": {**known["toy"], "split": "validation"}}) == worth({})  # a screening
 
 
 def test_the_recommended_and_the_default_arm_are_told_whether_they_won_or_lost(tmp_path: Path) -> None:
