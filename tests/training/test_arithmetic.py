@@ -32,7 +32,7 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
     whole.train()
     halves.train()
     assert largest_difference(start, weights(whole)) > 1e-3, "nothing moved: the test would prove nothing"
-    assert largest_difference(weights(whole), weights(halves)) < 5e-6  # 1.5e-6 on CPUs without AVX-512
+    assert largest_difference(weights(whole), weights(halves)) < 1e-6
     # What is logged must agree too: unweighted means over the interval.
     for key in ("loss", "loss_task", "loss_cankd"):
         logged = [[entry[key] for entry in t.state.log_history if key in entry] for t in (whole, halves)]
@@ -77,9 +77,10 @@ def test_two_processes_equal_one_with_the_double_batch(kind: str, two: Path, tmp
     if kind == "thrifty":
         averages = [{name: rank.pop(name) for name in averaged(single)} for rank in ranks]
         assert largest_difference(averages[0], averages[1]) == 0
-        assert largest_difference(averages[0], averaged(single)) < 5e-6  # 1.5e-6 on CPUs without AVX-512
+        assert largest_difference(averages[0], averaged(single)) < 1e-6
     assert largest_difference(start, ranks[0]) > 1e-3, "nothing moved: the test would prove nothing"
-    assert largest_difference(weights(single), ranks[0]) < 5e-6  # 1.5e-6 on CPUs without AVX-512
+    # Two SGD steps of dino, with gradients of norm 35, differ by 1.5e-6 where a CPU has no AVX-512.
+    assert largest_difference(weights(single), ranks[0]) < (2e-6 if kind == "dino" else 1e-6)
     if kind == "fpn":
         found = json.loads((two / "scores.json").read_text())
         assert found["miou"] == pytest.approx(single.evaluate(Images(13))["eval_miou"], abs=1e-6)
@@ -235,7 +236,7 @@ def test_gradient_checkpointing_gives_the_same_training(more: dict[str, Any], tm
     plain.train()
     saved.train()
     assert saved.student.is_activation_checkpointing
-    assert largest_difference(weights(plain), weights(saved)) < 5e-6  # 1.5e-6 on CPUs without AVX-512
+    assert largest_difference(weights(plain), weights(saved)) < 1e-6
 
 
 def test_a_student_that_cannot_checkpoint_activations_says_so(tmp_path: Path) -> None:
