@@ -18,6 +18,7 @@ from cankd_hf.compare.records import Records
 from cankd_hf.compare.settings import as_overrides, load_comparison
 from cankd_hf.compare.tuning import tuning_data
 from cankd_hf.data.common.folders import slice_of
+from cankd_hf.errors import InputError
 from cankd_hf.runs.recipe import load_recipe
 
 from .fake import ARMS, base
@@ -44,17 +45,23 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     records = Records(tmp_path / "records", tmp_path / "runs")
     arms = build_arms(config, records)
     plan = Planner(config, arms, records)
-    if config.judged is None and config.tuning is None and any(budget.prices for budget in config.budgets):
-        return  # its prices are for the real data and weights
-    first = [run.name for run in plan.sweep()]
     runs = len(config.all_seeds) if config.screen is None else config.screen.seeds
+    # Without a verdict: a screening or a learning curve, of two seeds and not on the test split; or a priced table of
+    # all seeds, for which no controls were run.
+    priced = any(budget.prices is not None for budget in config.budgets)
     if config.judged is None:
+        assert priced == (len(config.all_seeds) > 2)
+        assert all((arm.recipe.data.test_split is None) is not priced for arm in arms.values())
+    if priced and config.tuning is None:
+        with pytest.raises(InputError, match="was priced with another recipe"):  # the set of this test is another
+            plan.sweep()
+        return
+    first = [run.name for run in plan.sweep()]
+    if config.judged is None:
+        assert config.images == "own" or config.tuning is not None or path.stem == "camvid_ablation"
         each = runs * len(config.budgets) if config.tuning is None else config.tuning.trials
-        assert (
-            len(first) == len(arms) * each - (path.stem == "camvid_ablation") * runs
-        )  # its stored and live arms are one here
-        if len(config.all_seeds) == 2:  # a screening, or a learning curve
-            assert all(arm.recipe.data.test_split is None for arm in arms.values())
+        keys = {str(records.told(arm.recipe)) for arm in arms.values()}  # the teacher of this test is not stored
+        assert len(first) == len(keys) * each
         return
     controls = {arm.control: name for name, arm in arms.items() if arm.control != UNTRAINED}
     assert controls[REFERENCE] == "alone" and {NO_BLOCK, TWIN} <= controls.keys()
