@@ -202,3 +202,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
     except psutil.Error:  # it has ended
         return 0.0
     return float(times.user + times.system)
+
+
+def cpu_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bf16 by its own instructions."""
+    import torch
+
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    arm = getattr(torch.cpu, "_is_arm_bf16_supported", None)
+    return any(ask() for ask in [*known, arm] if ask is not None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cankd_hf.commands import command_parser, console, exit_code, importing
-from cankd_hf.host import Host, Load, read_host
+from cankd_hf.host import Host, Load, cpu_bf16, read_host
 
 EXAMPLES = """examples:
   python -m cankd_hf.doctor
@@ -197,12 +197,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def cpu_bf16() -> bool:
-    """Whether the CPU multiplies matrices in bf16 by its own instructions."""
-    import torch
-
-    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    arm = getattr(torch.cpu, "_is_arm_bf16_supported", None)
-    return any(ask() for ask in [*known, arm] if ask is not None)

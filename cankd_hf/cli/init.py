@@ -15,7 +15,7 @@ from cankd_hf.commands import check_file, command_parser, console, exit_code, im
 from cankd_hf.config.advice import not_one_of
 from cankd_hf.config.named import reachable
 from cankd_hf.errors import InputError
-from cankd_hf.host import Host, read_host, usable_cores, wait_passively
+from cankd_hf.host import Host, cpu_bf16, read_host, usable_cores, wait_passively
 from cankd_hf.quiet import told_already
 
 if TYPE_CHECKING:
@@ -218,8 +218,6 @@ class _Asked:
 def machine() -> tuple[bool, bool]:
     """Whether this machine has an accelerator, and whether it computes in bf16 by its own instructions."""
     import torch
-
-    from cankd_hf.cli.doctor import cpu_bf16
 
     if not torch.accelerator.is_available():
         return False, cpu_bf16()

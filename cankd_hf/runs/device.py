@@ -10,6 +10,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers.utils import is_torch_tf32_available
 
 from cankd_hf.config.recipe import Recipe
+from cankd_hf.host import cpu_bf16
 from cankd_hf.teachers.teacher import auto_dtype
 
 _SHARDED = {"fsdp": "ACCELERATE_USE_FSDP", "deepspeed": "ACCELERATE_USE_DEEPSPEED"}  # setting -> launcher's variable
@@ -74,7 +75,7 @@ def choices(device: Device, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def told(device: Device, recipe: Recipe) -> str:
-    """The line that tells what was chosen for the device and what the recipe sets instead."""
+    """What was chosen for the device and what the recipe sets instead; a second line where bf16 is slow there."""
     made = choices(device, recipe.training)
     if made.pop("accelerator_config", None):
         made["accelerator_config.non_blocking"] = True
@@ -88,7 +89,9 @@ def told(device: Device, recipe: Recipe) -> str:
     given = {name: recipe.training.get(name) for name in names}
     kept = [f"{name}={_shown(value)}" for name, value in given.items() if value is not None]
     stays = f"; the recipe sets {', '.join(kept)}" if kept else ""
-    return f"device: {device.kind} (chosen: {', '.join(chosen)}{stays})"
+    slow = device.kind == "cpu" and recipe.training.get("bf16") and not cpu_bf16()
+    hint = "\nbf16: this CPU has no instructions for it, and computes faster without; set training.bf16=false"
+    return f"device: {device.kind} (chosen: {', '.join(chosen)}{stays})" + (hint if slow else "")
 
 
 def _shown(value: Any) -> str:

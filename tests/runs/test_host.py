@@ -243,6 +243,13 @@ def test_the_device_line_names_choices_and_what_the_recipe_sets(monkeypatch: pyt
         "device: cpu (chosen: dataloader_pin_memory=false, channels_last=false, teacher.dtype=float32; "
         "the recipe sets optim=sgd)"
     )
+    monkeypatch.setattr(device_module, "cpu_bf16", lambda: False)
+    assert told(CPU, recipe("training.bf16=true")).splitlines()[1:] == [
+        "bf16: this CPU has no instructions for it, and computes faster without; set training.bf16=false"
+    ]
+    assert "\n" not in told(CPU, recipe()) + told(CUDA, recipe("training.bf16=true"))
+    monkeypatch.setattr(device_module, "cpu_bf16", lambda: True)
+    assert "\n" not in told(CPU, recipe("training.bf16=true"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     auto_dtype.cache_clear()
     try:
