@@ -49,7 +49,7 @@ def loss_keys(history: History) -> list[str]:
 
 @rc_context(NAMES_AS_THEY_ARE)
 def training_curves(histories: Mapping[str, History], metric: str) -> Figure | None:
-    """Losses, raw similarity, branch share, score and learning rate over the steps; None if nothing was logged.
+    """Losses, raw similarity, shares of branch and gradient, score and learning rate over the steps; None without any.
 
     Args:
         histories: name of each arm -> its `log_history`; the first is the distilled student, drawn in all detail.
@@ -63,6 +63,7 @@ def training_curves(histories: Mapping[str, History], metric: str) -> Figure | N
         ("raw correlation with the teacher", "raw_correlation/", keys_with(main, "raw_correlation/"), False),
         ("raw CKA with the teacher", "raw_cka/", keys_with(main, "raw_cka/"), False),
         ("share of the Can branch, |output| / |student|", "branch_share/", keys_with(main, "branch_share/"), False),
+        ("share of the gradient at the taps", "gradient_share/", keys_with(main, "gradient_share/"), False),
         (f"validation {metric}", "", [f"eval_{metric}"], True),
         ("learning rate", "", ["learning_rate"], True),
     ]

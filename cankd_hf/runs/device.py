@@ -89,9 +89,18 @@ def told(device: Device, recipe: Recipe) -> str:
     given = {name: recipe.training.get(name) for name in names}
     kept = [f"{name}={_shown(value)}" for name, value in given.items() if value is not None]
     stays = f"; the recipe sets {', '.join(kept)}" if kept else ""
-    slow = device.kind == "cpu" and recipe.training.get("bf16") and not cpu_bf16()
-    hint = "\nbf16: this CPU has no instructions for it, and computes faster without; set training.bf16=false"
+    slow = _without_bf16(recipe) if device.kind == "cpu" and not cpu_bf16() else []
+    hint = f"\nbf16: this CPU has no instructions for it, and computes faster without; set {', '.join(slow)}"
     return f"device: {device.kind} (chosen: {', '.join(chosen)}{stays})" + (hint if slow else "")
+
+
+def _without_bf16(recipe: Recipe) -> list[str]:
+    """What sets each part of a run that would compute in bf16 to float32."""
+    found = ["training.bf16=false"] if recipe.training.get("bf16") else []
+    if not found and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        found = ["--mixed_precision no of accelerate launch"]
+    teachers = {recipe.teacher_path(name): config for name, config in recipe.named_teachers().items()}
+    return found + [f"{path}.dtype=float32" for path, config in teachers.items() if config.dtype == "bfloat16"]
 
 
 def _shown(value: Any) -> str:

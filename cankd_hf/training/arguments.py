@@ -60,7 +60,11 @@ class CanKDConfig(TrainingArguments):
         },
     )
     measure_similarity: bool = field(
-        default=True, metadata={"help": "Log the raw teacher-student similarity at every logging step."}
+        default=True,
+        metadata={
+            "help": "Log the raw teacher-student similarity at every logging step, and the share of the gradient that "
+            "each term has at most every 50 steps."
+        },
     )
     check_images: int = field(
         default=16,

@@ -211,7 +211,7 @@ def _over_processes(values: list[Tensor]) -> list[Tensor]:
 
 
 def told(history: Iterable[Mapping[str, Any]]) -> str:
-    """What became of the terms of a run, in a sentence each; empty where nothing was watched.
+    """How heavy the terms of a run were, and what became of them, in a sentence each; empty if nothing was measured.
 
     Args:
         history: its `log_history`.
@@ -219,13 +219,14 @@ def told(history: Iterable[Mapping[str, Any]]) -> str:
     series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for entry in history:
         for key in entry:
-            if key.startswith("turned_down/"):
-                series.setdefault(key.partition("/")[2], []).append((entry.get("step", 0), entry))
+            kind, _, label = key.partition("/")
+            if kind == "turned_down" or (kind == "gradient_share" and f"turned_down/{label}" not in entry):
+                series.setdefault(label, []).append((entry.get("step", 0), entry))
     return "; ".join(_told(label, found) for label, found in series.items())
 
 
 def _told(label: str, entries: list[tuple[int, Mapping[str, Any]]]) -> str:
-    factors = [(step, entry[f"turned_down/{label}"]) for step, entry in entries]
+    factors = [(step, entry[f"turned_down/{label}"]) for step, entry in entries if f"turned_down/{label}" in entry]
     words = []
     for key, what, form in (
         ("gradient_share", "share of the gradient at its taps", ".1%"),
@@ -236,8 +237,8 @@ def _told(label: str, entries: list[tuple[int, Mapping[str, Any]]]) -> str:
         if values:
             words.append(f"{what} {format(values[0], form)} to {format(values[-1], form)}")
     first = next((step for step, factor in factors if factor < 1), None)
-    if first is None:
+    if factors and first is None:
         words.append("not turned down")
-    else:
+    elif first is not None:
         words.append(f"it fought the task: turned down from step {first}, to {factors[-1][1]:.3g} of its weight")
     return f"{label}: {', '.join(words)}"

@@ -294,6 +294,7 @@ class Distiller(WeighingModule, PredictingModule):
         targets: Any = None,
         weigh: bool = False,
         watch: str = "",
+        share: bool = False,
         **inputs: Any,
     ) -> DistillerOutput:
         """One batch through the student and, when teacher outputs come with it, through the losses.
@@ -310,6 +311,7 @@ class Distiller(WeighingModule, PredictingModule):
                 argument with `label` in its name for one that batches must have.)
             weigh: set the weights of the terms with a share anew.
             watch: measure whether the terms fight the task, on a batch that is `trained` or `held` out; "" does not.
+            share: also measure how heavy each term is beside the task, by their gradients at the student's maps.
             inputs: further inputs of the student.
         """
         counted = None
@@ -329,9 +331,11 @@ class Distiller(WeighingModule, PredictingModule):
             answers = self.answers(outputs, targets if labels is None else labels, meta, maps, size)
             values = list(self.values(connected, answers, teachers))
             parts |= {item.name: value.detach().float() for item, value in values}
-            total = self._sum(total, values, factors, maps, weigh, watch)
+            task, total = total, self._sum(total, values, factors, maps, weigh, watch)
             if measure:
                 result = self.measured(maps, teachers, connected, answers)
+            if share and maps:
+                result["reports"] = {**result.get("reports", {}), **self.measured_shares(task, values, factors, maps)}
         if total is None and not keep and self.training and torch.is_grad_enabled():
             total = self.nothing()
         if logits is not None and not keep:

@@ -60,11 +60,13 @@ from cankd_hf.training.sharding import ShardingMixin, check_sharded, is_sharded
 from cankd_hf.training.streaming import StreamingMixin
 from cankd_hf.training.trials import TrialsMixin
 from cankd_hf.training.unlabelled import UnlabelledMixin
+from cankd_hf.training.weighing import GRADIENT_SHARE
 from cankd_hf.training.working import WorkingCallback
 
 logger = logging.getLogger(__name__)
 
-# Number of steps between measurements of similarity where logging is not by steps.
+# Number of steps between measurements of similarity where logging is not by steps, and at least between those of the
+# gradient, which cost a third of a step.
 MEASURE_EVERY = 50
 
 
@@ -293,7 +295,10 @@ class CanKDTrainer(
                 factors = self.distiller.factors_of(factors, asked)
             rarest = max(asked.values(), default=1)
             given = self._ask_teachers(batch, factors, self._measures_now(rarest))
-            return {**given, **self.distiller.measures(step // rarest)} if given else {}
+            if not given:
+                return {}
+            share = self._share_within(step + 1, rarest)
+            return {**given, **self.distiller.measures(step // rarest), "share": share}
         if self.task.needs_teacher_in_evaluation:
             return self._ask_teachers(batch, [1.0] * len(self.distiller.objective.terms), True)
         return {}
@@ -326,26 +331,50 @@ class CanKDTrainer(
         Args:
             rarest: steps from this one to the next that asks the teacher that is asked the least.
         """
+        step = self.state.global_step + 1
+        first = step == 1 and self.args.logging_first_step and self.args.measure_similarity
+        return first or self._line_within(step, rarest)
+
+    def _line_within(self, step: int, steps: int = 1, apart: int = 1) -> bool:
+        """Whether a log line with measurements comes at a step or at one of the next ones.
+
+        Args:
+            step: counted from 1.
+            steps: how many, with that one.
+            apart: least number of steps between two such lines.
+        """
         if not self.args.measure_similarity:
             return False
-        step, last = self.state.global_step + 1, min(self.state.global_step + rarest, self.state.max_steps)
-        if last == self.state.max_steps or (step == 1 and self.args.logging_first_step):
-            return True
+        last = min(step + steps - 1, self.state.max_steps)
         by_steps = self.args.logging_strategy == IntervalStrategy.STEPS
         every = max(1, int(self.state.logging_steps)) if by_steps else MEASURE_EVERY
-        return last // every > (step - 1) // every
+        every *= -(-apart // every)
+        return last == self.state.max_steps or last // every > (step - 1) // every
+
+    def _share_within(self, step: int, steps: int = 1) -> bool:
+        """The same of a line that says how heavy each term is, where `forward` can have the gradients for it."""
+        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.compute_loss_func is not None
+        again = (getattr(part, "gradient_checkpointing", False) for part in self.distiller.modules())
+        if apart or not self._objective.task_weight or not self._line_within(step, steps, MEASURE_EVERY):
+            return False
+        return not self.args.torch_compile and not any(again)
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             means = self._means.drain(self.accelerator)
-            if not means and any(self._objective.factors(self.state.global_step - 1, self.state.max_steps)):
+            factors = self._objective.factors(self.state.global_step - 1, self.state.max_steps)
+            if not means and any(factors):
                 self._warn_of_own_loss()
             logs.update(means)
             self._kept.see(logs)
             logs.update(self._clock.drain(self.accelerator))
             logs.update({**self.distiller.shares.logged(), **self.distiller.conflict.logged()})
+            shares = {name: value for name, value in means.items() if name.startswith(GRADIENT_SHARE)}
+            if shares or self._share_within(self.state.global_step):
+                over = (term.label for term, factor in zip(self._objective.terms, factors, strict=True) if not factor)
+                logs.update({**{GRADIENT_SHARE + label: 0.0 for label in over}, **shares})
             self.guard.correct(logs)
         super().log(logs, start_time)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cankd_hf.training.conflict import Conflict
@@ -13,6 +14,8 @@ from cankd_hf.training.objective import Objective
 from cankd_hf.training.placing import Placed
 from cankd_hf.training.shares import Shares, Values
 from cankd_hf.training.tap_gradients import TapGradients
+
+GRADIENT_SHARE = "gradient_share/"  # in the log, before the name of a term
 
 
 class WeighingModule(ConnectingModule):
@@ -61,6 +64,35 @@ class WeighingModule(ConnectingModule):
             self.conflict.measure(task, gradients.terms(values), weights, gradients, watch == "held")
         return total
 
+    def measured_shares(
+        self, task: Tensor | None, values: Values, factors: Tensor | None, maps: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """How heavy each term is: its part in the sum of the norms of all losses' weighted gradients, at its own taps.
+
+        Measured in this process and batch alone, for the log; nothing is weighted by it.
+
+        Args:
+            task: the weighted loss of the task []; None without one.
+            values: the unweighted values of the terms.
+            factors: of `forward`.
+            maps: the student's maps, with gradient.
+
+        Returns:
+            The share [], 0 to 1, by `gradient_share/LABEL`; nan where the taps do not train, the task does not depend
+            on them, or there is none. All processes get the same names.
+        """
+        gradients = TapGradients(maps)
+        terms = gradients.terms(values)
+        weights = {item.term.label: self._weight(item, factors) for item, _ in values}
+        losses = [task, *(weights[label] * term.value for label, term in terms.items())]
+        squares = torch.stack([_squares(gradients, loss) for loss in losses], dim=1)  # [maps, 1 + terms]
+        shares = {}
+        for row, (label, term) in enumerate(terms.items(), 1):
+            # row by row: a list as index would be copied to the device, which waits
+            norms = torch.stack([squares[tap] for tap in term.taps]).sum(0).sqrt()
+            shares[GRADIENT_SHARE + label] = torch.where(norms[0] > 0, norms[row] / norms.sum(), torch.nan)
+        return shares
+
     def _weight(self, item: Placed, factors: Tensor | None) -> Tensor | float:
         """What a loss is multiplied by, beside the weight of its pair."""
         weight = self.shares.weight(item)
@@ -68,3 +100,12 @@ class WeighingModule(ConnectingModule):
             weight = weight * self.conflict.factor(item.term.label)
         order = [term.label for term in self.objective.terms]
         return weight if factors is None else weight * factors[order.index(item.term.label)]
+
+
+def _squares(gradients: TapGradients, loss: Tensor | None) -> Tensor:
+    """The squared norm of a loss's gradient at each map [maps]; 0 where it depends on none, or the map is frozen."""
+    zero = gradients.maps[0].new_zeros((), dtype=torch.float32)
+    taps = [tap for tap, feature_map in enumerate(gradients.maps) if feature_map.requires_grad]
+    found = {} if loss is None or not loss.requires_grad else gradients.of(loss, taps, "", "")
+    own = [found.get(tap) for tap in range(len(gradients.maps))]
+    return torch.stack([zero if gradient is None else gradient.square().sum() for gradient in own])

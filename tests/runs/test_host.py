@@ -247,6 +247,10 @@ def test_the_device_line_names_choices_and_what_the_recipe_sets(monkeypatch: pyt
     assert told(CPU, recipe("training.bf16=true")).splitlines()[1:] == [
         "bf16: this CPU has no instructions for it, and computes faster without; set training.bf16=false"
     ]
+    assert told(CPU, recipe("teacher.dtype=bfloat16")).endswith("faster without; set teacher.dtype=float32")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # accelerate launch --mixed_precision bf16
+    assert told(CPU, recipe()).endswith("faster without; set --mixed_precision no of accelerate launch")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert "\n" not in told(CPU, recipe()) + told(CUDA, recipe("training.bf16=true"))
     monkeypatch.setattr(device_module, "cpu_bf16", lambda: True)
     assert "\n" not in told(CPU, recipe("training.bf16=true"))

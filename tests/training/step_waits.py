@@ -50,6 +50,7 @@ EXEMPT = {
     "cankd_hf.models.fpn.reppoints_cankd_fpn:reppoints_losses": "matching of boxes to objects",
     "cankd_hf.models.fpn.modeling_cankd_fpn_detection:mask_sizes": "sizes of padded images, for the selection",
     "accelerate.accelerator:Accelerator.backward": "gradients of what was matched",
+    "cankd_hf.training.tap_gradients:TapGradients.of": "the same gradients, where they are measured",
 }
 NAMES = kinds.NAMES
 

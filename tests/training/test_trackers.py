@@ -67,7 +67,7 @@ def test_tensorboard_shows_groups_and_the_history_keeps_its_keys(
     board.Reload()
     names = set(board.Tags()["scalars"])
     assert not missing(GROUPED_NAMES, names), sorted(names)
-    groups = {"train", "loss", "similarity", "branch_share", "eval", "test"}
+    groups = {"train", "loss", "similarity", "branch_share", "gradient_share", "eval", "test"}
     assert {name.split("/")[0] for name in names} == groups
     assert "args/text_summary" in board.Tags()["tensors"], "transformers' own set-up is kept"
     history = made.state.log_history

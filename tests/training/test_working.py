@@ -87,7 +87,9 @@ def test_four_runs_get_their_four_verdicts(
         assert any("is the same for every image" in finding for finding in made.health.findings)
     made.save_model(str(tmp_path / "saved"))
     saved = json.loads((tmp_path / "saved" / "distillation.json").read_text())["working"]
-    assert saved == verdict.facts() and saved["verdict"] == kind
+    assert saved == made.working.facts() and saved["verdict"] == kind
+    assert {**saved, **verdict.facts()} == saved
+    assert ("weights" in saved) == (kind in (PLATEAU, BROKEN)), "a share needs a task, and taps that train"
 
 
 TRAINING = {

@@ -18,6 +18,7 @@ GROUPS = {
     "raw_": "similarity/",
     "held_": "held_out/",
     "branch_share/": "branch_share/",
+    "gradient_share/": "gradient_share/",
 }
 
 
