@@ -268,19 +268,24 @@ def _teacher(answers: Answers) -> list[str]:
 
 
 def _distill(answers: Answers) -> list[str]:
-    starter = answers.starter
+    starter, same_task = answers.starter, bool(answers.starter.task_loss) and answers.teacher not in TEACHERS
+    gentle = starter.share if same_task and starter.labelled else 0.0
     lines = ["distill:"]
-    if starter.labelled:
-        lines.append(_line("  weights: recommended", "half of the gradient at most, faded out, with a guard"))
-    else:
+    if not starter.labelled:
         lines.append(_line("  task_weight: 0", "no labels: the teacher is all there is to learn from"))
+    elif not gentle:
+        lines.append(_line("  weights: recommended", "half of the gradient at most, faded out, with a guard"))
     lines.append(_line("  grid: finer", "maps are compared on the finer of the two grids"))
     lines.append("  terms:")
-    if starter.task_loss and answers.teacher not in TEACHERS:
+    if same_task:
         why = "of a teacher of the same task; for one that knows images alone instance_mse"
         lines.append(_line(f"    - loss: {starter.task_loss}", why))
     else:
         lines.append(_line("    - loss: instance_mse", "the cheapest that is not worse than cankd"))
+    if gentle:
+        lines.append(_line(f"      weight: {{share: {gentle:g}}}", "of the gradient: pretrained weights need no more"))
+        lines.append(_line("      warmup: 0.05", "grows over the first twentieth of the run"))
+        lines.append(_line("      fade: [0.3, 0.6]", "and is over after 60% of it: the rest is the labels' alone"))
     return lines
 
 

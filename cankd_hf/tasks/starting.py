@@ -21,6 +21,7 @@ class Starter:
         batch: images of a batch on a CPU; on a GPU twice as many.
         least: training images below which no teacher is proposed.
         task_loss: on maps of a teacher of the same task, the one that did best where it was measured; "": none was.
+        share: of the gradient, that this loss is given beside a student with pretrained weights; 0: none was measured.
         pays: what is known about when distilling pays, from docs/when.md, one sentence each.
         data: further settings of `data`, each with the reason for it.
     """
@@ -33,6 +34,7 @@ class Starter:
     batch: int = 8
     least: int = 0
     task_loss: str = ""
+    share: float = 0.0
     pays: tuple[str, ...] = ()
     data: Mapping[str, tuple[str, str]] = field(default_factory=lambda: {"scale": SCALE})
 
@@ -41,6 +43,7 @@ MASKS = Starter(
     "gives each pixel a class",
     {"fpn_channels": "{channels}", "head_channels": "{channels}"},
     task_loss="channel_wise",
+    share=0.1,
     pays=(
         "CamVid, equal time, with a teacher in every step: alone 40.1 mIoU, distilled 38.7. With its answers stored",
         "for whole images and loss channel_wise, at equal cost: alone 38.3, distilled 42.0 (one student, five seeds).",

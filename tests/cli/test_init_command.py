@@ -15,6 +15,7 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 from cankd_hf.__main__ import main
 from cankd_hf.cli import init, starting
 from cankd_hf.cli.starting import DEVICES, TEACHERS, Answers, Size, recipe_text
+from cankd_hf.config.distill import Share
 from cankd_hf.config.reading import read_recipe
 from cankd_hf.runs import measured
 from cankd_hf.runs.recipe import load_recipe
@@ -53,7 +54,12 @@ def test_every_combination_of_answers_is_a_recipe_whose_lines_all_say_why(task: 
         named = recipe.named_teachers()
         if named:  # the measured loss is for a teacher of the task; one that knows images alone has the plain one
             own = starter.task_loss and teacher == "runs/mine"
-            assert recipe.distill.terms[0].loss == (starter.task_loss if own else "instance_mse")
+            term, gentle = recipe.distill.terms[0], bool(own) and starter.share > 0
+            assert term.loss == (starter.task_loss if own else "instance_mse")
+            if starter.labelled:  # what was measured beside pretrained weights; else `weights: recommended`
+                assert isinstance(term.weight, Share)
+                assert (term.weight.share, term.fade) == ((0.1, [0.3, 0.6]) if gentle else (0.5, [0.5, 0.9]))
+                assert (recipe.distill.guard is None) == gentle
         assert bool(named) == (teacher != "none") and all((one.cache is not None) == cached for one in named.values())
         lines = text.splitlines()
         for number, line in enumerate(lines):
