@@ -24,10 +24,10 @@ from cankd_hf.runs.record import write_json
 from cankd_hf.training.arguments import CanKDConfig
 from cankd_hf.training.checkpoint_files import digest
 from cankd_hf.training.monitoring.cost import CPU, DEVICE, PREPAID, SETUP, WALL
+from cankd_hf.training.weighing import GRADIENT_SHARE
 
 _LATER: dict[str, Any] = {"contents": None, "working": "", "prepaid": {}, "task_loss": None}  # of records of before
 _LATER |= {"shares": {}, "beside": False}
-_SHARE = "gradient_share/"  # in the log, before the name of a term
 _SETTINGS = ("config.json", "preprocessor_config.json")  # beside weights
 _IMAGES = ("data.path", "data.unlabelled")
 SCHEDULE_FILE = "schedule.json"  # steps that runs were given
@@ -332,8 +332,8 @@ def _shares(log: list[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for entry in log:
         for key, value in entry.items():
-            if key.startswith(_SHARE) and isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(key.removeprefix(_SHARE), []).append(float(value))
+            if key.startswith(GRADIENT_SHARE) and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(key.removeprefix(GRADIENT_SHARE), []).append(float(value))
     return {term: round(fmean(values), 4) for term, values in found.items()}
 
 

@@ -35,7 +35,7 @@ TASK = "held_out_task_loss"
 PLACE, FIX = "distill.guard", "leave it out"
 Both = dict[int, tuple[Tensor, Tensor, Tensor] | None]  # by tap, see `_pair`
 # Places in the state of a term.
-IMAGES, LAYER, COUNT, HELD, HELD_LAYER, HELD_COUNT, AGAINST, ALONG, FACTOR, SHARE = range(10)
+IMAGES, LAYER, COUNT, HELD, HELD_LAYER, HELD_COUNT, AGAINST, ALONG, FACTOR = range(9)
 
 
 class Conflict(nn.Module):
@@ -53,7 +53,7 @@ class Conflict(nn.Module):
         self.labels = [] if guard is None else [term.label for term in terms if term.counts]
         before = {} if known is None else dict(known.named_buffers())
         for label in self.labels:
-            fresh = torch.zeros(10)
+            fresh = torch.zeros(10)  # the last is not used: checkpoints have it, from when the share was kept here
             fresh[FACTOR] = 1.0
             self.register_buffer(_name(label), before.get(_name(label), fresh))
 
@@ -73,13 +73,12 @@ class Conflict(nn.Module):
         return self.get_buffer(_name(label))[FACTOR].clone() if self else 1.0
 
     def logged(self) -> dict[str, float]:
-        """For the log, by name, once measured: cosines, the share of the gradient, and the factor of the weight."""
+        """For the log, by name, once measured: cosines, and the factor of the weight."""
         found: dict[str, float] = {}
         for label in self.labels:
             state = self.get_buffer(_name(label)).tolist()
             if state[COUNT]:
                 found |= {f"conflict/{label}": min(state[IMAGES], state[LAYER])}
-                found |= {f"gradient_share/{label}": state[SHARE]}
             if state[HELD_COUNT]:
                 held = min(state[HELD], state[HELD_LAYER])
                 found |= {f"conflict_held_out/{label}": held, TASK: float(self.get_buffer(TASK))}
@@ -96,19 +95,13 @@ class Conflict(nn.Module):
             raise InputError(f"{PLACE}: compares the terms with the task, whose task_weight is 0; leave it out")
 
     def measure(
-        self,
-        task: Tensor | None,
-        terms: Mapping[str, TermLoss],
-        weights: Mapping[str, Tensor | float],
-        gradients: TapGradients,
-        held: bool = False,
+        self, task: Tensor | None, terms: Mapping[str, TermLoss], gradients: TapGradients, held: bool = False
     ) -> None:
         """Takes in the gradients of one batch and sets the factors.
 
         Args:
             task: the task's loss []; None if this batch has none.
             terms: the unweighted losses of the terms; terms without an entry keep their state.
-            weights: the present weight of each term.
             gradients: at the student's maps.
             held: whether the batch is of images that were held out.
 
@@ -116,7 +109,7 @@ class Conflict(nn.Module):
             InputError: if a map does not train or is not on the way to the task's loss.
         """
         device = gradients.maps[0].device
-        images = torch.zeros(len(self.labels) + 1, 4, device=device)  # last: the task's loss
+        images = torch.zeros(len(self.labels) + 1, 2, device=device)  # last: the task's loss
         layers = []
         known = {} if task is None else {label: terms[label] for label in self.labels if label in terms}
         taps = sorted({tap for loss in known.values() for tap in loss.taps})
@@ -136,21 +129,18 @@ class Conflict(nn.Module):
             self.get_buffer(TASK).copy_(reduced[0][-1, 0] / reduced[0][-1, 1].clamp_min(1))
         for label, row, layer in zip(self.labels, reduced[0], reduced[1:], strict=False):
             cosine = nn.functional.cosine_similarity(layer[0], layer[1], dim=0)
-            self._take(label, torch.cat([row, cosine[None]]), weights.get(label, 1.0), held)
+            self._take(label, torch.cat([row, cosine[None]]), held)
 
-    def _take(self, label: str, sums: Tensor, weight: Tensor | float, held: bool) -> None:
+    def _take(self, label: str, sums: Tensor, held: bool) -> None:
         """Follows one measurement of a term, `sums` as in `_of_images`, over all processes, and the layer's cosine."""
         assert self.guard is not None
         buffer = self.get_buffer(_name(label))
-        images, count, theirs, ours, layer = sums
+        images, count, layer = sums
         state, place = buffer.clone(), HELD if held else IMAGES
         part = (1 / (state[place + 2] + 1)).clamp_min(FOLLOW)  # a plain mean at first
         state[place] += part * (images / count - state[place])
         state[place + 1] += part * (layer - state[place + 1])
         state[place + 2] += 1
-        if not held:
-            own = weight * ours.sqrt()
-            state[SHARE] = own / (theirs.sqrt() + own)
         if held or not self.guard.holdout:
             self._decide(state, torch.minimum(state[place], state[place + 1]))
         valid = (count > 0) & state.isfinite().all()
@@ -179,12 +169,12 @@ def _pair(task: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor, Tens
 
 
 def _of_images(both: Both) -> Tensor:
-    """The sum of the cosines of all images at all taps of a term, their number, |G|^2 and |g|^2, [4]."""
+    """The sum of the cosines of all images at all taps of a term, and their number, [2]."""
     found = []
     for task, own, counts in filter(None, both.values()):
         norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in (task, own)])
         cosines = torch.where(counts, (task * own).flatten(1).sum(1) / norms.prod(0), 0)
-        found.append(torch.stack([cosines.sum(), counts.sum(), *(counts * norms.square()).sum(1)]))
+        found.append(torch.stack([cosines.sum(), counts.sum()]))
     if not found:
         raise InputError(f"{PLACE}: expected taps that the task's loss depends on, got none; {FIX}")
     return torch.stack(found).sum(0)

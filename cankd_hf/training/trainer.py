@@ -66,7 +66,7 @@ from cankd_hf.training.working import WorkingCallback
 logger = logging.getLogger(__name__)
 
 # Number of steps between measurements of similarity where logging is not by steps, and at least between those of the
-# gradient, which cost a third of a step.
+# shares of the gradient, each of which goes backward through all losses.
 MEASURE_EVERY = 50
 
 

@@ -60,8 +60,7 @@ class WeighingModule(ConnectingModule):
                 weight = self._weight(item, factors) * item.weight
                 total = weight * value if total is None else total + weight * value
         if gradients is not None and watch:
-            weights = {item.term.label: self._weight(item, factors) for item, _ in values}
-            self.conflict.measure(task, gradients.terms(values), weights, gradients, watch == "held")
+            self.conflict.measure(task, gradients.terms(values), gradients, watch == "held")
         return total
 
     def measured_shares(

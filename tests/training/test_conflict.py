@@ -52,7 +52,7 @@ def taken(guard: Guard, cosines: list[float], layer: float = 1.0) -> list[float]
     state = conflict.get_buffer("of_mse")
     for cosine in cosines:
         state[COUNT] = 0
-        conflict._take("mse", torch.tensor([2 * cosine, 2.0, 1.0, 1.0, layer]), 1.0, held=False)
+        conflict._take("mse", torch.tensor([2 * cosine, 2.0, layer]), held=False)
         found.append(state[FACTOR].item())
     return found
 
@@ -65,7 +65,7 @@ def test_a_term_is_halved_while_it_fights_and_doubled_while_it_agrees() -> None:
     assert taken(guard, [-0.5] * 4 + [0.5] * 5) == [1, 1, 0.5, 0.25, 0.25, 0.25, 0.5, 1.0, 1.0]
     assert taken(guard, [0.5] * 3, layer=-0.5) == [1, 1, 0.5]  # the lower one counts
     state = Conflict([LossTerm(loss="mse")], guard)
-    state._take("mse", torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]), 1.0, held=False)  # no image has labels
+    state._take("mse", torch.tensor([0.0, 0.0, 0.0]), held=False)  # no image has labels
     assert state.get_buffer("of_mse")[COUNT] == 0 and state.logged() == {"turned_down/mse": 1.0}
 
 
