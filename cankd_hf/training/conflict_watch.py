@@ -53,7 +53,8 @@ class ConflictCallback(TrainerCallback):
         self._said = factors
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and (line := told(state.log_history)):
+        says = state.is_world_process_zero and cast(Any, self.trainer).working.says_the_end
+        if says and (line := told(state.log_history)):
             logger.warning("Weights: %s", line)
 
     def _factors(self) -> dict[str, float]:

@@ -87,3 +87,11 @@ def test_the_share_beside_a_guard_is_that_of_now(tmp_path: Path, monkeypatch: py
     before, after = logged(made)
     assert 0 < before < 1 and after == 0.0
     assert "not turned down" in told(made.state.log_history)
+
+
+def test_the_end_is_said_where_the_command_does_not_say_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, Images(8), terms=[fixed()], max_steps=1)
+    for said in (False, True):
+        made.working.says_the_end = said
+        made.train()
+        assert caplog.text.count("Weights: mse: share of the gradient") == said
