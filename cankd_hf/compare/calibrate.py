@@ -1,10 +1,11 @@
 """What a step of each arm costs on this machine: all arms in turn, so that other load meets all of them alike."""
 
 import logging
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cankd_hf.compare.prices import MOST_ROUNDS
+from cankd_hf.compare.records import unit_of
 from cankd_hf.config.data import DataConfig
 from cankd_hf.config.parts import part_of
 from cankd_hf.config.recipe import Recipe
@@ -58,9 +61,15 @@ class StepClock(TrainerCallback):
 
 
 def calibrate(
-    arms: Mapping[str, str], teachers: Mapping[str, str], rounds: int = ROUNDS, steps: int = STEPS
+    arms: Mapping[str, str],
+    teachers: Mapping[str, str],
+    rounds: int = ROUNDS,
+    steps: int = STEPS,
+    precision: float | None = None,
+    by_clock: bool = False,
+    say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
-    """Measures a few steps of each arm, A B C A B C, and returns the medians.
+    """Measures a few steps of each arm, A B C A B C, and returns their means.
 
     Args:
         arms: name -> file of its recipe.
@@ -68,9 +77,15 @@ def calibrate(
             with random weights takes its place: it costs the same.
         rounds: how often each has its turn, beside a first one that is not counted.
         steps: number of steps that are measured in a turn.
+        precision: go on until the step of each arm is known to this standard error, relative to it; after
+            `MOST_ROUNDS` turns it is enough. None: after `rounds`.
+        by_clock: whether that is asked of seconds by the clock, see `unit_of`.
+        say: is told after each turn how well the steps are known.
 
     Returns:
-        `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`);
+        `arms`: name -> seconds of a step by `cpu_seconds` and `wall_seconds` (on an accelerator `device_seconds`):
+        the mean over the turns without the tenth of them, at least one, that took longest, and as many of the
+        shortest; `errors`: name -> the standard error of that by clock, relative to it;
         `before`: name -> seconds by clock that each run spends before its first step: on its data, such as labels of
         a teacher, and on answers of a teacher for whole images, by those that the measured steps stored;
         `failed`: name -> why an arm cannot be trained, so that the others go on without it; `evaluation`: seconds by
@@ -97,18 +112,26 @@ def calibrate(
             with _naming(name, failed):
                 runs[name] = _timed(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
             started = started or time.time() - psutil.Process().create_time()
-        for _ in range(rounds + 1):
+        known = math.inf
+        for turn in range(1 + (rounds if precision is None else MOST_ROUNDS)):
+            if precision is not None and known <= precision:
+                break
             for name, timed in runs.items():
                 if name not in failed:
                     with _naming(name, failed):
                         for one in timed:
                             one.trainer.train()
+            if turn >= rounds:
+                errors = [_errors(timed) for name, timed in runs.items() if name not in failed]
+                known = max((each[unit_of(each, by_clock)] for each in errors), default=0.0)
+                say(f"turn {turn}: the step of each arm is known to {known:.1%}")
         left = {name: run for name, run in runs.items() if name not in failed}
         if not left:
             raise InputError([f"{name}: {wrong}" for name, wrong in failed.items()])
         evaluation = _evaluation(next(iter(left.values()))[-1].trainer, next(iter(opened.values()))[1])
     return {
         "arms": {name: _mean_step(timed) for name, timed in left.items()},
+        "errors": {name: _errors(timed) for name, timed in left.items()},
         "before": {name: _before(timed) for name, timed in left.items()},
         "failed": failed,
         "evaluation": evaluation,
@@ -143,11 +166,32 @@ def _timed(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Ta
 
 
 def _mean_step(timed: Sequence[_Timed]) -> dict[str, float]:
-    """Seconds of the mean step of an arm by clock: medians over the turns, those of phases by their shares."""
+    """Seconds of the mean step of an arm by clock: means over the turns, those of phases by their shares."""
     return {
-        unit: sum(one.share * statistics.median(turn[unit] for turn in one.clock.costs[1:]) for one in timed)
-        for unit in timed[0].clock.costs[0]
+        unit: sum(one.share * trimmed_mean(_turns(one, unit)) for one in timed) for unit in timed[0].clock.costs[0]
     }
+
+
+def _errors(timed: Sequence[_Timed]) -> dict[str, float]:
+    """The standard error of that by clock, relative to it; infinite after less than two turns."""
+    if len(timed[0].clock.costs) < 3:
+        return dict.fromkeys(timed[0].clock.costs[0], math.inf)
+    mean = _mean_step(timed)
+    return {unit: math.hypot(*(one.share * _error(_turns(one, unit)) for one in timed)) / mean[unit] for unit in mean}
+
+
+def _turns(one: _Timed, unit: str) -> list[float]:
+    return [turn[unit] for turn in one.clock.costs[1:]]
+
+
+def _error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def trimmed_mean(values: Sequence[float]) -> float:
+    """The mean without a tenth of the values, at least one, at either end: of three the median."""
+    cut = max(1, len(values) // 10) if len(values) > 2 else 0
+    return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
 
 def _before(timed: Sequence[_Timed]) -> dict[str, float]:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         from cankd_hf.cli import train
 
         return train.main([file])
-    from cankd_hf.commands import exit_code
+    from cankd_hf.commands import console, exit_code
     from cankd_hf.compare.calibrate import calibrate
     from cankd_hf.host import keep_memory
     from cankd_hf.runs.record import write_json
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     def measured() -> int:
         keep_memory()  # as the runs do
         spec = json.loads(Path(file).read_text(encoding="utf-8"))
-        write_json(Path(spec["output"]), calibrate(spec["arms"], spec["teachers"]))
+        write_json(Path(spec.pop("output")), calibrate(**spec, say=console().print))
         return 0
 
     return exit_code(measured)

@@ -126,18 +126,22 @@ def _costs_count(planner: "Planner", no_plan: bool) -> bool:
 
 def _write_prices(file: Path, planner: "Planner", processes: Any, say: Any) -> int:
     """Measures a step of each arm and writes what it costs. Returns the exit code."""
-    from cankd_hf.compare.prices import saved
+    from cankd_hf.compare.prices import PRECISION, saved
     from cankd_hf.runs.record import write_json
 
     arms = {name: arm for name, arm in planner.arms.items() if not arm.follows}
     say(f"measuring the cost of a step of {len(arms)} arms, in turn")
     try:
-        found = saved(processes.calibrate(arms), arms, planner.records)
+        found = saved(processes.calibrate(arms, PRECISION, say), arms, planner.records)
     except BaseException:
         processes.end()
         raise
     for name, cost in found["arms"].items():
-        say(f"{name}: " + ", ".join(f"{seconds:.4f} {unit.replace('_', ' ')}" for unit, seconds in cost.items()))
+        told = (
+            f"{cost[unit]:.4f} {unit.replace('_', ' ')} (± {error:.1%})"
+            for unit, error in found["errors"][name].items()
+        )
+        say(f"{name}: {', '.join(told)}")
     for name, wrong in found["failed"].items():
         say(f"{name}: failed: {wrong}")
     write_json(file, found)

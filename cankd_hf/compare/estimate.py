@@ -48,9 +48,10 @@ def estimate(planner: Planner) -> Plan:
     for budget in planner.budgets:
         for arm in planner.arms.values():
             leader = planner.arms[arm.follows] if arm.follows else arm
+            if (count := _left(planner, budget, arm, leader)) == 0:
+                continue
             steps = _steps(planner, budget, leader)
-            count = _left(planner, budget, arm, leader)
-            if count and (arm.name, steps) not in planned:  # equal runs of two budgets are one
+            if (arm.name, steps) not in planned:  # equal runs of two budgets are one
                 planned.add((arm.name, steps))
                 seconds = start + steps * wall.get(leader.name, 0.0)
                 evaluated = (planner.config.curve + 1) * float(costs.get("evaluation", 0.0))

@@ -17,12 +17,14 @@ from typing import Any
 from cankd_hf.compare.arms import Arm, TeacherRun
 from cankd_hf.compare.origin import code_hash, code_now, machine
 from cankd_hf.compare.planning import Planner, Run
+from cankd_hf.compare.prices import MOST_ROUNDS
 from cankd_hf.compare.records import CALIBRATION_FILE, Record, Records
 from cankd_hf.config.recipe import Recipe, recipe_to_yaml
 from cankd_hf.errors import InputError
 from cankd_hf.runs.record import write_json
 
 logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
 
 
 class RunFailed(Exception):
@@ -84,8 +86,10 @@ class Processes:
             shutil.rmtree(checkpoint)
         return record
 
-    def calibrate(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
-        """Measures what a step of each arm costs, in one process.
+    def calibrate(
+        self, arms: Mapping[str, Arm], precision: float | None = None, say: Say = logger.info
+    ) -> dict[str, Any]:
+        """Measures what a step of each arm costs, in one process; with a precision until each is known to it.
 
         Raises:
             InputError: if that fails.
@@ -106,12 +110,16 @@ class Processes:
                     for key, teacher in teachers.items()
                 },
                 "output": str(folder / "costs.json"),
+                "precision": precision,
+                "by_clock": self.records.by_clock,
             }
             file, log = folder / "spec.json", folder / "calibration.log"
             if not self.records.fixed:
                 self.records.runs.mkdir(parents=True, exist_ok=True)
                 log = self.records.runs / log.name
             write_json(file, spec)
+            if precision is not None:
+                say(f"until each is known to {precision:.0%}, or {MOST_ROUNDS} times; each turn is told in {log}")
             code = self._start("calibrate", file, log, 0)
             if code != 0:
                 kept = "" if self.records.fixed else f"; {log}"
@@ -177,7 +185,6 @@ def last_word(log: Path) -> str:
 
 
 Start = Callable[[Run, int], Record]
-Say = Callable[[str], None]
 
 
 def complete(planner: Planner, start: Start, jobs: int, say: Say, stop: Callable[[], None] = lambda: None) -> None:

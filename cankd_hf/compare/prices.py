@@ -13,6 +13,9 @@ from cankd_hf.config.recipe import Recipe
 from cankd_hf.errors import InputError
 from cankd_hf.hub.files import read_json
 
+# No run corrects a price, so that it is measured until its relative standard error is this, or so often.
+PRECISION, MOST_ROUNDS = 0.02, 40
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -22,6 +25,7 @@ class Prices:
         file: where they are from.
         unit: the clock of the seconds.
         step: seconds of a step, by arm.
+        errors: the standard error of that, relative to it, by arm; empty where it was not measured.
         before: seconds that every run of an arm spent before it: labels of a teacher, its answers for whole images.
         where: the machine that they were measured on.
     """
@@ -29,6 +33,7 @@ class Prices:
     file: str
     unit: str
     step: dict[str, float]
+    errors: dict[str, float]
     before: dict[str, float]
     where: str
 
@@ -77,7 +82,8 @@ def read_prices(file: str, arms: Mapping[str, Arm], records: Records) -> Prices:
     where = " ".join(str(value) for value in found.get("machine", {}).values())
     step = {name: float(costs[name][unit]) for name in arms}
     before = {name: float(found.get("before", {}).get(name, {}).get(unit, 0.0)) for name in arms}
-    return Prices(file, unit, step, before, where)
+    errors = {name: float(error[unit]) for name, error in found.get("errors", {}).items() if name in arms}
+    return Prices(file, unit, step, errors, before, where)
 
 
 def _stores(recipe: Recipe) -> bool:

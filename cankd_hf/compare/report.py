@@ -136,21 +136,30 @@ def _claiming(findings: Findings, planner: Planner) -> list[str]:
 
 
 def _pricing(planner: Planner) -> list[str]:
-    """What equal cost means where costs are prices."""
+    """What equal cost means where costs are prices, and what a step of these runs really cost beside them."""
     told = []
     for budget in planner.budgets:
-        if (prices := planner.prices_of(budget)) is not None:
-            before = [f"{name} {seconds:.0f} s" for name, seconds in prices.before.items() if seconds]
-            told.append(
-                f"Priced ({budget.label}): costs are steps times what a step of each arm cost on another occasion "
-                f"({prices.where}; {prices.file}), not measured run by run. What a run spends once, before its first "
-                "step, is taken as equal and left out"
-                + (
-                    f"; labels of a teacher and its stored answers are in them, in full: {', '.join(before)}."
-                    if before
-                    else "."
-                )
-            )
+        if (prices := planner.prices_of(budget)) is None:
+            continue
+        before = [f"{name} {seconds:.0f} s" for name, seconds in prices.before.items() if seconds]
+        given = f"; labels of a teacher and its stored answers are in them, in full: {', '.join(before)}" * bool(
+            before
+        )
+        known = f", known to {max(prices.errors.values()):.1%}" if prices.errors else ""
+        told.append(
+            f"Priced ({budget.label}): costs are steps times what a step of each arm cost on another occasion "
+            f"({prices.where}; {prices.file}{known}), not measured run by run. What a run spends once, before its "
+            f"first step, is taken as equal and left out{given}."
+        )
+        real: dict[str, list[float]] = {}
+        for (name, label, _), outcome in planner.outcomes.items():
+            made = outcome.record
+            if label == budget.label and name in prices.step and made is not None and made.unit == prices.unit:
+                real.setdefault(name, []).append(made.step)
+        if real:
+            listed = ", ".join(f"{name} {fmean(steps):.3g} ({prices.step[name]:.3g})" for name, steps in real.items())
+            unit = prices.unit.replace("_", " ")
+            told.append(f"What a step cost in the runs of {budget.label}, in {unit}, beside its price: {listed}.")
     return told
 
 

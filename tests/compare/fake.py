@@ -113,7 +113,9 @@ class World:
     def calibrate(self, arms: Mapping[str, Arm]) -> dict[str, Any]:
         """Costs of a step without drift."""
         costs = {name: self.step[name_of(arm.recipe)] for name, arm in arms.items()}
-        return {"arms": {name: dict.fromkeys(CLOCKS, cost) for name, cost in costs.items()}, "start": 1.0}
+        errors = {name: dict.fromkeys(CLOCKS, 0.015) for name in arms}
+        made = {name: dict.fromkeys(CLOCKS, cost) for name, cost in costs.items()}
+        return {"arms": made, "errors": errors, "start": 1.0}
 
 
 def planner(

@@ -1,17 +1,19 @@
 """Budgets whose costs are prices: nothing is measured, and no other recipe is paid by them."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cankd_hf.compare import command
-from cankd_hf.compare.calibrate import StepClock, _before, _Timed
+from cankd_hf.compare import calibrate, command
+from cankd_hf.compare.calibrate import StepClock, _before, _errors, _Timed, trimmed_mean
+from cankd_hf.compare.estimate import estimate
 from cankd_hf.compare.execute import Processes
 from cankd_hf.compare.planning import Planner
-from cankd_hf.compare.prices import saved
+from cankd_hf.compare.prices import PRECISION, saved
 from cankd_hf.compare.report import columns, notes
 from cankd_hf.compare.verdict import interval_text
 from cankd_hf.errors import InputError
@@ -147,9 +149,99 @@ def test_the_command_writes_prices_and_trains_nothing(
             }
         )
     )
-    monkeypatch.setattr(Processes, "calibrate", lambda self, arms: {**World().calibrate(arms), "failed": {}})
+    asked: list[float] = []
+
+    def measured(self: Processes, arms: Any, precision: float, say: Any) -> dict[str, Any]:
+        asked.append(precision)
+        return {**World().calibrate(arms), "failed": {}}
+
+    monkeypatch.setattr(Processes, "calibrate", measured)
     assert command.main([str(file), "--calibrate", str(tmp_path / "prices.json")]) == 0
-    assert "cankd: 2.0000 cpu seconds" in capsys.readouterr().out
+    assert "cankd: 2.0000 cpu seconds (± 1.5%)" in capsys.readouterr().out
+    assert asked == [PRECISION]
     assert not (tmp_path / "out").exists()
     assert command.main([str(file), "--report"]) == 0  # now they are there
-    assert "cost of cankd, priced" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "cost of cankd, priced" in told and "prices.json, known to 1.5%)" in told
+
+
+def test_a_slow_turn_is_left_out_of_a_step() -> None:
+    assert trimmed_mean([1.0, 9.0, 2.0]) == 2.0
+    assert trimmed_mean([*[1.0] * 10, *[3.0] * 10, 0.0, 99.0]) == 2.0
+    assert trimmed_mean([1.0, 2.0]) == 1.5
+
+
+def test_the_error_of_a_step_is_that_of_its_phases_together() -> None:
+    def timed(share: float, costs: list[float]) -> _Timed:
+        clock = StepClock()
+        clock.costs = [{"cpu_seconds": cost} for cost in [50.0, *costs]]  # the first turn does not count
+        return _Timed(share, cast(Any, None), clock, {})
+
+    assert _errors([timed(1.0, [])]) == {"cpu_seconds": math.inf}
+    one = timed(1.0, [0.9, 1.0, 1.1])
+    assert _errors([one])["cpu_seconds"] == pytest.approx(0.1 / math.sqrt(3))
+    steady = timed(0.5, [3.0, 3.0, 3.0])
+    assert _errors([one._replace(share=0.5), steady])["cpu_seconds"] == pytest.approx(0.05 / math.sqrt(3) / 2.0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "precision", "turns"),
+    [
+        pytest.param(0.0, 0.02, 4, id="quiet: three turns that count"),
+        pytest.param(0.2, 0.1, 7, id="until it is known"),
+        pytest.param(0.2, 0.001, 41, id="not for ever"),
+        pytest.param(0.2, None, 4, id="a plan needs no more"),
+    ],
+)
+def test_prices_are_measured_until_they_are_known(
+    noise: float, precision: float | None, turns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Trainer:
+        stores_whole_images = False
+
+        def __init__(self, name: str) -> None:
+            self.name, self.clock = name, StepClock()
+
+        def train(self) -> None:
+            step = 1.0 + noise * (-1) ** len(self.clock.costs)
+            self.clock.costs.append({"cpu_seconds": step, "wall_seconds": 1.0})
+            done.append(self.name)
+
+    def timed(recipe: Any, scratch: Path, steps: int, opened: dict[str, Any]) -> list[_Timed]:
+        trainer: Any = Trainer(recipe)
+        opened["data"] = (None, None)
+        return [_Timed(1.0, trainer, trainer.clock, {})]
+
+    for name, fake in {
+        "load_recipe": lambda file: file,
+        "_elsewhere": lambda recipe, folders: recipe,
+        "_timed": timed,
+        "_evaluation": lambda *_: 0.0,
+    }.items():
+        monkeypatch.setattr(calibrate, name, fake)
+    told: list[str] = []
+    found = calibrate.calibrate({"a": "a", "b": "b"}, {}, precision=precision, say=told.append)
+    assert done == ["a", "b"] * turns
+    assert len(told) == turns - 3 and told[-1].startswith(f"turn {turns - 1}: ")
+    assert found["arms"]["b"]["cpu_seconds"] == pytest.approx(1.0, abs=noise)
+    assert found["errors"]["a"]["cpu_seconds"] <= (precision or 1.0) or turns == 41
+
+
+def test_a_step_of_the_runs_is_told_beside_its_price(tmp_path: Path) -> None:
+    made, world = priced(tmp_path), World(drift={"cankd": 1.5})
+    (told,) = [line for line in notes(compared(made, world), made) if line.startswith("What a step cost in the runs")]
+    assert "in cpu seconds, beside its price" in told and "alone 1 (1)" in told and "cankd 3 (2)" in told
+
+
+def test_an_arm_outside_of_a_priced_budget_needs_no_price_in_a_plan(tmp_path: Path) -> None:
+    priced(tmp_path, arms=["cankd"])
+    file = tmp_path / "prices.json"
+    known = json.loads(file.read_text())
+    del known["arms"]["instance_mse"]
+    file.write_text(json.dumps(known))
+    budgets = [{"steps": 10}, {"cost": "cankd", "prices": str(file), "arms": ["cankd"]}]
+    lines = estimate(planner(tmp_path, budgets=budgets, verdict=False)).lines
+    assert any(line.startswith("instance_mse, 10 steps") for line in lines), lines
+    assert not any(line.startswith("instance_mse, cost") for line in lines)
