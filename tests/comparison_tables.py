@@ -1,8 +1,9 @@
 """Results in docs and README from committed records; `python -m tests.comparison_tables` updates them.
 
 `<!-- comparison NAME -->` ... `<!-- end -->` holds the tables of comparisons/NAME.records, `<!-- worth -->` a line for
-each budget of every comparison, `<!-- worth ended -->` for those that are complete. They are read from `tables.json`,
-which `python -m cankd_hf.compare` writes beside the records, also with `--report`: nothing in them is typed by hand.
+each budget of every comparison, `<!-- worth ended -->` for those at equal cost that are complete. They are read from
+`tables.json`, which `python -m cankd_hf.compare` writes beside the records, also with `--report`: nothing in them is
+typed by hand.
 `<!-- logged NAME -->` holds those of runs of which only a log was kept, `<!-- again NAME -->` how far the same runs on
 two machines differ.
 """
@@ -61,11 +62,13 @@ def rendered(page: str, known: dict[str, dict[str, Any]]) -> str:
 def worth(known: dict[str, dict[str, Any]], ended: bool = False) -> str:
     """A table of what distillation was worth: of each budget the named arms, else the one with the largest gain.
 
-    With `ended` of those alone whose runs have all ended.
+    With `ended` of those alone that are at equal cost and whose runs have all ended.
     """
     lines = ["| comparison, budget | score | alone | arm | difference | claim |", "|---|---|---:|---|---|---|"]
     for name, one in known.items():
         for table in one["tables"] if one["split"] == "test" else []:  # a screening or a learning curve is no worth
+            if ended and not table["budget"].startswith("cost of"):
+                continue
             lines += [_line(name, one, table, row) for row in _told(table) if not ended or _complete(row)]
     if len(lines) == 2:
         return "No comparison has two seeds of an arm yet."

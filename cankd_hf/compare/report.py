@@ -136,7 +136,7 @@ def _claiming(findings: Findings, planner: Planner) -> list[str]:
 
 
 def _pricing(planner: Planner) -> list[str]:
-    """What equal cost means where costs are prices, and what a step of these runs really cost beside them."""
+    """What equal cost means where costs are prices, and what the runs really spent."""
     told = []
     for budget in planner.budgets:
         if (prices := planner.prices_of(budget)) is None:
@@ -151,15 +151,20 @@ def _pricing(planner: Planner) -> list[str]:
             f"({prices.where}; {prices.file}{known}), not measured run by run. What a run spends once, before its "
             f"first step, is taken as equal and left out{given}."
         )
-        real: dict[str, list[float]] = {}
+        spent: dict[str, list[float]] = {}
         for (name, label, _), outcome in planner.outcomes.items():
             made = outcome.record
             if label == budget.label and name in prices.step and made is not None and made.unit == prices.unit:
-                real.setdefault(name, []).append(made.step)
-        if real:
-            listed = ", ".join(f"{name} {fmean(steps):.3g} ({prices.step[name]:.3g})" for name, steps in real.items())
+                spent.setdefault(name, []).append(made.spent - made.setup + made.before)
+        if spent:
+            charged = {
+                name: outcome.charged
+                for (name, label, _), outcome in planner.outcomes.items()
+                if label == budget.label
+            }
+            listed = ", ".join(f"{name} {fmean(each):.0f} ({charged[name]:.0f})" for name, each in spent.items())
             unit = prices.unit.replace("_", " ")
-            told.append(f"What a step cost in the runs of {budget.label}, in {unit}, beside its price: {listed}.")
+            told.append(f"What the runs of {budget.label} really spent, in {unit}, beside their price: {listed}.")
     return told
 
 

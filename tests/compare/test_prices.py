@@ -229,10 +229,12 @@ def test_prices_are_measured_until_they_are_known(
     assert found["errors"]["a"]["cpu_seconds"] <= (precision or 1.0) or turns == 41
 
 
-def test_a_step_of_the_runs_is_told_beside_its_price(tmp_path: Path) -> None:
-    made, world = priced(tmp_path), World(drift={"cankd": 1.5})
-    (told,) = [line for line in notes(compared(made, world), made) if line.startswith("What a step cost in the runs")]
-    assert "in cpu seconds, beside its price" in told and "alone 1 (1)" in told and "cankd 3 (2)" in told
+def test_what_runs_really_spent_is_told_beside_their_price(tmp_path: Path) -> None:
+    made = priced(tmp_path, before={"cankd": dict.fromkeys(CLOCKS, 40.0)})
+    world = World(drift={"cankd": 1.5}, before={"cankd": 50.0})
+    (told,) = [line for line in notes(compared(made, world), made) if line.startswith("What the runs of")]
+    # of 1000 and 2040 steps the first, which is the start's, does not count
+    assert "in cpu seconds" in told and "cankd 3047 (2040)" in told and "alone 2039 (2040)" in told
 
 
 def test_an_arm_outside_of_a_priced_budget_needs_no_price_in_a_plan(tmp_path: Path) -> None:
