@@ -15,6 +15,7 @@ from cankd_hf.compare.origin import code_hash
 from cankd_hf.compare.planning import Planner
 from cankd_hf.compare.plots import curve_plot, difference_plot
 from cankd_hf.compare.records import TABLES_FILE, Record
+from cankd_hf.compare.settings import BudgetConfig
 from cankd_hf.compare.verdict import Findings, Row, Table, interval_text
 from cankd_hf.figures import render_page, to_png
 from cankd_hf.hub import escape
@@ -141,31 +142,29 @@ def _pricing(planner: Planner) -> list[str]:
     for budget in planner.budgets:
         if (prices := planner.prices_of(budget)) is None:
             continue
-        before = [f"{name} {seconds:.0f} s" for name, seconds in prices.before.items() if seconds]
-        given = f"; labels of a teacher and its stored answers are in them, in full: {', '.join(before)}" * bool(
-            before
-        )
+        before = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in prices.before.items() if seconds)
+        given = f"; labels of a teacher and its stored answers are in them, in full: {before}" if before else ""
         known = f", known to {max(prices.errors.values()):.1%}" if prices.errors else ""
         told.append(
             f"Priced ({budget.label}): costs are steps times what a step of each arm cost on another occasion "
             f"({prices.where}; {prices.file}{known}), not measured run by run. What a run spends once, before its "
             f"first step, is taken as equal and left out{given}."
         )
-        spent: dict[str, list[float]] = {}
-        for (name, label, _), outcome in planner.outcomes.items():
-            made = outcome.record
-            if label == budget.label and name in prices.step and made is not None and made.unit == prices.unit:
-                spent.setdefault(name, []).append(made.spent - made.setup + made.before)
-        if spent:
-            charged = {
-                name: outcome.charged
-                for (name, label, _), outcome in planner.outcomes.items()
-                if label == budget.label
-            }
-            listed = ", ".join(f"{name} {fmean(each):.0f} ({charged[name]:.0f})" for name, each in spent.items())
+        if spent := _spent(planner, budget, prices.unit):
+            listed = ", ".join(f"{name} {fmean(real):.0f} ({price:.0f})" for name, (price, real) in spent.items())
             unit = prices.unit.replace("_", " ")
             told.append(f"What the runs of {budget.label} really spent, in {unit}, beside their price: {listed}.")
     return told
+
+
+def _spent(planner: Planner, budget: BudgetConfig, unit: str) -> dict[str, tuple[float, list[float]]]:
+    """The price of the runs of each arm, and what each really spent after its start, where the same clock says it."""
+    found: dict[str, tuple[float, list[float]]] = {}
+    for (name, label, _), outcome in planner.outcomes.items():
+        made = outcome.record
+        if label == budget.label and made is not None and made.unit == unit and not made.beside:
+            found.setdefault(name, (outcome.charged, []))[1].append(made.spent - made.setup + made.before)
+    return found
 
 
 def overdone(planner: Planner) -> list[str]:

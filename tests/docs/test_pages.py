@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import fnmatch
 import json
 import re
 import subprocess
@@ -197,8 +198,13 @@ def test_every_loss_has_its_paper() -> None:
     }
     listed = {row[0].strip("|` "): row for row in rows.values()}
     assert {name for name in listed if name != "loss" and not set(name) <= {"-"}} == {*LOSSES, *OWN_LOSSES}
-    for name, (_, paper, _, file, _) in listed.items():
+    recipes = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "recipes").glob("*.yaml")}
+    for name, (_, paper, _, file, named) in listed.items():
         if name in LOSSES:
             identifier = LOSSES[name].paper
             assert identifier is None or name == "static_linear" or identifier in paper, name
             assert (ROOT / "cankd_hf/losses" / file.strip("`")).is_file()
+            using = {recipe for recipe, text in recipes.items() if re.search(rf"\bloss: {name}\b", text)}
+            patterns = re.findall(r"`(.+?)`", named)
+            assert bool(patterns) == bool(using), name
+            assert all(fnmatch.filter(using, pattern) for pattern in patterns), name
