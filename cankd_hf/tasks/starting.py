@@ -59,7 +59,8 @@ BOXES = Starter(
     task_loss="channel_wise",
     pays=(
         "BCCD, a teacher stored for whole images, loss channel_wise: at equal steps alone 45.3 AP, distilled",
-        "49.8; at equal cost alone 49.6, distilled 49.8, no difference shown (five seeds).",
+        "49.8; at equal cost alone 49.6, distilled 49.8, no difference shown (five seeds). With 26 labels, at",
+        "equal cost: alone 45.3, distilled on the same images 47.0.",
     ),
     data={"scale": ("[0.8, 1.25]", SCALE[1])},
 )
