@@ -97,13 +97,7 @@ def calibrate(
     """
     started = 0.0
     with ExitStack() as stack:
-        folders = {
-            folder: stack.enter_context(tempfile.TemporaryDirectory())
-            for folder in teachers
-            if not (Path(folder) / "config.json").is_file()
-        }
-        for folder, made in folders.items():
-            _save_untrained(load_recipe(teachers[folder]), Path(made))
+        folders = _stand_ins(teachers, stack)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         opened: dict[str, tuple[Task, TaskData]] = {}
         runs: dict[str, list[_Timed]] = {}
@@ -112,19 +106,7 @@ def calibrate(
             with _naming(name, failed):
                 runs[name] = _timed(_elsewhere(load_recipe(file), folders), scratch, steps + 1, opened)
             started = started or time.time() - psutil.Process().create_time()
-        known = math.inf
-        for turn in range(1 + (rounds if precision is None else MOST_ROUNDS)):
-            if precision is not None and known <= precision:
-                break
-            for name, timed in runs.items():
-                if name not in failed:
-                    with _naming(name, failed):
-                        for one in timed:
-                            one.trainer.train()
-            if turn >= rounds:
-                errors = [_errors(timed) for name, timed in runs.items() if name not in failed]
-                known = max((each[unit_of(each, by_clock)] for each in errors), default=0.0)
-                say(f"turn {turn}: the step of each arm is known to {known:.1%}")
+        _measure(runs, failed, rounds, precision, by_clock, say)
         left = {name: run for name, run in runs.items() if name not in failed}
         if not left:
             raise InputError([f"{name}: {wrong}" for name, wrong in failed.items()])
@@ -146,6 +128,42 @@ class _Timed(NamedTuple):
     trainer: CanKDTrainer
     clock: StepClock
     facts: Mapping[str, Any]  # of its data
+
+
+def _stand_ins(teachers: Mapping[str, str], stack: ExitStack) -> dict[str, str]:
+    """Folders of teachers with random weights for those that are not trained yet."""
+    folders = {
+        folder: stack.enter_context(tempfile.TemporaryDirectory())
+        for folder in teachers
+        if not (Path(folder) / "config.json").is_file()
+    }
+    for folder, made in folders.items():
+        _save_untrained(load_recipe(teachers[folder]), Path(made))
+    return folders
+
+
+def _measure(
+    runs: Mapping[str, Sequence[_Timed]],
+    failed: dict[str, str],
+    rounds: int,
+    precision: float | None,
+    by_clock: bool,
+    say: Callable[[str], None],
+) -> None:
+    """The turns of `calibrate`."""
+    known = math.inf
+    for turn in range(1 + (rounds if precision is None else MOST_ROUNDS)):
+        if precision is not None and known <= precision:
+            return
+        for name, timed in runs.items():
+            if name not in failed:
+                with _naming(name, failed):
+                    for one in timed:
+                        one.trainer.train()
+        if turn >= rounds:
+            errors = [_errors(timed) for name, timed in runs.items() if name not in failed]
+            known = max((each[unit_of(each, by_clock)] for each in errors), default=0.0)
+            say(f"turn {turn}: the step of each arm is known to {known:.1%}")
 
 
 def _timed(recipe: Recipe, scratch: Path, steps: int, opened: dict[str, tuple[Task, TaskData]]) -> list[_Timed]:

@@ -46,12 +46,13 @@ def test_a_shipped_comparison_has_its_arms_and_controls(
     arms = build_arms(config, records)
     plan = Planner(config, arms, records)
     runs = len(config.all_seeds) if config.screen is None else config.screen.seeds
-    # Without a verdict: a screening or a learning curve, of two seeds and not on the test split; or a priced table of
-    # all seeds, for which no controls were run.
+    # Without a verdict: a screening or a learning curve, of two seeds and not on the test split, priced or not;
+    # or a priced table of all seeds, for which no controls were run.
     priced = any(budget.prices is not None for budget in config.budgets)
     if config.judged is None:
-        assert priced == (len(config.all_seeds) > 2)
-        assert all((arm.recipe.data.test_split is None) is not priced for arm in arms.values())
+        screening = len(config.all_seeds) == 2
+        assert screening or priced
+        assert all((arm.recipe.data.test_split is None) is screening for arm in arms.values())
     if priced and config.tuning is None:
         with pytest.raises(InputError, match="was priced with another recipe"):  # the set of this test is another
             plan.sweep()
