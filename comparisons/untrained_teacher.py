@@ -17,6 +17,8 @@ import cankd_hf  # noqa: F401  registers the pyramids' classes
 
 def main(source: Path, target: Path, seed: int = 0) -> None:
     """Builds the model of the config with random weights of a seed, beside a copy of its image processor."""
+    if not (source / "config.json").is_file():
+        raise SystemExit(f"{source}: expected the folder of a trained teacher, got none; train it first")
     torch.manual_seed(seed)
     AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(source)).save_pretrained(target)
     shutil.copyfile(source / "preprocessor_config.json", target / "preprocessor_config.json")

@@ -191,7 +191,8 @@ def _mean_step(timed: Sequence[_Timed]) -> dict[str, float]:
 
 
 def _errors(timed: Sequence[_Timed]) -> dict[str, float]:
-    """The standard error of that by clock, relative to it; infinite after less than two turns."""
+    """The standard error of that by clock, relative to it, as if no turn was left out: not too small; infinite after
+    less than two turns."""
     if len(timed[0].clock.costs) < 3:
         return dict.fromkeys(timed[0].clock.costs[0], math.inf)
     mean = _mean_step(timed)

@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ViTImageProcessor
@@ -33,6 +34,9 @@ def test_an_untrained_teacher_is_its_teacher_with_other_weights(tmp_path: Path) 
     assert not any(torch.equal(theirs[name], ours[name]) for name in weights)
     assert all(torch.equal(ours[name], repeated[name]) for name in ours)
     assert AutoImageProcessor.from_pretrained(tmp_path / "a").size == {"height": 32, "width": 32}
+    with pytest.raises(SystemExit, match="nowhere: expected the folder of a trained teacher, got none"):
+        main(tmp_path / "nowhere", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_cut_splits_hold_the_chosen_images_with_their_labels(tmp_path: Path) -> None:
