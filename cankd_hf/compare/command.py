@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code."""
     options = parser().parse_intermixed_args(argv)
-    return exit_code(lambda: _run(options), "what was finished is kept, and the same command continues from it")
+    kept = "what was finished is kept, and the same command continues from it"
+    return exit_code(lambda: _run(options), kept if options.calibrate is None else "no prices were written")
 
 
 def _run(options: argparse.Namespace) -> int:

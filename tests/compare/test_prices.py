@@ -165,6 +165,18 @@ def test_the_command_writes_prices_and_trains_nothing(
     assert "cost of cankd, priced" in told and "prices.json, known to 1.5%)" in told
 
 
+def test_an_interrupted_calibration_says_that_no_prices_were_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(options: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", stopped)
+    for given, told in (([], "what was finished is kept"), (["--calibrate", "out.json"], "no prices were written")):
+        assert command.main(["comparison.yaml", *given]) == 130
+        assert f"Interrupted; {told}" in capsys.readouterr().err
+
+
 def test_a_slow_turn_is_left_out_of_a_step() -> None:
     assert trimmed_mean([1.0, 9.0, 2.0]) == 2.0
     assert trimmed_mean([*[1.0] * 10, *[3.0] * 10, 0.0, 99.0]) == 2.0
